@@ -1,0 +1,7 @@
+"""Preconditioned attention for PyTorch: a drop-in function, one-call model conversion, live condition numbers."""
+
+from conditioned_attention.functional import explain, precondition_rows, preconditioned_attention
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "explain", "precondition_rows", "preconditioned_attention"]

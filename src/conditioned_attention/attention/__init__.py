@@ -1,0 +1,1 @@
+"""Implementations of attention followed by a head transform.  None imports another; `functional` picks one."""

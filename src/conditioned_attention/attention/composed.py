@@ -1,0 +1,83 @@
+"""PyTorch's own attention, then the head transform: works wherever ``scaled_dot_product_attention`` does.
+
+Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conditioned_attention.preconditioner import HeadTransform
+
+
+def attend(
+    transform: HeadTransform,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """``transform(softmax(q kᵀ · scale) v)``, (B, H, N, E), on arguments that `functional` has checked.
+
+    Memory: one more tensor of the output's size than plain attention.  A transform that reads the weights makes
+    them explicit, B · H · N · M numbers in float32.
+    """
+    if attn_mask is not None and is_causal:
+        attn_mask, is_causal = _mask_and_causal(attn_mask, query.shape[-2], key.shape[-2]), False
+    if transform.needs_weights:
+        return _attend_by_weights(transform, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    output = F.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return transform(output)
+
+
+def _mask_and_causal(attn_mask: Tensor, n: int, m: int) -> Tensor:
+    """One mask that means both; causality is aligned to the upper left, as in ``scaled_dot_product_attention``."""
+    past = torch.ones(n, m, dtype=torch.bool, device=attn_mask.device).tril()
+    if attn_mask.dtype == torch.bool:
+        return attn_mask & past
+    return attn_mask.masked_fill(~past, -math.inf)
+
+
+def _attend_by_weights(
+    transform: HeadTransform,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """The same with softmax(q kᵀ) as a tensor; half precision computes in float32 and rounds once at the end."""
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    with torch.autocast(device, enabled=False):
+        query, key, value = (t if t.dtype == torch.float64 else t.float() for t in (query, key, value))
+        if enable_gqa:
+            repeats = query.shape[-3] // key.shape[-3]
+            key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+        logits = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+        if is_causal:
+            past = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+            logits = logits.masked_fill(~past, -math.inf)
+        elif attn_mask is not None and attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attn_mask, -math.inf)
+        elif attn_mask is not None:
+            logits = logits + attn_mask
+        # A query that may attend to nothing is neutralised before the softmax: after it, backward would be NaN.
+        nothing = (logits == -math.inf).all(-1, keepdim=True)
+        weights = torch.softmax(logits.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)
+        if dropout_p > 0:
+            weights = F.dropout(weights, dropout_p)
+        return transform(weights @ value, weights).to(dtype)

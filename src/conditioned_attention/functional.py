@@ -1,0 +1,246 @@
+"""`preconditioned_attention` on tensors: checks its arguments, picks an implementation, can explain the pick.
+
+Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from conditioned_attention.attention import composed
+from conditioned_attention.preconditioner import HeadTransform, RowNorm
+
+IMPLEMENTATIONS = ("composed",)
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which implementation runs, and why each other one does not.
+
+    Attributes:
+        impl: the name of the implementation that `preconditioned_attention` would run.
+        reason: why it was picked, with what it costs.
+        refused: every other implementation, by name, with the reason against it.
+    """
+
+    impl: str
+    reason: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{self.impl}: {self.reason}"]
+        return "\n".join(lines + [f"not {name}: {why}" for name, why in self.refused.items()])
+
+
+def preconditioned_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    rows: str = "output",
+    gradient: str = "stopped",
+    eps: float = 1e-6,
+    impl: str = "auto",
+) -> Tensor:
+    """Attention with every row of every head scaled to unit length: ``C · softmax(q kᵀ · scale) v``.
+
+    Equation (12) and Theorem 4.4 of arXiv 2603.27153, ``C_ii = 1 / max(‖row_i‖₂, eps)``; a row of exactly zero
+    keeps C = 1.  The first block of arguments is that of ``torch.nn.functional.scaled_dot_product_attention``.
+
+    Args:
+        query: (..., H, N, D), or (N, D); float16, bfloat16, float32 or float64.
+        key: (..., H, M, D); G key heads with G a divisor of H if ``enable_gqa``.
+        value: (..., H, M, E), of key's heads.
+        attn_mask: broadcastable to (..., H, N, M).  Boolean, True where the query may attend; or a number added to
+            the logits, of query's dtype or float32.
+        dropout_p: probability that an attention weight is dropped, in [0, 1].  C is taken after dropout.  As in
+            PyTorch it applies whenever it is not zero: pass 0.0 in evaluation.
+        is_causal: query i attends to keys 0..i (aligned to the upper left).  With ``attn_mask`` both hold.
+        scale: factor on the logits; default 1/√D.
+        enable_gqa: let several query heads share a key and value head.  Each query head has its own C.
+        rows: ``"output"``, C from the rows of ``softmax(q kᵀ) v`` (Theorem 4.4); or ``"weights"``, from the rows of
+            ``softmax(q kᵀ)`` (Algorithm 1 read literally), which takes B · H · N · M numbers of memory.
+        gradient: ``"stopped"``, C is a constant in backward (the paper); ``"through"``, the ordinary derivative.
+        eps: the smallest row norm that is divided by; float16 uses at least 6.1e-5.
+        impl: ``"auto"``, or one of `IMPLEMENTATIONS` by name; an explicit request never falls back to another.
+
+    Returns:
+        (..., H, N, E), in query's dtype (autocast's under autocast).
+
+    Raises:
+        ValueError: shapes or devices that do not fit, an unknown option, a number out of range.
+        TypeError: something that is not a tensor, or tensors of dtypes that do not go together.
+
+    With the gradient stopped the result is not the gradient of any function of the inputs: it keeps the part along
+    the row, which the forward pass does not depend on.  ``gradient="through"`` removes it.
+
+    >>> import torch
+    >>> from conditioned_attention import preconditioned_attention
+    >>> q, k, v = torch.randn(3, 2, 4, 10, 16)  # 2 sequences, 4 heads, 10 tokens, 16 wide
+    >>> y = preconditioned_attention(q, k, v, is_causal=True)
+    >>> y.shape, torch.allclose(y.norm(dim=-1), torch.ones(2, 4, 10))
+    (torch.Size([2, 4, 10, 16]), True)
+    """
+    transform = RowNorm(rows, gradient, eps)
+    _pick(impl)
+    return attend(transform, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+def precondition_rows(output: Tensor, *, gradient: str = "stopped", eps: float = 1e-6) -> Tensor:
+    """C applied to a head output that someone else computed: each row along the last dimension to unit length.
+
+    Args:
+        output: (..., D), one attention head's row each; float16, bfloat16, float32 or float64.
+        gradient: ``"stopped"`` or ``"through"``, as in `preconditioned_attention`.
+        eps: the smallest row norm that is divided by; float16 uses at least 6.1e-5.
+
+    Returns:
+        ``output`` with rows of unit length, in the same dtype; zero rows stay zero.
+
+    Raises:
+        ValueError: an unknown option, or no dimension to take rows along.
+        TypeError: not a floating-point tensor.
+
+    >>> import torch
+    >>> from conditioned_attention import precondition_rows
+    >>> precondition_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    _check_float("output", output)
+    if output.dim() < 1:
+        raise ValueError("output must have at least one dimension, the row's, got a scalar")
+    return RowNorm("output", gradient, eps)(output)
+
+
+def attend(
+    transform: HeadTransform,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention followed by any `HeadTransform`: what converted models call.  Arguments as above."""
+    _check(query, key, value, attn_mask, dropout_p, enable_gqa)
+    return composed.attend(transform, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    rows: str = "output",
+    gradient: str = "stopped",
+    eps: float = 1e-6,
+    impl: str = "auto",
+) -> Explanation:
+    """Which implementation `preconditioned_attention` would run for these arguments, and why not the others.
+
+    Takes the same arguments, raises the same errors, and computes nothing.
+
+    >>> import torch
+    >>> from conditioned_attention import explain
+    >>> q = torch.randn(2, 4, 10, 16)
+    >>> explain(q, q, q).impl
+    'composed'
+    """
+    transform = RowNorm(rows, gradient, eps)
+    name = _pick(impl)
+    _check(query, key, value, attn_mask, dropout_p, enable_gqa)
+    if transform.needs_weights:
+        return Explanation(name, "explicit softmax in float32, because rows='weights' reads the weights; memory B·H·N·M")
+    return Explanation(name, "scaled_dot_product_attention, then C; keeps one more tensor of the output's size")
+
+
+def _pick(impl: str) -> str:
+    if impl not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"impl={impl!r} is unknown; valid are {('auto', *IMPLEMENTATIONS)}")
+    return "composed"
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, enable_gqa: bool
+) -> None:
+    """Raises for whatever `scaled_dot_product_attention` would refuse, take silently or answer obscurely."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        _check_float(name, tensor)
+        if tensor.dim() < 2:
+            raise ValueError(f"{name} must have at least 2 dimensions (tokens, width), got shape {tuple(tensor.shape)}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} is on {tensor.device}, query on {query.device}; they must share one device")
+        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+            raise TypeError(f"{name} has dtype {tensor.dtype}, query {query.dtype}; they must share one dtype")
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout_p must be a probability in [0, 1], got {dropout_p}")
+    if query.is_nested or key.is_nested or value.is_nested:
+        return  # jagged sizes are PyTorch's to compare
+    _check_shapes(query, key, value, enable_gqa)
+    if attn_mask is not None:
+        _check_mask(query, key, attn_mask, enable_gqa)
+
+
+def _check_float(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; valid are float16, bfloat16, float32 and float64")
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key must have the same head width (last dimension): {shapes}")
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"key and value must have the same number of tokens (dimension -2): {shapes}")
+    if enable_gqa:
+        if min(query.dim(), key.dim(), value.dim()) < 3:
+            raise ValueError(f"enable_gqa needs a head dimension (-3) in query, key and value: {shapes}")
+        if key.shape[-3] != value.shape[-3] or key.shape[-3] == 0 or query.shape[-3] % key.shape[-3]:
+            raise ValueError(f"enable_gqa needs key and value heads (dimension -3) that divide query's: {shapes}")
+    skip = 3 if enable_gqa else 2
+    for other in (key, value):
+        if not _broadcast(query.shape[:-skip], other.shape[:-skip]):
+            raise ValueError(f"batch and head dimensions must be equal or broadcastable: {shapes}")
+
+
+def _check_mask(query: Tensor, key: Tensor, attn_mask: Tensor, enable_gqa: bool) -> None:
+    if not isinstance(attn_mask, Tensor):
+        raise TypeError(f"attn_mask must be a torch.Tensor or None, got {type(attn_mask).__name__}")
+    if attn_mask.device != query.device:
+        raise ValueError(f"attn_mask is on {attn_mask.device}, query on {query.device}; they must share one device")
+    autocast = torch.is_autocast_enabled(query.device.type) and attn_mask.is_floating_point()
+    if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype) and not autocast:
+        raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; valid are torch.bool, torch.float32 and {query.dtype}")
+    heads = query.shape[:-2]
+    if not enable_gqa:  # under grouped queries the heads are query's
+        heads = torch.broadcast_shapes(heads, key.shape[:-2])
+    target, sizes = (*heads, query.shape[-2], key.shape[-2]), attn_mask.shape
+    # "==" and not "in": a size may be symbolic under torch.compile.
+    fits = all(size == 1 or size == goal for size, goal in zip(reversed(sizes), reversed(target)))
+    if not fits or not 2 <= len(sizes) <= len(target):
+        raise ValueError(f"attn_mask of shape {tuple(sizes)} does not broadcast to (..., H, N, M) = {target}")
+
+
+def _broadcast(a: torch.Size, b: torch.Size) -> bool:
+    return all(x == y or x == 1 or y == 1 for x, y in zip(reversed(a), reversed(b)))
