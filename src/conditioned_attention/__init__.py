@@ -1,7 +1,17 @@
 """Preconditioned attention for PyTorch: a drop-in function, one-call model conversion, live condition numbers."""
 
+from conditioned_attention.conversion import apply_conditioning, conditioning, precondition, restore
 from conditioned_attention.functional import explain, precondition_rows, preconditioned_attention
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "explain", "precondition_rows", "preconditioned_attention"]
+__all__ = [
+    "__version__",
+    "apply_conditioning",
+    "conditioning",
+    "explain",
+    "precondition",
+    "precondition_rows",
+    "preconditioned_attention",
+    "restore",
+]

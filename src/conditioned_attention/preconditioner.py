@@ -96,9 +96,10 @@ def row_scale(rows: Tensor, eps: float, *, gradient: str = "stopped") -> Tensor:
     """
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     source = rows.detach() if gradient == "stopped" else rows
-    if rows.is_nested:  # jagged tensors have no vector_norm
-        norm = source.to(dtype).square().sum(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny).sqrt()
-        norm = norm.masked_fill(norm <= torch.finfo(dtype).tiny ** 0.5, 0.0)
+    if rows.is_nested:  # jagged tensors have no vector_norm, and their sum no backward
+        if gradient == "through":
+            raise ValueError("gradient='through' is not available for nested tensors; use 'stopped' or pad them")
+        norm = source.to(dtype).square().sum(-1, keepdim=True).sqrt()
     else:
         norm = torch.linalg.vector_norm(source, dim=-1, keepdim=True, dtype=dtype)
     # clamp_min passes no gradient below eps and vector_norm none at zero: exactly "nothing removed below eps".

@@ -1,0 +1,15 @@
+"""Model in, report out: check everything, then change everything; undo; remember."""
+
+from conditioned_attention.conversion.convert import convert, precondition, restore
+from conditioned_attention.conversion.persistence import apply_conditioning, conditioning
+from conditioned_attention.conversion.report import ConversionReport, ReportRow
+
+__all__ = [
+    "ConversionReport",
+    "ReportRow",
+    "apply_conditioning",
+    "conditioning",
+    "convert",
+    "precondition",
+    "restore",
+]

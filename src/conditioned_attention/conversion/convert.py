@@ -1,0 +1,150 @@
+"""Conversion of a model in place, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from conditioned_attention.conversion.persistence import remember
+from conditioned_attention.conversion.report import ConversionReport, ReportRow, row_for
+from conditioned_attention.preconditioner import HeadTransform, RowNorm
+from conditioned_attention.sites import Site, find_sites, install, transform_of, uninstall
+
+Patterns = str | Sequence[str] | None
+
+
+def precondition(
+    model: nn.Module,
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    rows: str = "output",
+    gradient: str = "stopped",
+    eps: float = 1e-6,
+    strict: bool = False,
+) -> ConversionReport:
+    """Switches the attention of a model to preconditioned attention, in place.
+
+    Everything is checked before anything is changed.  Parameters, buffers and state_dict keys stay what they are, so
+    a checkpoint does not know that it was conditioned: see `conditioning` and `apply_conditioning`.
+
+    Args:
+        model: any module that contains attention of a known class: timm's ``Attention`` (ViT, DeiT), or Hugging
+            Face models whose attention goes through ``AttentionInterface``, over sdpa or eager.
+        include: glob patterns over module names (as in ``model.named_modules()``); only matches are converted.
+        exclude: glob patterns over module names that are left alone, after ``include``.
+        rows, gradient, eps: as in `preconditioned_attention`.
+        strict: raise if an attention module that was not excluded cannot be converted.
+
+    Returns:
+        A report with one row for every attention module: what was done, how, and why not.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: nothing to convert; a pattern that matches no attention; an unknown option; a module that was
+            already converted with other options; with ``strict``, an attention module of an unknown class.
+
+    >>> from transformers import ViTConfig, ViTModel
+    >>> from conditioned_attention import precondition, restore
+    >>> sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    >>> model = ViTModel(ViTConfig(image_size=8, patch_size=4, **sizes))
+    >>> report = precondition(model, exclude="*.0.*")
+    >>> report.names("converted"), report.names("excluded")
+    (['layers.1.attention'], ['layers.0.attention'])
+    >>> restore(model).names("restored")
+    ['layers.1.attention']
+    """
+    return convert(model, RowNorm(rows, gradient, eps), include=include, exclude=exclude, strict=strict)
+
+
+def convert(
+    model: nn.Module,
+    transform: HeadTransform,
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    strict: bool = False,
+) -> ConversionReport:
+    """`precondition` with any head transform, as the controls of a comparison need."""
+    sites = _sites_of(model)
+    chosen = _select(sites, include, exclude)
+    refused = [site for site in chosen if not site.reachable]
+    if strict and refused:
+        raise ValueError("strict=True, and these cannot be converted:\n" + _reasons(refused))
+    reachable = [site for site in chosen if site.reachable]
+    if not reachable:
+        raise ValueError("nothing to convert in " + type(model).__name__ + _nothing_because(sites, refused))
+    for site in reachable:
+        present = transform_of(site.module)
+        if present not in (None, transform):
+            raise ValueError(f"{site.name} is already converted, with {present}; call restore(model) first")
+    new = [site for site in reachable if transform_of(site.module) is None]
+    rows = tuple(_row(site, chosen, new) for site in sites)
+    install(new, transform)
+    remember(model)
+    return ConversionReport(rows)
+
+
+def restore(model: nn.Module) -> ConversionReport:
+    """Undoes every conversion of a model: same classes, same parameters, the output of the plain model bit for bit.
+
+    Args:
+        model: a module, converted or not; on a plain one nothing happens.
+
+    Returns:
+        A report whose rows name the modules that were restored.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    sites = _sites_of(model)
+    converted = {id(site.module) for site in sites if transform_of(site.module) is not None}
+    uninstall([site for site in sites if site.reachable])
+    remember(model)
+    rows = [row_for(site, "restored" if id(site.module) in converted else "unchanged", site.reason) for site in sites]
+    return ConversionReport(tuple(rows))
+
+
+def _sites_of(model: nn.Module) -> list[Site]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return find_sites(model)
+
+
+def _select(sites: Sequence[Site], include: Patterns, exclude: Patterns) -> list[Site]:
+    names = [site.name for site in sites]
+    chosen = set(names) if include is None else _matches("include", include, names)
+    chosen -= set() if exclude is None else _matches("exclude", exclude, names)
+    return [site for site in sites if site.name in chosen]
+
+
+def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument} takes glob patterns as strings, got {type(pattern).__name__}")
+        hits = {name for name in names if fnmatchcase(name, pattern)}
+        if not hits:
+            raise ValueError(f"{argument}={pattern!r} matches no attention module; there are: {', '.join(names) or 'none'}")
+        found |= hits
+    return found
+
+
+def _row(site: Site, chosen: Sequence[Site], new: Sequence[Site]) -> ReportRow:
+    if site in new:
+        return row_for(site, "converted")
+    if site not in chosen:
+        return row_for(site, "excluded", site.reason)
+    return row_for(site, "unchanged" if site.reachable else "refused", site.reason)
+
+
+def _nothing_because(sites: Sequence[Site], refused: Sequence[Site]) -> str:
+    if refused:
+        return ":\n" + _reasons(refused)
+    return ": include and exclude leave no attention module" if sites else ": it holds no attention module"
+
+
+def _reasons(sites: Sequence[Site]) -> str:
+    return "\n".join(f"  {site.name or '(the model)'}: {site.reason}" for site in sites)

@@ -1,0 +1,60 @@
+"""What a conversion did, one row an attention module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conditioned_attention.sites import Site
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """What happened to one attention module.
+
+    Attributes:
+        name: where it is, as in ``model.named_modules()``.
+        class_name: its class before conversion.
+        mechanism: how its heads are reached; empty if they cannot be.
+        status: ``"converted"``, ``"unchanged"`` (it already was as asked), ``"excluded"`` (by include or exclude),
+            ``"refused"`` (its heads cannot be reached) or ``"restored"``.
+        reason: why it was refused or left out; empty otherwise.
+    """
+
+    name: str
+    class_name: str
+    mechanism: str
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """One `ReportRow` for every attention module of the model, in the model's order.  ``print`` shows a table."""
+
+    rows: tuple[ReportRow, ...]
+
+    def names(self, status: str) -> list[str]:
+        """The names of the modules with this status."""
+        return [row.name for row in self.rows if row.status == status]
+
+    @property
+    def converted(self) -> list[str]:
+        """Names of the modules that were changed."""
+        return self.names("converted")
+
+    @property
+    def refused(self) -> list[str]:
+        """Names of the attention modules that could not be changed; `rows` has the reasons."""
+        return self.names("refused")
+
+    def __str__(self) -> str:
+        cells = [("module", "class", "how", "status", "reason")]
+        cells += [(r.name or "(the model)", r.class_name, r.mechanism or "-", r.status, r.reason) for r in self.rows]
+        widths = [max(len(row[i]) for row in cells) for i in range(4)]
+        lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[4]]).rstrip() for row in cells]
+        return "\n".join(lines)
+
+
+def row_for(site: Site, status: str, reason: str = "") -> ReportRow:
+    """The row of one site."""
+    return ReportRow(site.name, type(site.module).__qualname__, site.mechanism, status, reason)

@@ -1,0 +1,140 @@
+"""The table of known attention classes, and the walk over a model that finds them.
+
+A class is known by its exact type, never by the name of an attribute: a subclass may do anything in its forward.
+Each library has a file of its own beside this one, imported only when a model holds a module of that library, with
+three functions: ``recognise`` a module, ``install`` a transform at a site, ``uninstall`` it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from conditioned_attention.preconditioner import HeadTransform
+
+# Attribute of a conditioned attention module that holds its transform.  Plain data: no key of the state_dict.
+TRANSFORM = "_head_transform"
+
+# top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
+_LIBRARIES: tuple[tuple[str | None, str], ...] = (
+    ("timm", "conditioned_attention.sites.timm"),
+    (None, "conditioned_attention.sites.transformers"),
+)
+
+_LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn|mhsa", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention module of a model.
+
+    Attributes:
+        name: where it is, as in ``model.named_modules()``.
+        module: the module itself.
+        mechanism: how its heads are reached: ``"class swap"``, ``"interface"``; empty if they cannot be.
+        reason: why they cannot be reached; empty if they can.
+        library: the file of this package that knows the class.
+        parents: the modules that contain it, outermost first.
+    """
+
+    name: str
+    module: nn.Module
+    mechanism: str
+    reason: str = ""
+    library: str = ""
+    parents: tuple[nn.Module, ...] = field(default=(), repr=False)
+
+    @property
+    def reachable(self) -> bool:
+        return bool(self.mechanism)
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every attention module of ``model``: those the table knows, and those that only look like attention.
+
+    A module that is used in several places is found once.  Modules of unknown classes whose name says attention are
+    listed as unreachable with the reason, unless they merely contain or belong to a known one.
+    """
+    sites: list[Site] = []
+    seen: set[int] = set()
+    _walk(model, "", (), sites, seen)
+    known = {id(p) for site in sites if site.library for p in (*site.parents, site.module)}
+    inside = [site.name + "." for site in sites if site.library]
+    return [
+        site
+        for site in sites
+        if site.library or (id(site.module) not in known and not any(site.name.startswith(name) for name in inside))
+    ]
+
+
+def _walk(module: nn.Module, name: str, parents: tuple[nn.Module, ...], sites: list[Site], seen: set[int]) -> None:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    site = _recognise(name, module, parents)
+    if site is not None:
+        sites.append(site)
+    for child_name, child in module.named_children():
+        _walk(child, f"{name}.{child_name}" if name else child_name, (*parents, module), sites, seen)
+
+
+def _recognise(name: str, module: nn.Module, parents: tuple[nn.Module, ...]) -> Site | None:
+    for package, library in _LIBRARIES:
+        if package is not None and type(module).__module__.partition(".")[0] not in (package, "conditioned_attention"):
+            continue
+        found: tuple[str, str] | None = importlib.import_module(library).recognise(module)
+        if found is not None:
+            mechanism, reason = found
+            return Site(name, module, mechanism, reason, library, parents)
+    if _LOOKS_LIKE_ATTENTION.search(type(module).__name__) and _has_weights_of_its_own(module):
+        return Site(name, module, "", f"{_class_name(module)} is not in the table of known attention classes")
+    return None
+
+
+def _has_weights_of_its_own(module: nn.Module) -> bool:
+    """True for a module with projections, False for an empty shell or a container of blocks."""
+    if next(module.parameters(recurse=False), None) is not None:
+        return True
+    return any(next(child.parameters(recurse=False), None) is not None for child in module.children())
+
+
+def _class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def transform_of(module: nn.Module) -> HeadTransform | None:
+    """The transform that is installed on an attention module, or None."""
+    return module.__dict__.get(TRANSFORM)
+
+
+def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], HeadTransform]) -> Callable[[], None]:
+    """Puts a transform on every site, which must be reachable; the function returned takes all of it back.
+
+    Nothing is changed if one of the sites cannot take it.
+    """
+    undo: list[Callable[[], Any]] = []
+
+    def undo_all() -> None:
+        while undo:
+            undo.pop()()
+
+    try:
+        for site in sites:
+            chosen = transform if isinstance(transform, HeadTransform) else transform(site)
+            undo.append(importlib.import_module(site.library).install(site, chosen))
+    except BaseException:
+        undo_all()
+        raise
+    return undo_all
+
+
+def uninstall(sites: Sequence[Site]) -> None:
+    """Takes the transforms off every site of a model; modules without one are left alone."""
+    for site in sites:
+        if site.library:
+            importlib.import_module(site.library).uninstall(site)
