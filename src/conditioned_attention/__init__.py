@@ -2,14 +2,18 @@
 
 from conditioned_attention.conversion import apply_conditioning, conditioning, precondition, restore
 from conditioned_attention.functional import explain, precondition_rows, preconditioned_attention
+from conditioned_attention.measure import ConditionMonitor, condition_number, log_complexity
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConditionMonitor",
     "__version__",
     "apply_conditioning",
+    "condition_number",
     "conditioning",
     "explain",
+    "log_complexity",
     "precondition",
     "precondition_rows",
     "preconditioned_attention",

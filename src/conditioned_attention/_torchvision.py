@@ -23,7 +23,7 @@ def make_importable() -> None:
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return
     try:
-        import torchvision  # noqa: F401
+        pass
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -32,4 +32,3 @@ def make_importable() -> None:
         _library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401

@@ -169,7 +169,9 @@ def explain(
     name = _pick(impl)
     _check(query, key, value, attn_mask, dropout_p, enable_gqa)
     if transform.needs_weights:
-        return Explanation(name, "explicit softmax in float32, because rows='weights' reads the weights; memory B·H·N·M")
+        return Explanation(
+            name, "explicit softmax in float32, because rows='weights' reads the weights; memory B·H·N·M"
+        )
     return Explanation(name, "scaled_dot_product_attention, then C; keeps one more tensor of the output's size")
 
 

@@ -66,13 +66,13 @@ def preconditioned_attention(
 
 def condition_number(matrix: Tensor) -> Tensor:
     """``κ(A) = σ₁ / σ_k`` of Definition 4.1, for full rank."""
-    singular_values = torch.linalg.svdvals(matrix)
+    singular_values: Tensor = torch.linalg.svdvals(matrix)
     return singular_values[..., 0] / singular_values[..., -1]
 
 
 def complexity(matrix: Tensor) -> Tensor:
     """``μ(A) = 2 / (σ₁ … σ_k) · (‖A‖_F / √k)^k`` of equation (10), for full rank; overflows for large k."""
-    singular_values = torch.linalg.svdvals(matrix)
+    singular_values: Tensor = torch.linalg.svdvals(matrix)
     k = singular_values.shape[-1]
-    frobenius = torch.linalg.matrix_norm(matrix)
+    frobenius: Tensor = torch.linalg.matrix_norm(matrix)
     return 2 / singular_values.prod(-1) * (frobenius / math.sqrt(k)) ** k

@@ -127,7 +127,9 @@ def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str])
             raise TypeError(f"{argument} takes glob patterns as strings, got {type(pattern).__name__}")
         hits = {name for name in names if fnmatchcase(name, pattern)}
         if not hits:
-            raise ValueError(f"{argument}={pattern!r} matches no attention module; there are: {', '.join(names) or 'none'}")
+            raise ValueError(
+                f"{argument}={pattern!r} matches no attention module; there are: {', '.join(names) or 'none'}"
+            )
         found |= hits
     return found
 

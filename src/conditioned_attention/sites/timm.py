@@ -16,7 +16,7 @@ from conditioned_attention.preconditioner import HeadTransform
 from conditioned_attention.sites.table import TRANSFORM, Site, transform_of
 
 
-class ConditionedAttention(Attention):  # type: ignore[misc]
+class ConditionedAttention(Attention):
     """timm's `Attention` whose heads pass through a `HeadTransform` before norm, gate and projection.
 
     No module is ever built as this class: instances of timm's own class are switched to it and back, which keeps

@@ -98,7 +98,8 @@ def _implementation(module: nn.Module) -> str | None:
 
 
 def _forward_code(cls: type) -> CodeType | None:
-    return getattr(inspect.unwrap(cls.forward), "__code__", None) if hasattr(cls, "forward") else None
+    forward = getattr(cls, "forward", None)
+    return getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
 
 
 def _reads_the_name(module: nn.Module, name: str) -> bool:
@@ -133,7 +134,7 @@ def _literals(code: CodeType) -> set[str]:
 
 def _eager_function(cls: type) -> Callable[..., Any] | None:
     """The module-level eager function that the class itself would fall back to."""
-    function = inspect.unwrap(cls.forward)
+    function: Any = inspect.unwrap(cls.forward)
     names = [name for name in function.__code__.co_names if name.endswith("eager_attention_forward")]
     return function.__globals__.get(names[0]) if names else None
 
