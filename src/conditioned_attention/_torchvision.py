@@ -5,6 +5,7 @@ Used by the command line, the experiments and the benchmarks before they import 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 
@@ -23,7 +24,7 @@ def make_importable() -> None:
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return
     try:
-        pass
+        importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -32,3 +33,4 @@ def make_importable() -> None:
         _library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")

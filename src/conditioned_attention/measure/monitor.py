@@ -63,6 +63,12 @@ class HeadRecord:
         """Plain data; numbers that are not finite become None, which JSON has."""
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HeadRecord:
+        """The record that `to_json` wrote; None comes back as ``inf``, which is what κ and log μ are at the floor."""
+        values: dict[str, Any] = {k: math.inf if v is None else v for k, v in data.items()}
+        return cls(**values)
+
 
 class ConditionMonitor:
     """Measures κ and log μ of every attention head of a model, before and after C, every so many steps.
@@ -176,6 +182,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
+    # Accelerate puts an autocasting forward on the instance, over the class's own.
+    patched = model.__dict__.pop("forward", None) if "_original_forward" in model.__dict__ else None
     with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices):
         model.eval()
         try:
@@ -185,6 +193,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = training
             for buffer, saved in buffers:
                 buffer.copy_(saved)
+            if patched is not None:
+                model.__dict__["forward"] = patched
 
 
 def _call(model: nn.Module, probe: Any) -> None:

@@ -98,7 +98,7 @@ def _implementation(module: nn.Module) -> str | None:
 
 
 def _forward_code(cls: type) -> CodeType | None:
-    forward = getattr(cls, "forward", None)
+    forward: Any = getattr(cls, "forward", None)
     return getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
 
 
@@ -132,7 +132,7 @@ def _literals(code: CodeType) -> set[str]:
     return found
 
 
-def _eager_function(cls: type) -> Callable[..., Any] | None:
+def _eager_function(cls: Any) -> Callable[..., Any] | None:
     """The module-level eager function that the class itself would fall back to."""
     function: Any = inspect.unwrap(cls.forward)
     names = [name for name in function.__code__.co_names if name.endswith("eager_attention_forward")]

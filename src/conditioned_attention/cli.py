@@ -1,0 +1,198 @@
+"""``conditioned-attention``: compare | train | report | bench | env.  Each command is a few lines over the library."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from conditioned_attention.environment import environment
+
+try:
+    import tyro
+    from tyro.conf import OmitArgPrefixes, subcommand
+
+    from conditioned_attention.experiments.images import Digits, FashionMNIST
+    from conditioned_attention.experiments.variants import VARIANTS
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
+
+VariantName = Literal["baseline", "preconditioned", "head_rmsnorm"]
+
+AnyRecipe = (
+    Annotated[Digits, subcommand("digits", prefix_name=False, default=Digits())]
+    | Annotated[FashionMNIST, subcommand("fashion_mnist", prefix_name=False, default=FashionMNIST())]
+)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train variants with the same seeds, and say whether they differ.
+
+    A second call with the same folder runs only what is missing; more seeds and variants may be asked for.
+    """
+
+    recipe: AnyRecipe
+    variants: tuple[VariantName, ...] = ("baseline", "preconditioned")
+    """Variants to compare; the first is the baseline."""
+    seeds: int = 3
+    """Seeds 0, 1, … for every variant."""
+    folder: Path | None = None
+    """Where runs and report are kept; default runs/RECIPE."""
+    workers: int | None = None
+    """Runs at a time, each in a process of its own; default: one a core, or one if there is a GPU."""
+    cost: bool = True
+    """Measure time and memory of a training step afterwards."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.experiments.recipes import compare_recipe, settings_of
+        from conditioned_attention.experiments.report import print_table, write_report
+
+        folder = self.folder or Path("runs") / settings_of(self.recipe)["recipe"]
+        result = compare_recipe(
+            self.recipe,
+            self.variants,
+            self.seeds,
+            folder,
+            workers=self.workers or _default_workers(),
+            cost=self.cost,
+        )
+        write_report(result, folder)
+        print_table(result)
+        print(f"{folder}: report.html, results.json, {', '.join(sorted(p.name for p in folder.glob('*.png')))}")
+        return 1 if result.failures else 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one variant with one seed; called again, it goes on where it stopped."""
+
+    recipe: AnyRecipe
+    variant: VariantName = "preconditioned"
+    """What to train."""
+    seed: int = 0
+    """Of the initial weights and the order of the data."""
+    folder: Path | None = None
+    """Where checkpoints and logs are kept; default runs/RECIPE-VARIANT-SEED."""
+
+    def __call__(self) -> int:
+        from rich.progress import track
+
+        from conditioned_attention.experiments.files import write_json
+        from conditioned_attention.experiments.recipes import settings_of
+        from conditioned_attention.experiments.training import train
+
+        settings = settings_of(self.recipe)
+        folder = self.folder or Path("runs") / f"{settings['recipe']}-{self.variant}-{self.seed}"
+        _same_run(folder, {**settings, "variant": self.variant, "seed": self.seed})
+        task, training = self.recipe.task(), self.recipe.training
+        history = []
+        rows = train(task, training, VARIANTS[self.variant], self.seed, folder)
+        for row in track(rows, total=-(-training.epochs // training.evaluate_every), description=folder.name):
+            print("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+            history.append(row)
+        write_json(folder / "result.json", {"variant": self.variant, "seed": self.seed, "history": history})
+        print(f"{folder}: result.json, train.jsonl, conditions.jsonl and the last checkpoints")
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html and the pictures of finished comparisons again, and print their tables."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders that `compare` has written."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.experiments.report import print_table, read_report, write_report
+
+        for folder in self.folders:
+            result = read_report(folder)
+            write_report(result, folder)
+            print_table(result)
+        return 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure what this library's training loop costs over a bare PyTorch loop, side by side."""
+
+    case: Annotated[Literal["loop"], tyro.conf.Positional] = "loop"
+    """What to measure."""
+    rounds: int = 9
+    """Turns that the two loops take."""
+    threads: int = 1
+    """Threads of torch."""
+    output: Path | None = None
+    """Write the numbers to this JSON file as well."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.loop import measure_loop
+        from conditioned_attention.experiments.files import write_json
+
+        result = measure_loop(self.rounds, self.threads)
+        print(json.dumps(result, indent=2))
+        if self.output is not None:
+            write_json(self.output, {**result, "environment": environment()})
+        return 0
+
+
+@dataclass(frozen=True)
+class Env:
+    """Print versions, devices, and which attention implementations can run here."""
+
+    def __call__(self) -> int:
+        print(json.dumps(environment(), indent=2))
+        return 0
+
+
+Command = (
+    Annotated[Compare, subcommand("compare")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Bench, subcommand("bench")]
+    | Annotated[Env, subcommand("env")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console command.  Exit status: 0 done, 1 some runs failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end with this one
+    command: Any = tyro.cli(
+        Command,
+        args=arguments,
+        prog="conditioned-attention",
+        description=__doc__,
+        config=(OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs),
+    )
+    try:
+        sys.exit(command())
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where this one was", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if os.environ.get("CONDITIONED_ATTENTION_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _default_workers() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def _same_run(folder: Path, settings: dict[str, Any]) -> None:
+    from conditioned_attention.experiments.compare import check_settings
+
+    folder.mkdir(parents=True, exist_ok=True)
+    check_settings(folder, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What this machine and this Python have: for results that say where they were measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conditioned_attention.functional import IMPLEMENTATIONS
+
+_PACKAGES = (
+    "timm",
+    "transformers",
+    "accelerate",
+    "torchvision",
+    "triton",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "matplotlib",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, threads, and the attention implementations that can run here; plain data."""
+    return {
+        "conditioned-attention": metadata.version("conditioned-attention"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "machine": _machine(),
+        "threads": torch.get_num_threads(),
+        "devices": _devices(),
+        "implementations": dict.fromkeys(IMPLEMENTATIONS, "available"),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> str:
+    """Processor, cores and memory in words; no names of hosts or users."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    parts = [names[0] if names else platform.processor() or platform.machine(), f"{os.cpu_count()} cores"]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+    return ", ".join(parts)
+
+
+def _devices() -> list[str]:
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found

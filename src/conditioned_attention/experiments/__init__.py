@@ -1,0 +1,9 @@
+"""Everything that trains: tasks, the training loop, variants, comparisons and their reports.
+
+Needs ``pip install "conditioned-attention[experiments]"``; importing this package alone needs only torch.
+"""
+
+from conditioned_attention.experiments.compare import Comparison, compare
+from conditioned_attention.experiments.variants import VARIANTS, Variant
+
+__all__ = ["VARIANTS", "Comparison", "Variant", "compare"]

@@ -1,0 +1,1 @@
+"""One file a data set: what is on disk or in a package -> tensors."""

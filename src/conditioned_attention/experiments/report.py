@@ -1,0 +1,239 @@
+"""What a comparison says: table, pictures, page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conditioned_attention.experiments.compare import Comparison, run_folder
+from conditioned_attention.experiments.files import JsonLines, write_bytes, write_json, write_text
+from conditioned_attention.experiments.statistics import Spread, Summary, epochs, scores
+from conditioned_attention.experiments.task import Metric
+from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.measure.monitor import HeadRecord
+from conditioned_attention.measure.plots import COLOURS, plot_band, plot_condition_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+EXPLANATION = (
+    "final and best: mean ± standard deviation over seeds of the last and of the highest score (the best is chosen on "
+    "the data it is measured on, so it flatters). difference: of the final scores, same seeds in pairs, with its 95 % "
+    "t interval. reaches baseline: median epoch at which a run reached the baseline's final score with its seed; "
+    "'never' if half of the runs or more did not. κ: median over heads of log10 of the condition number at the end of "
+    "training, median over seeds; floor: share of heads whose κ is not told from infinity in float32. time and memory: "
+    "of a training step, relative to the baseline, measured afterwards in one process, variants taking turns."
+)
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table, as text."""
+    name = comparison.metric.name
+    header = ["variant", "seeds", f"final {name}", f"best {name}", "difference [95 %]", "reaches baseline"]
+    header += ["log10 κ", "floor"] + (["time ×", "memory ×"] if comparison.cost else [])
+    return header, [_row(summary, comparison.cost) for summary in comparison.summary()]
+
+
+def _row(summary: Summary, cost: Mapping[str, Any] | None) -> list[str]:
+    difference = "" if summary.difference is None else f"{summary.difference.mean:+.2f}"
+    if summary.difference is not None and summary.difference.n > 1:
+        difference += f" [{summary.difference.low:+.2f}, {summary.difference.high:+.2f}]"
+    kappa = "-" if math.isnan(summary.log10_kappa) else f"{summary.log10_kappa:.2f}"
+    floor = "-" if math.isnan(summary.floor_share) else f"{summary.floor_share:.0%}"
+    row = [summary.variant, str(summary.final.n), _spread(summary.final), _spread(summary.best)]
+    row += [difference, f"epoch {summary.reached}" if summary.reached.n else "-", kappa, floor]
+    if cost:
+        costs = cost["variants"].get(summary.variant)
+        row += [f"{costs['time_ratio']:.3f}", f"{costs['memory_ratio']:.3f}"] if costs else ["-", "-"]
+    return row
+
+
+def _spread(spread: Spread) -> str:
+    if spread.n == 0:
+        return "-"
+    return f"{spread.mean:.2f}" if spread.n == 1 else f"{spread.mean:.2f} ± {spread.sd:.2f}"
+
+
+def text_table(comparison: Comparison) -> str:
+    """The table for a terminal or a file, columns aligned by spaces."""
+    header, rows = table(comparison)
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *rows]]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
+    """Score by epoch: mean over seeds, in a band from the lowest to the highest."""
+    for colour, (variant, by_seed) in zip(COLOURS, comparison.runs.items()):
+        curves = [dict(zip(epochs(history), scores(history))) for history in by_seed.values()]
+        if curves:
+            plot_band(ax, curves, f"{variant} ({len(curves)} seeds)", colour)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(comparison.metric.name)
+    ax.legend(frameon=False, loc="best")
+    return ax
+
+
+def conditions_of(comparison: Comparison, folder: Path) -> dict[str, list[list[HeadRecord]]]:
+    """The head records of every run that was monitored, by variant."""
+    found: dict[str, list[list[HeadRecord]]] = {}
+    for variant, by_seed in comparison.runs.items():
+        for seed in by_seed:
+            rows = JsonLines(run_folder(folder, variant, seed) / "conditions.jsonl").read()
+            if rows:
+                found.setdefault(variant, []).append([HeadRecord.from_json(row) for row in rows])
+    return found
+
+
+def write_report(comparison: Comparison, folder: Path) -> None:
+    """Writes ``results.json``, ``score.png``, ``kappa.png`` (if κ was measured) and ``report.html`` into the folder."""
+    pictures = {"score.png": _picture(lambda ax: plot_scores(comparison, ax))}
+    conditions = conditions_of(comparison, folder)
+    if conditions:
+        pictures["kappa.png"] = _picture(lambda ax: plot_condition_numbers(conditions, ax))
+    for name, data in pictures.items():
+        write_bytes(folder / name, data)
+    write_json(folder / "results.json", to_json(comparison))
+    write_text(folder / "report.html", _page(comparison, pictures))
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """The whole comparison as plain data: settings, environment, every score, the table and its sentences."""
+    header, rows = table(comparison)
+    return {
+        "settings": comparison.settings,
+        "environment": comparison.environment,
+        "metric": {"name": comparison.metric.name, "higher_is_better": comparison.metric.higher_is_better},
+        "table": [dict(zip(header, row)) for row in rows],
+        "verdicts": comparison.verdicts(),
+        "failures": comparison.failures,
+        "cost": comparison.cost,
+        "runs": [
+            {"variant": variant, "seed": seed, "history": history}
+            for variant, by_seed in comparison.runs.items()
+            for seed, history in by_seed.items()
+        ],
+    }
+
+
+def read_report(folder: Path) -> Comparison:
+    """The comparison that `write_report` wrote into a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no ``results.json``.
+        ValueError: that file is not what `write_report` writes.
+    """
+    file = folder / "results.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no results.json; run 'conditioned-attention compare' into it first")
+    try:
+        data = json.loads(file.read_text())
+        runs: dict[str, dict[int, list[dict[str, Any]]]] = {row["variant"]: {} for row in data["table"]}
+        for run in data["runs"]:
+            runs[run["variant"]][run["seed"]] = run["history"]
+        metric = Metric(**data["metric"])
+        return Comparison(runs, metric, data["failures"], data["settings"], data["environment"], data["cost"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is not a comparison's results ({type(error).__name__}: {error})") from error
+
+
+def _picture(draw: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    draw(figure.add_subplot())
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
+    return stream.getvalue()
+
+
+def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
+    from jinja2 import Environment
+
+    header, rows = table(comparison)
+    captions = {
+        "score.png": "Score on the evaluation set. Lines are means over seeds, bands reach from lowest to highest.",
+        "kappa.png": "Condition number of the head outputs as the model uses them (figure 3 of arXiv 2603.27153): on a "
+        "held-out probe batch, median over samples, mean over heads, then over layers.",
+    }
+    return Environment(autoescape=True).from_string(_TEMPLATE).render(
+        header=header,
+        rows=rows,
+        verdicts=comparison.verdicts() or ["One variant only: nothing is compared."],
+        failures=comparison.failures,
+        explanation=EXPLANATION,
+        about={name: VARIANTS[name].about for name in comparison.runs if name in VARIANTS},
+        pictures=[(captions[name], base64.b64encode(data).decode()) for name, data in pictures.items()],
+        settings=json.dumps(comparison.settings, indent=2),
+        environment=json.dumps(comparison.environment, indent=2),
+        cost=json.dumps(comparison.cost, indent=2) if comparison.cost else "",
+    )  # fmt: skip
+
+
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>conditioned-attention: comparison</title>
+<style>
+  :root { color-scheme: light; }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
+         background: #fff; }
+  h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+  .scroll { overflow-x: auto; }
+  table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+  th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
+  figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
+  figcaption, .small { color: #555; font-size: .9rem; }
+  pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+  .failure { color: #a00; }
+</style>
+</head>
+<body>
+<h1>Did it help?</h1>
+{% for sentence in verdicts %}<p><strong>{{ sentence }}</strong></p>
+{% endfor %}
+{% for name, reason in failures.items() %}<p class="failure">The run {{ name }} failed: {{ reason }}</p>
+{% endfor %}
+<div class="scroll"><table>
+<tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+<p class="small">{{ explanation }}</p>
+{% for caption, data in pictures %}<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ data }}">
+<figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}
+<h2>Variants</h2>
+<ul>{% for name, text in about.items() %}<li><strong>{{ name }}</strong>: {{ text }}</li>
+{% endfor %}</ul>
+<h2>Settings</h2><pre>{{ settings }}</pre>
+{% if cost %}<h2>Cost of a training step</h2><pre>{{ cost }}</pre>{% endif %}
+<h2>Environment</h2><pre>{{ environment }}</pre>
+</body>
+</html>
+"""
+
+
+def print_table(comparison: Comparison) -> None:
+    """The table and its sentences on a terminal, wrapped to its width."""
+    from rich.console import Console
+    from rich.table import Table
+
+    header, rows = table(comparison)
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    for name in header:
+        grid.add_column(name)
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(grid)
+    lines: Sequence[str] = comparison.verdicts()
+    for line in lines:
+        console.print(line, highlight=False, markup=False)

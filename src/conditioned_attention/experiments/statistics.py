@@ -1,0 +1,192 @@
+"""From the curves of paired runs to the numbers of a table.  Pure functions; nothing is read or written."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conditioned_attention.experiments.task import Metric
+
+History = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over ``n`` seeds; the deviation of one seed is nan."""
+
+    mean: float
+    sd: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if not values:
+            return cls(math.nan, math.nan, 0)
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of paired differences with its two-sided 95 % t interval; the ends of one pair are nan."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def contains_zero(self) -> bool:
+        """True also if there are too few pairs for an interval: then nothing is shown either."""
+        return not (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When runs reached a score: the median epoch over seeds, a run that never did counting as later than any.
+
+    Attributes:
+        epoch: the median; None if half of the runs or more never reached the score.
+        never: how many runs never did.
+        n: of how many.
+    """
+
+    epoch: float | None
+    never: int
+    n: int
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "-"
+        text = "never" if self.epoch is None else f"{self.epoch:g}"
+        return f"{text} ({self.never} of {self.n} never)" if self.never else text
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One variant in a table: scores over seeds, and the difference to the baseline over the pairs of seeds.
+
+    Attributes:
+        variant: its name.
+        final, best: last and best score of a run, over seeds.  The best is chosen on the data it is measured on.
+        difference: of the final scores, variant minus baseline, same seeds; None for the baseline.
+        reached: when a run reached the final score of the baseline with its seed (figure 2 of 2603.27153).
+        log10_kappa: median over seeds of the last median log₁₀ κ over heads; inf at the numerical floor, nan if it
+            was not measured.
+        floor_share: mean over seeds of the share of heads at the numerical floor; nan if not measured.
+    """
+
+    variant: str
+    final: Spread
+    best: Spread
+    difference: Interval | None
+    reached: Reached
+    log10_kappa: float
+    floor_share: float
+
+
+def paired_interval(differences: Sequence[float]) -> Interval:
+    """The 95 % t interval of the mean of paired differences.
+
+    >>> paired_interval([1.0, 2.0, 3.0])
+    Interval(mean=2.0, low=-0.484137..., high=4.484137..., n=3)
+    """
+    from scipy import stats
+
+    n = len(differences)
+    if n < 2:
+        return Interval(differences[0] if n else math.nan, math.nan, math.nan, n)
+    mean, sd = statistics.fmean(differences), statistics.stdev(differences)
+    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def epochs(history: History) -> list[int]:
+    """The epoch of every row; rows without one are counted from 1."""
+    return [int(row.get("epoch", i + 1)) for i, row in enumerate(history)]
+
+
+def scores(history: History) -> list[float]:
+    """The score of every row; a score that was not finite is nan."""
+    return [math.nan if row["score"] is None else float(row["score"]) for row in history]
+
+
+def reached(pairs: Sequence[tuple[History, float]], metric: Metric) -> Reached:
+    """When each run reached the score it is paired with."""
+    first: list[float] = []
+    for history, goal in pairs:
+        gains = [s - goal if metric.higher_is_better else goal - s for s in scores(history)]
+        first.append(next((float(e) for e, gain in zip(epochs(history), gains) if gain >= 0), math.inf))
+    never = sum(math.isinf(epoch) for epoch in first)
+    median = statistics.median(first) if first else math.inf
+    return Reached(None if math.isinf(median) else median, never, len(first))
+
+
+def summarise(runs: Mapping[str, Mapping[int, History]], metric: Metric) -> list[Summary]:
+    """One `Summary` a variant; the first variant is the baseline.
+
+    Args:
+        runs: for every variant the history of each seed: rows with ``"score"``, and ``"epoch"``, ``"log10_kappa"``
+            and ``"floor_share"`` if known.
+        metric: which way is up.
+    """
+    names = list(runs)
+    baseline = runs[names[0]]
+    return [_summary(name, runs[name], None if name == names[0] else baseline, baseline, metric) for name in names]
+
+
+def _summary(
+    name: str,
+    by_seed: Mapping[int, History],
+    other: Mapping[int, History] | None,
+    baseline: Mapping[int, History],
+    metric: Metric,
+) -> Summary:
+    best = max if metric.higher_is_better else min
+    final = {seed: scores(history)[-1] for seed, history in by_seed.items()}
+    goal = {seed: scores(history)[-1] for seed, history in baseline.items()}
+    pairs = [seed for seed in final if seed in goal]
+    measured = [
+        [row for row in history if row.get("floor_share") is not None][-1]
+        for history in by_seed.values()
+        if any(row.get("floor_share") is not None for row in history)
+    ]
+    kappas = [math.inf if row.get("log10_kappa") is None else float(row["log10_kappa"]) for row in measured]
+    return Summary(
+        variant=name,
+        final=Spread.of(list(final.values())),
+        best=Spread.of([best(s for s in scores(h) if not math.isnan(s)) for h in by_seed.values() if not _all_nan(h)]),
+        difference=None if other is None else paired_interval([final[seed] - goal[seed] for seed in pairs]),
+        reached=reached([(by_seed[seed], goal[seed]) for seed in pairs], metric),
+        log10_kappa=statistics.median(kappas) if kappas else math.nan,
+        floor_share=statistics.fmean([float(row["floor_share"]) for row in measured]) if measured else math.nan,
+    )
+
+
+def _all_nan(history: History) -> bool:
+    return all(math.isnan(score) for score in scores(history))
+
+
+def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
+    """One sentence that the interval supports, and no more."""
+    difference = summary.difference
+    if difference is None or difference.n == 0:
+        return f"{summary.variant}: no finished pair of runs to compare."
+    if difference.n == 1:
+        return (
+            f"{summary.variant}: {difference.mean:+.2f} against {baseline} on one seed. "
+            "One pair says nothing about the spread, so no difference was shown."
+        )
+    interval = f"{difference.low:+.2f} to {difference.high:+.2f}"
+    if difference.contains_zero:
+        return (
+            f"{summary.variant}: no difference to {baseline} was seen. The 95 % interval of the paired difference in "
+            f"{metric.name}, {interval} on {difference.n} seeds, contains zero."
+        )
+    better = (difference.mean > 0) == metric.higher_is_better
+    return (
+        f"{summary.variant}: {'better' if better else 'worse'} than {baseline} by {abs(difference.mean):.2f} in "
+        f"{metric.name} (95 % interval {interval}, {difference.n} seeds), at these settings; neither was tuned."
+    )

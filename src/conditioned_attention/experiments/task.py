@@ -1,0 +1,73 @@
+"""What differs between experiments: data, model, loss, metric.  The training loop knows nothing else about a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The number that runs are compared by.
+
+    Attributes:
+        name: with its unit, as printed in tables.
+        higher_is_better: which way is up.
+    """
+
+    name: str
+    higher_is_better: bool = True
+
+
+class Task(ABC):
+    """One learning problem.
+
+    The order of the data is the loop's business; a task hands out data sets whose item depends on the index alone
+    (random augmentation draws from a generator seeded by it), so that a resumed run sees what an unbroken one saw.
+    What happens between a batch and its loss, such as mixup or masking, belongs into `loss` and `collate`.
+    """
+
+    metric: Metric
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """A freshly initialised model; it draws from torch's global generator, which the loop has seeded."""
+
+    @abstractmethod
+    def train_data(self) -> Dataset[Any]:
+        """The training set, with a length."""
+
+    @abstractmethod
+    def eval_data(self) -> Dataset[Any]:
+        """What the score is measured on, never trained on."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The training loss of a batch, a scalar: the mean over what `size` counts."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batches: Iterable[Any], gather: Callable[[Any], Any]) -> dict[str, float]:
+        """``{"score": …}`` in the unit of `metric`, and whatever else is worth logging.  Gradients are off.
+
+        ``gather`` collects tensors of all processes, without the samples that even out the last batch.
+        """
+
+    @abstractmethod
+    def probe(self) -> Any:
+        """What the condition monitor calls the model with: a few samples, always the same."""
+
+    def collate(self, items: Any) -> Any:
+        """Makes a batch of items; default: PyTorch's."""
+        from torch.utils.data import default_collate
+
+        return default_collate(items)
+
+    def size(self, batch: Any) -> int:
+        """How many samples (or tokens) a batch holds: the unit of budgets and throughput."""
+        first = batch[0] if isinstance(batch, (tuple, list)) else next(iter(batch.values()))
+        return int(first.shape[0])

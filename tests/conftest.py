@@ -1,0 +1,31 @@
+"""Set-up of the tests: torchvision made importable, uninitialised memory poisoned, one thread per worker."""
+
+import math
+import os
+
+import pytest
+import torch
+
+from conditioned_attention._torchvision import make_importable
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+make_importable()
+torch.set_num_threads(1)
+
+_empty = torch.empty
+
+
+@pytest.fixture(autouse=True)
+def poison_uninitialised_memory(monkeypatch):
+    """Whoever reads memory it did not write meets NaN."""
+
+    def poisoned(*args, **kwargs):
+        tensor = _empty(*args, **kwargs)
+        return tensor.fill_(math.nan) if tensor.is_floating_point() and not tensor.is_meta else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
