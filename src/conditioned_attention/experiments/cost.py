@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,7 +99,8 @@ def _peak_of(step: Callable[[], None], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _no_chatter(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         step()
     kineto = profiler.profiler.kineto_results
     changes = [(event.start_ns(), event.nbytes()) for event in kineto.events() if event.name() == "[memory]"]
@@ -106,6 +109,19 @@ def _peak_of(step: Callable[[], None], device: torch.device) -> int:
         live += change
         peak = max(peak, live)
     return peak
+
+
+@contextmanager
+def _no_chatter() -> Iterator[None]:
+    """The profiler's C++ side announces itself on standard error; that is not for the user of a table."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _to(batch: Any, device: torch.device) -> Any:

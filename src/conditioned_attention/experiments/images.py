@@ -138,7 +138,7 @@ class Digits:
     """
 
     model: VisionTransformer = field(default_factory=VisionTransformer)
-    training: Training = field(default_factory=Training)
+    training: Training = field(default_factory=lambda: Training(epochs=24))
 
     def task(self) -> Task:
         return ImageClassification(load_digits(), self.model)

@@ -46,7 +46,7 @@ def _row(summary: Summary, cost: Mapping[str, Any] | None) -> list[str]:
     kappa = "-" if math.isnan(summary.log10_kappa) else f"{summary.log10_kappa:.2f}"
     floor = "-" if math.isnan(summary.floor_share) else f"{summary.floor_share:.0%}"
     row = [summary.variant, str(summary.final.n), _spread(summary.final), _spread(summary.best)]
-    row += [difference, f"epoch {summary.reached}" if summary.reached.n else "-", kappa, floor]
+    row += [difference, str(summary.reached), kappa, floor]
     if cost:
         costs = cost["variants"].get(summary.variant)
         row += [f"{costs['time_ratio']:.3f}", f"{costs['memory_ratio']:.3f}"] if costs else ["-", "-"]

@@ -60,8 +60,9 @@ class Reached:
     def __str__(self) -> str:
         if self.n == 0:
             return "-"
-        text = "never" if self.epoch is None else f"{self.epoch:g}"
-        return f"{text} ({self.never} of {self.n} never)" if self.never else text
+        if self.epoch is None:
+            return f"never ({self.never} of {self.n})"
+        return f"epoch {self.epoch:g}" + (f" ({self.never} of {self.n} never)" if self.never else "")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+# Two commands for a newcomer: `make demo` and `make test`.  Each sets up .venv by itself; the second time it is quick.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# torch first and by its exact version: an open request would take the newest build and its CUDA packages
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.PHONY: demo test test-all lint constraints clean
+
+demo: $(READY)
+	$(BIN)/conditioned-attention compare digits --folder runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	touch $(READY)
+
+# Pins every dependency anew, from what pip resolves today in an empty environment (torch stays where it is).
+constraints:
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e ".[all]"
+	{ echo "# Every dependency of development and CI; written by 'make constraints'."; \
+	  build/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt && rm -rf build
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
