@@ -57,7 +57,7 @@ def log_complexity(matrix: Tensor) -> Tensor:
     >>> import torch
     >>> from conditioned_attention import log_complexity
     >>> log_complexity(3 * torch.eye(4)).exp()  # 2, the least there is, for any multiple of an orthogonal matrix
-    tensor(2.0000, dtype=torch.float64)
+    tensor(2., dtype=torch.float64)
     """
     singular_values, full_rank = _singular_values(matrix)
     k = singular_values.shape[-1]

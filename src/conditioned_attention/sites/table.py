@@ -84,8 +84,9 @@ def _walk(module: nn.Module, name: str, parents: tuple[nn.Module, ...], sites: l
 
 
 def _recognise(name: str, module: nn.Module, parents: tuple[nn.Module, ...]) -> Site | None:
+    packages = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
     for package, library in _LIBRARIES:
-        if package is not None and type(module).__module__.partition(".")[0] not in (package, "conditioned_attention"):
+        if package is not None and package not in packages:
             continue
         found: tuple[str, str] | None = importlib.import_module(library).recognise(module)
         if found is not None:

@@ -1,0 +1,288 @@
+"""Converted models: exact, reversible, reported."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from timm.layers.attention import Attention
+from torch import nn
+from transformers import NystromformerConfig, NystromformerModel
+
+from conditioned_attention import precondition, reference, restore
+from conditioned_attention.controls import HeadRMSNorm
+from conditioned_attention.conversion import convert
+from tests.models import MODELS, NormalisedRows, build, inputs, output, timm_vit, tokens
+
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+def gradients(model):
+    model.zero_grad()
+    output(model).square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@each_model
+def test_output_and_gradients_are_those_of_the_outside_oracle(name):
+    model = build(name)
+    plain = output(model)
+    with NormalisedRows():
+        oracle, oracle_gradients = output(model), gradients(model)
+    report = precondition(model, strict=True)
+    assert len(report.converted) == MODELS[name][1]
+    size = oracle.abs().max()
+    assert (plain - oracle).abs().max() > 0.01 * size, "the comparison would be vacuous"
+    assert (output(model) - oracle).abs().max() < 1e-5 * size
+    largest = max(gradient.abs().max() for gradient in oracle_gradients.values())
+    for key, gradient in gradients(model).items():
+        assert (gradient - oracle_gradients[key]).abs().max() <= 1e-5 * largest, key
+
+
+@each_model
+def test_restore_gives_the_plain_model_back_bit_for_bit_after_training(name):
+    model, untouched = build(name), build(name)
+    parameters, classes = dict(model.named_parameters()), [type(m) for m in model.modules()]
+    keys = list(model.state_dict())
+    precondition(model)
+    assert list(model.state_dict()) == keys
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    gradients(model)
+    optimizer.step()
+    conditioned = output(model)
+    assert set(restore(model).names("restored")) == set(precondition(model).converted)
+    restore(model)
+    untouched.load_state_dict(model.state_dict())
+    assert (output(model) == output(untouched)).all()
+    assert not torch.allclose(output(model), conditioned, rtol=1e-3)
+    assert [type(m) for m in model.modules()] == classes
+    assert all(p is parameters[n] for n, p in model.named_parameters())
+    assert vars(model).keys() == vars(untouched).keys()
+    if hasattr(model, "config"):
+        assert model.config.to_dict() == untouched.config.to_dict()
+        assert model.config._attn_implementation == untouched.config._attn_implementation
+    assert restore(model).names("restored") == []
+
+
+@each_model
+def test_copies_are_conditioned_too(name):
+    model = build(name)
+    precondition(model)
+    expected = output(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert (output(twin) == expected).all()
+        restore(twin)
+        assert not torch.allclose(output(twin), expected, rtol=1e-3)
+    assert (output(model) == expected).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "timm_vit"])
+def test_pickle_loads_in_a_new_process(name, tmp_path):
+    model = build(name)
+    precondition(model)
+    torch.save((model, inputs(model), output(model)), tmp_path / "model.pt")
+    code = (
+        "import torch; from conditioned_attention._torchvision import make_importable; make_importable();"
+        f"m, kwargs, y = torch.load({str(tmp_path / 'model.pt')!r}, weights_only=False); out = m(**kwargs);"
+        "out = out if isinstance(out, torch.Tensor) else out[0];"
+        "torch.testing.assert_close(out, y)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@each_model
+@pytest.mark.parametrize("rows", ["output", "weights"])
+def test_compiles_without_a_graph_break(name, rows):
+    model = build(name)
+    precondition(model, rows=rows)
+    expected = output(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    kwargs = inputs(model)
+    kwargs.pop("attention_mask", None)  # transformers itself branches on the values of a mask
+    torch.testing.assert_close(output(compiled, **kwargs), output(model, **kwargs), rtol=1e-4, atol=1e-5)
+    assert (output(model) == expected).all()
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "clip", "vit"])
+def test_sdpa_and_eager_agree(name):
+    """Masks reach both, as booleans or as numbers, and weights are the ones that are multiplied."""
+    results = {}
+    for implementation in ("sdpa", "eager"):
+        for rows in ("output", "weights"):
+            model = build(name)
+            model.set_attn_implementation(implementation)
+            kept = inputs(model).get("attention_mask")
+            precondition(model, rows=rows)
+            y = output(model)
+            results[implementation, rows] = y[kept.bool()] if name == "bert" else y  # padded queries are undefined
+    for rows in ("output", "weights"):
+        torch.testing.assert_close(results["sdpa", rows], results["eager", rows], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(results["sdpa", "output"], results["sdpa", "weights"], rtol=1e-2)
+
+
+def test_rows_of_the_weights_in_a_model_follow_the_equation():
+    model = build("timm_vit")
+    attention = model.blocks[0].attn
+    x = torch.randn(2, 5, 32)
+    q, k, v = attention.qkv(x).reshape(2, 5, 3, 4, 8).permute(2, 0, 3, 1, 4)
+    y = reference.preconditioned_attention(q, k, v, rows="weights")
+    precondition(model, rows="weights")
+    torch.testing.assert_close(attention(x), attention.proj(y.transpose(1, 2).reshape(2, 5, 32)))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_causality_padding_and_cached_decoding(name):
+    model = build(name)
+    precondition(model)
+    ids = tokens()
+    full = model(input_ids=ids).logits
+    later = ids.clone()
+    later[:, 4] = 1
+    changed = model(input_ids=later).logits
+    assert (changed[:, :4] == full[:, :4]).all()
+    assert not torch.allclose(changed[:, 4:], full[:, 4:])
+
+    cache, steps = None, []
+    for i in range(ids.shape[1]):
+        result = model(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True)
+        cache = result.past_key_values
+        steps.append(result.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), full, rtol=1e-4, atol=1e-4)
+
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], 1)
+    mask = (torch.arange(10) >= 3).long().expand(2, -1)
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    left = model(input_ids=padded, attention_mask=mask, position_ids=positions).logits[:, 3:]
+    torch.testing.assert_close(left, full, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generate_continues_as_the_full_forward_pass_says(cache):
+    model = build("llama")
+    precondition(model)
+    ids = model.generate(tokens(1), max_new_tokens=5, do_sample=False, cache_implementation=cache, pad_token_id=0)
+    again = model(input_ids=ids).logits.argmax(-1)
+    assert (ids[:, 7:] == again[:, 6:-1]).all()
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"qk_norm": True},
+        {"qkv_bias": False},
+        {"scale_attn_norm": True},
+        {"class_token": False, "global_pool": "avg"},
+        {"attn_drop_rate": 0.3},
+    ],
+)
+def test_timm_options_in_training_mode(kwargs):
+    torch.manual_seed(0)
+    model = timm_vit(**kwargs).train()
+    x = torch.randn(2, 1, 8, 8)
+    torch.manual_seed(3)
+    with NormalisedRows():
+        oracle = model(x)
+    assert len(precondition(model, strict=True).converted) == 2
+    torch.manual_seed(3)
+    torch.testing.assert_close(model(x), oracle)
+
+
+def test_timm_gate_mask_and_unfused_path():
+    attention = Attention(32, num_heads=4, gated=True)
+    attention.fused_attn = False  # a module that runs timm's manual softmax is conditioned alike
+    model = nn.Sequential(attention)
+    x, mask = torch.randn(2, 5, 32), torch.rand(5, 5) > 0.3
+    mask[:, 0] = True
+    attention.fused_attn = True
+    with NormalisedRows():
+        oracle = [attention(x), attention(x, attn_mask=mask), attention(x, is_causal=True)]
+    attention.fused_attn = False
+    precondition(model)
+    ours = [attention(x), attention(x, attn_mask=mask), attention(x, is_causal=True)]
+    for a, b in zip(ours, oracle):
+        torch.testing.assert_close(a, b)
+
+
+class OwnAttention(Attention):
+    """A subclass may do anything in its forward."""
+
+
+def test_what_cannot_be_converted_is_refused_with_the_reason():
+    model = nn.ModuleDict({"a": Attention(8, 2), "b": OwnAttention(8, 2), "c": nn.MultiheadAttention(8, 2)})
+    report = precondition(model)
+    assert report.converted == ["a"]
+    reasons = {row.name: row.reason for row in report.rows if row.status == "refused"}
+    assert "subclass" in reasons["b"]
+    assert "torch.nn.modules.activation.MultiheadAttention is not in the table" in reasons["c"]
+    assert "refused" in str(report)
+    restore(model)
+    with pytest.raises(ValueError, match=r"strict=True(.|\n)*b: (.|\n)*c: "):
+        precondition(model, strict=True)
+    assert type(model["a"]) is Attention, "nothing may be changed by a call that raises"
+    assert precondition(model, strict=True, exclude=["b", "c"]).converted == ["a"]
+
+
+def test_a_model_that_is_not_on_the_interface_is_refused():
+    config = NystromformerConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
+    )
+    with pytest.raises(ValueError, match="NystromformerSelfAttention is not in the table"):
+        precondition(NystromformerModel(config))
+
+
+def test_nothing_to_convert():
+    with pytest.raises(ValueError, match="holds no attention module"):
+        precondition(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got dict"):
+        precondition({})
+
+
+def test_include_and_exclude():
+    model = build("bert")
+    report = precondition(model, include="*.layer.1.*")
+    assert report.converted == ["bert.encoder.layer.1.attention.self"]
+    assert report.names("excluded") == ["bert.encoder.layer.0.attention.self"]
+    with NormalisedRows():
+        everywhere = output(build("bert"))
+    assert not torch.allclose(output(model), everywhere)
+    assert not torch.allclose(output(model), output(build("bert")))
+    with pytest.raises(ValueError, match=r"include='layers\.\*' matches no attention module; there are: bert"):
+        precondition(model, include="layers.*")
+    with pytest.raises(TypeError, match="exclude takes glob patterns"):
+        precondition(model, exclude=[1])
+    assert precondition(model).names("unchanged") == ["bert.encoder.layer.1.attention.self"]
+    torch.testing.assert_close(output(model), everywhere)
+
+
+def test_converting_twice():
+    model = build("vit")
+    precondition(model)
+    before = output(model)
+    assert precondition(model).converted == []
+    assert (output(model) == before).all()
+    with pytest.raises(ValueError, match=r"already converted, with RowNorm(.*); call restore"):
+        precondition(model, eps=1e-3)
+
+
+def test_other_models_of_the_process_do_not_feel_it():
+    """Also one that shares its config with a converted model."""
+    first = build("llama")
+    second = type(first)(first.config).eval()
+    before = output(second)
+    precondition(first)
+    assert (output(second) == before).all()
+
+
+def test_control_differs_from_c_by_scale_and_gradient():
+    ours, control = build("timm_vit"), build("timm_vit")
+    precondition(ours)
+    convert(control, HeadRMSNorm(eps=1e-12))
+    for block in control.blocks:  # the scale √d is absorbed by the projection
+        block.attn.proj.weight.data /= 8**0.5
+    torch.testing.assert_close(output(ours), output(control), rtol=1e-4, atol=1e-5)
+    a, b = gradients(ours), gradients(control)
+    assert (a["blocks.0.attn.qkv.weight"] - b["blocks.0.attn.qkv.weight"]).abs().max() > 1e-3

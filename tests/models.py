@@ -1,0 +1,119 @@
+"""Small models of every kind that conversion knows, and an oracle that stands outside of it."""
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch.overrides import TorchFunctionMode
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    CLIPConfig,
+    CLIPModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+VOCABULARY = 99
+
+
+def bert():
+    return BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **_SIZES))
+
+
+def gpt2():
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, bos_token_id=1))
+
+
+def llama():
+    """Grouped queries: 4 query heads on 2 key heads."""
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **_SIZES))
+
+
+def t5():
+    """A position bias in every layer, and cross-attention."""
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    )
+
+
+def clip():
+    """Two towers with configs of their own."""
+    text = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **_SIZES}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config={"image_size": 8, "patch_size": 4, **_SIZES}))
+
+
+def vit():
+    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=10, **_SIZES))
+
+
+def timm_vit(**kwargs):
+    return VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=4, **kwargs
+    )
+
+
+def tokens(batch=2, length=7):
+    return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(5))
+
+
+def images(channels=1):
+    return torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+def inputs(model):
+    """What the model is called with, padding included where it reads a mask."""
+    name = type(model).__name__
+    if name == "VisionTransformer":
+        return {"x": images()}
+    if name == "ViTForImageClassification":
+        return {"pixel_values": images()}
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, 5:] = 0
+    text = {"input_ids": tokens(), "attention_mask": mask}
+    if name == "CLIPModel":
+        return {**text, "pixel_values": images(3)}
+    return {**text, "decoder_input_ids": tokens()} if name == "T5ForConditionalGeneration" else text
+
+
+def output(model, **kwargs):
+    result = model(**(kwargs or inputs(model)))
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+MODELS = {
+    "bert": (bert, 2),
+    "gpt2": (gpt2, 2),
+    "llama": (llama, 2),
+    "t5": (t5, 6),
+    "clip": (clip, 4),
+    "vit": (vit, 2),
+    "timm_vit": (timm_vit, 2),
+}
+
+
+def build(name):
+    """The model, in evaluation mode, with weights large enough that conditioning shows."""
+    torch.manual_seed(1)
+    model = MODELS[name][0]().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
+    return model
+
+
+class NormalisedRows(TorchFunctionMode):
+    """The outside oracle: every output row of ``scaled_dot_product_attention`` to unit length, C without gradient."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is F.scaled_dot_product_attention:
+            norm = result.detach().norm(dim=-1, keepdim=True)
+            result = result / norm.where(norm > 0, 1.0)
+        return result
