@@ -237,7 +237,7 @@ def test_a_model_that_is_not_on_the_interface_is_refused():
 def test_nothing_to_convert():
     with pytest.raises(ValueError, match="holds no attention module"):
         precondition(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got dict"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got dict"):
         precondition({})
 
 

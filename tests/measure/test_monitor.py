@@ -170,3 +170,9 @@ def test_figure_3_averages_over_heads_then_layers():
     assert list(line.get_ydata()) == [7.0]
     assert ax.get_yscale() == "log"
     assert "20% of heads at the floor left out" in ax.get_legend().get_texts()[0].get_text()
+
+
+def test_a_picture_of_nothing_but_the_floor_says_so():
+    ax = plot_condition_numbers({"baseline": [[record(step, 0, 0, math.inf) for step in range(3)]]})
+    ax.figure.draw_without_rendering()
+    assert ax.texts[0].get_text() == "every head is at the numerical floor"

@@ -70,9 +70,16 @@ def _bare(task: Task, settings: Training) -> float:
     torch.manual_seed(0)
     sampler = EpochSampler(len(task.train_data()), 0)  # type: ignore[arg-type]
     loader = DataLoader(
-        task.train_data(), settings.batch_size, sampler=sampler, collate_fn=task.collate, drop_last=True
+        task.train_data(),
+        settings.batch_size,
+        sampler=sampler,
+        collate_fn=task.collate,
+        drop_last=True,
+        generator=torch.Generator(),  # so that dropout draws what it draws in ours
     )
-    eval_loader = DataLoader(task.eval_data(), settings.batch_size, collate_fn=task.collate)
+    eval_loader = DataLoader(
+        task.eval_data(), settings.batch_size, collate_fn=task.collate, generator=torch.Generator()
+    )
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
     schedule = build_schedule(optimizer, settings, settings.epochs * len(loader))
     for epoch in range(settings.epochs):

@@ -296,5 +296,7 @@ def _collect(folder: Path, variants: Sequence[str], seeds: Sequence[int], metric
             elif (path / "error.txt").exists():
                 failures[f"{variant}, seed {seed}"] = (path / "error.txt").read_text().strip().splitlines()[-1]
             else:
-                failures[f"{variant}, seed {seed}"] = "its worker process died (out of memory, or killed)"
+                failures[f"{variant}, seed {seed}"] = (
+                    "its worker process died (killed, out of memory, or unable to import train)"
+                )
     return Comparison(runs, metric, failures, settings)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 from torch.utils.data import DataLoader, Sampler
 
-from conditioned_attention.experiments.files import JsonLines, new_folder, write_json
+from conditioned_attention.experiments.files import JsonLines, finite, new_folder, write_json
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.variants import Variant
 from conditioned_attention.measure import ConditionMonitor
@@ -94,7 +94,7 @@ def train(task: Task, settings: Training, variant: Variant, seed: int, folder: P
 
     Yields:
         ``{"epoch", "step", "score", "train_loss", "seconds", …}``; ``seconds`` is time spent training, without
-        evaluation and measurement.
+        evaluation and measurement.  None stands for a number that is not finite.
 
     Raises:
         FloatingPointError: the training loss is not finite.
@@ -220,8 +220,10 @@ class _Run:
         due = self.settings.monitor_every and (
             self.epoch % self.settings.monitor_every == 0 or self.epoch == self.settings.epochs
         )
-        row = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "train_loss": self.train_loss}
-        row |= scores | (self.measure() if due else {})
+        progress = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "train_loss": self.train_loss}
+        row: dict[str, Any] = finite(
+            progress | scores | (self.measure() if due else {})
+        )  # as a checkpoint gives it back
         self.history.append(row)
         return row
 

@@ -59,7 +59,10 @@ def plot_condition_numbers(
         floor = share_at_floor(record for records in seeds for record in records)
         note = f" ({floor:.0%} of heads at the floor left out)" if floor > 0 else ""
         plot_band(ax, curves, label + note, colour)
-    ax.set_yscale("log")
+    if any(math.isfinite(y) for line in ax.get_lines() for y in line.get_ydata()):
+        ax.set_yscale("log")
+    else:  # matplotlib has no logarithmic axis without a number on it
+        ax.text(0.5, 0.5, "every head is at the numerical floor", ha="center", transform=ax.transAxes)
     ax.set_xlabel(xlabel)
     ax.set_ylabel("average condition number")
     ax.legend(frameon=False)

@@ -1,0 +1,193 @@
+"""Comparisons: paired, resumable, honest, whatever happens to their processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from conditioned_attention.experiments import compare
+from conditioned_attention.experiments.compare import run_folder
+from conditioned_attention.experiments.images import Digits, VisionTransformer
+from conditioned_attention.experiments.recipes import compare_recipe
+from conditioned_attention.experiments.report import read_report, text_table, write_report
+from conditioned_attention.experiments.task import Metric
+from conditioned_attention.experiments.training import Training
+from tests.experiments.loops import dies_on_seed_1, fails_on_seed_1, scores
+
+
+def test_a_users_own_loop_without_a_folder():
+    result = compare(scores, seeds=3, progress=False)
+    assert result.runs["baseline"].keys() == {0, 1, 2}
+    assert "better than baseline by 5.00 in score" in result.verdicts()[0]
+    assert "preconditioned  3" in str(result)
+
+
+def test_workers_give_the_numbers_of_one_process(tmp_path):
+    alone = compare(scores, seeds=(4, 7), progress=False)
+    apart = compare(scores, seeds=(4, 7), folder=tmp_path, workers=2, progress=False)
+    assert alone.runs == apart.runs
+
+
+def test_a_second_call_runs_only_what_is_missing(tmp_path):
+    calls = []
+
+    def train(variant, seed):
+        calls.append((variant.name, seed))
+        yield {"score": 1.0}
+
+    compare(train, seeds=1, folder=tmp_path, progress=False)
+    compare(train, ["baseline", "preconditioned", "head_rmsnorm"], seeds=2, folder=tmp_path, progress=True)
+    assert len(calls) == len(set(calls)) == 6
+
+
+def test_a_run_that_fails_does_not_take_the_others_down(tmp_path):
+    with pytest.warns(UserWarning, match="preconditioned, seed 1 failed: ArithmeticError: seed 1 went wrong"):
+        result = compare(fails_on_seed_1, seeds=3, folder=tmp_path, progress=False)
+    assert result.runs["preconditioned"].keys() == {0, 2}
+    assert result.summary()[1].difference.n == 2
+    assert "fails_on_seed_1" in (run_folder(tmp_path, "preconditioned", 1) / "error.txt").read_text()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not compare(scores, seeds=3, folder=tmp_path, progress=False).failures, "failed runs are tried again"
+
+
+def test_a_worker_that_dies_does_not_take_the_others_down(tmp_path):
+    with pytest.warns(UserWarning, match="worker process died"):
+        result = compare(dies_on_seed_1, ["baseline"], seeds=2, folder=tmp_path, workers=2, progress=False)
+    assert result.runs["baseline"].keys() == {0}
+
+
+def test_when_nothing_finishes_that_is_an_error(tmp_path):
+    def train(variant, seed):
+        raise KeyError("no data")
+        yield
+
+    with pytest.raises(RuntimeError, match="no run finished; the first that failed: baseline, seed 0: KeyError"):
+        compare(train, folder=tmp_path, progress=False)
+    with pytest.raises(RuntimeError, match="without 'score'"):
+        compare(lambda variant, seed: [{"accuracy": 1}], progress=False)
+    with pytest.raises(RuntimeError, match="yielded no row"):
+        compare(lambda variant, seed: [], progress=False)
+
+
+def test_wrong_arguments(tmp_path):
+    for kwargs, words in (
+        ({"seeds": 0}, "seeds must be at least one"),
+        ({"seeds": [1, 1]}, "all different"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"variants": []}, "variants must be at least one"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compare(scores, progress=False, **kwargs)
+    with FileLock(tmp_path / ".lock"), pytest.raises(RuntimeError, match="another process is working in"):
+        compare(scores, folder=tmp_path, progress=False)
+
+
+def test_a_folder_refuses_runs_of_other_settings(tmp_path):
+    compare(scores, folder=tmp_path, settings={"lr": 1, "model": {"depth": 2}}, progress=False)
+    with pytest.raises(ValueError, match=re.escape("model.depth: 2 there, 3 now")):
+        compare(scores, folder=tmp_path, settings={"lr": 1, "model": {"depth": 3}}, progress=False)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    recipe = Digits(VisionTransformer(layers=2), Training(epochs=3, lr=3e-3))
+    result = compare_recipe(recipe, ["baseline", "preconditioned"], 2, folder, progress=False)
+    write_report(result, folder)
+    return folder, result
+
+
+def test_report_of_a_recipe(reported):
+    folder, result = reported
+    data = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+    assert data["metric"]["name"] == "accuracy (%)"
+    assert [row["variant"] for row in data["table"]] == ["baseline", "preconditioned"]
+    assert len(data["runs"]) == 4
+    assert data["environment"]["torch"]
+    assert data["settings"]["training"]["epochs"] == 3
+    assert data["cost"]["variants"]["baseline"]["time_ratio"] == 1
+    assert data["cost"]["variants"]["baseline"]["memory_ratio"] == 1
+    assert 0.5 < data["cost"]["variants"]["preconditioned"]["time_ratio"] < 3
+    assert 1 < data["cost"]["variants"]["preconditioned"]["memory_ratio"] < 1.5
+    assert text_table(read_report(folder)) == text_table(result)
+
+
+def test_page_is_self_contained_and_says_what_the_table_says(reported):
+    folder, result = reported
+    page = (folder / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert result.verdicts()[0].split(".")[0] in page
+    assert "arXiv 2603.27153" in page
+
+
+@pytest.mark.parametrize("name", ["score.png", "kappa.png"])
+def test_pictures_show_both_variants(reported, name):
+    pixels = np.asarray(Image.open(reported[0] / name).convert("RGB")).reshape(-1, 3)
+    blue = (abs(pixels.astype(int) - (0x00, 0x72, 0xB2)) < 12).all(1).sum()
+    black = (pixels < 12).all(1).sum()
+    assert blue > 100
+    assert black > 100
+
+
+def test_names_are_escaped(tmp_path):
+    result = compare(scores, progress=False, metric=Metric("<b>score</b>"))
+    write_report(result, tmp_path)
+    assert "<b>score" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_without_results(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no results\.json"):
+        read_report(tmp_path)
+    (tmp_path / "results.json").write_text('{"table": []}')
+    with pytest.raises(ValueError, match="not a comparison's results"):
+        read_report(tmp_path)
+
+
+SLOW_SCRIPT = """
+import sys, time
+sys.path.insert(0, ".")
+from conditioned_attention.experiments import compare
+def train(variant, seed):
+    import os
+    from pathlib import Path
+    folder = Path(sys.argv[1])
+    (folder / f"pid-{os.getpid()}").touch()
+    for epoch in range(4):
+        time.sleep(0.3)
+        yield {"score": float(seed)}
+if __name__ == "__main__":
+    compare(train, seeds=2, folder=sys.argv[1], workers=2, progress=False)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_workers_end_with_their_parent_and_the_next_call_goes_on(tmp_path, number):
+    script = tmp_path / "script.py"
+    script.write_text(SLOW_SCRIPT)
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    process = subprocess.Popen([sys.executable, str(script), str(folder)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("pid-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
+    assert len(workers) == 2
+    os.kill(process.pid, number)
+    process.wait(timeout=20)
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers), "a worker outlived its parent"
+    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("runs/*/*/result.json"))) == 4

@@ -1,0 +1,79 @@
+"""The numbers of a table, against scipy and by hand."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from conditioned_attention.experiments.statistics import paired_interval, reached, summarise, verdict
+from conditioned_attention.experiments.task import Metric
+
+UP, DOWN = Metric("accuracy (%)"), Metric("loss", higher_is_better=False)
+
+
+def history(*scores, **last):
+    rows = [{"epoch": i + 1, "score": score} for i, score in enumerate(scores)]
+    rows[-1].update(last)
+    return rows
+
+
+def test_interval_is_that_of_a_paired_t_test():
+    a, b = torch.randn(2, 7, generator=torch.Generator().manual_seed(0)).double().tolist()
+    ours = paired_interval([x - y for x, y in zip(a, b)])
+    theirs = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    assert ours.contains_zero == (theirs.low <= 0 <= theirs.high)
+    alone = paired_interval([3.0])
+    assert alone.mean == 3
+    assert math.isnan(alone.low)
+    assert alone.contains_zero
+
+
+def test_epochs_to_reach_the_baseline():
+    goal_at = reached([(history(1, 5, 3, 5), 5.0), (history(1, 2, 3, 6), 5.0), (history(1, 1, 1), 5.0)], UP)
+    assert (goal_at.epoch, goal_at.never) == (4, 1)
+    assert str(goal_at) == "epoch 4 (1 of 3 never)"
+    assert str(reached([(history(1, 2), 5.0), (history(7), 5.0)], UP)) == "never (1 of 2)"
+    assert str(reached([(history(4, 2), 3.0)], DOWN)) == "epoch 2"
+    assert str(reached([], UP)) == "-"
+    assert reached([([{"score": 9.0}], 5.0)], UP).epoch == 1, "rows without an epoch are counted"
+    assert reached([([{"epoch": 5, "score": None}], 5.0)], UP).never == 1, "a score that was not finite reaches nothing"
+
+
+def test_summary():
+    runs = {
+        "baseline": {0: history(1, 4, 3, log10_kappa=2.0, floor_share=0.0), 1: history(1, 2, 5)},
+        "other": {0: history(3, 6, 5, log10_kappa=None, floor_share=1.0), 1: history(2, 5, 6), 2: history(9)},
+    }
+    base, other = summarise(runs, UP)
+    assert (base.final.mean, base.final.sd, base.final.n) == (4, pytest.approx(2**0.5), 2)
+    assert base.best.mean == 4.5
+    assert base.difference is None
+    assert str(base.reached) == "epoch 2.5"
+    assert (base.log10_kappa, base.floor_share) == (2.0, 0.0)
+    assert other.final.n == 3
+    assert other.difference.mean == 1.5, "pairs only: seed 2 has no partner"
+    assert other.difference.n == 2
+    assert (other.log10_kappa, other.floor_share) == (math.inf, 1.0)
+    assert str(other.reached) == "epoch 1.5"
+    (down,) = summarise({"baseline": runs["baseline"]}, DOWN)
+    assert down.best.mean == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "differences", "words"),
+    [
+        (UP, [1.0, -1.0, 0.5], "no difference to base was seen"),
+        (UP, [1.0, 1.1, 0.9], "better than base by 1.00 in accuracy (%) (95 % interval +0.75 to +1.25, 3 seeds)"),
+        (UP, [-1.0, -1.1, -0.9], "worse than base by 1.00"),
+        (DOWN, [-1.0, -1.1, -0.9], "better than base by 1.00"),
+        (UP, [1.0], "no difference was shown"),
+    ],
+)
+def test_the_sentence_says_what_the_interval_supports(metric, differences, words):
+    runs = {
+        "base": {seed: history(50.0) for seed in range(len(differences))},
+        "new": {seed: history(50.0 + d) for seed, d in enumerate(differences)},
+    }
+    assert words in verdict(summarise(runs, metric)[1], "base", metric)

@@ -1,0 +1,72 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conditioned_attention.cli import main
+
+QUICK = ["--epochs", "1", "--layers", "1", "--hidden-size", "16", "--heads", "4", "--batch-size", "256"]
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return ended.value.code
+
+
+def test_compare_then_report_then_more_seeds(tmp_path, capsys):
+    base = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", *QUICK]
+    assert call(*base, "--seeds", "1") == 0
+    assert "One pair says nothing about the spread" in " ".join(capsys.readouterr().out.split())
+    assert call(*base, "--seeds", "2", "--variants", "baseline", "head_rmsnorm", "--no-cost") == 0
+    data = json.loads((tmp_path / "results.json").read_text())
+    assert [(run["variant"], run["seed"]) for run in data["runs"]] == [
+        ("baseline", 0), ("baseline", 1), ("head_rmsnorm", 0), ("head_rmsnorm", 1),
+    ]  # fmt: skip
+    (tmp_path / "report.html").unlink()
+    assert call("report", str(tmp_path)) == 0
+    assert (tmp_path / "report.html").exists()
+    assert call(*base, "--lr", "0.5") == 2
+    assert "training.lr: 0.001 there, 0.5 now" in capsys.readouterr().err
+
+
+def test_train_goes_on(tmp_path, capsys):
+    base = ["train", "digits", "--folder", str(tmp_path), *QUICK, "--library", "timm"]
+    assert call(*base) == 0
+    first = json.loads((tmp_path / "result.json").read_text())
+    assert call(*base) == 0
+    assert json.loads((tmp_path / "result.json").read_text()) == first
+    assert call(*base, "--seed", "3") == 2
+    assert "seed: 0 there, 3 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "fashion_mnist", "--data-dir", "/nowhere"], "apt-get install dataset-fashion-mnist"),
+        (["compare", "digits", "--patch-size", "3", "--workers", "1", "--seeds", "1"], "patch_size=3 must divide"),
+        (["report", "/nowhere"], "holds no results.json"),
+        (["compare", "digits", "--seeds", "0"], "seeds must be at least one"),
+        (["compare", "digits", "--epochs", "0"], "epochs must be at least 1"),
+        (["compare", "imagenet"], "imagenet"),
+        (["train", "digits", "--variant", "magic"], "magic"),
+        (["dance"], "dance"),
+    ],
+)
+def test_wrong_input_exits_with_2_and_says_why(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_env():
+    done = subprocess.run(
+        [sys.executable, "-m", "conditioned_attention.cli", "env"], capture_output=True, text=True, check=True
+    )
+    data = json.loads(done.stdout)
+    assert data["implementations"]["composed"] == "available"
+    assert data["torch"]
+    assert data["devices"][0] == "cpu"
