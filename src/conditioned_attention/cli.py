@@ -158,6 +158,9 @@ Command = (
     | Annotated[Env, subcommand("env")]
 )
 
+# `--epochs`, not `--recipe.training.epochs`; options of compare may stand before or after the recipe's name
+CONFIG = (OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The console command.  Exit status: 0 done, 1 some runs failed, 2 wrong input, 130 stopped by Ctrl-C."""
@@ -167,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
         args=arguments,
         prog="conditioned-attention",
         description=__doc__,
-        config=(OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs),
+        config=CONFIG,
     )
     try:
         sys.exit(command())

@@ -54,12 +54,14 @@ def plot_condition_numbers(
     'average condition number'
     """
     ax = _axes(ax)
+    drawn: list[float] = []
     for colour, (label, seeds) in zip(COLOURS, runs.items()):
         curves = [average_condition_number(records) for records in seeds]
         floor = share_at_floor(record for records in seeds for record in records)
         note = f" ({floor:.0%} of heads at the floor left out)" if floor > 0 else ""
         plot_band(ax, curves, label + note, colour)
-    if any(math.isfinite(y) for line in ax.get_lines() for y in line.get_ydata()):
+        drawn += [value for curve in curves for value in curve.values() if math.isfinite(value)]
+    if drawn:
         ax.set_yscale("log")
     else:  # matplotlib has no logarithmic axis without a number on it
         ax.text(0.5, 0.5, "every head is at the numerical floor", ha="center", transform=ax.transAxes)
