@@ -16,7 +16,7 @@ from conditioned_attention.experiments.statistics import Spread, Summary, epochs
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.measure.monitor import HeadRecord
-from conditioned_attention.measure.plots import COLOURS, plot_band, plot_condition_numbers
+from conditioned_attention.measure.plots import COLOURS, legend_above, plot_band, plot_condition_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
             plot_band(ax, curves, f"{variant} ({len(curves)} seeds)", colour)
     ax.set_xlabel("epoch")
     ax.set_ylabel(comparison.metric.name)
-    ax.legend(frameon=False, loc="best")
+    legend_above(ax)
     return ax
 
 

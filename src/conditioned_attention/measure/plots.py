@@ -58,7 +58,8 @@ def plot_condition_numbers(
     for colour, (label, seeds) in zip(COLOURS, runs.items()):
         curves = [average_condition_number(records) for records in seeds]
         floor = share_at_floor(record for records in seeds for record in records)
-        note = f" ({floor:.0%} of heads at the floor left out)" if floor > 0 else ""
+        share = "under 1%" if 0 < floor < 0.005 else f"{floor:.0%}"
+        note = f" ({share} of heads at the floor left out)" if floor > 0 else ""
         plot_band(ax, curves, label + note, colour)
         drawn += [value for curve in curves for value in curve.values() if math.isfinite(value)]
     if drawn:
@@ -67,7 +68,7 @@ def plot_condition_numbers(
         ax.text(0.5, 0.5, "every head is at the numerical floor", ha="center", transform=ax.transAxes)
     ax.set_xlabel(xlabel)
     ax.set_ylabel("average condition number")
-    ax.legend(frameon=False)
+    legend_above(ax)
     return ax
 
 
@@ -80,6 +81,11 @@ def plot_band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, colou
         ax.fill_between(
             steps, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, linewidth=0
         )
+
+
+def legend_above(ax: Axes) -> None:
+    """The legend above the picture, where it covers no curve."""
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
 
 
 def _axes(ax: Axes | None) -> Axes:
