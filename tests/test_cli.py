@@ -70,3 +70,12 @@ def test_env():
     assert data["implementations"]["composed"] == "available"
     assert data["torch"]
     assert data["devices"][0] == "cpu"
+
+
+@pytest.mark.slow
+def test_the_demo_learns(tmp_path):
+    """Both variants, whole runs: most digits are read rightly, or something in the line is broken."""
+    assert call("compare", "digits", "--folder", str(tmp_path), "--seeds", "1", "--no-cost") == 0
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert len(runs) == 2
+    assert all(run["history"][-1]["score"] > 92 for run in runs)

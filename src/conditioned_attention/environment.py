@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from conditioned_attention import __version__
 from conditioned_attention.functional import IMPLEMENTATIONS
 
 _PACKAGES = (
@@ -28,7 +29,7 @@ _PACKAGES = (
 def environment() -> dict[str, Any]:
     """Versions, devices, threads, and the attention implementations that can run here; plain data."""
     return {
-        "conditioned-attention": metadata.version("conditioned-attention"),
+        "conditioned-attention": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -40,11 +41,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
+        return "not installed"
 
 
 def _machine() -> str:

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,6 +234,6 @@ def print_table(comparison: Comparison) -> None:
         grid.add_row(*row)
     console = Console(width=None if Console().is_terminal else 140)
     console.print(grid)
-    lines: Sequence[str] = comparison.verdicts()
-    for line in lines:
+    failed = [f"The run {name} failed: {reason}" for name, reason in comparison.failures.items()]
+    for line in [*comparison.verdicts(), *failed]:
         console.print(line, highlight=False, markup=False)
