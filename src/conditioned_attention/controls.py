@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from conditioned_attention.preconditioner import HeadTransform
+from conditioned_attention.preconditioner import HeadTransform, check_eps
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class HeadRMSNorm(HeadTransform):
     eps: float = 1e-6
 
     kind: ClassVar[str] = "head_rmsnorm"
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         return F.rms_norm(output, output.shape[-1:], eps=self.eps)

@@ -65,10 +65,7 @@ class RowNorm(HeadTransform):
             raise ValueError(f"rows={self.rows!r} is unknown; valid are {ROWS}")
         if self.gradient not in GRADIENTS:
             raise ValueError(f"gradient={self.gradient!r} is unknown; valid are {GRADIENTS}")
-        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
-            raise TypeError(f"eps must be a number, got {type(self.eps).__name__}")
-        if not 0.0 < self.eps < math.inf:
-            raise ValueError(f"eps must be positive and finite, got {self.eps}")
+        check_eps(self.eps)
 
     @property
     def needs_weights(self) -> bool:
@@ -85,6 +82,14 @@ class RowNorm(HeadTransform):
         scale = row_scale(source, eps, gradient=self.gradient)
         # A half-precision output meets a float32 scale, so the product is taken in float32 and rounded once.
         return (output * scale).to(output.dtype)
+
+
+def check_eps(eps: float) -> None:
+    """Raises unless ``eps`` is a positive, finite number."""
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    if not 0.0 < eps < math.inf:
+        raise ValueError(f"eps must be positive and finite, got {eps}")
 
 
 def row_scale(rows: Tensor, eps: float, *, gradient: str = "stopped") -> Tensor:

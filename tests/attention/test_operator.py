@@ -287,6 +287,23 @@ def test_first_arguments_are_those_of_scaled_dot_product_attention():
         assert ours == stock
 
 
+def test_float64_with_a_float32_mask():
+    """Stock CPU attention misreads the mask there."""
+    q, k, v = (torch.randn(1, 2, n, 8, dtype=torch.float64) for n in (5, 40, 40))
+    mask = torch.randn(5, 40)
+    torch.testing.assert_close(
+        preconditioned_attention(q, k, v, mask), preconditioned_attention(q, k, v, mask.double()), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_causal_with_a_scale_that_is_not_positive(scale):
+    q, k, v = torch.randn(3, 1, 2, 40, 8)
+    y = preconditioned_attention(q, k, v, is_causal=True, scale=scale)
+    oracle = reference.preconditioned_attention(q.double(), k.double(), v.double(), is_causal=True, scale=scale)
+    torch.testing.assert_close(y, oracle.float())
+
+
 # Properties, above eps
 
 

@@ -8,12 +8,14 @@ import sys
 import pytest
 import torch
 from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import nn
 from transformers import NystromformerConfig, NystromformerModel
 
-from conditioned_attention import precondition, reference, restore
+from conditioned_attention import ConditionMonitor, conditioning, precondition, reference, restore
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
+from conditioned_attention.measure.monitor import head_outputs
 from tests.models import MODELS, NormalisedRows, build, inputs, output, timm_vit, tokens
 
 each_model = pytest.mark.parametrize("name", MODELS)
@@ -286,3 +288,58 @@ def test_control_differs_from_c_by_scale_and_gradient():
     torch.testing.assert_close(output(ours), output(control), rtol=1e-4, atol=1e-5)
     a, b = gradients(ours), gradients(control)
     assert (a["blocks.0.attn.qkv.weight"] - b["blocks.0.attn.qkv.weight"]).abs().max() > 1e-3
+
+
+def test_models_that_share_a_config_are_restored_apart():
+    first = build("llama")
+    second, third = (type(first)(first.config).eval() for _ in range(2))
+    plain = output(second)
+    precondition(first)
+    precondition(second)
+    expected, expected_second = output(first), output(second)
+    restore(third)
+    assert (output(first) == expected).all(), "restoring a plain model may not touch another"
+    restore(first)
+    assert (output(second) == expected_second).all()
+    assert conditioning(second)["transforms"]
+    assert second.config.conditioned_attention, "and its checkpoint still remembers"
+    restore(second)
+    assert (output(second) == plain).all()
+    assert second.config._attn_implementation == "sdpa"
+    assert not hasattr(second.config, "conditioned_attention")
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_changed_attention_implementation_is_noticed(implementation):
+    model = build("llama")
+    precondition(model)
+    expected = output(model)
+    model.set_attn_implementation(implementation)
+    with pytest.warns(UserWarning, match="runs unconditioned; call precondition"):
+        assert conditioning(model)["transforms"] == []
+    assert not ConditionMonitor(model, inputs(model)).measure(0)[0].conditioned
+    assert len(precondition(model).converted) == 2
+    kept = inputs(model)["attention_mask"].bool()
+    torch.testing.assert_close(output(model)[kept], expected[kept], rtol=1e-4, atol=1e-4)
+    restore(model)
+    assert model.config._attn_implementation == implementation
+
+
+def test_queries_that_may_attend_to_nothing_are_zero_in_a_model():
+    """Left padding under sdpa: the padded queries' heads are zero, also by rows of the weights."""
+    model = build("llama")
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1]] * 2)
+    for rows in ("output", "weights"):
+        restore(model)
+        precondition(model, rows=rows)
+        call = head_outputs(model, {"input_ids": tokens(), "attention_mask": mask})[0]
+        assert (call.after[:, :, :2] == 0).all()
+        assert (call.after[:, :, 2:] != 0).any(-1).all()
+
+
+def test_attention_inside_a_block_is_refused_and_not_overlooked():
+    model = nn.Sequential(Block(32, 4), ParallelScalingBlock(32, 4))
+    assert precondition(model).refused == ["1"]
+    restore(model)
+    with pytest.raises(ValueError, match="computes attention in its own forward"):
+        precondition(model, strict=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import BertModel
+from transformers import BertForMaskedLM, BertModel
 
 from conditioned_attention import apply_conditioning, conditioning, precondition, restore
 from conditioned_attention.controls import HeadRMSNorm
@@ -64,9 +64,23 @@ def test_plain_state_dict_with_the_data_beside_it():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (None, "no config that remembers"),
+        (None, "no config in the model remembers"),
         ({"format": 2, "transforms": []}, "format 1"),
         ([], "format 1"),
+        ({"format": 1, "transforms": ["row_norm"]}, "format 1"),
+        ({"format": 1, "transforms": [{"kind": "row_norm"}]}, "format 1"),
+        ({"format": 1, "transforms": [{"kind": "row_norm", "modules": "blocks"}]}, "format 1"),
+        ({"format": 1, "transforms": [{"kind": "head_rmsnorm", "eps": -1.0, "modules": []}]}, "eps must be positive"),
+        (
+            {
+                "format": 1,
+                "transforms": [
+                    {"kind": "row_norm", "modules": ["blocks.0.attn"]},
+                    {"kind": "head_rmsnorm", "modules": ["blocks.0.attn"]},
+                ],
+            },
+            "already converted",
+        ),
         ({"format": 1, "transforms": [{"kind": "magic", "modules": []}]}, "kind='magic' is unknown"),
         ({"format": 1, "transforms": [{"kind": "row_norm", "gain": 1, "modules": []}]}, "options of 'row_norm'"),
         ({"format": 1, "transforms": [{"kind": "row_norm", "modules": ["blocks.9.attn"]}]}, "'blocks.9.attn'"),
@@ -85,3 +99,29 @@ def test_a_conflict_changes_nothing():
     with pytest.raises(ValueError, match="already converted"):
         apply_conditioning(other, conditioning(model))
     assert (output(other) == before).all()
+
+
+def test_a_compiled_model_is_remembered_under_its_own_names(tmp_path):
+    compiled = torch.compile(build("bert"), backend="aot_eager")
+    precondition(compiled)
+    compiled.save_pretrained(tmp_path)
+    loaded = BertForMaskedLM.from_pretrained(tmp_path).eval()
+    apply_conditioning(loaded)
+    assert (output(loaded) == output(compiled._orig_mod)).all()
+
+
+def test_one_tower_of_a_model(tmp_path):
+    """The inner model's own config remembers; the outer model finds it there."""
+    model = build("clip")
+    precondition(model.text_model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    apply_conditioning(loaded)
+    assert len(conditioning(loaded)["transforms"][0]["modules"]) == 2
+    assert (output(loaded) == output(model)).all()
+
+
+def test_not_a_module():
+    for function in (conditioning, apply_conditioning, restore):
+        with pytest.raises(TypeError, match="model must be a torch"):
+            function(3)

@@ -153,6 +153,10 @@ def test_lines_of_json(tmp_path):
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="no attention whose heads can be reached"):
         ConditionMonitor(nn.Linear(2, 2), torch.ones(1, 2))
+    with pytest.raises(TypeError, match="model must be a torch"):
+        ConditionMonitor(3, images())
+    with pytest.raises(TypeError, match="every must be an integer"):
+        ConditionMonitor(build("timm_vit"), images(), every=2.5)
     with pytest.raises(ValueError, match="every must be at least 1"):
         ConditionMonitor(build("timm_vit"), images(), every=0)
 
@@ -176,3 +180,34 @@ def test_a_picture_of_nothing_but_the_floor_says_so():
     ax = plot_condition_numbers({"baseline": [[record(step, 0, 0, math.inf) for step in range(3)]]})
     ax.figure.draw_without_rendering()
     assert ax.texts[0].get_text() == "every head is at the numerical floor"
+
+
+def test_measuring_between_forward_and_backward():
+    model = build("bert")
+    monitor = ConditionMonitor(model, inputs(model))
+    loss = model(**inputs(model)).logits.sum()
+    monitor.measure(0)
+    loss.backward()
+
+
+class Rebinding(nn.Module):
+    """Replaces its own buffer and attribute in forward, as rotary embeddings of growing length do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.length = timm_vit(), 1
+        self.register_buffer("table", torch.ones(2))
+
+    def forward(self, x):
+        self.length, self.late = self.length + 1, True
+        self.register_buffer("table", torch.zeros(3))
+        return self.body(x)
+
+
+def test_what_the_probe_rebinds_is_put_back():
+    model = Rebinding()
+    table = model.table
+    ConditionMonitor(model, images()).measure(0)
+    assert model.table is table
+    assert model.length == 1
+    assert not hasattr(model, "late")

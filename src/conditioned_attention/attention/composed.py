@@ -30,8 +30,11 @@ def attend(
     Memory: one more tensor of the output's size than plain attention.  A transform that reads the weights makes
     them explicit, B · H · N · M numbers in float32.
     """
-    if attn_mask is not None and is_causal:
-        attn_mask, is_causal = _mask_and_causal(attn_mask, query.shape[-2], key.shape[-2]), False
+    # A flag and a mask together mean both; and stock causal attention is NaN where scale turns -inf around.
+    if is_causal and (attn_mask is not None or (scale is not None and scale <= 0)):
+        attn_mask, is_causal = _causal(attn_mask, query, key), False
+    if attn_mask is not None and attn_mask.is_floating_point() and query.dtype == torch.float64:
+        attn_mask = attn_mask.double()  # stock CPU attention accepts a float32 mask there and misreads it
     if transform.needs_weights:
         return _attend_by_weights(transform, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     output = F.scaled_dot_product_attention(
@@ -40,9 +43,11 @@ def attend(
     return transform(output)
 
 
-def _mask_and_causal(attn_mask: Tensor, n: int, m: int) -> Tensor:
-    """One mask that means both; causality is aligned to the upper left, as in ``scaled_dot_product_attention``."""
-    past = torch.ones(n, m, dtype=torch.bool, device=attn_mask.device).tril()
+def _causal(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """One mask that means causal and ``attn_mask``; aligned to the upper left, like the flag."""
+    past = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is None:
+        return past
     if attn_mask.dtype == torch.bool:
         return attn_mask & past
     return attn_mask.masked_fill(~past, -math.inf)

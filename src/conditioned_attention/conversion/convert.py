@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from conditioned_attention.conversion.persistence import remember
+from conditioned_attention.conversion.persistence import check_module, remember
 from conditioned_attention.conversion.report import ConversionReport, ReportRow, row_for
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, find_sites, install, transform_of, uninstall
+from conditioned_attention.sites import Site, active_transform, find_sites, install, transform_of, uninstall
 
 Patterns = str | Sequence[str] | None
 
@@ -77,10 +77,10 @@ def convert(
     if not reachable:
         raise ValueError("nothing to convert in " + type(model).__name__ + _nothing_because(sites, refused))
     for site in reachable:
-        present = transform_of(site.module)
+        present = active_transform(site)
         if present not in (None, transform):
             raise ValueError(f"{site.name} is already converted, with {present}; call restore(model) first")
-    new = [site for site in reachable if transform_of(site.module) is None]
+    new = [site for site in reachable if active_transform(site) is None]
     rows = tuple(_row(site, chosen, new) for site in sites)
     install(new, transform)
     remember(model)
@@ -101,15 +101,15 @@ def restore(model: nn.Module) -> ConversionReport:
     """
     sites = _sites_of(model)
     converted = {id(site.module) for site in sites if transform_of(site.module) is not None}
-    uninstall([site for site in sites if site.reachable])
-    remember(model)
+    uninstall([site for site in sites if id(site.module) in converted])
+    if converted:
+        remember(model)
     rows = [row_for(site, "restored" if id(site.module) in converted else "unchanged", site.reason) for site in sites]
     return ConversionReport(tuple(rows))
 
 
 def _sites_of(model: nn.Module) -> list[Site]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     return find_sites(model)
 
 
@@ -122,6 +122,8 @@ def _select(sites: Sequence[Site], include: Patterns, exclude: Patterns) -> list
 
 def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
     found: set[str] = set()
+    if not isinstance(patterns, (str, Sequence)):
+        raise TypeError(f"{argument} takes glob patterns as strings, got {type(patterns).__name__}")
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"{argument} takes glob patterns as strings, got {type(pattern).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, find_sites, install, transform_of
+from conditioned_attention.sites import Site, active_transform, find_sites, install, transform_of
 
 # Key in a Hugging Face config.json
 CONFIG_KEY = "conditioned_attention"
@@ -29,13 +30,25 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
         ``{"format": 1, "transforms": [{"kind": ..., its options, "modules": [names]}]}``; no transforms for a plain
         model.
 
-    Save it beside a plain ``state_dict``.  Hugging Face checkpoints hold it already, in config.json.
+    Save it beside a plain ``state_dict``.  Hugging Face checkpoints hold it already, in config.json, if the whole model
+    was given to `precondition` (a part that is no model of its own has no config to remember it in).  A module that
+    was converted and no longer runs conditioned is left out, with a warning.
+
+    Raises:
+        TypeError: ``model`` is not a module.
     """
+    check_module(model)
     modules: dict[HeadTransform, list[str]] = {}
     for site in find_sites(model):
-        transform = transform_of(site.module)
+        transform = active_transform(site)
         if transform is not None:
             modules.setdefault(transform, []).append(site.name)
+        elif transform_of(site.module) is not None:
+            warnings.warn(
+                f"{site.name} was converted, but its attention implementation has been changed since, so it runs "
+                "unconditioned; call precondition(model) again, or restore(model)",
+                stacklevel=2,
+            )
     entries = [{"kind": t.kind, **asdict(t), "modules": names} for t, names in modules.items()]  # type: ignore[call-overload]
     return {"format": _FORMAT, "transforms": entries}
 
@@ -48,6 +61,7 @@ def apply_conditioning(model: nn.Module, data: Mapping[str, Any] | None = None) 
         data: what `conditioning` returned.  Default: what the model's Hugging Face config remembers.
 
     Raises:
+        TypeError: ``model`` is not a module.
         ValueError: no data; data of another format; a recorded module that the model does not have or that cannot
             be converted; a module that is already conditioned otherwise.  The model is then unchanged.
 
@@ -61,21 +75,40 @@ def apply_conditioning(model: nn.Module, data: Mapping[str, Any] | None = None) 
     >>> conditioning(loaded) == conditioning(trained)
     True
     """
-    if data is None:
-        data = getattr(getattr(model, "config", None), CONFIG_KEY, None)
-        if data is None:
-            raise ValueError(f"no data given, and the model has no config that remembers a {CONFIG_KEY!r} entry")
+    check_module(model)
+    plans = [(model, data)] if data is not None else _remembered(model)
+    if not plans:
+        raise ValueError(f"no data given, and no config in the model remembers a {CONFIG_KEY!r} entry")
+    for part, part_data in plans:
+        _apply(part, part_data)
+    remember(model)
+
+
+def _apply(model: nn.Module, data: Mapping[str, Any]) -> None:
     sites = find_sites(model)
     planned: dict[str, HeadTransform] = {}
     for entry in _entries(data):
         transform = _transform(entry)
         for site in _by_name(model, sites, entry["modules"]):
-            present = transform_of(site.module)
+            present = planned.get(site.name) or active_transform(site)
             if present not in (None, transform):
                 raise ValueError(f"{site.name} is already converted, with {present}; call restore(model) first")
             planned[site.name] = transform
     install([site for site in sites if site.name in planned], lambda site: planned[site.name])
-    remember(model)
+
+
+def _remembered(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
+    """The outermost modules whose configs remember a conversion, with what they remember."""
+    config = getattr(model, "config", None)
+    if config is not None and CONFIG_KEY in vars(config):
+        return [(model, getattr(config, CONFIG_KEY))]
+    return [found for child in model.children() for found in _remembered(child)]
+
+
+def check_module(model: nn.Module) -> None:
+    """Raises TypeError for anything but a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def remember(model: nn.Module) -> None:
@@ -84,8 +117,13 @@ def remember(model: nn.Module) -> None:
         data = conditioning(pretrained)
         if data["transforms"]:
             setattr(pretrained.config, CONFIG_KEY, data)
-        elif CONFIG_KEY in vars(pretrained.config):
+        elif CONFIG_KEY in vars(pretrained.config) and not _in_use(pretrained.config):
             delattr(pretrained.config, CONFIG_KEY)
+
+
+def _in_use(config: Any) -> bool:
+    """Whether another model, built from the same config object, still runs conditioned."""
+    return str(getattr(config, "_attn_implementation", "")).startswith("conditioned_")
 
 
 def _outermost_pretrained(module: nn.Module) -> list[Any]:
@@ -95,21 +133,30 @@ def _outermost_pretrained(module: nn.Module) -> list[Any]:
 
 
 def _entries(data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(data, Mapping) or data.get("format") != _FORMAT or not isinstance(data.get("transforms"), list):
+    entries = data.get("transforms") if isinstance(data, Mapping) and data.get("format") == _FORMAT else None
+    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
         raise ValueError(f"this is not what conditioning() of this version returns (format {_FORMAT}): {data!r:.200}")
-    entries: list[Mapping[str, Any]] = data["transforms"]
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("kind"), str):
+        return False
+    names = entry.get("modules")
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _transform(entry: Mapping[str, Any]) -> HeadTransform:
     options = {key: value for key, value in entry.items() if key not in ("kind", "modules")}
-    cls = _KINDS.get(entry.get("kind", ""))
+    cls = _KINDS.get(entry["kind"])
     if cls is None:
-        raise ValueError(f"kind={entry.get('kind')!r} is unknown; valid are {tuple(_KINDS)}")
+        raise ValueError(f"kind={entry['kind']!r} is unknown; valid are {tuple(_KINDS)}")
     try:
         return cls(**options)
     except TypeError as error:
-        raise ValueError(f"options of {entry['kind']!r} that this version does not know: {options}") from error
+        raise ValueError(
+            f"options of {entry['kind']!r} that this version does not know: {options} ({error})"
+        ) from error
 
 
 def _by_name(model: nn.Module, sites: Sequence[Site], names: Sequence[str]) -> list[Site]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.measure.spectra import condition_number, log_complexity
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, find_sites, install, transform_of
+from conditioned_attention.sites import Site, active_transform, find_sites, install
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class HeadRecord:
 class ConditionMonitor:
     """Measures κ and log μ of every attention head of a model, before and after C, every so many steps.
 
-    The probe runs without gradient, in evaluation mode, without autocast, on the uncompiled module; training modes,
-    buffers and random states are put back, so training goes on as if nothing had happened.
+    The probe runs without gradient, in evaluation mode, without autocast, and without a ``torch.compile`` around the
+    model; modes, buffers, attributes and random states are put back, so training goes on as if nothing had happened.
 
     Args:
         model: the model that trains, plain or converted; wrapped by ``torch.compile`` or DistributedDataParallel is
@@ -89,6 +89,7 @@ class ConditionMonitor:
         records: every `HeadRecord` so far.
 
     Raises:
+        TypeError: ``model`` is not a module, or ``every`` not an integer.
         ValueError: no attention whose heads can be reached; ``every`` below 1.
 
     >>> import torch
@@ -104,6 +105,10 @@ class ConditionMonitor:
     """
 
     def __init__(self, model: nn.Module, probe: Any, *, every: int = 100, path: str | Path | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if not isinstance(every, int):
+            raise TypeError(f"every must be an integer number of steps, got {type(every).__name__}")
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
         self.model = _unwrap(model)
@@ -152,7 +157,7 @@ def head_outputs(model: nn.Module, probe: Any) -> list[HeadOutputs]:
     sites = [site for site in find_sites(model) if site.reachable]
     with ExitStack() as stack:
         stack.enter_context(_undisturbed(model))
-        stack.callback(install(sites, lambda site: _Recording(site, transform_of(site.module), calls)))
+        stack.callback(install(sites, lambda site: _Recording(site, active_transform(site), calls)))
         _call(model, probe)
     return calls
 
@@ -177,24 +182,33 @@ class _Recording(HeadTransform):
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradient, no autocast; afterwards modes, buffers and random states are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Evaluation mode, no gradient, no autocast; afterwards everything that hangs on the modules is as it was."""
+    attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     devices = [device] if device.type == "cuda" else []
     # Accelerate puts an autocasting forward on the instance, over the class's own.
-    patched = model.__dict__.pop("forward", None) if "_original_forward" in model.__dict__ else None
+    if "_original_forward" in model.__dict__:
+        model.__dict__.pop("forward", None)
     with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices):
         model.eval()
         try:
             yield
         finally:
-            for module, training in modes:
-                module.training = training
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
-            if patched is not None:
-                model.__dict__["forward"] = patched
+            for module, members, registered in attributes:
+                _put_back(module.__dict__, members)
+                _put_back(module._buffers, registered)
+            for buffer, version, saved in buffers:
+                if buffer._version != version:  # writing to others would break a backward pass that waits for them
+                    buffer.copy_(saved)
+
+
+def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in [name for name in now if name not in before]:
+        del now[name]
+    for name, value in before.items():
+        if name not in now or now[name] is not value:
+            now[name] = value
 
 
 def _call(model: nn.Module, probe: Any) -> None:

@@ -2,7 +2,8 @@
 
 A class is known by its exact type, never by the name of an attribute: a subclass may do anything in its forward.
 Each library has a file of its own beside this one, imported only when a model holds a module of that library, with
-three functions: ``recognise`` a module, ``install`` a transform at a site, ``uninstall`` it.
+four functions: ``recognise`` a module, ``install`` a transform at a site, ``uninstall`` it, and ``reaches_heads``,
+which says whether an installed one still acts.
 """
 
 from __future__ import annotations
@@ -80,7 +81,15 @@ def _walk(module: nn.Module, name: str, parents: tuple[nn.Module, ...], sites: l
     if site is not None:
         sites.append(site)
     for child_name, child in module.named_children():
-        _walk(child, f"{name}.{child_name}" if name else child_name, (*parents, module), sites, seen)
+        _walk(child, _join(name, child_name, module), (*parents, module), sites, seen)
+
+
+def _join(name: str, child: str, parent: nn.Module) -> str:
+    """The child's path, in which wrappers (torch.compile's, DistributedDataParallel's) leave no trace."""
+    wrapped = child == "_orig_mod" or isinstance(parent, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    if wrapped:
+        return name
+    return f"{name}.{child}" if name else child
 
 
 def _recognise(name: str, module: nn.Module, parents: tuple[nn.Module, ...]) -> Site | None:
@@ -109,8 +118,19 @@ def _class_name(module: nn.Module) -> str:
 
 
 def transform_of(module: nn.Module) -> HeadTransform | None:
-    """The transform that is installed on an attention module, or None."""
+    """The transform that was left on an attention module, or None."""
     return module.__dict__.get(TRANSFORM)
+
+
+def active_transform(site: Site) -> HeadTransform | None:
+    """The transform that the module's heads really pass through.
+
+    Not the one left on it, if somebody has changed the attention implementation of a Hugging Face model since.
+    """
+    transform = transform_of(site.module)
+    if transform is None or not importlib.import_module(site.library).reaches_heads(site.module):
+        return None
+    return transform
 
 
 def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], HeadTransform]) -> Callable[[], None]:

@@ -44,13 +44,27 @@ class ConditionedAttention(Attention):
         return x
 
 
+# Blocks of timm.models.vision_transformer whose attention is written out in their own forward
+_INLINE = ("ParallelScalingBlock", "DiffParallelScalingBlock")
+
+
 def recognise(module: nn.Module) -> tuple[str, str] | None:
     """(mechanism, reason against) for a module this file knows, else None."""
     if type(module) is Attention or type(module) is ConditionedAttention:
         return "class swap", ""
     if isinstance(module, Attention):
         return "", f"{type(module).__qualname__} is a subclass of timm's Attention and may compute something else"
+    if type(module).__module__ == "timm.models.vision_transformer" and type(module).__qualname__ in _INLINE:
+        return (
+            "",
+            f"{type(module).__qualname__} computes attention in its own forward, where heads cannot be reached yet",
+        )
     return None
+
+
+def reaches_heads(module: nn.Module) -> bool:
+    """Whether a transform left on the module acts."""
+    return type(module) is ConditionedAttention
 
 
 def install(site: Site, transform: HeadTransform) -> Callable[[], None]:

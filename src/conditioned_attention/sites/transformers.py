@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
+from weakref import WeakSet, finalize
 
 import torch
 from torch import Tensor, nn
@@ -56,34 +57,62 @@ def install(site: Site, transform: HeadTransform) -> Callable[[], None]:
     configs = [config for config in _configs(site) if getattr(config, _NAME) in _BASES]
     for config in configs:
         setattr(config, _NAME, _PREFIX + getattr(config, _NAME))
+    for config in _configs(site):
+        _users(config).add(module)
     module.__dict__[TRANSFORM] = transform
     module.__dict__[_REGISTRATION] = _register()
 
     def undo() -> None:
         if before is None:
-            _take_off(module)
+            _take_off(site)
         else:
             module.__dict__[TRANSFORM] = before
         for config in configs:
-            _plain_name(config)
+            setattr(config, _NAME, _base_name(config))
 
     return undo
 
 
 def uninstall(site: Site) -> None:
-    """Takes the transform off the module, and the names back in its configs."""
-    _take_off(site.module)
-    for config in _configs(site):
-        _plain_name(config)
+    """Takes the transform off the module, and the names back in its configs if nothing else needs them."""
+    if transform_of(site.module) is not None:
+        _take_off(site)
+        for config in _configs(site):
+            _plain_name(config)
 
 
-def _take_off(module: nn.Module) -> None:
+def reaches_heads(module: nn.Module) -> bool:
+    """Whether a transform left on the module acts: False after somebody called ``set_attn_implementation``."""
+    return (_implementation(module) or "").startswith(_PREFIX)
+
+
+def _take_off(site: Site) -> None:
     for attribute in (TRANSFORM, _REGISTRATION):
-        module.__dict__.pop(attribute, None)
+        site.module.__dict__.pop(attribute, None)
+    for config in _configs(site):
+        _users(config).discard(site.module)
 
 
 def _plain_name(config: Any) -> None:
-    setattr(config, _NAME, getattr(config, _NAME).removeprefix(_PREFIX))
+    if not _users(config):
+        setattr(config, _NAME, _base_name(config))
+
+
+def _base_name(config: Any) -> str:
+    name: str = getattr(config, _NAME)
+    return name.removeprefix(_PREFIX)
+
+
+# Models built from one config object share it.  Which conditioned modules read a config is kept here and not on the
+# config, which is copied and saved; configs cannot be hashed, so they are known by id as long as they live.
+_conditioned_modules: dict[int, WeakSet[nn.Module]] = {}
+
+
+def _users(config: Any) -> WeakSet[nn.Module]:
+    if id(config) not in _conditioned_modules:
+        _conditioned_modules[id(config)] = WeakSet()
+        finalize(config, _conditioned_modules.pop, id(config), None)
+    return _conditioned_modules[id(config)]
 
 
 def _configs(site: Site) -> list[Any]:
@@ -182,11 +211,16 @@ def _conditioned_by_weights(
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         if attention_mask is None and causal and n > 1:
             attention_mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril()[None, None]
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            lowest = torch.finfo(query.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, lowest)
+    keep = attention_mask if attention_mask is not None and attention_mask.dtype == torch.bool else None
+    if keep is not None:
+        lowest = torch.finfo(query.dtype).min
+        attention_mask = torch.zeros_like(keep, dtype=query.dtype).masked_fill(~keep, lowest)
     output, weights = _base_function(module, "eager")(module, query, key, value, attention_mask, **kwargs)
-    return transform(output.transpose(1, 2), weights).transpose(1, 2), weights
+    heads = output.transpose(1, 2)
+    if keep is not None:  # a query that may attend to nothing is 0 under sdpa, and a uniform average under eager
+        nothing = ~keep.any(-1, keepdim=True)
+        heads, weights = heads.masked_fill(nothing, 0.0), weights.masked_fill(nothing, 0.0)
+    return transform(heads, weights).transpose(1, 2), weights
 
 
 def _conditioned_sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
