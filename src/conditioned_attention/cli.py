@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -45,6 +46,8 @@ class Compare:
     """Where runs and report are kept; default runs/RECIPE."""
     workers: int | None = None
     """Runs at a time, each in a process of its own; default: one a core, or one if there is a GPU."""
+    threads: int = 1
+    """Threads of torch in each run; more than one helps only models much larger than these."""
     cost: bool = True
     """Measure time and memory of a training step afterwards."""
 
@@ -58,7 +61,8 @@ class Compare:
             self.variants,
             self.seeds,
             folder,
-            workers=self.workers or _default_workers(),
+            workers=_default_workers() if self.workers is None else self.workers,
+            threads=self.threads,
             cost=self.cost,
         )
         write_report(result, folder)
@@ -82,20 +86,23 @@ class Train:
     def __call__(self) -> int:
         from rich.progress import track
 
+        from conditioned_attention.experiments.compare import check_settings, working_folder
         from conditioned_attention.experiments.files import write_json
         from conditioned_attention.experiments.recipes import settings_of
         from conditioned_attention.experiments.training import train
 
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and 2**32 - 1, got {self.seed}")
         settings = settings_of(self.recipe)
-        folder = self.folder or Path("runs") / f"{settings['recipe']}-{self.variant}-{self.seed}"
-        _same_run(folder, {**settings, "variant": self.variant, "seed": self.seed})
         task, training = self.recipe.task(), self.recipe.training
         history = []
-        rows = train(task, training, VARIANTS[self.variant], self.seed, folder)
-        for row in track(rows, total=-(-training.epochs // training.evaluate_every), description=folder.name):
-            print("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
-            history.append(row)
-        write_json(folder / "result.json", {"variant": self.variant, "seed": self.seed, "history": history})
+        with working_folder(self.folder or Path("runs") / f"{settings['recipe']}-{self.variant}-{self.seed}") as folder:
+            check_settings(folder, {**settings, "variant": self.variant, "seed": self.seed})
+            rows = train(task, training, VARIANTS[self.variant], self.seed, folder)
+            for row in track(rows, total=-(-training.epochs // training.evaluate_every), description=folder.name):
+                print("  ".join(f"{key} {math.nan if value is None else value:.4g}" for key, value in row.items()))
+                history.append(row)
+            write_json(folder / "result.json", {"variant": self.variant, "seed": self.seed, "history": history})
         print(f"{folder}: result.json, train.jsonl, conditions.jsonl and the last checkpoints")
         return 0
 
@@ -177,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one was", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError) as error:
         if os.environ.get("CONDITIONED_ATTENTION_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -188,13 +195,6 @@ def _default_workers() -> int:
     import torch
 
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
-
-
-def _same_run(folder: Path, settings: dict[str, Any]) -> None:
-    from conditioned_attention.experiments.compare import check_settings
-
-    folder.mkdir(parents=True, exist_ok=True)
-    check_settings(folder, settings)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image
 
@@ -21,13 +22,14 @@ from conditioned_attention.experiments.recipes import compare_recipe
 from conditioned_attention.experiments.report import read_report, text_table, write_report
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
+from conditioned_attention.experiments.variants import Variant
 from tests.experiments.loops import dies_on_seed_1, fails_on_seed_1, scores
 
 
 def test_a_users_own_loop_without_a_folder():
     result = compare(scores, seeds=3, progress=False)
     assert result.runs["baseline"].keys() == {0, 1, 2}
-    assert "better than baseline by 5.00 in score" in result.verdicts()[0]
+    assert "better than baseline by 5.10 in score" in result.verdicts()[0]
     assert "preconditioned  3" in str(result)
 
 
@@ -35,6 +37,12 @@ def test_workers_give_the_numbers_of_one_process(tmp_path):
     alone = compare(scores, seeds=(4, 7), progress=False)
     apart = compare(scores, seeds=(4, 7), folder=tmp_path, workers=2, progress=False)
     assert alone.runs == apart.runs
+
+
+def test_a_finished_comparison_is_there_at_once(tmp_path):
+    first = compare(scores, seeds=2, folder=tmp_path, workers=2, progress=False)
+    assert compare(scores, seeds=2, folder=tmp_path, workers=2, progress=True).runs == first.runs
+    assert compare(scores, seeds=1, folder=tmp_path, workers=2).runs["baseline"].keys() == {0}
 
 
 def test_a_second_call_runs_only_what_is_missing(tmp_path):
@@ -75,6 +83,9 @@ def test_when_nothing_finishes_that_is_an_error(tmp_path):
         compare(train, folder=tmp_path, progress=False)
     with pytest.raises(RuntimeError, match="without 'score'"):
         compare(lambda variant, seed: [{"accuracy": 1}], progress=False)
+    for score in (float("nan"), "high", None, True):
+        with pytest.raises(RuntimeError, match="not a finite number"):
+            compare(lambda variant, seed, score=score: [{"score": score}], progress=False)
     with pytest.raises(RuntimeError, match="yielded no row"):
         compare(lambda variant, seed: [], progress=False)
 
@@ -84,12 +95,42 @@ def test_wrong_arguments(tmp_path):
         ({"seeds": 0}, "seeds must be at least one"),
         ({"seeds": [1, 1]}, "all different"),
         ({"workers": 0}, "workers must be at least 1"),
+        ({"threads": -1}, "threads must be at least 1"),
+        ({"variants": ["baseline", "baseline"]}, "all different"),
         ({"variants": []}, "variants must be at least one"),
     ):
         with pytest.raises(ValueError, match=words):
             compare(scores, progress=False, **kwargs)
     with FileLock(tmp_path / ".lock"), pytest.raises(RuntimeError, match="another process is working in"):
         compare(scores, folder=tmp_path, progress=False)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    result = compare(
+        lambda v, s: [{"score": np.float32(0.5), "loss": torch.ones(())}], seeds=[np.int64(3)], progress=False
+    )
+    assert result.runs["baseline"] == {3: [{"score": 0.5, "loss": 1.0}]}
+
+
+def test_a_train_that_workers_cannot_have():
+    with pytest.raises(TypeError, match="workers=2 needs a train that can be pickled"):
+        compare(lambda v, s: [{"score": 1.0}], workers=2, progress=False)
+
+
+@pytest.mark.parametrize("name", ["../evil", "[red]", "", ".hidden", "a/b"])
+def test_names_of_variants_are_names_of_folders(name):
+    with pytest.raises(ValueError, match="a variant's name is also a folder's"):
+        Variant(name, None)
+
+
+def test_an_attempt_that_came_to_nothing_does_not_claim_the_folder(tmp_path):
+    def fail(variant, seed):
+        raise ValueError("wrong heads")
+        yield
+
+    with pytest.raises(RuntimeError):
+        compare(fail, folder=tmp_path, settings={"heads": 5}, progress=False)
+    assert compare(scores, folder=tmp_path, settings={"heads": 4}, progress=False).runs
 
 
 def test_a_folder_refuses_runs_of_other_settings(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from conditioned_attention.experiments.statistics import paired_interval, reached, summarise, verdict
+from conditioned_attention.experiments.statistics import decimals, paired_interval, reached, summarise, verdict
 from conditioned_attention.experiments.task import Metric
 
 UP, DOWN = Metric("accuracy (%)"), Metric("loss", higher_is_better=False)
@@ -61,6 +61,12 @@ def test_summary():
     assert down.best.mean == 1
 
 
+def test_numbers_keep_four_digits():
+    assert [decimals(x) for x in (96.7, 2.1, 0.9, 0.012, 1234.0, 0.0)] == [2, 3, 4, 5, 2, 2]
+    runs = {"base": {0: history(0.9001), 1: history(0.9003)}, "new": {0: history(0.9042), 1: history(0.9046)}}
+    assert "by 0.0042 in" in verdict(summarise(runs, UP)[1], "base", UP)
+
+
 @pytest.mark.parametrize(
     ("metric", "differences", "words"),
     [
@@ -69,6 +75,7 @@ def test_summary():
         (UP, [-1.0, -1.1, -0.9], "worse than base by 1.00"),
         (DOWN, [-1.0, -1.1, -0.9], "better than base by 1.00"),
         (UP, [1.0], "no difference was shown"),
+        (UP, [0.1 + 0.2, 0.3], "no measurable spread, so no difference was shown"),
     ],
 )
 def test_the_sentence_says_what_the_interval_supports(metric, differences, words):

@@ -93,10 +93,26 @@ def test_a_finished_run_yields_its_rows_again(unbroken):
     assert finish(folder) == rows
 
 
-def test_an_epoch_whose_last_accumulation_is_short(tmp_path):
-    """13 micro-batches of 16 with accumulation 2: the thirteenth makes a step of its own."""
+def test_samples_that_do_not_fill_a_step_are_left_out(tmp_path):
+    """13 micro-batches of 16 with accumulation 2: the thirteenth alone would be a step of half the size."""
     rows = finish(tmp_path, batch_size=32)
-    assert [row["step"] for row in rows] == [7, 14, 21]
+    assert [row["step"] for row in rows] == [6, 12, 18]
+
+
+def test_stopped_between_the_last_step_of_an_epoch_and_its_checkpoint(tmp_path, unbroken):
+    """The epoch has been evaluated, the checkpoint is of the step before."""
+    rows = run(tmp_path)
+    next(rows)
+    del rows
+    assert without_time(finish(tmp_path)) == without_time(unbroken[1])
+    assert_same_run(tmp_path, unbroken[0])
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / ".checkpoint-00000001.99.new.tmp").mkdir()
+    (tmp_path / ".conditions.jsonl.99.tmp").touch()
+    finish(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_broken_checkpoint_is_an_error_that_loses_nothing(unbroken, tmp_path):
@@ -157,13 +173,23 @@ def test_mixed_precision(tmp_path, unbroken):
     assert first == JsonLines(unbroken[0] / "conditions.jsonl").read()[0], "the probe runs in float32"
 
 
+def test_fp16_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="precision='fp16' needs a GPU"):
+        finish(tmp_path, precision="fp16")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     class Broken(TinyDigits):
         def loss(self, model, batch):
             return super().loss(model, batch) * float("nan")
 
-    with pytest.raises(FloatingPointError, match="training loss is nan at step 2"):
-        list(train(Broken(), Tiny().training, BASELINE, 0, tmp_path))
+    for log_every, step in ((1, 1), (1000, 1)):  # also before a checkpoint, if no line of the log has shown it
+        settings = dataclasses.replace(Tiny().training, log_every=log_every)
+        with pytest.raises(FloatingPointError, match=f"training loss is nan at step {step}"):
+            list(train(Broken(), settings, BASELINE, 0, tmp_path))
+    settings = dataclasses.replace(settings, checkpoint_seconds=1e9)
+    with pytest.raises(FloatingPointError, match="training loss is nan at step 7"):
+        list(train(Broken(), settings, BASELINE, 0, tmp_path))
 
 
 def test_sampler_is_a_new_permutation_each_epoch_and_resumes():
@@ -175,6 +201,7 @@ def test_sampler_is_a_new_permutation_each_epoch_and_resumes():
     assert len(sampler) == 6
     sampler.start_at(1, 0)
     assert list(sampler) != first
+    assert list(EpochSampler(10, 3, batch_size=4)) == first[:8]
 
 
 def test_schedules():
@@ -214,6 +241,9 @@ def test_vectors_do_not_decay():
         ({"accumulation": 7}, "accumulation=7 must divide batch_size=64"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"clip": 0.0}, "clip must be positive"),
+        ({"lr": float("inf")}, "lr and clip must be finite"),
+        ({"clip": float("nan")}, "lr and clip must be finite"),
+        ({"checkpoint_seconds": float("nan")}, "must not be negative"),
         ({"schedule": "one_cycle", "warmup": 0.0}, "needs a warmup"),
         ({"monitor_every": -1}, "must not be negative"),
     ],

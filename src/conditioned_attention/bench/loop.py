@@ -29,6 +29,8 @@ def measure_loop(rounds: int = 9, threads: int = 1, epochs: int = 2) -> dict[str
         Medians in seconds, the median ratio of a round with its 20th and 80th percentile, and the largest
         difference of the two final training losses, which must be 0: both loops do the same.
     """
+    if rounds < 1 or threads < 1 or epochs < 1:
+        raise ValueError(f"rounds, threads and epochs must be at least 1, got {rounds}, {threads} and {epochs}")
     torch.set_num_threads(threads)
     recipe = Digits()
     settings = dataclasses.replace(recipe.training, epochs=epochs, monitor_every=0)
@@ -68,7 +70,7 @@ def _bare(task: Task, settings: Training) -> float:
     torch.manual_seed(0)
     model = task.build_model()
     torch.manual_seed(0)
-    sampler = EpochSampler(len(task.train_data()), 0)  # type: ignore[arg-type]
+    sampler = EpochSampler(len(task.train_data()), 0, settings.batch_size)  # type: ignore[arg-type]
     loader = DataLoader(
         task.train_data(),
         settings.batch_size,

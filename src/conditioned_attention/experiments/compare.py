@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
+import operator
 import os
+import pickle
 import signal
 import tempfile
 import threading
@@ -21,7 +24,7 @@ from typing import Any
 import torch
 
 from conditioned_attention.environment import environment
-from conditioned_attention.experiments.files import JsonLines, write_json, write_text
+from conditioned_attention.experiments.files import JsonLines, finite, write_json, write_text
 from conditioned_attention.experiments.statistics import Summary, summarise, verdict
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant, find_variants
@@ -37,7 +40,7 @@ class Comparison:
         runs: for every variant (the baseline first) the history of each finished seed: the rows that ``train``
             yielded.
         metric: what the score is.
-        failures: the last line of the error of each run that failed, by ``"variant, seed n"``.
+        failures: the first line of the error of each run that failed, by ``"variant, seed n"``.
         settings: what was run, plain data.
         environment: where.
         cost: time and memory of a training step by variant, relative to the baseline; None if not measured.
@@ -94,7 +97,9 @@ def compare(
         folder: keeps the runs: a second call with the same folder runs only what is missing or had failed.  None
             keeps nothing on disk.
         workers: runs at a time; with 1 they run in this process.
-        threads: of each worker process; default: the cores divided by the workers.
+        threads: torch's threads in each run; rounding depends on them, so fix them if runs in one process and runs
+            in several are to agree to the last digit.  Default: the cores divided by the workers; with one worker
+            as they are.
         metric: name and direction of the score; default ``"score"``, higher is better.
         settings: plain data that says what is run; a folder refuses runs of other settings.
         progress: show a progress bar on a terminal.
@@ -105,6 +110,7 @@ def compare(
 
     Raises:
         ValueError: unknown or repeated variants or seeds; a folder with runs of other settings.
+        TypeError: several workers, and a ``train`` that cannot be sent to them.
         RuntimeError: another process works in the folder, or no run finished.
 
     >>> from conditioned_attention.experiments import compare
@@ -116,16 +122,18 @@ def compare(
     'preconditioned: no difference to baseline w'
     """
     chosen, seed_list = find_variants(variants), _seeds(seeds)
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    with _working_folder(folder) as path:
+    for name, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    with working_folder(folder) as path:
         check_settings(path, settings)
         jobs = [(v, s) for s in seed_list for v in chosen if not (run_folder(path, v.name, s) / "result.json").exists()]
         total = getattr(train, "evaluations", None)
         with _progress(path, jobs, total) if progress and jobs else nullcontext(lambda: None) as update:
-            if workers == 1 or len(jobs) == 1:
-                for variant, seed in jobs:
-                    _run(train, variant, seed, path, update)
+            if workers == 1 or len(jobs) <= 1:
+                with _threads(threads):
+                    for variant, seed in jobs:
+                        _run(train, variant, seed, path, update)
             else:
                 _run_in_workers(train, jobs, path, min(workers, len(jobs)), threads, update)
         result = _collect(path, [v.name for v in chosen], seed_list, metric or Metric("score"), settings)
@@ -138,14 +146,14 @@ def compare(
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
-    found = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not found or len(set(found)) < len(found) or any(not isinstance(s, int) or s < 0 for s in found):
+    found = list(range(seeds)) if isinstance(seeds, int) else [operator.index(seed) for seed in seeds]
+    if not found or len(set(found)) < len(found) or min(found) < 0:
         raise ValueError(f"seeds must be at least one, all different and not negative, got {found}")
     return found
 
 
 @contextmanager
-def _working_folder(folder: str | Path | None) -> Iterator[Path]:
+def working_folder(folder: str | Path | None) -> Iterator[Path]:
     """The folder, locked against a second process; the lock goes with the process that holds it."""
     from filelock import FileLock, Timeout
 
@@ -163,12 +171,13 @@ def _working_folder(folder: str | Path | None) -> Iterator[Path]:
 
 
 def check_settings(folder: Path, settings: Any) -> None:
-    """Writes what is run into a new folder; raises if an old one holds something else."""
-    file = folder / "settings.json"
-    if not file.exists():
+    """Writes what is run into a folder; raises if it already holds runs of something else."""
+    file, now = folder / "settings.json", json.loads(json.dumps(finite(settings)))
+    begun = any(folder.rglob("result.json")) or any(folder.rglob("checkpoint-*"))
+    if not file.exists() or not begun:  # an attempt that came to nothing does not claim the folder
         write_json(file, settings)
         return
-    there, now = json.loads(file.read_text()), json.loads(json.dumps(settings))
+    there = json.loads(file.read_text())
     if there != now:
         different = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in _differences(there, now))
         raise ValueError(f"{folder} holds runs of other settings ({different}); choose another folder")
@@ -191,18 +200,39 @@ def _run(train: Train, variant: Variant, seed: int, folder: Path, update: Callab
     history: list[Mapping[str, Any]] = []
     try:
         for row in train(variant, seed):
-            if "score" not in row:
-                raise ValueError(f"train yielded a row without 'score': {dict(row)}")
-            history.append(dict(row))
-            log.append(row)
+            history.append(_plain_row(row))
+            log.append(history[-1])
             update()
         if not history:
             raise ValueError("train yielded no row")
-    except Exception:
-        write_text(error_file, traceback.format_exc())
+    except Exception as error:
+        summary = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_text(error_file, f"{summary}\n\n{traceback.format_exc()}")
     else:
         write_json(path / "result.json", {"variant": variant.name, "seed": seed, "history": history})
     update()
+
+
+def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of plain numbers, from those of numpy and torch too; raises unless it has a finite score."""
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+    if "score" not in plain:
+        raise ValueError(f"train yielded a row without 'score': {plain}")
+    score = plain["score"]
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        raise ValueError(f"train yielded a score that is not a finite number: {score!r}")
+    return plain
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    """torch's thread count, for as long as it lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run_in_workers(
@@ -213,6 +243,12 @@ def _run_in_workers(
     threads: int | None,
     update: Callable[[], None],
 ) -> None:
+    try:
+        pickle.dumps(train)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise TypeError(
+            f"workers={workers} needs a train that can be pickled, a module-level function: {error}"
+        ) from error
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang
     queue = context.Queue()
     for job in [*jobs, *[None] * workers]:
@@ -227,6 +263,7 @@ def _run_in_workers(
             multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], timeout=0.5)
             update()
     finally:
+        queue.cancel_join_thread()  # jobs that nobody will take must not keep this process
         for process in processes:
             if process.is_alive():
                 process.terminate()
@@ -257,7 +294,7 @@ def _progress(folder: Path, jobs: Sequence[tuple[Variant, int]], total: int | No
     """A bar a run, fed from the runs' own files, so that it works across processes."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[score]}")) as bars:
         rows = [(bars.add_task(f"{v.name}, seed {s}", total=total, score="", start=False), v, s) for v, s in jobs]
         read_at = 0.0
@@ -294,7 +331,7 @@ def _collect(folder: Path, variants: Sequence[str], seeds: Sequence[int], metric
             if (path / "result.json").exists():
                 runs[variant][seed] = json.loads((path / "result.json").read_text())["history"]
             elif (path / "error.txt").exists():
-                failures[f"{variant}, seed {seed}"] = (path / "error.txt").read_text().strip().splitlines()[-1]
+                failures[f"{variant}, seed {seed}"] = (path / "error.txt").read_text().splitlines()[0]
             else:
                 failures[f"{variant}, seed {seed}"] = (
                     "its worker process died (killed, out of memory, or unable to import train)"

@@ -19,7 +19,9 @@ from conditioned_attention.experiments.variants import Variant
 _WARMUP = 3
 
 
-def measure_cost(task: Task, settings: Training, variants: Sequence[Variant], rounds: int = 30) -> dict[str, Any]:
+def measure_cost(
+    task: Task, settings: Training, variants: Sequence[Variant], rounds: int = 30, threads: int = 1
+) -> dict[str, Any]:
     """Time and peak memory of one training step of each variant, relative to the first.
 
     The variants take turns, one step each, so that a machine that slows down slows all of them; the order within a
@@ -29,12 +31,14 @@ def measure_cost(task: Task, settings: Training, variants: Sequence[Variant], ro
         task, settings: what is trained; the batch is a micro-batch of the settings, in float32.
         variants: the baseline first.
         rounds: how many turns.
+        threads: of torch, for the rest of the process.
 
     Returns:
         ``{"threads", "rounds", "variants": {name: {"milliseconds", "time_ratio", "time_p20", "time_p80",
         "peak_mebibytes", "memory_ratio"}}}``.  The peak counts what a step allocates beyond parameters and optimizer
         state, those included.
     """
+    torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_size = settings.batch_size // settings.accumulation
     batch = next(iter(DataLoader(task.train_data(), batch_size, collate_fn=task.collate)))

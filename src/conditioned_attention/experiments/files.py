@@ -50,7 +50,7 @@ def finite(data: Any) -> Any:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name, complete, when the block ends; not at all if the block fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, replaced = (path.with_name(f".{path.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -58,10 +58,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # set aside first, so that there is never half of it under its name
+            path.rename(replaced)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the unfinished files and folders of processes that were killed; for the folder's only user."""
+    for path in folder.glob(".*.tmp") if folder.is_dir() else []:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class JsonLines:

@@ -40,6 +40,9 @@ class VisionTransformer:
 
     def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
         """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
+        sizes = (self.patch_size, self.hidden_size, self.layers, self.heads, self.mlp_ratio)
+        if min(sizes) < 1:
+            raise ValueError(f"patch_size, hidden_size, layers, heads and mlp_ratio must be at least 1, got {sizes}")
         if image_size % self.patch_size or self.hidden_size % self.heads:
             raise ValueError(
                 f"patch_size={self.patch_size} must divide the image side {image_size}, and heads={self.heads} "

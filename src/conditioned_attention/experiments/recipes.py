@@ -47,10 +47,13 @@ class RecipeTraining:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain data, with its name."""
+    """What sets a recipe's numbers, as plain data with its name: not where data lie or how often files are written."""
     name = next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
     values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
-    return {"recipe": name, **{key: str(v) if isinstance(v, Path) else v for key, v in values.items()}}
+    values.pop("data_dir", None)
+    for key in ("log_every", "checkpoint_seconds"):
+        del values["training"][key]
+    return {"recipe": name, **values}
 
 
 def compare_recipe(
@@ -60,6 +63,7 @@ def compare_recipe(
     folder: Path,
     *,
     workers: int = 1,
+    threads: int = 1,
     cost: bool = True,
     progress: bool = True,
 ) -> Comparison:
@@ -72,10 +76,11 @@ def compare_recipe(
         seeds,
         folder=folder,
         workers=workers,
+        threads=threads,
         metric=task.metric,
         settings=settings_of(recipe),
         progress=progress,
     )
     if not cost:
         return result
-    return dataclasses.replace(result, cost=measure_cost(task, recipe.training, chosen))
+    return dataclasses.replace(result, cost=measure_cost(task, recipe.training, chosen, threads=threads))

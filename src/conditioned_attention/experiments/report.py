@@ -7,12 +7,13 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.experiments.compare import Comparison, run_folder
 from conditioned_attention.experiments.files import JsonLines, write_bytes, write_json, write_text
-from conditioned_attention.experiments.statistics import Spread, Summary, epochs, scores
+from conditioned_attention.experiments.statistics import Spread, Summary, decimals, epochs, scores
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.measure.monitor import HeadRecord
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EXPLANATION = (
-    "final and best: mean ± standard deviation over seeds of the last and of the highest score (the best is chosen on "
+    "final and best: mean ± standard deviation over seeds of the last and of the best score (the best is chosen on "
     "the data it is measured on, so it flatters). difference: of the final scores, same seeds in pairs, with its 95 % "
     "t interval. reaches baseline: median epoch at which a run reached the baseline's final score with its seed; "
     "'never' if half of the runs or more did not. κ: median over heads of log10 of the condition number at the end of "
     "training, median over seeds; floor: share of heads whose κ is not told from infinity in float32. time and memory: "
-    "of a training step, relative to the baseline, measured afterwards in one process, variants taking turns."
+    "of a training step, relative to the baseline, measured afterwards in one process, variants taking turns; in "
+    "brackets the 20th and 80th percentile of the rounds."
 )
 
 
@@ -40,23 +42,29 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _row(summary: Summary, cost: Mapping[str, Any] | None) -> list[str]:
-    difference = "" if summary.difference is None else f"{summary.difference.mean:+.2f}"
+    digits = decimals(summary.final.mean)
+    difference = "" if summary.difference is None else f"{summary.difference.mean:+.{digits}f}"
     if summary.difference is not None and summary.difference.n > 1:
-        difference += f" [{summary.difference.low:+.2f}, {summary.difference.high:+.2f}]"
+        difference += f" [{summary.difference.low:+.{digits}f}, {summary.difference.high:+.{digits}f}]"
     kappa = "-" if math.isnan(summary.log10_kappa) else f"{summary.log10_kappa:.2f}"
     floor = "-" if math.isnan(summary.floor_share) else f"{summary.floor_share:.0%}"
     row = [summary.variant, str(summary.final.n), _spread(summary.final), _spread(summary.best)]
     row += [difference, str(summary.reached), kappa, floor]
     if cost:
         costs = cost["variants"].get(summary.variant)
-        row += [f"{costs['time_ratio']:.3f}", f"{costs['memory_ratio']:.3f}"] if costs else ["-", "-"]
+        row += [_time(costs), f"{costs['memory_ratio']:.3f}"] if costs else ["-", "-"]
     return row
 
 
 def _spread(spread: Spread) -> str:
     if spread.n == 0:
         return "-"
-    return f"{spread.mean:.2f}" if spread.n == 1 else f"{spread.mean:.2f} ± {spread.sd:.2f}"
+    digits = decimals(spread.mean)
+    return f"{spread.mean:.{digits}f}" if spread.n == 1 else f"{spread.mean:.{digits}f} ± {spread.sd:.{digits}f}"
+
+
+def _time(costs: Mapping[str, Any]) -> str:
+    return f"{costs['time_ratio']:.2f} ({costs['time_p20']:.2f}–{costs['time_p80']:.2f})"
 
 
 def text_table(comparison: Comparison) -> str:
@@ -69,10 +77,11 @@ def text_table(comparison: Comparison) -> str:
 
 def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
     """Score by epoch: mean over seeds, in a band from the lowest to the highest."""
-    for colour, (variant, by_seed) in zip(COLOURS, comparison.runs.items()):
+    for colour, (variant, by_seed) in zip(cycle(COLOURS), comparison.runs.items()):
         curves = [dict(zip(epochs(history), scores(history))) for history in by_seed.values()]
         if curves:
-            plot_band(ax, curves, f"{variant} ({len(curves)} seeds)", colour)
+            plot_band(ax, curves, f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})", colour)
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(comparison.metric.name)
     legend_above(ax)
@@ -160,7 +169,8 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     captions = {
         "score.png": "Score on the evaluation set. Lines are means over seeds, bands reach from lowest to highest.",
         "kappa.png": "Condition number of the head outputs as the model uses them (figure 3 of arXiv 2603.27153): on a "
-        "held-out probe batch, median over samples, mean over heads, then over layers.",
+        "held-out probe batch, median over samples, mean over heads, then over layers. Heads at the numerical floor "
+        "have no number and are left out, which flatters the variant that has more of them.",
     }
     return Environment(autoescape=True).from_string(_TEMPLATE).render(
         header=header,
@@ -224,14 +234,15 @@ _TEMPLATE = """<!doctype html>
 def print_table(comparison: Comparison) -> None:
     """The table and its sentences on a terminal, wrapped to its width."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     header, rows = table(comparison)
     grid = Table(box=None, padding=(0, 2, 0, 0))
     for name in header:
-        grid.add_column(name)
+        grid.add_column(escape(name))
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(escape, row))
     console = Console(width=None if Console().is_terminal else 140)
     console.print(grid)
     failed = [f"The run {name} failed: {reason}" for name, reason in comparison.failures.items()]

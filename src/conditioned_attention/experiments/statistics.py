@@ -170,24 +170,38 @@ def _all_nan(history: History) -> bool:
     return all(math.isnan(score) for score in scores(history))
 
 
+def decimals(size: float) -> int:
+    """How many decimals a number of this size is printed with: four significant digits, two decimals at least."""
+    return 2 if size == 0 or not math.isfinite(size) else min(8, max(2, 3 - math.floor(math.log10(abs(size)))))
+
+
 def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
     """One sentence that the interval supports, and no more."""
-    difference = summary.difference
+    difference, digits = summary.difference, decimals(summary.final.mean)
+
+    def number(value: float) -> str:
+        return f"{value:+.{digits}f}"
+
     if difference is None or difference.n == 0:
         return f"{summary.variant}: no finished pair of runs to compare."
     if difference.n == 1:
         return (
-            f"{summary.variant}: {difference.mean:+.2f} against {baseline} on one seed. "
+            f"{summary.variant}: {number(difference.mean)} against {baseline} on one seed. "
             "One pair says nothing about the spread, so no difference was shown."
         )
-    interval = f"{difference.low:+.2f} to {difference.high:+.2f}"
+    interval = f"{number(difference.low)} to {number(difference.high)}"
     if difference.contains_zero:
         return (
             f"{summary.variant}: no difference to {baseline} was seen. The 95 % interval of the paired difference in "
             f"{metric.name}, {interval} on {difference.n} seeds, contains zero."
         )
-    better = (difference.mean > 0) == metric.higher_is_better
+    if difference.high - difference.low <= 1e-9 * abs(difference.mean):
+        return (
+            f"{summary.variant}: {number(difference.mean)} against {baseline} on each of {difference.n} seeds. "
+            "Differences that are all the same have no measurable spread, so no difference was shown."
+        )
+    word = "better" if (difference.mean > 0) == metric.higher_is_better else "worse"
     return (
-        f"{summary.variant}: {'better' if better else 'worse'} than {baseline} by {abs(difference.mean):.2f} in "
-        f"{metric.name} (95 % interval {interval}, {difference.n} seeds), at these settings; neither was tuned."
+        f"{summary.variant}: {word} than {baseline} by {number(abs(difference.mean))[1:]} in {metric.name} "
+        f"(95 % interval {interval}, {difference.n} seeds), at these settings and no others."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 from torch.utils.data import DataLoader, Sampler
 
-from conditioned_attention.experiments.files import JsonLines, finite, new_folder, write_json
+from conditioned_attention.experiments.files import JsonLines, finite, new_folder, remove_leftovers, write_json
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.variants import Variant
 from conditioned_attention.measure import ConditionMonitor
@@ -34,7 +35,7 @@ class Training:
     """How a model is trained: AdamW, whatever the task.
 
     Attributes:
-        epochs: passes over the training set.
+        epochs: passes over the training set; the samples that do not fill an optimizer step are left out.
         batch_size: samples an optimizer step, over all processes and micro-batches.
         accumulation: micro-batches an optimizer step; it must divide ``batch_size``.
         lr: highest learning rate.
@@ -77,11 +78,13 @@ class Training:
                 "lr must be positive, weight_decay not negative, final_lr in [0, 1] and warmup in [0, 1), got "
                 f"{self.lr}, {self.weight_decay}, {self.final_lr} and {self.warmup}"
             )
+        if not math.isfinite(self.lr) or not math.isfinite(self.clip or 0.0):
+            raise ValueError(f"lr and clip must be finite, got {self.lr} and {self.clip}")
         if self.schedule == "one_cycle" and self.warmup == 0:
             raise ValueError("schedule='one_cycle' needs a warmup above 0")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
-        if self.monitor_every < 0 or self.checkpoint_seconds < 0:
+        if not (self.monitor_every >= 0 and self.checkpoint_seconds >= 0):
             raise ValueError("monitor_every and checkpoint_seconds must not be negative")
 
 
@@ -113,10 +116,14 @@ def train(task: Task, settings: Training, variant: Variant, seed: int, folder: P
 
 
 class EpochSampler(Sampler[int]):
-    """A new permutation every epoch, set by the seed and the epoch alone, from any position in it."""
+    """A new permutation every epoch, set by the seed and the epoch alone, from any position in it.
 
-    def __init__(self, length: int, seed: int) -> None:
+    Only whole batches: the last ``length % batch_size`` samples of each permutation are left out.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int = 1) -> None:
         self.length, self.seed = length, seed
+        self.used = length // batch_size * batch_size
         self.epoch, self.start = 0, 0
 
     def start_at(self, epoch: int, start: int) -> None:
@@ -124,11 +131,11 @@ class EpochSampler(Sampler[int]):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return self.length - self.start
+        return self.used - self.start
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator)[self.start :].tolist())
+        return iter(torch.randperm(self.length, generator=generator)[self.start : self.used].tolist())
 
 
 class _Run:
@@ -150,18 +157,19 @@ class _Run:
         self.monitor = ConditionMonitor(model, self._to_device(task.probe())) if settings.monitor_every else None
 
         data, self.micro_batch = task.train_data(), settings.batch_size // settings.accumulation
-        self.sampler = EpochSampler(len(data), seed)  # type: ignore[arg-type]
+        self.sampler = EpochSampler(len(data), seed, settings.batch_size)  # type: ignore[arg-type]
+        steps = settings.epochs * (len(self.sampler) // settings.batch_size)
+        if steps == 0:
+            raise ValueError(f"batch_size={settings.batch_size} leaves no batch of {self.sampler.length} samples")
         # Its own generator: a loader otherwise draws from the global one, which resuming must not disturb.
         train_loader = DataLoader(
             data, self.micro_batch, sampler=self.sampler, collate_fn=task.collate, drop_last=True,
             generator=torch.Generator(),
         )  # fmt: skip
-        if len(train_loader) == 0:
-            raise ValueError(f"batch_size={settings.batch_size} leaves no batch of {len(self.sampler)} samples")
+        self.batches = len(train_loader)  # of a whole epoch
         eval_loader = DataLoader(
             task.eval_data(), self.micro_batch, collate_fn=task.collate, generator=torch.Generator()
         )
-        steps = settings.epochs * math.ceil(len(train_loader) / settings.accumulation)
         optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
         self.model, self.optimizer, self.schedule, self.train_loader, self.eval_loader = self.accelerator.prepare(
             model, optimizer, build_schedule(optimizer, settings, steps), train_loader, eval_loader
@@ -192,9 +200,10 @@ class _Run:
                 self.step += 1
                 self.seconds = before + time.perf_counter() - began
                 self._log_step(loss, norm)
-                self.save_if_due(losses)
+                if self.batch < self.batches:  # after the last one, only when the epoch has been evaluated
+                    self.save_if_due(losses)
         self.seconds = before + time.perf_counter() - began
-        self.train_loss = float(losses) / self.batch
+        self.train_loss = self._finite(losses) / self.batch
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
 
     def _clip(self) -> torch.Tensor | None:
@@ -206,11 +215,15 @@ class _Run:
     def _log_step(self, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
         if self.step % self.settings.log_every:
             return
+        value = self._finite(loss)
+        row = {"step": self.step, "loss": value, "lr": self.schedule.get_last_lr()[0], "seconds": self.seconds}
+        self.log.append(row if norm is None else {**row, "grad_norm": float(norm)})
+
+    def _finite(self, loss: torch.Tensor) -> float:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the training loss is {value} at step {self.step}; try a lower lr or clip")
-        row = {"step": self.step, "loss": value, "lr": self.schedule.get_last_lr()[0], "seconds": self.seconds}
-        self.log.append(row if norm is None else {**row, "grad_norm": float(norm)})
+        return value
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluates, measures if due, and returns the row of the history."""
@@ -244,7 +257,7 @@ class _Run:
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
-            "loss_sum": self.loss_sum if losses is None else float(losses),
+            "loss_sum": self.loss_sum if losses is None else self._finite(losses),
             "seconds": self.seconds,
             "history": self.history,
         }
@@ -257,6 +270,7 @@ class _Run:
 
     def resume(self) -> None:
         """Goes to the newest checkpoint, if there is one, and cuts the logs back to it."""
+        remove_leftovers(self.folder)
         checkpoints = _checkpoints(self.folder)
         if checkpoints:
             path = checkpoints[-1]
@@ -285,12 +299,15 @@ def _accelerator(settings: Training) -> Any:
 
     # One process may train several runs, and Accelerate keeps its settings in a singleton.
     AcceleratorState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=settings.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulation),
         # batch_size is that of all processes together, and schedules count optimizer steps
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision='fp16' needs a GPU; on a CPU 'no' and 'bf16' are valid")
+    return accelerator
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -320,9 +337,9 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Training, steps: 
 
 def summarise_conditions(records: list[HeadRecord]) -> dict[str, float]:
     """Median log₁₀ κ of the heads of one measurement, and the share of heads at the numerical floor."""
-    values = sorted(math.log10(record.kappa) if record.kappa > 0 else math.nan for record in records)
+    values = [math.log10(record.kappa) for record in records]
     return {
-        "log10_kappa": values[(len(values) - 1) // 2],
+        "log10_kappa": statistics.median(values),
         "floor_share": sum(math.isinf(value) for value in values) / len(values),
         "largest_scale": max(record.largest_scale for record in records),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,12 @@ class Variant:
     name: str
     transform: HeadTransform | None
     about: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", self.name):
+            raise ValueError(
+                f"a variant's name is also a folder's: letters, digits and _ . + - only, got {self.name!r}"
+            )
 
     def apply(self, model: nn.Module) -> ConversionReport | None:
         """Converts ``model`` in place; every attention module must be of a known class."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from conditioned_attention.measure.monitor import HeadRecord
@@ -55,7 +56,7 @@ def plot_condition_numbers(
     """
     ax = _axes(ax)
     drawn: list[float] = []
-    for colour, (label, seeds) in zip(COLOURS, runs.items()):
+    for colour, (label, seeds) in zip(cycle(COLOURS), runs.items()):
         curves = [average_condition_number(records) for records in seeds]
         floor = share_at_floor(record for records in seeds for record in records)
         share = "under 1%" if 0 < floor < 0.005 else f"{floor:.0%}"

@@ -40,10 +40,12 @@ def load_fashion_mnist(folder: str | Path, train_limit: int | None = None) -> tu
         images = _read_idx(folder, f"{split}-images-idx3-ubyte", (_COUNTS[split], 28, 28))[:limit]
         labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", (_COUNTS[split],))[:limit]
         if labels.max() > 9:
-            raise ValueError(f"{folder}/{split}-labels-idx1-ubyte holds labels above 9; it is not Fashion-MNIST's")
+            raise ValueError(f"{folder}/{split}-labels-idx1-ubyte holds labels above 9. {HOW_TO_GET}")
         splits.append((torch.from_numpy(images), torch.from_numpy(labels).long()))
     pixels = splits[0][0].float()
     mean, std = pixels.mean(), pixels.std()
+    if std == 0:
+        raise ValueError(f"{folder} holds training images of one colour only. {HOW_TO_GET}")
     train, test = (ImageArrays(((images.float() - mean) / std).unsqueeze(1), labels) for images, labels in splits)
     return train, test
 
@@ -65,5 +67,7 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
             f"sizes {sizes}. Were files swapped or renamed? {HOW_TO_GET}"
         )
     if len(data) != header + math.prod(shape):
-        raise ValueError(f"{path} holds {len(data)} bytes of {header + math.prod(shape)}: truncated. {HOW_TO_GET}")
+        raise ValueError(
+            f"{path} holds {len(data)} bytes of {header + math.prod(shape)}: truncated or damaged. {HOW_TO_GET}"
+        )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
