@@ -130,7 +130,7 @@ class Bench:
 
     case: Annotated[Literal["loop"], tyro.conf.Positional] = "loop"
     """What to measure."""
-    rounds: int = 9
+    rounds: int = 12
     """Turns that the two loops take."""
     threads: int = 1
     """Threads of torch."""

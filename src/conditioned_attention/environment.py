@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "packages": {name: _version(name) for name in _PACKAGES},
         "machine": _machine(),
-        "threads": torch.get_num_threads(),
+        "default_threads": torch.get_num_threads(),
         "devices": _devices(),
         "implementations": dict.fromkeys(IMPLEMENTATIONS, "available"),
         "platform": f"{platform.system()} {platform.machine()}",

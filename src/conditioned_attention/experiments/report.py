@@ -35,8 +35,7 @@ EXPLANATION = (
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table, as text."""
-    name = comparison.metric.name
-    header = ["variant", "seeds", f"final {name}", f"best {name}", "difference [95 %]", "reaches baseline"]
+    header = ["variant", "seeds", "final", "best", "difference [95 %]", "reaches baseline"]
     header += ["log10 κ", "floor"] + (["time ×", "memory ×"] if comparison.cost else [])
     return header, [_row(summary, comparison.cost) for summary in comparison.summary()]
 
@@ -72,7 +71,7 @@ def text_table(comparison: Comparison) -> str:
     header, rows = table(comparison)
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *rows]]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([f"score: {comparison.metric.name}", lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
@@ -175,6 +174,7 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     return Environment(autoescape=True).from_string(_TEMPLATE).render(
         header=header,
         rows=rows,
+        metric=comparison.metric.name,
         verdicts=comparison.verdicts() or ["One variant only: nothing is compared."],
         failures=comparison.failures,
         explanation=EXPLANATION,
@@ -194,7 +194,7 @@ _TEMPLATE = """<!doctype html>
 <title>conditioned-attention: comparison</title>
 <style>
   :root { color-scheme: light; }
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
          background: #fff; }
   h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
   .scroll { overflow-x: auto; }
@@ -212,6 +212,7 @@ _TEMPLATE = """<!doctype html>
 {% endfor %}
 {% for name, reason in failures.items() %}<p class="failure">The run {{ name }} failed: {{ reason }}</p>
 {% endfor %}
+<p>Score: {{ metric }}</p>
 <div class="scroll"><table>
 <tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
@@ -243,7 +244,8 @@ def print_table(comparison: Comparison) -> None:
         grid.add_column(escape(name))
     for row in rows:
         grid.add_row(*map(escape, row))
-    console = Console(width=None if Console().is_terminal else 140)
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
     console.print(grid)
     failed = [f"The run {name} failed: {reason}" for name, reason in comparison.failures.items()]
     for line in [*comparison.verdicts(), *failed]:
