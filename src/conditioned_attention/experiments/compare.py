@@ -205,7 +205,7 @@ def _run(train: Train, variant: Variant, seed: int, folder: Path, update: Callab
             update()
         if not history:
             raise ValueError("train yielded no row")
-    except Exception as error:
+    except Exception as error:  # whatever a training loop raises is that run's result, and no other run's business
         summary = f"{type(error).__name__}: {error}".splitlines()[0]
         write_text(error_file, f"{summary}\n\n{traceback.format_exc()}")
     else:

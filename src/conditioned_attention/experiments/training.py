@@ -277,7 +277,7 @@ class _Run:
             try:
                 position = json.loads((path / "position.json").read_text())
                 self.accelerator.load_state(str(path))
-            except Exception as error:
+            except Exception as error:  # damaged files fail in as many ways as there are readers
                 raise RuntimeError(
                     f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}); "
                     "remove that folder to go on from the one before it, or from the start"
