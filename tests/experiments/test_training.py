@@ -60,6 +60,7 @@ def test_rows_and_files_of_a_run(unbroken):
     log = JsonLines(folder / "train.jsonl").read()
     assert [row["step"] for row in log] == list(range(2, 21, 2))
     assert all(row["grad_norm"] > 0 for row in log)
+    assert [row["seen"] for row in log] == [30 * row["step"] for row in log]
     steps = {row["step"] for row in JsonLines(folder / "conditions.jsonl").read()}
     assert steps == {0, 7, 14, 21}, "measured before training too"
     assert len(list(folder.glob("checkpoint-*"))) == 2

@@ -92,8 +92,9 @@ def train(task: Task, settings: Training, variant: Variant, seed: int, folder: P
     """Trains one variant with one seed in a folder of its own; yields the metrics of every evaluation.
 
     The seed sets the initial weights and the order of the data, so variants of one seed are paired.  The folder gets
-    ``train.jsonl`` (the training log), ``conditions.jsonl`` (a line a head and measurement) and checkpoints; called
-    again on the same folder, the run goes on from the newest checkpoint, and yields what it had yielded before.
+    ``train.jsonl`` (loss, learning rate, samples seen, gradient norm), ``conditions.jsonl`` (a line a head and
+    measurement) and checkpoints; called again on the same folder, the run goes on from the newest checkpoint, and
+    yields what it had yielded before.
 
     Yields:
         ``{"epoch", "step", "score", "train_loss", "seconds", …}``; ``seconds`` is time spent training, without
@@ -143,7 +144,8 @@ class _Run:
 
     def __init__(self, task: Task, settings: Training, variant: Variant, seed: int, folder: Path) -> None:
         self.task, self.settings, self.folder = task, settings, folder
-        self.epoch = self.batch = self.step = 0  # batch counts the micro-batches done in this epoch
+        # batch counts the micro-batches done in this epoch, seen what the task counts, samples or tokens, in all
+        self.epoch = self.batch = self.step = self.seen = 0
         self.loss_sum, self.seconds = 0.0, 0.0
         self.history: list[dict[str, Any]] = []
         self.log, self.conditions = JsonLines(folder / "train.jsonl"), JsonLines(folder / "conditions.jsonl")
@@ -195,6 +197,7 @@ class _Run:
                 self.schedule.step()
                 self.optimizer.zero_grad()
             self.batch += 1
+            self.seen += self.task.size(batch) * self.accelerator.num_processes
             losses += loss.detach()
             if self.accelerator.sync_gradients:
                 self.step += 1
@@ -216,7 +219,8 @@ class _Run:
         if self.step % self.settings.log_every:
             return
         value = self._finite(loss)
-        row = {"step": self.step, "loss": value, "lr": self.schedule.get_last_lr()[0], "seconds": self.seconds}
+        row = {"step": self.step, "seen": self.seen, "loss": value, "lr": self.schedule.get_last_lr()[0]}
+        row["seconds"] = self.seconds
         self.log.append(row if norm is None else {**row, "grad_norm": float(norm)})
 
     def _finite(self, loss: torch.Tensor) -> float:
@@ -234,9 +238,8 @@ class _Run:
             self.epoch % self.settings.monitor_every == 0 or self.epoch == self.settings.epochs
         )
         progress = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "train_loss": self.train_loss}
-        row: dict[str, Any] = finite(
-            progress | scores | (self.measure() if due else {})
-        )  # as a checkpoint gives it back
+        # as a checkpoint gives it back
+        row: dict[str, Any] = finite(progress | scores | (self.measure() if due else {}))
         self.history.append(row)
         return row
 
@@ -257,6 +260,7 @@ class _Run:
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
+            "seen": self.seen,
             "loss_sum": self.loss_sum if losses is None else self._finite(losses),
             "seconds": self.seconds,
             "history": self.history,
@@ -283,6 +287,7 @@ class _Run:
                     "remove that folder to go on from the one before it, or from the start"
                 ) from error
             self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
+            self.seen = position["seen"]
             self.loss_sum, self.seconds, self.history = position["loss_sum"], position["seconds"], position["history"]
         for log in (self.log, self.conditions):
             log.cut_after(self.step if checkpoints else -1)
