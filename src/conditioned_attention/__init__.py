@@ -3,11 +3,13 @@
 from conditioned_attention.conversion import apply_conditioning, conditioning, precondition, restore
 from conditioned_attention.functional import explain, precondition_rows, preconditioned_attention
 from conditioned_attention.measure import ConditionMonitor, condition_number, log_complexity
+from conditioned_attention.modules import MultiheadAttention
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConditionMonitor",
+    "MultiheadAttention",
     "__version__",
     "apply_conditioning",
     "condition_number",

@@ -19,6 +19,9 @@ from torch import Tensor
 ROWS = ("output", "weights")
 GRADIENTS = ("stopped", "through")
 
+# Attribute of an attention module that holds its transform.  Plain data: no key of the state_dict.
+TRANSFORM = "_head_transform"
+
 # Below its smallest normal number float16 keeps fewer and fewer bits, so a row norm there is mostly rounding.
 _FLOAT16_EPS = 6.1e-5
 

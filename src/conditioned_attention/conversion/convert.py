@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from conditioned_attention.conversion.persistence import check_module, remember
+from conditioned_attention.conversion.persistence import already, check_module, remember
 from conditioned_attention.conversion.report import ConversionReport, ReportRow, row_for
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, active_transform, find_sites, install, transform_of, uninstall
+from conditioned_attention.sites import Site, active_transform, find_sites, install, uninstall
 
 Patterns = str | Sequence[str] | None
 
@@ -31,8 +31,9 @@ def precondition(
     a checkpoint does not know that it was conditioned: see `conditioning` and `apply_conditioning`.
 
     Args:
-        model: any module that contains attention of a known class: timm's ``Attention`` (ViT, DeiT), or Hugging
-            Face models whose attention goes through ``AttentionInterface``, over sdpa or eager.
+        model: any module that contains attention of a known class: ``torch.nn.MultiheadAttention`` (and with it
+            ``nn.Transformer``, its layers, torchvision's ViT), timm's ``Attention`` (ViT, DeiT), or Hugging Face
+            models whose attention goes through ``AttentionInterface``, over sdpa or eager.
         include: glob patterns over module names (as in ``model.named_modules()``); only matches are converted.
         exclude: glob patterns over module names that are left alone, after ``include``.
         rows, gradient, eps: as in `preconditioned_attention`.
@@ -79,7 +80,7 @@ def convert(
     for site in reachable:
         present = active_transform(site)
         if present not in (None, transform):
-            raise ValueError(f"{site.name} is already converted, with {present}; call restore(model) first")
+            raise ValueError(already(site, present))
     new = [site for site in reachable if active_transform(site) is None]
     rows = tuple(_row(site, chosen, new) for site in sites)
     install(new, transform)
@@ -91,7 +92,8 @@ def restore(model: nn.Module) -> ConversionReport:
     """Undoes every conversion of a model: same classes, same parameters, the output of the plain model bit for bit.
 
     Args:
-        model: a module, converted or not; on a plain one nothing happens.
+        model: a module, converted or not; on a plain one nothing happens.  A `MultiheadAttention` of this library
+            that the model was built with stays.
 
     Returns:
         A report whose rows name the modules that were restored.
@@ -100,8 +102,7 @@ def restore(model: nn.Module) -> ConversionReport:
         TypeError: ``model`` is not a module.
     """
     sites = _sites_of(model)
-    converted = {id(site.module) for site in sites if transform_of(site.module) is not None}
-    uninstall([site for site in sites if id(site.module) in converted])
+    converted = {id(site.module) for site in uninstall(sites)}
     if converted:
         remember(model)
     rows = [row_for(site, "restored" if id(site.module) in converted else "unchanged", site.reason) for site in sites]

@@ -11,7 +11,7 @@ from torch import nn
 
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, active_transform, find_sites, install, transform_of
+from conditioned_attention.sites import BUILT_IN, Site, active_transform, find_sites, install, transform_of
 
 # Key in a Hugging Face config.json
 CONFIG_KEY = "conditioned_attention"
@@ -92,7 +92,7 @@ def _apply(model: nn.Module, data: Mapping[str, Any]) -> None:
         for site in _by_name(model, sites, entry["modules"]):
             present = planned.get(site.name) or active_transform(site)
             if present not in (None, transform):
-                raise ValueError(f"{site.name} is already converted, with {present}; call restore(model) first")
+                raise ValueError(already(site, present))
             planned[site.name] = transform
     install([site for site in sites if site.name in planned], lambda site: planned[site.name])
 
@@ -109,6 +109,14 @@ def check_module(model: nn.Module) -> None:
     """Raises TypeError for anything but a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def already(site: Site, present: HeadTransform) -> str:
+    """The error for a module that runs with another transform than the one asked for."""
+    name = site.name or type(site.module).__qualname__
+    if site.mechanism == BUILT_IN:
+        return f"{name} was built with {present}, which conversion does not change; build it with other options"
+    return f"{name} is already converted, with {present}; call restore(model) first"
 
 
 def remember(model: nn.Module) -> None:

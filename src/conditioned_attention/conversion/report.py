@@ -17,7 +17,7 @@ class ReportRow:
         mechanism: how its heads are reached; empty if they cannot be.
         status: ``"converted"``, ``"unchanged"`` (it already was as asked), ``"excluded"`` (by include or exclude),
             ``"refused"`` (its heads cannot be reached) or ``"restored"``.
-        reason: why it was refused or left out; empty otherwise.
+        reason: why it was refused, left out or left as it is; empty otherwise.
     """
 
     name: str

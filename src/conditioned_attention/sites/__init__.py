@@ -1,6 +1,7 @@
 """Where the heads are: which modules of a model are attention, and how each head's output is reached."""
 
 from conditioned_attention.sites.table import (
+    BUILT_IN,
     Site,
     active_transform,
     find_sites,
@@ -9,4 +10,4 @@ from conditioned_attention.sites.table import (
     uninstall,
 )
 
-__all__ = ["Site", "active_transform", "find_sites", "install", "transform_of", "uninstall"]
+__all__ = ["BUILT_IN", "Site", "active_transform", "find_sites", "install", "transform_of", "uninstall"]

@@ -16,14 +16,15 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.preconditioner import HeadTransform
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 
-# Attribute of a conditioned attention module that holds its transform.  Plain data: no key of the state_dict.
-TRANSFORM = "_head_transform"
+# Mechanism of a module that was built with its transform: nothing to convert, and nothing to restore.
+BUILT_IN = "built in"
 
 # top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
 _LIBRARIES: tuple[tuple[str | None, str], ...] = (
     ("timm", "conditioned_attention.sites.timm"),
+    ("torch", "conditioned_attention.sites.torch_nn"),  # the base classes of every module are of this package
     (None, "conditioned_attention.sites.transformers"),
 )
 
@@ -37,8 +38,9 @@ class Site:
     Attributes:
         name: where it is, as in ``model.named_modules()``.
         module: the module itself.
-        mechanism: how its heads are reached: ``"class swap"``, ``"interface"``; empty if they cannot be.
-        reason: why they cannot be reached; empty if they can.
+        mechanism: how its heads are reached: ``"class swap"``, ``"interface"``, ``"built in"``; empty if they cannot
+            be.
+        reason: why they cannot be reached, or why there is nothing to do; else empty.
         library: the file of this package that knows the class.
         parents: the modules that contain it, outermost first.
     """
@@ -154,8 +156,6 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
     return undo_all
 
 
-def uninstall(sites: Sequence[Site]) -> None:
-    """Takes the transforms off every site of a model; modules without one are left alone."""
-    for site in sites:
-        if site.library:
-            importlib.import_module(site.library).uninstall(site)
+def uninstall(sites: Sequence[Site]) -> list[Site]:
+    """Takes the transforms off every site of a model; returns those that had one to take off."""
+    return [site for site in sites if site.library and importlib.import_module(site.library).uninstall(site)]

@@ -12,8 +12,8 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from conditioned_attention.functional import attend
-from conditioned_attention.preconditioner import HeadTransform
-from conditioned_attention.sites.table import TRANSFORM, Site, transform_of
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.sites.table import Site, transform_of
 
 
 class ConditionedAttention(Attention):
@@ -81,6 +81,9 @@ def install(site: Site, transform: HeadTransform) -> Callable[[], None]:
     return undo
 
 
-def uninstall(site: Site) -> None:
-    if site.module.__dict__.pop(TRANSFORM, None) is not None:
-        site.module.__class__ = Attention
+def uninstall(site: Site) -> bool:
+    """Whether there was a transform to take off."""
+    if site.module.__dict__.pop(TRANSFORM, None) is None:
+        return False
+    site.module.__class__ = Attention
+    return True

@@ -20,8 +20,8 @@ from weakref import WeakSet, finalize
 import torch
 from torch import Tensor, nn
 
-from conditioned_attention.preconditioner import HeadTransform
-from conditioned_attention.sites.table import TRANSFORM, Site, transform_of
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.sites.table import Site, transform_of
 
 _PREFIX = "conditioned_"
 _BASES = ("sdpa", "eager")
@@ -73,12 +73,17 @@ def install(site: Site, transform: HeadTransform) -> Callable[[], None]:
     return undo
 
 
-def uninstall(site: Site) -> None:
-    """Takes the transform off the module, and the names back in its configs if nothing else needs them."""
-    if transform_of(site.module) is not None:
-        _take_off(site)
-        for config in _configs(site):
-            _plain_name(config)
+def uninstall(site: Site) -> bool:
+    """Takes the transform off the module, and the names back in its configs if nothing else needs them.
+
+    Whether there was one to take off.
+    """
+    if transform_of(site.module) is None:
+        return False
+    _take_off(site)
+    for config in _configs(site):
+        _plain_name(config)
+    return True
 
 
 def reaches_heads(module: nn.Module) -> bool:
