@@ -1,9 +1,13 @@
 """Small models of every kind that conversion knows, and an oracle that stands outside of it."""
 
+from unittest.mock import patch
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from torch.overrides import TorchFunctionMode
+from torchvision.models import vision_transformer as torchvision_vision_transformer
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -59,6 +63,28 @@ def timm_vit(**kwargs):
     )
 
 
+def torch_mha():
+    """A bare module, with all that it can append to the keys."""
+    return nn.MultiheadAttention(32, 4, kdim=24, vdim=40, add_bias_kv=True, add_zero_attn=True)
+
+
+def torch_encoder():
+    """Without nested tensors, which have no rows of padding to compare."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+def torch_transformer():
+    """Self-attention of an encoder layer, then self- and cross-attention of a decoder layer."""
+    return nn.Transformer(32, 4, 1, 1, 64, dropout=0.0)
+
+
+def torchvision_vit():
+    return torchvision_vision_transformer.VisionTransformer(
+        image_size=8, patch_size=2, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10
+    )
+
+
 def tokens(batch=2, length=7):
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(5))
 
@@ -67,11 +93,29 @@ def images(channels=1):
     return torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
+def vectors(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+
+
+def torch_inputs(name):
+    padding = torch.tensor([[False] * 5 + [True] * 2, [False] * 7])  # True = ignore
+    if name == "TransformerEncoder":
+        return {"src": vectors(2, 7, 32), "src_key_padding_mask": padding}
+    if name == "Transformer":
+        causal = {"tgt_mask": nn.Transformer.generate_square_subsequent_mask(6), "tgt_is_causal": True}
+        paddings = {"src_key_padding_mask": padding, "memory_key_padding_mask": padding}
+        return {"src": vectors(7, 2, 32), "tgt": vectors(6, 2, 32), **causal, **paddings}
+    keys = {"key": vectors(7, 2, 24), "value": vectors(7, 2, 40), "key_padding_mask": padding}
+    return {"query": vectors(5, 2, 32), **keys, "need_weights": False}
+
+
 def inputs(model):
     """What the model is called with, padding included where it reads a mask."""
     name = type(model).__name__
+    if name in ("TransformerEncoder", "Transformer") or isinstance(model, nn.MultiheadAttention):
+        return torch_inputs(name)
     if name == "VisionTransformer":
-        return {"x": images()}
+        return {"x": images(model.conv_proj.in_channels if hasattr(model, "conv_proj") else 1)}
     if name == "ViTForImageClassification":
         return {"pixel_values": images()}
     mask = torch.ones(2, 7, dtype=torch.long)
@@ -95,6 +139,10 @@ MODELS = {
     "clip": (clip, 4),
     "vit": (vit, 2),
     "timm_vit": (timm_vit, 2),
+    "torch_mha": (torch_mha, 1),
+    "torch_encoder": (torch_encoder, 2),
+    "torch_transformer": (torch_transformer, 3),
+    "torchvision_vit": (torchvision_vit, 2),
 }
 
 
@@ -112,8 +160,18 @@ class NormalisedRows(TorchFunctionMode):
     """The outside oracle: every output row of ``scaled_dot_product_attention`` to unit length, C without gradient."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+        if function is F.multi_head_attention_forward:  # goes by as a whole, with the mode off inside
+            with patch.object(F, "scaled_dot_product_attention", normalised_attention):
+                return function(*args, **(kwargs or {}))
         if function is F.scaled_dot_product_attention:
-            norm = result.detach().norm(dim=-1, keepdim=True)
-            result = result / norm.where(norm > 0, 1.0)
-        return result
+            return normalised_attention(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+_attention = F.scaled_dot_product_attention
+
+
+def normalised_attention(*args, **kwargs):
+    result = _attention(*args, **kwargs)
+    norm = result.detach().norm(dim=-1, keepdim=True)
+    return result / norm.where(norm > 0, 1.0)

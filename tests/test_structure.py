@@ -20,6 +20,7 @@ LAYERS = [
     {"experiments", "bench"},
     {"conversion", "measure", "environment", "_torchvision"},
     {"sites"},
+    {"modules"},
     {"functional"},
     {"attention", "controls"},
     {"preconditioner", "reference"},
@@ -67,8 +68,14 @@ assert "torch._dynamo" not in sys.modules
 q = torch.randn(1, 2, 5, 4, requires_grad=True)
 ca.preconditioned_attention(q, q, q, rows="weights").sum().backward()
 print(ca.explain(q, q, q), ca.condition_number(q), ca.log_complexity(q), ca.precondition_rows(q))
+layer = torch.nn.TransformerEncoderLayer(4, 2, 4)
+layer.self_attn = ca.MultiheadAttention(4, 2)
+layer(torch.randn(3, 1, 4)).sum().backward()
+model = torch.nn.Transformer(4, 2, 1, 1, 4)
+print(ca.precondition(model), ca.conditioning(model), ca.restore(model))
+class OwnAttention(torch.nn.Linear): pass
 try:
-    ca.precondition(torch.nn.MultiheadAttention(4, 2))
+    ca.precondition(torch.nn.Sequential(OwnAttention(4, 2)))
 except ValueError as error:
     print(error)
 ca.restore(torch.nn.Linear(2, 2)), ca.conditioning(torch.nn.Linear(2, 2))
@@ -100,6 +107,13 @@ def test_examples_in_docstrings(name):
 
 def test_examples_are_there():
     """The test above passes on modules without examples; these have to have one."""
-    for name in ("functional", "conversion.convert", "measure.spectra", "measure.monitor", "experiments.compare"):
+    for name in (
+        "functional",
+        "modules",
+        "conversion.convert",
+        "measure.spectra",
+        "measure.monitor",
+        "experiments.compare",
+    ):
         module = importlib.import_module(f"conditioned_attention.{name}")
         assert any(test.examples for test in doctest.DocTestFinder().find(module))

@@ -80,7 +80,7 @@ def test_copies_are_conditioned_too(name):
     assert (output(model) == expected).all()
 
 
-@pytest.mark.parametrize("name", ["llama", "timm_vit"])
+@pytest.mark.parametrize("name", ["llama", "timm_vit", "torch_encoder"])
 def test_pickle_loads_in_a_new_process(name, tmp_path):
     model = build(name)
     precondition(model)
@@ -213,13 +213,17 @@ class OwnAttention(Attention):
     """A subclass may do anything in its forward."""
 
 
+class UnknownAttention(nn.Linear):
+    """Its name is all that says what it is."""
+
+
 def test_what_cannot_be_converted_is_refused_with_the_reason():
-    model = nn.ModuleDict({"a": Attention(8, 2), "b": OwnAttention(8, 2), "c": nn.MultiheadAttention(8, 2)})
+    model = nn.ModuleDict({"a": Attention(8, 2), "b": OwnAttention(8, 2), "c": UnknownAttention(8, 2)})
     report = precondition(model)
     assert report.converted == ["a"]
     reasons = {row.name: row.reason for row in report.rows if row.status == "refused"}
     assert "subclass" in reasons["b"]
-    assert "torch.nn.modules.activation.MultiheadAttention is not in the table" in reasons["c"]
+    assert "tests.conversion.test_conversion.UnknownAttention is not in the table" in reasons["c"]
     assert "refused" in str(report)
     restore(model)
     with pytest.raises(ValueError, match=r"strict=True(.|\n)*b: (.|\n)*c: "):

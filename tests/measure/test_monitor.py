@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from conditioned_attention.measure.monitor import HeadRecord, head_outputs
 from conditioned_attention.measure.plots import average_condition_number, plot_condition_numbers, share_at_floor
 from tests.models import MODELS, build, images, inputs, timm_vit
 
+attention = F.scaled_dot_product_attention
+
 
 class Spy(TorchFunctionMode):
     """Writes down what every ``scaled_dot_product_attention`` returned."""
@@ -27,10 +30,16 @@ class Spy(TorchFunctionMode):
         self.outputs = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+        if function is F.multi_head_attention_forward:  # goes by as a whole, with the mode off inside
+            with patch.object(F, "scaled_dot_product_attention", self.attention):
+                return function(*args, **(kwargs or {}))
         if function is F.scaled_dot_product_attention:
-            self.outputs.append(result.detach())
-        return result
+            return self.attention(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+    def attention(self, *args, **kwargs):
+        self.outputs.append(attention(*args, **kwargs).detach())
+        return self.outputs[-1]
 
 
 @pytest.mark.parametrize("name", MODELS)
