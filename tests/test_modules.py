@@ -269,6 +269,9 @@ WRONG = {
     "key_padding_mask batch": call_of(key_padding_mask=torch.zeros(5, 2)),
     "key_padding_mask 1-D": call_of(key_padding_mask=torch.zeros(5)),
     "key_padding_mask 2-D unbatched": call_of((5, 8), (5, 8), (5, 8), key_padding_mask=torch.zeros(1, 5)),
+    "attn_mask of another type": call_of(attn_mask=torch.zeros(5, 5, dtype=torch.float16)),
+    "key_padding_mask of another type": call_of(key_padding_mask=torch.zeros(2, 5, dtype=torch.float64)),
+    "key of another type": ((torch.randn(5, 2, 8), *[torch.randn(5, 2, 8).double()] * 2), {}),
     "is_causal alone": call_of(is_causal=True),
 }
 
@@ -365,8 +368,17 @@ def test_compiles_without_a_graph_break(need_weights):
         assert a is b is None or torch.allclose(a, b, atol=1e-6)
 
 
+def biased(module):
+    """``module`` with biases: without any, keys of padding have zero values, and C undoes what they do to a head."""
+    for name, parameter in module.named_parameters():
+        if ("attn" in name and name.endswith("bias")) or name == "in_proj_bias":
+            nn.init.normal_(parameter)
+    return module
+
+
 def of_layer(layer, built):
     """``layer`` conditioned: with attention built as ours, or converted."""
+    biased(layer)
     if not built:
         precondition(layer, strict=True)
         return layer
@@ -424,7 +436,7 @@ def test_a_decoder_layer_evaluates_as_it_trains():
 
 
 def test_nested_tensors():
-    ours = MultiheadAttention(8, 2, batch_first=True)
+    ours = biased(MultiheadAttention(8, 2, batch_first=True))
     sequences = [torch.randn(n, 8) for n in (3, 5, 1)]
     nested = torch.nested.nested_tensor(sequences)
     output, weights = ours(nested, nested, nested, need_weights=False)

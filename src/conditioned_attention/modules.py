@@ -300,6 +300,9 @@ def _merge(
             raise AssertionError(f"key_padding_mask must have shape {(batch, n_keys)}, got {tuple(padding.shape)}")
         numbers = _numbers(padding, query.dtype).view(batch, 1, 1, n_keys)
         merged = numbers if merged is None else merged + numbers
+    types = (query.dtype, torch.float32)
+    if merged is not None and merged.dtype not in types and not torch.is_autocast_enabled(query.device.type):
+        raise RuntimeError(f"masks of numbers must have query's type {query.dtype} or float32, got {merged.dtype}")
     return F.pad(merged, (0, added)) if merged is not None and added else merged
 
 
