@@ -17,6 +17,7 @@ from conditioned_attention.experiments.images import Digits
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import EpochSampler, Training, build_schedule, parameter_groups, train
 from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.measure.clock import paired_ratio
 
 
 def measure_loop(rounds: int = 12, threads: int = 1, epochs: int = 4) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def measure_loop(rounds: int = 12, threads: int = 1, epochs: int = 4) -> dict[st
             times[i].append(time.perf_counter() - began)
             cpu_times[i].append(time.process_time() - began_cpu)
     bare, ours = times[0][1:], times[1][1:]
-    ratios = sorted(b / a for a, b in zip(bare, ours))
+    ratio = paired_ratio(ours, bare)
     cpu_ratios = [b / a for a, b in zip(cpu_times[0][1:], cpu_times[1][1:])]
     return {
         "case": "training loop on the demo, monitor off",
@@ -56,9 +57,9 @@ def measure_loop(rounds: int = 12, threads: int = 1, epochs: int = 4) -> dict[st
         "threads": threads,
         "bare_seconds": statistics.median(bare),
         "ours_seconds": statistics.median(ours),
-        "ratio": statistics.median(ratios),
-        "ratio_p20": ratios[len(ratios) // 5],
-        "ratio_p80": ratios[-1 - len(ratios) // 5],
+        "ratio": ratio.median,
+        "ratio_p20": ratio.p20,
+        "ratio_p80": ratio.p80,
         "cpu_time_ratio": statistics.median(cpu_ratios),
         "largest_loss_difference": max(abs(a - b) for a, b in zip(*losses)),
     }

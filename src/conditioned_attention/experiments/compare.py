@@ -179,14 +179,15 @@ def check_settings(folder: Path, settings: Any) -> None:
         return
     there = json.loads(file.read_text())
     if there != now:
-        different = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in _differences(there, now))
+        different = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in differences(there, now))
         raise ValueError(f"{folder} holds runs of other settings ({different}); choose another folder")
 
 
-def _differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every key at which two pieces of plain data differ, with both values."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(key for key in b if key not in a)]:
-            yield from _differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+            yield from differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
     elif a != b:
         yield prefix or "settings", a, b
 

@@ -1,0 +1,92 @@
+"""Time, as ratios within one run: contestants take turns, and what counts is the ratio of each round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Adds up the time between ``start`` and ``stop``; on CUDA by events, so that nothing has to wait in between."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._total = 0.0
+        self._began: Any = None
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        self._began = self._event() if self._cuda else time.perf_counter()
+
+    def stop(self) -> None:
+        if self._cuda:
+            self._events.append((self._began, self._event()))
+        else:
+            self._total += time.perf_counter() - self._began
+
+    def seconds(self) -> float:
+        """The sum so far; on CUDA this waits for the device."""
+        if self._cuda:
+            torch.cuda.synchronize()
+            return float(sum(began.elapsed_time(ended) for began, ended in self._events)) / 1000
+        return self._total
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long one call takes."""
+    watch = Stopwatch(device)
+    watch.start()
+    work()
+    watch.stop()
+    return watch.seconds()
+
+
+def turn_order(turn: int, contestants: int) -> list[int]:
+    """The order of a round: each contestant stands at each place equally often, and its predecessors vary.
+
+    The zigzag 0, n-1, 1, n-2, … shifted by one a round is a Latin square in which, for an even number, everyone
+    follows everyone else once in n rounds; what one leaves in the caches does not always meet the same next one.
+
+    >>> [turn_order(turn, 4) for turn in range(2)]
+    [[0, 3, 1, 2], [1, 0, 2, 3]]
+    """
+    zigzag = (-(place + 1) // 2 if place % 2 else place // 2 for place in range(contestants))
+    return [(step + turn) % contestants for step in zigzag]
+
+
+def interleave(samples: Sequence[Callable[[], float]], rounds: int, warmup: int = 0) -> list[list[float]]:
+    """The seconds that each contestant's sample returned in each round; the first ``warmup`` rounds do not count."""
+    times: list[list[float]] = [[] for _ in samples]
+    for turn in range(warmup + rounds):
+        for i in turn_order(turn, len(samples)):
+            times[i].append(samples[i]())
+    return [values[warmup:] for values in times]
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """The rounds' ratios to the baseline: their median, and the 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def paired_ratio(times: Sequence[float], base: Sequence[float]) -> PairedRatio:
+    """What ``times`` are over ``base``, round by round: a machine that slows down slows both.
+
+    >>> paired_ratio([2.0, 6.0, 3.0], [1.0, 2.0, 3.0])
+    PairedRatio(median=2.0, p20=1.0, p80=3.0)
+    """
+    ratios = sorted(mine / other for mine, other in zip(times, base))
+    return PairedRatio(statistics.median(ratios), ratios[len(ratios) // 5], ratios[-1 - len(ratios) // 5])

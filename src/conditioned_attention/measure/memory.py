@@ -1,0 +1,72 @@
+"""Memory of a computation in bytes: the peak of what it allocates, and what it holds for backward."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that ``work`` had allocated at a time, beyond what was there before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _no_chatter(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        work()
+    kineto = profiler.profiler.kineto_results
+    changes = [(event.start_ns(), event.nbytes()) for event in kineto.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for _, change in sorted(changes, key=lambda item: item[0]):
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def held_bytes(forward: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
+    """Bytes of the different storages that the graph of ``forward`` holds for backward.
+
+    Storages, not tensors: views and tensors saved twice count once.  What a compiled graph saves is seen as well.
+
+    Args:
+        forward: returns its output, whose graph is what is measured.
+        exclude: tensors that exist anyway, inputs and parameters; their storages do not count.
+
+    >>> import torch
+    >>> x = torch.ones(10, requires_grad=True)
+    >>> held_bytes(lambda: x.exp().sum(), exclude=[x])  # exp keeps its result
+    40
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # keeps the storage, and no cycle through the graph that would outlive the call
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    del output  # only now: while the graph lives, no address is used twice
+    return sum(size for address, size in held.items() if address not in known)
+
+
+@contextmanager
+def _no_chatter() -> Iterator[None]:
+    """The profiler's C++ side announces itself on standard error; that is not for the user of a table."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
