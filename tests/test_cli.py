@@ -54,6 +54,16 @@ def test_train_goes_on(tmp_path, capsys):
         (["train", "digits", "--seed", "-1"], "seed must be between 0"),
         (["train", "digits", "--lr", "1e30", "--clip", "None", *QUICK], "training loss is nan"),
         (["bench", "loop", "--rounds", "0"], "rounds, threads and epochs must be at least 1"),
+        (["bench"], "operator, step, loop, table"),
+        (["bench", "operator", "--cases", "vit_z"], "case 'vit_z' is unknown; valid are vit_b, vit_s"),
+        (
+            ["bench", "operator", "--cases", "digits", "--rounds", "0"],
+            "rounds, threads and batch_size must be at least 1",
+        ),
+        (["bench", "operator", "--modes", "sideways"], "sideways"),
+        (["bench", "step", "--models", "bert"], "model 'bert' is unknown; valid are vit_b"),
+        (["bench", "step", "--layers", "0"], "layers must be at least 1"),
+        (["bench", "table", "/nowhere"], "holds neither operator.csv nor step.csv"),
         (["compare", "digits", "--seeds", "0"], "seeds must be at least one"),
         (["compare", "digits", "--epochs", "0"], "epochs must be at least 1"),
         (["compare", "imagenet"], "imagenet"),
@@ -65,6 +75,37 @@ def test_wrong_input_exits_with_2_and_says_why(arguments, words, capsys, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert call(*arguments) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_bench_measures_goes_on_and_fills_the_readme(tmp_path, capsys):
+    quick = ["--output", str(tmp_path), "--batch-size", "1", "--rounds", "1"]
+    operator = ["bench", "operator", "--no-compiled", "--sample-milliseconds", "0.1", *quick, "--cases"]
+    assert call(*operator, "digits") == 0
+    assert "three lines" in capsys.readouterr().out
+    first = (tmp_path / "operator.csv").read_text()
+    assert call(*operator, "digits", "xcit") == 0
+    assert (tmp_path / "operator.csv").read_text().startswith(first)
+    assert (tmp_path / "operator.png").exists()
+    assert call("bench", "step", *quick, "--layers", "1", "--models", "vit_b_block") == 0
+    assert "1 of 1 attention modules converted" in capsys.readouterr().out
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n\n<!-- bench:begin -->\n<!-- bench:end -->\n")
+    assert call("bench", "table", str(tmp_path), "--into", str(readme)) == 0
+    assert call("bench", "table", str(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert "| xcit: 1×8×48×196 |" in printed
+    assert printed.strip() in readme.read_text()
+
+
+def test_bench_stopped_by_ctrl_c(tmp_path, capsys, monkeypatch):
+    from conditioned_attention.bench import operator
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(operator, "measure_case", stop)
+    assert call("bench", "operator", "--cases", "digits", "--output", str(tmp_path)) == 130
+    assert "goes on where this one was" in capsys.readouterr().err
 
 
 def test_env():

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,8 @@ try:
     import tyro
     from tyro.conf import OmitArgPrefixes, subcommand
 
+    from conditioned_attention.bench.operator import OperatorSettings
+    from conditioned_attention.bench.step import StepSettings
     from conditioned_attention.experiments.images import Digits, FashionMNIST
     from conditioned_attention.experiments.variants import VARIANTS
 except ModuleNotFoundError as missing:
@@ -125,11 +127,59 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchOperator:
+    """Measure attention on tensors: ours, plain, and what a user would write, in turns on the same inputs.
+
+    Contestants that do not compute what they should are not timed.  Finished cases are kept, and a second call with
+    the same settings measures only the others.
+    """
+
+    settings: OperatorSettings = field(default_factory=OperatorSettings)
+    cases: tuple[str, ...] = ()
+    """Names of cases; default all.  An unknown name lists them."""
+    output: Path = Path("runs/bench")
+    """Folder for operator.csv, operator.json and operator.png."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.cases import find_cases
+        from conditioned_attention.bench.operator import run_operator
+        from conditioned_attention.bench.plots import write_plot
+        from conditioned_attention.bench.tables import print_case
+
+        for rows in run_operator(find_cases(self.cases), self.settings, self.output):
+            print_case(rows)
+        print(f"{self.output}: operator.csv, operator.json, {write_plot(self.output / 'operator.csv').name}")
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchStep:
+    """Measure whole training steps of a plain model beside the same model converted.
+
+    Finished models are kept, and a second call with the same settings measures only the others.
+    """
+
+    settings: StepSettings = field(default_factory=StepSettings)
+    models: tuple[str, ...] = ()
+    """Names of models; default all.  An unknown name lists them."""
+    output: Path = Path("runs/bench")
+    """Folder for step.csv and step.json."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.models import find_models
+        from conditioned_attention.bench.step import run_step
+        from conditioned_attention.bench.tables import print_steps
+
+        for rows in run_step(find_models(self.models), self.settings, self.output):
+            print_steps(rows)
+        print(f"{self.output}: step.csv, step.json")
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchLoop:
     """Measure what this library's training loop costs over a bare PyTorch loop, side by side."""
 
-    case: Annotated[Literal["loop"], tyro.conf.Positional] = "loop"
-    """What to measure."""
     rounds: int = 12
     """Turns that the two loops take."""
     threads: int = 1
@@ -146,6 +196,46 @@ class Bench:
         if self.output is not None:
             write_json(self.output, {**result, "environment": environment()})
         return 0
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """Print the README's tables of what `bench operator` and `bench step` have written."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder with operator.csv, step.csv or both."""
+    into: Path | None = None
+    """Put the tables between the marks of this Markdown file instead of printing them."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.tables import NOT_MEASURED, put_between_marks, readme_text
+
+        text = readme_text(self.folder)
+        if text == NOT_MEASURED:
+            raise FileNotFoundError(f"{self.folder} holds neither operator.csv nor step.csv")
+        if self.into is None:
+            print(text)
+        else:
+            put_between_marks(self.into, text)
+        return 0
+
+
+AnyBench = (
+    Annotated[BenchOperator, subcommand("operator")]
+    | Annotated[BenchStep, subcommand("step")]
+    | Annotated[BenchLoop, subcommand("loop")]
+    | Annotated[BenchTable, subcommand("table")]
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure what conditioning costs, always as ratios within one run."""
+
+    what: AnyBench
+
+    def __call__(self) -> int:
+        return self.what()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,158 @@
+"""The shapes that are measured: attention as the models of the papers call it, and as a GPT does.
+
+Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What attention is called with, and the gradient (B, H, N, D) that backward starts from."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    upstream: Tensor
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        return self.query, self.key, self.value, self.mask
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The arguments that want a gradient."""
+        return [tensor for tensor in self.arguments if tensor is not None and tensor.requires_grad]
+
+    def double(self) -> Inputs:
+        """Copies in float64 that require the same gradients; a mask of truth values stays one."""
+        mask = None if self.mask is None else _double(self.mask)
+        return Inputs(_double(self.query), _double(self.key), _double(self.value), mask, _double(self.upstream))
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of attention and where it comes from.
+
+    Attributes:
+        name: as in tables and on the command line.
+        query: (B, H, N, D).
+        about: the source, in words.
+        keys: M, if it is not N.
+        key_heads: G, if it is not H; each key head then serves H / G query heads.
+        causal: query i attends to keys 0..i.
+        mask: ``"none"``; ``"bias"``, a learned (1, H, N, M) that is added to the logits and gets a gradient; or
+            ``"padding"``, a boolean (B, 1, 1, M) that hides the last keys of each sequence.
+        channels: rows are channels, as in XCiT: query and key have unit length along the tokens, the scale is 1, and
+            the tensors are views whose last dimension is not contiguous, as that model makes them.
+    """
+
+    name: str
+    query: tuple[int, int, int, int]
+    about: str
+    keys: int | None = None
+    key_heads: int | None = None
+    causal: bool = False
+    mask: Literal["none", "bias", "padding"] = "none"
+    channels: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``scaled_dot_product_attention``, which are ours as well."""
+        scale = 1.0 if self.channels else None
+        return {"is_causal": self.causal, "scale": scale, "enable_gqa": self.key_heads is not None}
+
+    @property
+    def shape(self) -> str:
+        """Everything that sets the cost, in a few signs."""
+        extras = [f"{self.keys} keys"] if self.keys else []
+        extras += [f"{self.key_heads} key heads"] if self.key_heads else []
+        extras += ["causal"] if self.causal else []
+        extras += {"none": [], "bias": ["learned bias"], "padding": ["padding mask"]}[self.mask]
+        return ", ".join(["×".join(map(str, self.query)), *extras])
+
+    def with_batch(self, batch_size: int | None) -> Case:
+        """The same case with another batch size, in its own unit (for Swin: windows); None changes nothing."""
+        return self if batch_size is None else replace(self, query=(batch_size, *self.query[1:]))
+
+    def inputs(self, device: torch.device, dtype: torch.dtype) -> Inputs:
+        """Random tensors; the same ones every time."""
+        generator = torch.Generator().manual_seed(0)
+        batch, heads, n, width = self.query
+        m, key_heads = self.keys or n, self.key_heads or heads
+        query = self._draw(generator, batch, heads, n, width, unit=self.channels)
+        key = self._draw(generator, batch, key_heads, m, width, unit=self.channels)
+        value = self._draw(generator, batch, key_heads, m, width)
+        query, key, value = (tensor.to(device, dtype).requires_grad_() for tensor in (query, key, value))
+        upstream = self._draw(generator, batch, heads, n, width).to(device, dtype)
+        return Inputs(query, key, value, self._mask(generator, (batch, heads, n, m), device, dtype), upstream)
+
+    def _draw(self, generator: torch.Generator, *size: int, unit: bool = False) -> Tensor:
+        """(B, H, N, D) as a view of (B, N, H, D), or of (B, D, H, N) for channels: what a projection's output is."""
+        batch, heads, n, width = size
+        if self.channels:
+            tensor = torch.randn(batch, width, heads, n, generator=generator).permute(0, 2, 3, 1)
+        else:
+            tensor = torch.randn(batch, n, heads, width, generator=generator).transpose(1, 2)
+        return F.normalize(tensor, dim=-1) if unit else tensor
+
+    def _mask(
+        self, generator: torch.Generator, size: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> Tensor | None:
+        batch, heads, n, m = size
+        if self.mask == "bias":
+            return torch.randn(1, heads, n, m, generator=generator).to(device, dtype).requires_grad_()
+        if self.mask == "padding":
+            lengths = torch.randint(math.ceil(m / 2), m + 1, (batch, 1, 1, 1), generator=generator)
+            return (torch.arange(m) < lengths).to(device)
+        return None
+
+    def merge_heads(self, output: Tensor) -> Tensor:
+        """(B, H, N, E) -> tokens × all heads, as a model hands it to its output projection."""
+        tokens = output.permute(0, 3, 1, 2) if self.channels else output.transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], -1)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.bool else tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("vit_b", (8, 12, 197, 64), "ViT-B/16 and DeiT-B at 224 pixels, 8 images"),
+        Case("vit_s", (8, 6, 197, 64), "ViT-S/16 at 224 pixels, 8 images"),
+        Case("swin_bias", (512, 3, 49, 32), "Swin-T stage 1, windows of 8 images, relative position bias", mask="bias"),
+        Case("swin", (512, 3, 49, 32), "the same windows without the bias"),
+        Case("digits", (8, 6, 17, 16), "a few tokens, as in the demo"),
+        Case("xcit", (8, 8, 48, 196), "XCiT-S12/16 at 224 pixels, 8 images: rows are channels", channels=True),
+        Case("bert", (8, 12, 128, 64), "BERT and Crammed BERT on GLUE, 8 sentences", mask="padding"),
+        Case("lra_image", (8, 2, 1024, 32), "Long Range Arena image and pathfinder, Nystromformer's model"),
+        Case("lra_listops", (4, 2, 2048, 32), "Long Range Arena ListOps, Nystromformer's model"),
+        Case("lra_retrieval", (2, 2, 4096, 32), "Long Range Arena text and retrieval, Nystromformer's model"),
+        Case("gpt", (4, 12, 1024, 64), "GPT-2 small at its full context, 4 sequences", causal=True),
+        Case("gpt_grouped", (4, 12, 1024, 64), "the same with grouped queries, as in Llama 3", None, 4, causal=True),
+    )
+}
+
+
+def find_cases(names: Iterable[str]) -> list[Case]:
+    """The cases of these names, all for none; raises ValueError for one that is unknown."""
+    names = list(dict.fromkeys(names)) or list(CASES)
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise ValueError(f"case {unknown[0]!r} is unknown; valid are {', '.join(CASES)}")
+    return [CASES[name] for name in names]

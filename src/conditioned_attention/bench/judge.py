@@ -1,0 +1,95 @@
+"""Correctness first: output and gradients of a contestant against float64, before anything is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conditioned_attention.bench.cases import Attend, Inputs
+from conditioned_attention.bench.contestants import PLAIN, Contestant
+
+# A contestant may err ten times as much as plain attention.  The suite's bound is 2 (gradients 3); here the point is
+# not to time a program that computes something else, which is off by far more than rounding.
+_FACTOR = 10.0
+_ROUNDINGS = 8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a contestant may be timed.
+
+    Attributes:
+        status: ``"measured"``; ``"refused"``, it raised ValueError; ``"wrong"``, its numbers are not the oracle's;
+            ``"failed"``, it raised anything else.
+        note: why not, or what the contestant says of itself.
+        output_error, gradient_error: largest error over the largest entry of the oracle's tensor; of the gradients
+            (query's, key's, value's, a learned bias's) the worst.
+    """
+
+    status: str
+    note: str = ""
+    output_error: float | None = None
+    gradient_error: float | None = None
+
+
+def judge(contestants: Sequence[Contestant], inputs: Inputs) -> dict[str, Verdict]:
+    """A verdict for every contestant; plain attention, the first, sets the bounds.
+
+    Raises:
+        RuntimeError: plain attention itself is wrong, so there is nothing to measure against.
+    """
+    truths: dict[Attend, list[Tensor]] = {}  # several contestants share an oracle
+    verdicts: dict[str, Verdict] = {}
+    bounds = (0.05, 0.05)  # plain attention's own: above half precision's rounding, below any real mistake
+    for contestant in contestants:
+        oracle = contestant.oracle
+        if oracle not in truths:
+            truths[oracle] = _results(oracle, inputs.double())
+        verdicts[contestant.name] = verdict = _judge_one(contestant, inputs, truths[oracle], bounds)
+        if contestant.name == PLAIN:
+            if verdict.status != "measured" or verdict.output_error is None or verdict.gradient_error is None:
+                raise RuntimeError(f"plain attention cannot be measured here ({verdict.status}): {verdict.note}")
+            rounding = _ROUNDINGS * torch.finfo(inputs.query.dtype).eps
+            bounds = (_FACTOR * verdict.output_error + rounding, _FACTOR * verdict.gradient_error + rounding)
+    return verdicts
+
+
+def _judge_one(contestant: Contestant, inputs: Inputs, truth: list[Tensor], bounds: tuple[float, float]) -> Verdict:
+    try:
+        with torch.no_grad():
+            contestant.attend(
+                *inputs.arguments
+            )  # a compiled one has another graph without gradients, and that may fail too
+        found = _results(contestant.attend, inputs)
+        note = contestant.note(inputs)
+    except ValueError as error:
+        return Verdict("refused", _first_line(error))
+    except Exception as error:  # a compiler may raise anything; the other contestants are measured all the same
+        return Verdict("failed", f"{type(error).__name__}: {_first_line(error)}")
+    errors = [_error(mine, true) for mine, true in zip(found, truth)]
+    output_error, gradient_error = errors[0], max(errors[1:])
+    if not (output_error <= bounds[0] and gradient_error <= bounds[1]):  # "not", so that NaN is wrong
+        note = f"output off by {output_error:.1e} (at most {bounds[0]:.1e}), "
+        note += f"gradients by {gradient_error:.1e} ({bounds[1]:.1e})"
+        return Verdict("wrong", note, output_error, gradient_error)
+    return Verdict("measured", note, output_error, gradient_error)
+
+
+def _results(attend: Attend, inputs: Inputs) -> list[Tensor]:
+    """Output, then the gradients."""
+    output = attend(*inputs.arguments)
+    if output.shape != inputs.upstream.shape:
+        raise RuntimeError(f"output has shape {tuple(output.shape)}, expected {tuple(inputs.upstream.shape)}")
+    return [output.detach(), *torch.autograd.grad(output, inputs.leaves, inputs.upstream)]
+
+
+def _error(mine: Tensor, true: Tensor) -> float:
+    error = (mine.double() - true).abs().max() / true.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float("inf") if error.isnan() else float(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

@@ -1,0 +1,107 @@
+"""The models whose training steps are measured: full width, random weights, no dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conditioned_attention._torchvision import make_importable
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """A model, its data and its loss.
+
+    Attributes:
+        name: as in tables and on the command line.
+        about: the model, in words.
+        batch_size: of a step, unless another is asked for.
+        layers: how many blocks, unless another number is asked for.
+        build: number of blocks -> the model.
+        batch: batch size -> random data.
+        loss: of the model on the data.
+    """
+
+    name: str
+    about: str
+    batch_size: int
+    layers: int
+    build: Callable[[int], nn.Module]
+    batch: Callable[[int], Batch]
+    loss: Callable[[nn.Module, Batch], Tensor]
+
+
+def _vit(layers: int) -> nn.Module:
+    make_importable()
+    from timm.models.vision_transformer import VisionTransformer
+
+    model: nn.Module = VisionTransformer(depth=layers)  # its defaults are vit_base_patch16_224
+    return model
+
+
+def _images(batch_size: int) -> Batch:
+    return torch.randn(batch_size, 3, 224, 224), torch.randint(1000, (batch_size,))
+
+
+def _classification(model: nn.Module, batch: Batch) -> Tensor:
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+def _vit_blocks(layers: int) -> nn.Module:
+    make_importable()
+    from timm.models.vision_transformer import Block
+
+    return nn.Sequential(*(Block(768, 12, qkv_bias=True) for _ in range(layers)))
+
+
+def _tokens(batch_size: int) -> Batch:
+    return (torch.randn(batch_size, 197, 768).requires_grad_(),)  # as inside a model, where blocks come before
+
+
+def _square(model: nn.Module, batch: Batch) -> Tensor:
+    return F.mse_loss(model(*batch), torch.zeros_like(batch[0]))
+
+
+def _gpt2(layers: int) -> nn.Module:
+    make_importable()
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=layers, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, use_cache=False)
+    config._attn_implementation = "sdpa"
+    return GPT2LMHeadModel(config)
+
+
+def _text(batch_size: int) -> Batch:
+    return (torch.randint(50257, (batch_size, 512)),)
+
+
+def _language(model: nn.Module, batch: Batch) -> Tensor:
+    (ids,) = batch
+    logits = model(input_ids=ids).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        StepModel("vit_b", "timm ViT-B/16, 224 pixels", 4, 12, _vit, _images, _classification),
+        StepModel("vit_b_block", "one block of it alone", 4, 1, _vit_blocks, _tokens, _square),
+        StepModel("gpt2", "transformers GPT-2 small, 512 tokens", 2, 12, _gpt2, _text, _language),
+    )
+}
+
+
+def find_models(names: Iterable[str]) -> list[StepModel]:
+    """The models of these names, all for none; raises ValueError for one that is unknown."""
+    names = list(dict.fromkeys(names)) or list(MODELS)
+    unknown = [name for name in names if name not in MODELS]
+    if unknown:
+        raise ValueError(f"model {unknown[0]!r} is unknown; valid are {', '.join(MODELS)}")
+    return [MODELS[name] for name in names]

@@ -1,0 +1,231 @@
+"""Attention on tensors: every contestant on the same inputs, judged, then timed in turns, and its memory."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from conditioned_attention.bench.cases import Attend, Case, Inputs
+from conditioned_attention.bench.contestants import PLAIN, Contestant, contestants
+from conditioned_attention.bench.judge import Verdict, judge
+from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.experiments.compare import working_folder
+from conditioned_attention.measure.clock import Stopwatch, interleave, paired_ratio
+from conditioned_attention.measure.memory import held_bytes, peak_bytes
+
+Mode = Literal["forward", "backward", "both"]
+
+_WARMUP = 2
+
+
+@dataclass(frozen=True)
+class OperatorSettings:
+    """How attention is measured.
+
+    Attributes:
+        modes: forward without gradients; backward alone, its forward outside the clock; both, with recording.
+        rounds: turns that the contestants take.
+        threads: threads of torch.
+        device: where.
+        dtype: of all inputs.
+        batch_size: instead of each case's own.
+        compiled: let torch.compile take part; on a CPU it needs a C++ compiler.
+        sample_milliseconds: a sample repeats the call until plain attention takes about as long.
+    """
+
+    modes: tuple[Mode, ...] = ("forward", "backward", "both")
+    rounds: int = 30
+    threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int | None = None
+    compiled: bool = True
+    sample_milliseconds: float = 20.0
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be measured."""
+        if self.rounds < 1 or self.threads < 1 or (self.batch_size is not None and self.batch_size < 1):
+            sizes = f"{self.rounds}, {self.threads} and {self.batch_size}"
+            raise ValueError(f"rounds, threads and batch_size must be at least 1, got {sizes}")
+        if not 0 < self.sample_milliseconds < math.inf:
+            raise ValueError(f"sample_milliseconds must be positive and finite, got {self.sample_milliseconds}")
+        if not self.modes or len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"modes must be at least one and all different, got {self.modes}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device='cuda', but this torch sees no CUDA device")
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One contestant in one mode of one case.
+
+    Attributes:
+        case, shape, mode, contestant: which.
+        status, note: as in `Verdict`; whoever was not measured has no times.
+        ratio, p20, p80: time over plain attention's, median and percentiles of the rounds' ratios.
+        milliseconds: of one call, median of the rounds.
+        repetitions: calls a sample.
+        output_error, gradient_error: as in `Verdict`.
+        held_bytes, held_ratio: different storages held for backward through an output projection, inputs and weights
+            not counted, and over plain attention's.
+        extra_floats_a_row: 4-byte numbers held beyond plain attention, for each row of each head.
+        peak_bytes, peak_ratio: the most that forward and backward through the projection had allocated at a time.
+        rounds_milliseconds: of one call, each round; rows of one case and mode are paired by position.
+    """
+
+    case: str
+    shape: str
+    mode: str
+    contestant: str
+    status: str
+    note: str
+    ratio: float | None = None
+    p20: float | None = None
+    p80: float | None = None
+    milliseconds: float | None = None
+    repetitions: int | None = None
+    output_error: float | None = None
+    gradient_error: float | None = None
+    held_bytes: int | None = None
+    held_ratio: float | None = None
+    extra_floats_a_row: float | None = None
+    peak_bytes: int | None = None
+    peak_ratio: float | None = None
+    rounds_milliseconds: list[float] = field(default_factory=list)
+
+
+def run_operator(cases: Sequence[Case], settings: OperatorSettings, folder: Path) -> Iterator[list[OperatorRow]]:
+    """Measures the cases that ``folder``/operator.csv does not hold yet, and yields every case's rows in turn."""
+    settings.check()
+    torch.set_num_threads(settings.threads)
+    with working_folder(folder):
+        file = folder / "operator.csv"
+        rows = begin(file, OperatorRow, asdict(settings))
+        for case in cases:
+            if not any(row.case == case.name for row in rows):
+                rows = [*rows, *measure_case(case.with_batch(settings.batch_size), settings)]
+                write_rows(file, rows)
+            yield [row for row in rows if row.case == case.name]
+
+
+def measure_case(
+    case: Case, settings: OperatorSettings, competing: Sequence[Contestant] | None = None
+) -> list[OperatorRow]:
+    """Rows of one case, by mode, then by contestant; ``competing`` replaces the usual contestants (plain first)."""
+    if settings.compiled:
+        torch.compiler.reset()  # or the shapes of earlier cases count as recompilations
+    device = torch.device(settings.device)
+    inputs = case.inputs(device, getattr(torch, settings.dtype))
+    competing = contestants(case, settings.compiled) if competing is None else competing
+    verdicts = judge(competing, inputs)
+    fit = [contestant for contestant in competing if verdicts[contestant.name].status == "measured"]
+    memory = _memory(case, fit, inputs)
+    rows = []
+    for mode in settings.modes:
+        times, repetitions = _times(mode, fit, inputs, settings)
+        for contestant in competing:
+            name = contestant.name
+            numbers = _time_columns(times[name], times[PLAIN], repetitions) | memory[name] if name in times else {}
+            rows.append(_row(case, mode, name, verdicts[name], numbers))
+    return rows
+
+
+def _row(case: Case, mode: Mode, name: str, verdict: Verdict, numbers: dict[str, Any]) -> OperatorRow:
+    return OperatorRow(case.name, case.shape, mode, name, **vars(verdict), **numbers)
+
+
+def _times(
+    mode: Mode, competing: Sequence[Contestant], inputs: Inputs, settings: OperatorSettings
+) -> tuple[dict[str, list[float]], int]:
+    """Milliseconds a call by contestant and round, and how many calls a sample makes: for all the same."""
+    plain = partial(_sample, mode, competing[0].attend, inputs)
+    plain(1)
+    fastest = min(plain(1) for _ in range(3))
+    repetitions = max(1, math.ceil(settings.sample_milliseconds / fastest))
+    samples = [partial(_sample, mode, contestant.attend, inputs, repetitions) for contestant in competing]
+    times = interleave(samples, settings.rounds, _WARMUP)
+    return dict(zip((contestant.name for contestant in competing), times)), repetitions
+
+
+def _sample(mode: Mode, attend: Attend, inputs: Inputs, repetitions: int) -> float:
+    """Milliseconds of one call, from so many calls in a row."""
+    watch = Stopwatch(inputs.query.device)
+    with torch.set_grad_enabled(mode != "forward"):
+        if mode == "backward":
+            _repeat_backward(attend, inputs, repetitions, watch)
+        else:
+            call = (
+                partial(attend, *inputs.arguments)
+                if mode == "forward"
+                else partial(_forward_and_backward, attend, inputs)
+            )
+            watch.start()
+            for _ in range(repetitions):
+                call()
+            watch.stop()
+    return 1000 * watch.seconds() / repetitions
+
+
+def _repeat_backward(attend: Attend, inputs: Inputs, repetitions: int, watch: Stopwatch) -> None:
+    for _ in range(repetitions):  # a new graph each time: a compiled one cannot be walked twice
+        output = attend(*inputs.arguments)
+        watch.start()
+        torch.autograd.grad(output, inputs.leaves, inputs.upstream)
+        watch.stop()
+
+
+def _forward_and_backward(attend: Attend, inputs: Inputs) -> None:
+    torch.autograd.grad(attend(*inputs.arguments), inputs.leaves, inputs.upstream)
+
+
+def _time_columns(times: Sequence[float], plain: Sequence[float], repetitions: int) -> dict[str, Any]:
+    ratio = paired_ratio(times, plain)
+    return {
+        "ratio": ratio.median,
+        "p20": ratio.p20,
+        "p80": ratio.p80,
+        "milliseconds": statistics.median(times),
+        "repetitions": repetitions,
+        "rounds_milliseconds": list(times),
+    }
+
+
+def _memory(case: Case, competing: Sequence[Contestant], inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Held and peak bytes by contestant, measured through the projection that follows attention in a model.
+
+    The projection matters: it keeps its input, so whoever keeps the output for backward pays nothing for it, and
+    whoever keeps another tensor of that size pays in full.
+    """
+    query = inputs.query
+    width = case.merge_heads(inputs.upstream).shape[-1]
+    weight = torch.zeros(width, width, device=query.device, dtype=query.dtype, requires_grad=True)
+    exist = [tensor for tensor in (*inputs.arguments, weight) if tensor is not None]
+
+    def forward(attend: Attend) -> Tensor:
+        return case.merge_heads(attend(*inputs.arguments)) @ weight
+
+    def step(attend: Attend) -> None:
+        output = forward(attend)
+        torch.autograd.grad(output, [*inputs.leaves, weight], torch.ones_like(output))
+
+    held = [held_bytes(partial(forward, one.attend), exist) for one in competing]
+    peak = [peak_bytes(partial(step, one.attend), query.device) for one in competing]
+    rows = math.prod(query.shape[:-1])
+    return {
+        one.name: {
+            "held_bytes": held[i],
+            "held_ratio": held[i] / held[0],
+            "extra_floats_a_row": (held[i] - held[0]) / (4 * rows),
+            "peak_bytes": peak[i],
+            "peak_ratio": peak[i] / peak[0],
+        }
+        for i, one in enumerate(competing)
+    }

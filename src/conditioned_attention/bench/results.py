@@ -1,0 +1,97 @@
+"""The files of a benchmark: NAME.csv with one row a measurement, and NAME.json with how and where it was measured.
+
+The CSV is written anew, whole, after each finished group (a case, a model), so a run that is stopped keeps what it
+has measured; the same command goes on with the groups that are missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from conditioned_attention.environment import environment
+from conditioned_attention.experiments.compare import differences
+from conditioned_attention.experiments.files import finite, write_json, write_text
+
+Row = TypeVar("Row")
+
+
+def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
+    """The rows of an earlier run of the same settings on the same machine; writes the JSON beside the CSV.
+
+    Args:
+        file: the CSV.
+        cls: dataclass of its rows.
+        settings: plain data; everything that sets the numbers, but not which groups were asked for.
+
+    Raises:
+        ValueError: the file holds measurements with other settings or of another environment.
+    """
+    about = file.with_suffix(".json")
+    now = json.loads(json.dumps(finite({"settings": settings, "environment": environment()})))
+    rows = read_rows(file, cls) if file.exists() else []
+    if rows:
+        different = list(differences(json.loads(about.read_text()), now))
+        if different:
+            words = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in different)
+            raise ValueError(f"{file} was measured otherwise ({words}); choose another folder or remove the file")
+    write_json(about, now)
+    return rows
+
+
+def write_rows(file: Path, rows: Sequence[Any]) -> None:
+    """Writes rows, instances of one dataclass, as CSV; None is an empty cell, a list its numbers with spaces."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(field.name for field in dataclasses.fields(rows[0]))
+    writer.writerows([_text(value) for value in vars(row).values()] for row in rows)
+    write_text(file, stream.getvalue())
+
+
+def read_rows(file: Path, cls: type[Row]) -> list[Row]:
+    """The rows that `write_rows` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}; 'conditioned-attention bench {file.stem}' writes it")
+    kinds = get_type_hints(cls)
+    with file.open(newline="") as opened:
+        reader = csv.DictReader(opened)
+        if reader.fieldnames != list(kinds):
+            raise ValueError(f"{file} has columns {reader.fieldnames}, expected {list(kinds)}")
+        try:
+            return [cls(**{name: _value(kinds[name], cell) for name, cell in record.items()}) for record in reader]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """Settings and environment of a CSV, from the JSON beside it."""
+    about: dict[str, Any] = json.loads(file.with_suffix(".json").read_text())
+    return about
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _value(kind: Any, cell: str) -> Any:
+    if kind is str:
+        return cell
+    if kind == list[float]:
+        return [float(number) for number in cell.split()]
+    if cell == "":
+        return None
+    return int(cell) if kind in (int, int | None) else float(cell)

@@ -1,0 +1,171 @@
+"""Whole training steps: a plain model beside the same model converted, in turns, with their memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from conditioned_attention.bench.models import Batch, StepModel
+from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.experiments.compare import working_folder
+from conditioned_attention.experiments.variants import VARIANTS, Variant
+from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
+from conditioned_attention.measure.memory import held_bytes, peak_bytes
+
+_WARMUP = 2
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How training steps are measured.
+
+    Attributes:
+        rounds: turns that the variants take, one step each.
+        threads: threads of torch.
+        device: where.
+        dtype: of parameters and data.
+        batch_size: instead of each model's own.
+        layers: blocks, instead of each model's own number.
+    """
+
+    rounds: int = 20
+    threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int | None = None
+    layers: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be measured."""
+        given = (self.rounds, self.threads, self.batch_size, self.layers)
+        if min(number for number in given if number is not None) < 1:
+            raise ValueError(f"rounds, threads, batch_size and layers must be at least 1, got {given}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device='cuda', but this torch sees no CUDA device")
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One variant of one model.
+
+    Attributes:
+        model, shape, variant: which; the first variant of a model is the baseline.
+        note: what the conversion did.
+        ratio, p20, p80: time of a step over the baseline's, median and percentiles of the rounds' ratios.
+        milliseconds: of a step, median of the rounds.
+        held_bytes, held_ratio: different storages that the loss holds for backward, parameters and data not counted.
+        peak_bytes, peak_ratio: parameters and optimizer state, and the most that a step allocates beyond them.
+        rounds_milliseconds: of each round; a model's rows are paired by position.
+    """
+
+    model: str
+    shape: str
+    variant: str
+    note: str
+    ratio: float
+    p20: float
+    p80: float
+    milliseconds: float
+    held_bytes: int
+    held_ratio: float
+    peak_bytes: int
+    peak_ratio: float
+    rounds_milliseconds: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Trainee:
+    """A model under way: one step of it, what it holds and what it is."""
+
+    note: str
+    step: Callable[[], None]
+    held: Callable[[], int]
+    fixed_bytes: int
+
+
+def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) -> Iterator[list[StepRow]]:
+    """Measures the models that ``folder``/step.csv does not hold yet, and yields every model's rows in turn."""
+    settings.check()
+    torch.set_num_threads(settings.threads)
+    with working_folder(folder):
+        file = folder / "step.csv"
+        rows = begin(file, StepRow, asdict(settings))
+        for model in models:
+            if not any(row.model == model.name for row in rows):
+                rows = [*rows, *measure_model(model, settings)]
+                write_rows(file, rows)
+            yield [row for row in rows if row.model == model.name]
+
+
+def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
+    """One row a variant, the baseline first."""
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    batch_size, layers = settings.batch_size or model.batch_size, settings.layers or model.layers
+    variants = list(VARIANTS.values())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        batch = tuple(_to(tensor, device, dtype) for tensor in model.batch(batch_size))
+        trainees = [_trainee(model, layers, variant, batch, device, dtype) for variant in variants]
+        samples = [partial(seconds_of, trainee.step, device) for trainee in trainees]
+        times = interleave(samples, settings.rounds, _WARMUP)
+        held = [trainee.held() for trainee in trainees]
+        peak = [trainee.fixed_bytes + peak_bytes(trainee.step, device) for trainee in trainees]
+    shape = f"{model.about}, batch {batch_size}, {layers} layer{'s' * (layers > 1)}"
+    rows = []
+    for i, (variant, trainee) in enumerate(zip(variants, trainees)):
+        ratio = paired_ratio(times[i], times[0])
+        rows.append(
+            StepRow(
+                model=model.name,
+                shape=shape,
+                variant=variant.name,
+                note=trainee.note,
+                ratio=ratio.median,
+                p20=ratio.p20,
+                p80=ratio.p80,
+                milliseconds=1000 * statistics.median(times[i]),
+                held_bytes=held[i],
+                held_ratio=held[i] / held[0],
+                peak_bytes=peak[i],
+                peak_ratio=peak[i] / peak[0],
+                rounds_milliseconds=[1000 * seconds for seconds in times[i]],
+            )
+        )
+    return rows
+
+
+def _trainee(
+    model: StepModel, layers: int, variant: Variant, batch: Batch, device: torch.device, dtype: torch.dtype
+) -> _Trainee:
+    torch.manual_seed(0)
+    network: nn.Module = model.build(layers)
+    report = variant.apply(network)
+    network.to(device, dtype).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    exist = [*network.parameters(), *network.buffers(), *batch]
+
+    def step() -> None:
+        model.loss(network, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for tensor in batch:
+            tensor.grad = None
+
+    return _Trainee(
+        note="" if report is None else f"{len(report.converted)} of {len(report.rows)} attention modules converted",
+        step=step,
+        held=lambda: held_bytes(lambda: model.loss(network, batch), exist),
+        fixed_bytes=3 * sum(p.numel() * p.element_size() for p in network.parameters()),  # AdamW keeps two of each
+    )
+
+
+def _to(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    moved = tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+    return moved.requires_grad_(tensor.requires_grad)

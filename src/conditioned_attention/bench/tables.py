@@ -1,0 +1,166 @@
+"""Tables: of one case on a terminal, and of the README, both made from the rows of the CSV files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from conditioned_attention.bench.contestants import PLAIN
+from conditioned_attention.bench.operator import OperatorRow
+from conditioned_attention.bench.results import read_about, read_rows
+from conditioned_attention.bench.step import StepRow
+from conditioned_attention.experiments.files import write_text
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+NOT_MEASURED = "Not measured yet."
+
+_BASELINE = "baseline"
+# What a user chooses between; the CSV has the rest.
+_SHOWN = ("three lines", "rms_norm", "auto", "three lines, compiled", "ours, compiled")
+
+
+def print_case(rows: Sequence[OperatorRow]) -> None:
+    """One case: who took how long, in every mode, and what it holds."""
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    header = ["", *(f"{mode} ×" for mode in modes), f"{modes[-1]}, ms", "error", "gradient error"]
+    header += ["held ×", "floats a row", "peak ×", ""]
+    lines = []
+    for name in dict.fromkeys(row.contestant for row in rows):
+        mine = [row for row in rows if row.contestant == name]
+        last = mine[-1]
+        line = [name, *(_ratio(row) for row in mine), _milliseconds(last.milliseconds)]
+        line += [_number(last.output_error, ".1e"), _number(last.gradient_error, ".1e")]
+        line += [_number(last.held_ratio, ".3f"), _number(last.extra_floats_a_row, "+.3g")]
+        lines.append([*line, _number(last.peak_ratio, ".3f"), last.note])
+    _print(f"{rows[0].case}: {rows[0].shape}", header, lines)
+
+
+def print_steps(rows: Sequence[StepRow]) -> None:
+    """One model: what a training step takes with each variant."""
+    header = ["", "step ×", "ms", "peak ×", "held ×", "held, MiB", ""]
+    lines = [
+        [
+            row.variant,
+            _ratio(row),
+            _milliseconds(row.milliseconds),
+            _number(row.peak_ratio, ".4f"),
+            _number(row.held_ratio, ".4f"),
+            _number(row.held_bytes / 2**20, ".1f"),
+            row.note,
+        ]
+        for row in rows
+    ]
+    _print(f"{rows[0].model}: {rows[0].shape}", header, lines)
+
+
+def markdown_table(csv: Path) -> str:
+    """The README's table of an ``operator.csv`` or a ``step.csv``, with a line that says how it was measured."""
+    if csv.stem == "step":
+        return _markdown_of_steps(read_rows(csv, StepRow), read_about(csv))
+    return _markdown_of_cases(read_rows(csv, OperatorRow), read_about(csv))
+
+
+def readme_text(folder: Path) -> str:
+    """What stands between the README's two marks: the tables of the files that ``folder`` holds."""
+    files = [file for name in ("operator.csv", "step.csv") if (file := folder / name).exists()]
+    return "\n\n".join(markdown_table(file) for file in files) or NOT_MEASURED
+
+
+def put_between_marks(file: Path, text: str) -> None:
+    """Replaces what stands between `BEGIN` and `END` in a Markdown file.
+
+    Raises:
+        ValueError: the file does not have each mark once, in this order.
+    """
+    before, middle, after = split_at_marks(file)
+    if middle != text:
+        write_text(file, f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def split_at_marks(file: Path) -> tuple[str, str, str]:
+    """What stands before, between and after the marks; raises as `put_between_marks` does."""
+    content = file.read_text()
+    before, _, rest = content.partition(BEGIN)
+    middle, _, after = rest.partition(END)
+    if content.count(BEGIN) != 1 or content.count(END) != 1 or END not in rest:
+        raise ValueError(f"{file} must have {BEGIN} and, below it, {END}, once each")
+    return before, middle.strip("\n"), after
+
+
+def _markdown_of_cases(rows: Sequence[OperatorRow], about: dict[str, Any]) -> str:
+    """One line a case, of the mode that covers most: both, or whatever was measured."""
+    mode = max((row.mode for row in rows), key=["backward", "forward", "both"].index)
+    cells = {(row.case, row.contestant): row for row in rows if row.mode == mode}
+    shown = [name for name in _SHOWN if any(contestant == name for _, contestant in cells)]
+    header = ["attention (B×H×N×D)", "plain, ms", *shown, "floats a row: three lines", "auto"]
+    lines = []
+    for case in dict.fromkeys(row.case for row in rows):
+        plain = cells[case, PLAIN]
+        line = [f"{case}: {plain.shape}", _milliseconds(plain.milliseconds)]
+        line += [_ratio(cells.get((case, name)), 2) for name in shown]
+        memory = [cells.get((case, name)) for name in ("three lines", "auto")]
+        lines.append([*line, *("-" if row is None else _number(row.extra_floats_a_row, "+.3g") for row in memory)])
+    words = {"forward": "Forward", "backward": "Backward", "both": "Forward and backward"}[mode]
+    return (
+        f"{words}, time over plain attention: median (20th–80th percentile) of {_how(about)}. Floats a row: what is "
+        f"held for backward beyond plain attention.\n\n{_markdown(header, lines)}"
+    )
+
+
+def _markdown_of_steps(rows: Sequence[StepRow], about: dict[str, Any]) -> str:
+    """One line for each converted variant of each model; a model's baseline comes before its variants."""
+    header = ["training step", "baseline, ms", "variant", "time ×", "peak memory ×", "held for backward ×"]
+    lines, milliseconds = [], 0.0
+    for row in rows:
+        if row.variant == _BASELINE:
+            milliseconds = row.milliseconds
+            continue
+        line = [f"{row.model}: {row.shape}", _milliseconds(milliseconds), row.variant, _ratio(row)]
+        lines.append([*line, f"{row.peak_ratio:.4f}", f"{row.held_ratio:.4f}"])
+    words = f"Whole training steps, over the baseline's: median (20th–80th percentile) of {_how(about)}."
+    return f"{words}\n\n{_markdown(header, lines)}"
+
+
+def _how(about: dict[str, Any]) -> str:
+    settings, where = about["settings"], about["environment"]
+    machine = where["machine"] if settings["device"] == "cpu" else next(d for d in where["devices"] if "cuda" in d)
+    threads = f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
+    rounds = f"{settings['rounds']} interleaved round{'s' * (settings['rounds'] > 1)}"
+    return f"{rounds}, {settings['dtype']}, {threads}, {machine}, torch {where['torch']}"
+
+
+def _ratio(row: OperatorRow | StepRow | None, digits: int = 3) -> str:
+    if row is None:
+        return "-"
+    if row.ratio is None or row.p20 is None or row.p80 is None:
+        return row.status if isinstance(row, OperatorRow) else "-"
+    if (row.contestant == PLAIN) if isinstance(row, OperatorRow) else (row.variant == _BASELINE):
+        return "1"
+    return f"{row.ratio:.{digits}f} ({row.p20:.{digits}f}–{row.p80:.{digits}f})"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _print(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in header:
+        grid.add_column(escape(name))
+    for line in lines:
+        grid.add_row(*map(escape, line))
+    Console(width=None if Console().is_terminal else 200).print(grid)

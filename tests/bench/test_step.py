@@ -1,0 +1,61 @@
+"""The benchmark of training steps, on a block that takes no time."""
+
+import dataclasses
+
+import pytest
+
+from conditioned_attention.bench import step as step_module
+from conditioned_attention.bench.models import MODELS, find_models
+from conditioned_attention.bench.results import read_rows
+from conditioned_attention.bench.step import StepRow, StepSettings, measure_model, run_step
+from tests.bench.tiny import MODEL
+
+QUICK = StepSettings(rounds=2)
+
+
+def test_a_model_and_its_conversions(tmp_path):
+    (rows,) = run_step([MODEL], QUICK, tmp_path)
+    assert [row.variant for row in rows] == ["baseline", "preconditioned", "head_rmsnorm"]
+    assert [row.note for row in rows[1:]] == ["1 of 1 attention modules converted"] * 2
+    for row, read in zip(rows, read_rows(tmp_path / "step.csv", StepRow)):
+        ratios = [mine / base for mine, base in zip(row.rounds_milliseconds, rows[0].rounds_milliseconds)]
+        assert (row.p20, row.p80) == (min(ratios), max(ratios))
+        assert read.ratio == pytest.approx(row.ratio, rel=1e-4)
+        assert (read.held_bytes, read.peak_bytes) == (row.held_bytes, row.peak_bytes)
+    assert rows[0].ratio == rows[0].held_ratio == rows[0].peak_ratio == 1
+
+
+def test_held_memory_is_what_the_conversion_adds():
+    """RMSNorm after attention holds the output once more, and one float a row: 197 rows of 12 heads of 64."""
+    rows = {row.variant: row for row in measure_model(MODEL, dataclasses.replace(QUICK, rounds=1))}
+    assert rows["head_rmsnorm"].held_bytes - rows["baseline"].held_bytes == 4 * 197 * 12 * (64 + 1)
+
+
+def test_batch_and_layers_can_be_chosen():
+    row = measure_model(MODEL, dataclasses.replace(QUICK, rounds=1, batch_size=2, layers=2))[1]
+    assert row.shape == "a thin block, batch 2, 2 layers"
+    assert row.note == "2 of 2 attention modules converted"
+
+
+def test_finished_models_are_not_measured_again(tmp_path, monkeypatch):
+    (rows,) = run_step([MODEL], QUICK, tmp_path)
+    monkeypatch.setattr(step_module, "measure_model", None)
+    (again,) = run_step([MODEL], QUICK, tmp_path)
+    assert [row.variant for row in again] == [row.variant for row in rows]
+    with pytest.raises(ValueError, match=r"settings\.layers: None there, 2 now"):
+        list(run_step([MODEL], dataclasses.replace(QUICK, layers=2), tmp_path))
+
+
+def test_models_by_name_and_sizes_that_are_none(tmp_path):
+    assert find_models([]) == list(MODELS.values())
+    with pytest.raises(ValueError, match="'bert' is unknown; valid are vit_b"):
+        find_models(["bert"])
+    with pytest.raises(ValueError, match="at least 1"):
+        list(run_step([MODEL], StepSettings(layers=0), tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_real_models_train_with_one_layer(name):
+    rows = measure_model(MODELS[name], StepSettings(rounds=1, batch_size=1, layers=1))
+    assert rows[1].held_bytes > rows[0].held_bytes
