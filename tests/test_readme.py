@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+from conditioned_attention.bench.tables import readme_text, split_at_marks
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
@@ -30,3 +33,9 @@ def test_command_lines_of_the_readme_parse(line):
 
     arguments = line.split()[1:]
     assert tyro.cli(Command, args=arguments, config=CONFIG) is not None
+
+
+def test_the_costs_in_the_readme_are_those_measured():
+    """If this fails: ``conditioned-attention bench table results/bench --into README.md``."""
+    _, between, _ = split_at_marks(ROOT / "README.md")
+    assert between == readme_text(ROOT / "results" / "bench")
