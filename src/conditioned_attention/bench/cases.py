@@ -144,7 +144,9 @@ CASES = {
         Case("lra_listops", (4, 2, 2048, 32), "Long Range Arena ListOps, Nystromformer's model"),
         Case("lra_retrieval", (2, 2, 4096, 32), "Long Range Arena text and retrieval, Nystromformer's model"),
         Case("gpt", (4, 12, 1024, 64), "GPT-2 small at its full context, 4 sequences", causal=True),
-        Case("gpt_grouped", (4, 12, 1024, 64), "the same with grouped queries, as in Llama 3", None, 4, causal=True),
+        Case(
+            "gpt_grouped", (4, 12, 1024, 64), "the same with grouped queries, as in Llama 3", key_heads=4, causal=True
+        ),
     )
 }
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _COMPILED = ", compiled"
 # A compiled contestant has the colour of what is compiled, and an open mark.
 _SAME = {"ours": "auto"}
+# A call of microseconds may take several times plain attention's; a scale for it would hide all other differences.
+_LIMIT = 1.6
 
 
 def write_plot(csv: Path) -> Path:
@@ -64,11 +66,14 @@ def _panel(
         mine = [row for row in rows if row.contestant == name]
         heights = [cases.index(row.case) + 0.8 * ((place + 0.5) / len(styles) - 0.5) for row in mine]
         for row, height in zip(mine, heights):
-            ax.hlines(height, row.p20 or 0, row.p80 or 0, color=colour, linewidth=1.4)
-        x = [row.ratio or 0 for row in mine]
-        ax.plot(x, heights, "o", color=colour, markerfacecolor=face, markersize=4.5, label=name)
+            ratio, p20, p80 = (min(value or 0.0, _LIMIT) for value in (row.ratio, row.p20, row.p80))
+            ax.hlines(height, p20, p80, color=colour, linewidth=1.4)
+            mark = "o" if ratio < _LIMIT else ">"
+            ax.plot(ratio, height, mark, color=colour, markerfacecolor=face, markersize=4.5, clip_on=False)
+        ax.plot([], [], "o", color=colour, markerfacecolor=face, markersize=4.5, label=name)
     ax.set_title(mode)
-    ax.set_xlabel("time / plain attention's")
+    ax.set_xlim(right=min(ax.get_xlim()[1], _LIMIT))
+    ax.set_xlabel(f"time / plain attention's (►: {_LIMIT} or more)")
     ax.set_yticks(range(len(cases)), cases)
     ax.set_ylim(len(cases) - 0.4, -0.6)
     ax.grid(axis="x", alpha=0.3)
