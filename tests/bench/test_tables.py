@@ -42,10 +42,10 @@ def folder(tmp_path):
 HOW = "30 interleaved rounds, float32, 2 threads, a box, 2 cores, torch 2.13.0."
 
 OPERATOR = f"""\
-Forward and backward, time over plain attention: median (20th–80th percentile) of {HOW} Floats a row: what is held \
-for backward beyond plain attention.
+Forward and backward, time over plain attention: median (20th–80th percentile) of {HOW} Floats: what is held \
+for backward beyond plain attention, for each row of each head.
 
-| attention (B×H×N×D) | plain, ms | three lines | auto | ours, compiled | floats a row: three lines | auto |
+| attention (B×H×N×D) | plain, ms | three lines | auto | ours, compiled | floats, three lines | floats, auto |
 | --- | --- | --- | --- | --- | --- | --- |
 | vit: 8×12×197×64 | 12.3 | 1.05 (1.04–1.07) | 1.01 (1.00–1.03) | failed | +65 | +1 |"""
 

@@ -93,7 +93,7 @@ def _markdown_of_cases(rows: Sequence[OperatorRow], about: dict[str, Any]) -> st
     mode = max((row.mode for row in rows), key=["backward", "forward", "both"].index)
     cells = {(row.case, row.contestant): row for row in rows if row.mode == mode}
     shown = [name for name in _SHOWN if any(contestant == name for _, contestant in cells)]
-    header = ["attention (B×H×N×D)", "plain, ms", *shown, "floats a row: three lines", "auto"]
+    header = ["attention (B×H×N×D)", "plain, ms", *shown, "floats, three lines", "floats, auto"]
     lines = []
     for case in dict.fromkeys(row.case for row in rows):
         plain = cells[case, PLAIN]
@@ -103,8 +103,8 @@ def _markdown_of_cases(rows: Sequence[OperatorRow], about: dict[str, Any]) -> st
         lines.append([*line, *("-" if row is None else _number(row.extra_floats_a_row, "+.3g") for row in memory)])
     words = {"forward": "Forward", "backward": "Backward", "both": "Forward and backward"}[mode]
     return (
-        f"{words}, time over plain attention: median (20th–80th percentile) of {_how(about)}. Floats a row: what is "
-        f"held for backward beyond plain attention.\n\n{_markdown(header, lines)}"
+        f"{words}, time over plain attention: median (20th–80th percentile) of {_how(about)}. Floats: what is "
+        f"held for backward beyond plain attention, for each row of each head.\n\n{_markdown(header, lines)}"
     )
 
 
