@@ -4,12 +4,17 @@ import torch
 import torch.nn.functional as F
 
 
-def plain(q, k, v, mask=None, causal=False, scale=None, gqa=False, eps=1e-6):
-    """What a user writes with three lines of stock PyTorch, in whatever dtype comes in."""
+def stock(q, k, v, mask=None, causal=False, scale=None, gqa=False):
+    """PyTorch's attention, where a mask and the flag together mean both."""
     if mask is not None and causal:
         past = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
         mask, causal = (mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -torch.inf)), False
-    o = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
+
+
+def plain(q, k, v, mask=None, causal=False, scale=None, gqa=False, eps=1e-6):
+    """What a user writes with three lines of stock PyTorch, in whatever dtype comes in."""
+    o = stock(q, k, v, mask, causal, scale, gqa)
     norm = o.detach().float().norm(dim=-1, keepdim=True)
     return o / norm.where(norm > 0, 1.0).clamp_min(eps).to(o.dtype)
 

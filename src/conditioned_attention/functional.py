@@ -5,17 +5,35 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention import composed
+from conditioned_attention.attention import composed, lean
+from conditioned_attention.attention.arguments import Arguments
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
-IMPLEMENTATIONS = ("composed",)
+IMPLEMENTATIONS = ("composed", "lean")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class _Rule(NamedTuple):
+    """Which implementation "auto" prefers for queries of a device, dtype and size, and what was measured."""
+
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    numbers: int  # in query, at least
+    impl: str
+    why: str
+
+
+# The first row that fits is preferred; where its implementation cannot run, "composed" does.
+_AUTO = (_Rule("cpu", _DTYPES, 2**17, "lean", "TODO"),)
+_OTHERWISE = _Rule("", (), 0, "composed", "TODO")
 
 
 @dataclass(frozen=True)
@@ -92,8 +110,9 @@ def preconditioned_attention(
     (torch.Size([2, 4, 10, 16]), True)
     """
     transform = RowNorm(rows, gradient, eps)
-    _pick(impl)
-    return attend(transform, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    _check_name(impl)
+    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return _attend(transform, arguments, impl)
 
 
 def precondition_rows(output: Tensor, *, gradient: str = "stopped", eps: float = 1e-6) -> Tensor:
@@ -136,8 +155,8 @@ def attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Attention followed by any `HeadTransform`: what converted models call.  Arguments as above."""
-    _check(query, key, value, attn_mask, dropout_p, enable_gqa)
-    return composed.attend(transform, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return _attend(transform, arguments, "auto")
 
 
 def explain(
@@ -166,19 +185,87 @@ def explain(
     'composed'
     """
     transform = RowNorm(rows, gradient, eps)
-    name = _pick(impl)
-    _check(query, key, value, attn_mask, dropout_p, enable_gqa)
+    _check_name(impl)
+    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    refused = {name: why for name in IMPLEMENTATIONS if (why := _why_not(name, transform, arguments))}
+    picked = _pick(transform, arguments, impl)
+    passed_over = _preferred(arguments).why if impl == "auto" else f"impl={impl!r} was asked for"
+    others = {name: refused.get(name, passed_over) for name in IMPLEMENTATIONS if name != picked}
+    return Explanation(picked, _cost(picked, transform), others)
+
+
+def _attend(transform: HeadTransform, arguments: Arguments, impl: str) -> Tensor:
+    if _pick(transform, arguments, impl) == "lean":
+        return lean.attend(transform, arguments)
+    return composed.attend(transform, arguments)
+
+
+def _pick(transform: HeadTransform, arguments: Arguments, impl: str) -> str:
+    """The implementation that runs; one that was asked for by name runs or raises."""
+    name = _preferred(arguments).impl if impl == "auto" else impl
+    why_not = _why_not(name, transform, arguments)
+    if why_not is None:
+        return name
+    if impl != "auto":
+        raise ValueError(f"impl={impl!r} cannot run here: {why_not}; 'auto' picks one that can")
+    return "composed"
+
+
+def _preferred(arguments: Arguments) -> _Rule:
+    query = arguments.query
+    if not torch.compiler.is_compiling():  # sizes may be symbols there, and a rule on them would compile twice
+        for rule in _AUTO:
+            if query.device.type == rule.device and query.dtype in rule.dtypes and query.numel() >= rule.numbers:
+                return rule
+    return _OTHERWISE
+
+
+def _why_not(name: str, transform: HeadTransform, arguments: Arguments) -> str | None:
+    """The reason why an implementation cannot run; None if it can."""
+    return lean.refusal(transform, arguments) if name == "lean" else None
+
+
+def _cost(name: str, transform: HeadTransform) -> str:
     if transform.needs_weights:
-        return Explanation(
-            name, "explicit softmax in float32, because rows='weights' reads the weights; memory B·H·N·M"
-        )
-    return Explanation(name, "scaled_dot_product_attention, then C; keeps one more tensor of the output's size")
+        return "explicit softmax in float32, because rows='weights' reads the weights; memory B·H·N·M"
+    if name == "lean":
+        return "PyTorch's flash attention with C folded into backward; keeps one float a row more than plain attention"
+    return "scaled_dot_product_attention, then C; keeps one more tensor of the output's size"
 
 
-def _pick(impl: str) -> str:
+def _check_name(impl: str) -> None:
     if impl not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"impl={impl!r} is unknown; valid are {('auto', *IMPLEMENTATIONS)}")
-    return "composed"
+
+
+def _arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Arguments:
+    """Checks the arguments and makes one mask of them."""
+    _check(query, key, value, attn_mask, dropout_p, enable_gqa)
+    # A flag and a mask together mean both; and stock causal attention is NaN where scale turns -inf around.
+    if is_causal and (attn_mask is not None or (scale is not None and scale <= 0)):
+        attn_mask, is_causal = _causal(attn_mask, query, key), False
+    if attn_mask is not None and attn_mask.is_floating_point() and query.dtype == torch.float64:
+        attn_mask = attn_mask.double()  # stock CPU attention accepts a float32 mask there and misreads it
+    return Arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _causal(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """One mask that means causal and ``attn_mask``; aligned to the upper left, like the flag."""
+    past = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is None:
+        return past
+    if attn_mask.dtype == torch.bool:
+        return attn_mask & past
+    return attn_mask.masked_fill(~past, -math.inf)
 
 
 def _check(

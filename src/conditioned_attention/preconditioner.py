@@ -81,10 +81,13 @@ class RowNorm(HeadTransform):
             source = weights
         else:
             source = output
-        eps = max(self.eps, _FLOAT16_EPS) if output.dtype == torch.float16 else self.eps
-        scale = row_scale(source, eps, gradient=self.gradient)
-        # A half-precision output meets a float32 scale, so the product is taken in float32 and rounded once.
-        return (output * scale).to(output.dtype)
+        norm = row_norm(source, self.floor(output.dtype), gradient=self.gradient)
+        # A half-precision output meets a float32 norm, so the quotient is taken in float32 and rounded once.
+        return (output / norm).to(output.dtype)
+
+    def floor(self, dtype: torch.dtype) -> float:
+        """The smallest row norm that is divided by, for head outputs of this dtype."""
+        return max(self.eps, _FLOAT16_EPS) if dtype == torch.float16 else self.eps
 
 
 def check_eps(eps: float) -> None:
@@ -95,11 +98,11 @@ def check_eps(eps: float) -> None:
         raise ValueError(f"eps must be positive and finite, got {eps}")
 
 
-def row_scale(rows: Tensor, eps: float, *, gradient: str = "stopped") -> Tensor:
-    """The diagonal of C for rows (..., N, D), as (..., N, 1); float32, or float64 for float64 rows.
+def row_norm(rows: Tensor, eps: float, *, gradient: str = "stopped") -> Tensor:
+    """1 / C_ii, what rows (..., N, D) are divided by, as (..., N, 1); float32, or float64 for float64 rows.
 
     A row of exactly zero (a fully masked query, a zero-initialised W_V) gets 1: it stays zero in forward and sends
-    back what plain attention would, where 1/eps would make the first gradient a million times too large.
+    back what plain attention would, where eps would make the first gradient a million times too large.
     Squares are summed in float32, so entries below about 1e-23 count as zero and rows above about 1e19 overflow.
     """
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
@@ -108,7 +111,50 @@ def row_scale(rows: Tensor, eps: float, *, gradient: str = "stopped") -> Tensor:
         if gradient == "through":
             raise ValueError("gradient='through' is not available for nested tensors; use 'stopped' or pad them")
         norm = source.to(dtype).square().sum(-1, keepdim=True).sqrt()
+        return torch.where(norm == 0, 1.0, norm.clamp_min(eps))
+    if _heads_inside(source):  # along memory the norm takes half the time, and so does dividing by it
+        norm = torch.linalg.vector_norm(source.transpose(1, 2), dim=-1, keepdim=True, dtype=dtype).transpose(1, 2)
     else:
         norm = torch.linalg.vector_norm(source, dim=-1, keepdim=True, dtype=dtype)
-    # clamp_min passes no gradient below eps and vector_norm none at zero: exactly "nothing removed below eps".
-    return torch.where(norm == 0, 1.0, norm.clamp_min(eps).reciprocal())
+    # threshold and clamp_min pass no gradient where they act: exactly "nothing removed below eps".
+    return torch.threshold(norm, 0.0, 1.0).clamp_min(eps)
+
+
+def precondition_(output: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``(C · output, 1 / C_ii)`` for head outputs (B, H, N, D) that nobody else holds: they may be overwritten.
+
+    No gradient is recorded.  On a CPU it is one pass over memory, by the kernel PyTorch has for weight normalisation.
+    """
+    rows = _as_matrix(output) if _weight_norm_takes(output) else None
+    if rows is not None:
+        unit, norm = torch._weight_norm_interface(rows, rows.new_ones(rows.shape[0], 1), 0)
+        if norm.amin().item() >= eps:  # it knows neither eps nor zero rows, which are rare
+            return _like_heads(unit, output), _like_heads(norm, output)
+    norm = row_norm(output, eps)
+    return output.div_(norm), norm
+
+
+def _heads_inside(output: Tensor) -> bool:
+    """Whether (B, H, N, D) lies in memory as (B, N, H, D), as projections leave it."""
+    # Under torch.compile strides may be symbols, and inductor orders the loops by itself.
+    return output.dim() == 4 and not torch.compiler.is_compiling() and output.stride(1) < output.stride(2)
+
+
+def _weight_norm_takes(output: Tensor) -> bool:
+    """Whether PyTorch's weight norm may run: it crashes the process on nothing, and rounds float16 twice."""
+    fits = output.device.type == "cpu" and output.dtype != torch.float16 and output.numel() > 0
+    return fits and not torch.compiler.is_compiling()
+
+
+def _as_matrix(output: Tensor) -> Tensor | None:
+    """The rows (B·H·N, D) in the order in which they lie in memory, as a view; None if there is no such view."""
+    inside = output.transpose(1, 2) if _heads_inside(output) else output
+    return inside.view(-1, inside.shape[-1]) if inside.is_contiguous() else None
+
+
+def _like_heads(matrix: Tensor, output: Tensor) -> Tensor:
+    """The inverse of `_as_matrix`: (B·H·N, X) as (B, H, N, X)."""
+    b, h, n, _ = output.shape
+    if _heads_inside(output):
+        return matrix.view(b, n, h, -1).transpose(1, 2)
+    return matrix.view(b, h, n, -1)

@@ -11,60 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conditioned_attention.attention.arguments import Arguments
 from conditioned_attention.preconditioner import HeadTransform
 
 
-def attend(
-    transform: HeadTransform,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> Tensor:
+def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     """``transform(softmax(q kᵀ · scale) v)``, (B, H, N, E), on arguments that `functional` has checked.
 
     Memory: one more tensor of the output's size than plain attention.  A transform that reads the weights makes
     them explicit, B · H · N · M numbers in float32.
     """
-    # A flag and a mask together mean both; and stock causal attention is NaN where scale turns -inf around.
-    if is_causal and (attn_mask is not None or (scale is not None and scale <= 0)):
-        attn_mask, is_causal = _causal(attn_mask, query, key), False
-    if attn_mask is not None and attn_mask.is_floating_point() and query.dtype == torch.float64:
-        attn_mask = attn_mask.double()  # stock CPU attention accepts a float32 mask there and misreads it
     if transform.needs_weights:
-        return _attend_by_weights(transform, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        return _attend_by_weights(transform, arguments)
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa = arguments
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
     return transform(output)
 
 
-def _causal(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """One mask that means causal and ``attn_mask``; aligned to the upper left, like the flag."""
-    past = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is None:
-        return past
-    if attn_mask.dtype == torch.bool:
-        return attn_mask & past
-    return attn_mask.masked_fill(~past, -math.inf)
-
-
-def _attend_by_weights(
-    transform: HeadTransform,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> Tensor:
+def _attend_by_weights(transform: HeadTransform, arguments: Arguments) -> Tensor:
     """The same with softmax(q kᵀ) as a tensor; half precision computes in float32 and rounds once at the end."""
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa = arguments
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     with torch.autocast(device, enabled=False):
