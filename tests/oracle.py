@@ -7,7 +7,7 @@ import torch.nn.functional as F
 def stock(q, k, v, mask=None, causal=False, scale=None, gqa=False):
     """PyTorch's attention, where a mask and the flag together mean both."""
     if mask is not None and causal:
-        past = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+        past = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
         mask, causal = (mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -torch.inf)), False
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
 

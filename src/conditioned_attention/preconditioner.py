@@ -129,7 +129,9 @@ def precondition_(output: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if rows is not None:
         unit, norm = torch._weight_norm_interface(rows, rows.new_ones(rows.shape[0], 1), 0)
         if norm.amin().item() >= eps:  # it knows neither eps nor zero rows, which are rare
-            return _like_heads(unit, output), _like_heads(norm, output)
+            # Not a view of `unit`, which autograd would not let anybody write to.
+            output.set_(unit.untyped_storage(), 0, output.shape, output.stride())
+            return output, _like_heads(norm, output)
     norm = row_norm(output, eps)
     return output.div_(norm), norm
 

@@ -138,7 +138,7 @@ def run(function, tensors, *args, **kwargs):
     leaves = [t.detach().requires_grad_() for t in tensors]
     output = function(*leaves, *args, **kwargs)
     generator = torch.Generator().manual_seed(1)
-    upstream = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+    upstream = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
     return [output.detach(), *torch.autograd.grad(output, leaves, upstream)]
 
 
@@ -358,6 +358,31 @@ def test_causal_with_a_scale_that_is_not_positive(scale):
     y = preconditioned_attention(q, k, v, is_causal=True, scale=scale)
     oracle = reference.preconditioned_attention(q.double(), k.double(), v.double(), is_causal=True, scale=scale)
     torch.testing.assert_close(y, oracle.float())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@case_list
+@every_impl
+@pytest.mark.parametrize("gradient", ["stopped", "through"])
+def test_on_a_gpu(case, impl, gradient):
+    tensors, mask = case.tensors()
+    gqa = case.kv_heads is not None
+    tensors, mask = [t.cuda() for t in tensors], None if mask is None else mask.cuda()
+    options = {"scale": case.scale, "enable_gqa": gqa, "gradient": gradient}
+    refused = explain(*tensors, mask, 0.0, case.causal, **options).refused.get(impl, "")
+    try:
+        ours = run(preconditioned_attention, tensors, mask, 0.0, case.causal, impl=impl, **options)
+    except ValueError:
+        pytest.skip(refused)
+    function = plain if gradient == "stopped" else plain_through
+    plains = run(function, tensors, mask, case.causal, case.scale, gqa)
+    oracle = run(function, [t.double() for t in tensors], double(mask), case.causal, case.scale, gqa)
+    for what, a, b, c in zip(("output", "dq", "dk", "dv"), ours, plains, oracle):
+        assert_as_good_as_plain(a, b, c, 2 if what == "output" else 3, f"{case.name}, {what}")
+
+
+def plain_through(q, k, v, mask, causal, scale, gqa):
+    return F.normalize(stock(q, k, v, mask, causal, scale, gqa), dim=-1, eps=1e-6)
 
 
 # Properties, above eps

@@ -88,10 +88,6 @@ class _Lean(torch.autograd.Function):
         backward: Any = _Backward.apply if torch.is_grad_enabled() else _Backward.forward
         return *backward(upstream, *ctx.saved_tensors, ctx.call, ctx.eps, ctx.gradient), None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> None:
-        raise NotImplementedError(_NO_HIGHER.format("forward-mode derivative"))
-
 
 def _folds(y: Tensor) -> bool:
     """Whether C is folded into the log-sum-exp, a float32 number: if its rounding is below that of the dtype."""
@@ -115,7 +111,9 @@ class _Backward(torch.autograd.Function):
         else:
             attention, upstream = y * norm, upstream / norm
         kept = flash.Forward(attention, lse, seed, offset)
-        return flash.backward(call, _unit_stride(upstream), query, key, value, mask, kept)
+        # Strides of gradients are unknown while torch.compile traces; there the copy is part of the line above.
+        upstream = upstream.contiguous() if torch.compiler.is_compiling() else _unit_stride(upstream)
+        return flash.backward(call, upstream, query, key, value, mask, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -123,17 +121,10 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> None:
-        raise NotImplementedError(_NO_HIGHER.format("second derivative"))
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> None:
-        raise NotImplementedError(_NO_HIGHER.format("forward-mode derivative"))
-
-
-_NO_HIGHER = (
-    "flash attention has no {}, in PyTorch neither; wrap the call in "
-    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), which impl='auto' and 'composed' then use"
-)
+        raise NotImplementedError(
+            "flash attention has no second derivative, in PyTorch neither; wrap the call in torch.nn.attention."
+            "sdpa_kernel(torch.nn.attention.SDPBackend.MATH), with impl='auto' or 'composed'"
+        )
 
 
 def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
@@ -145,6 +136,13 @@ def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
         or _refuses_tensors(arguments)
         or (_refuses_on_cpu(arguments) if arguments.query.device.type == "cpu" else _refuses_on_cuda(arguments))
     )
+
+
+def copies(arguments: Arguments) -> str | None:
+    """What would be copied, and the copies kept for backward; None if nothing is."""
+    if any(tensor.stride(-1) != 1 for tensor in arguments[:3]):
+        return "it would copy, and keep, tensors whose last stride is not 1"
+    return None
 
 
 def _refuses_surroundings() -> str | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from conditioned_attention.bench.cases import Attend, Case, Inputs
 from conditioned_attention.bench.contestants import PLAIN, Contestant, contestants
+from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.judge import Verdict, judge
 from conditioned_attention.bench.results import begin, write_rows
 from conditioned_attention.experiments.compare import working_folder
@@ -106,6 +107,7 @@ def run_operator(cases: Sequence[Case], settings: OperatorSettings, folder: Path
     """Measures the cases that ``folder``/operator.csv does not hold yet, and yields every case's rows in turn."""
     settings.check()
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     with working_folder(folder):
         file = folder / "operator.csv"
         rows = begin(file, OperatorRow, asdict(settings))

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import begin, write_rows
 from conditioned_attention.experiments.compare import working_folder
@@ -94,6 +95,7 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
     """Measures the models that ``folder``/step.csv does not hold yet, and yields every model's rows in turn."""
     settings.check()
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     with working_folder(folder):
         file = folder / "step.csv"
         rows = begin(file, StepRow, asdict(settings))

@@ -1,0 +1,81 @@
+"""Each part broken on purpose, in a listed way: the suite must turn red.  Slow: it runs once for each line below."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import conditioned_attention
+
+SOURCE = Path(conditioned_attention.__file__).parent
+ROOT = Path(__file__).parents[1]
+
+OPERATOR, MODULES = "tests/attention", "tests/test_modules.py"
+
+# What is broken, file, the words there, the words instead, and the tests that must notice
+MUTATIONS = [
+    ("zero rows get 1/eps", "preconditioner.py", "torch.threshold(norm, 0.0, 1.0).clamp_min", "norm.clamp_min", OPERATOR),
+    ("C sends a gradient", "preconditioner.py", 'rows.detach() if gradient == "stopped" else rows', "rows", OPERATOR),
+    ("C is half precision", "preconditioner.py", "return (output / norm).to(output.dtype)", "return output / norm.to(output.dtype)", OPERATOR),
+    ("norms in half precision", "preconditioner.py", "dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32", "dtype = rows.dtype", OPERATOR),
+    ("weight norm for zero rows", "preconditioner.py", "if norm.amin().item() >= eps:", "if True:", OPERATOR),
+    ("eps below float16", "preconditioner.py", "max(self.eps, _FLOAT16_EPS) if dtype == torch.float16 else self.eps", "self.eps", OPERATOR),
+    ("rows of the wrong order", "preconditioner.py", "return matrix.view(b, n, h, -1).transpose(1, 2)", "return matrix.view(b, h, n, -1)", OPERATOR),
+    ("composed without C", "attention/composed.py", "return transform(output)", "return output", OPERATOR),
+    ("composed, mask dropped", "attention/composed.py", "query, key, value, attn_mask, dropout_p, is_causal, scale=scale", "query, key, value, None, dropout_p, is_causal, scale=scale", OPERATOR),
+    ("composed, scale dropped", "attention/composed.py", "scale=scale, enable_gqa", "enable_gqa", OPERATOR),
+    ("weights, masked rows", "attention/composed.py", "dim=-1).masked_fill(nothing, 0.0)", "dim=-1)", OPERATOR),
+    ("weights, no dropout", "attention/composed.py", "weights = F.dropout(weights, dropout_p)", "pass", OPERATOR),
+    ("causal drops the mask", "functional.py", "return attn_mask & past", "return past", OPERATOR),
+    ("causal sees the next", "functional.py", "device=query.device).tril()", "device=query.device).tril(1)", OPERATOR),
+    ("float32 mask misread", "functional.py", "attn_mask = attn_mask.double()", "pass", OPERATOR),
+    ("lean, C unfolded", "attention/lean.py", ".add_(norm.squeeze(-1).log())", ".sub_(norm.squeeze(-1).log())", OPERATOR),
+    ("lean, C not in dY", "attention/lean.py", "y * norm, upstream / norm", "y * norm, upstream", OPERATOR),
+    ("lean, A not rebuilt", "attention/lean.py", "y * norm, upstream / norm", "y, upstream / norm", OPERATOR),
+    ("lean, half A not rebuilt", "attention/lean.py", "torch.mul(y, norm, out=torch.empty_like(y))", "y", OPERATOR),
+    ("lean, folds in float32", "attention/lean.py", "return y.dtype in (torch.float16, torch.bfloat16)", "return True", OPERATOR),
+    ("lean, through is stopped", "attention/lean.py", 'if gradient == "through":', "if False:", OPERATOR),
+    ("lean, removes below eps", "attention/lean.py", "(along * (norm > eps))", "along", OPERATOR),
+    ("lean, strides of dY", "attention/lean.py", "else _unit_stride(upstream)", "else upstream", OPERATOR),
+    ("lean, strides of q", "attention/lean.py", "(_unit_stride(_four(t)) for t", "(_four(t) for t", OPERATOR),
+    ("lean, mask turned round", "attention/lean.py", "masked_fill_(~mask", "masked_fill_(mask", OPERATOR),
+    ("lean, mask not spread", "attention/lean.py", "if mask.shape[-2:] != sizes:", "if False:", OPERATOR),
+    ("lean, empty not refused", "attention/lean.py", "if tensor.numel() == 0:", "if False:", OPERATOR),
+    ("lean, heads not compared", "attention/lean.py", "if query.shape[:-heads] != key.shape[:-heads]", "if False", OPERATOR),
+    ("lean, dropout ignored", "attention/lean.py", "if arguments.dropout_p > 0:", "if False:", OPERATOR),
+    ("lean, learned bias", "attention/lean.py", "if mask is not None and mask.requires_grad", "if False and mask.requires_grad", OPERATOR),
+    ("lean, keeps two tensors", "attention/lean.py", "query, key, value, mask, *output)", "query, key, value, mask, *output)\n        ctx.more = output[0].clone()", OPERATOR),
+    ("lean in an export", "attention/lean.py", "if torch.compiler.is_exporting()", "if False", OPERATOR),
+    ("flash, mask in forward only", "attention/flash.py", "output, lse, 0.0, call.is_causal, attn_mask=mask", "output, lse, 0.0, call.is_causal, attn_mask=None", OPERATOR),
+    ("flash, padded statistics", "attention/lean.py", "lse[..., : norm.shape[-2]].add_", "lse.add_", OPERATOR),
+    ("module without C", "modules.py", "return transform(output, weights), weights", "return output, weights", MODULES),
+    ("module without guard", "modules.py", "self.__dict__[TRANSFORM] = transform\n        guard(self)", "self.__dict__[TRANSFORM] = transform", MODULES),
+    ("conversion without guard", "sites/torch_nn.py", "\n        guard(module)", "", MODULES),
+    ("module, mask inverted", "modules.py", "masked_fill_(mask, -math.inf)", "masked_fill_(~mask, -math.inf)", MODULES),
+    ("module, dropout in eval", "modules.py", "self.dropout if self.training else 0.0", "self.dropout", MODULES),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "words", "instead", "tests"), [m[1:] for m in MUTATIONS], ids=[m[0] for m in MUTATIONS]
+)
+def test_the_suite_notices(file, words, instead, tests, tmp_path):
+    package = tmp_path / "src" / SOURCE.name
+    shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    broken = package / file
+    text = broken.read_text()
+    assert text.count(words) == 1, "the list above does not know this file any more"
+    broken.write_text(text.replace(words, instead))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", tests]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode not in (0, 2, 3, 4, 5), done.stdout[-2000:]  # 1: a test failed; negative: it crashed
+
+
+def test_the_list_is_up_to_date():
+    for _, file, words, *_ in MUTATIONS:
+        assert (SOURCE / file).read_text().count(words) == 1, words
