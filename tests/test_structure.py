@@ -88,6 +88,21 @@ from conditioned_attention.experiments import compare
     assert "not in the table" in done.stdout
 
 
+def test_importing_costs_what_torch_costs():
+    """Beyond torch and the standard library nothing is imported, and none of torch's slow parts."""
+    code = """
+import sys
+import torch
+before = set(sys.modules)
+import conditioned_attention
+new = {name for name in set(sys.modules) - before if not name.startswith("conditioned_attention")}
+print(sorted(name for name in new if name.partition(".")[0] not in (*sys.stdlib_module_names, "torch")))
+assert "torch._dynamo" not in sys.modules and "torch._inductor" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_every_public_name_has_a_docstring_and_is_exported():
     for name in conditioned_attention.__all__:
         assert getattr(conditioned_attention, name).__doc__

@@ -38,7 +38,7 @@ _AUTO = (
     _Rule("cpu", 0, "composed", "so small a call takes longer in it than its memory is worth"),
     _Rule("cuda", 0, "composed", "no measurement on CUDA speaks for it yet"),
 )
-_COMPILED = _Rule("", 0, "composed", "torch.compile fuses C into its neighbours")
+_GRAPH = _Rule("", 0, "composed", "a compiler fuses C into its neighbours, and an export needs public operators")
 _OTHERWISE = _Rule("", 0, "composed", "nothing is known about this device")
 
 
@@ -96,13 +96,17 @@ def preconditioned_attention(
             ``softmax(q kᵀ)`` (Algorithm 1 read literally), which takes B · H · N · M numbers of memory.
         gradient: ``"stopped"``, C is a constant in backward (the paper); ``"through"``, the ordinary derivative.
         eps: the smallest row norm that is divided by; float16 uses at least 6.1e-5.
-        impl: ``"auto"``, or one of `IMPLEMENTATIONS` by name; an explicit request never falls back to another.
+        impl: ``"composed"``, PyTorch's attention and then C: works wherever that does, and keeps one more tensor of
+            the output's size for backward; ``"lean"``, PyTorch's flash operators with C worked in: keeps one float
+            a row more than plain attention; or ``"auto"``, whichever was measured to be better for the device and
+            size (`explain` says which, and why).  An explicit request never falls back to another.
 
     Returns:
         (..., H, N, E), in query's dtype (autocast's under autocast).
 
     Raises:
-        ValueError: shapes or devices that do not fit, an unknown option, a number out of range.
+        ValueError: shapes or devices that do not fit, an unknown option, a number out of range; ``impl="lean"`` where
+            it cannot run (dropout on a CPU, a learned mask, a transform of functorch, ...).
         TypeError: something that is not a tensor, or tensors of dtypes that do not go together.
 
     With the gradient stopped the result is not the gradient of any function of the inputs: it keeps the part along
@@ -223,8 +227,8 @@ def _pick(transform: HeadTransform, arguments: Arguments, impl: str) -> str:
 
 def _preferred(arguments: Arguments) -> _Rule:
     query = arguments.query
-    if torch.compiler.is_compiling():  # sizes may be symbols there, and a rule on them would compile twice
-        return _COMPILED
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return _GRAPH  # sizes may be symbols, and a rule on them would compile twice
     fits = (rule for rule in _AUTO if query.device.type == rule.device and query.numel() >= rule.numbers)
     return next(fits, _OTHERWISE)
 
@@ -293,6 +297,8 @@ def _check(
         raise ValueError(f"dropout_p must be a probability in [0, 1], got {dropout_p}")
     if query.is_nested or key.is_nested or value.is_nested:
         return  # jagged sizes are PyTorch's to compare
+    if torch._C._get_tracing_state() is not None:
+        return  # sizes are values of the graph there, and PyTorch checks them when it runs
     _check_shapes(query, key, value, enable_gqa)
     if attn_mask is not None:
         _check_mask(query, key, attn_mask, enable_gqa)
@@ -306,20 +312,26 @@ def _check_float(name: str, tensor: Tensor) -> None:
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(f"query and key must have the same head width (last dimension): {shapes}")
-    if key.shape[-2] != value.shape[-2]:
-        raise ValueError(f"key and value must have the same number of tokens (dimension -2): {shapes}")
+    wrong = _wrong_shapes(query.shape, key.shape, value.shape, enable_gqa)
+    if wrong is not None:  # the words are made only now: small attention takes no longer than they do
+        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+        raise ValueError(f"{wrong}: {shapes}")
+
+
+def _wrong_shapes(query: torch.Size, key: torch.Size, value: torch.Size, enable_gqa: bool) -> str | None:
+    if query[-1] != key[-1]:
+        return "query and key must have the same head width (last dimension)"
+    if key[-2] != value[-2]:
+        return "key and value must have the same number of tokens (dimension -2)"
     if enable_gqa:
-        if min(query.dim(), key.dim(), value.dim()) < 3:
-            raise ValueError(f"enable_gqa needs a head dimension (-3) in query, key and value: {shapes}")
-        if key.shape[-3] != value.shape[-3] or key.shape[-3] == 0 or query.shape[-3] % key.shape[-3]:
-            raise ValueError(f"enable_gqa needs key and value heads (dimension -3) that divide query's: {shapes}")
+        if min(len(query), len(key), len(value)) < 3:
+            return "enable_gqa needs a head dimension (-3) in query, key and value"
+        if key[-3] != value[-3] or key[-3] == 0 or query[-3] % key[-3]:
+            return "enable_gqa needs key and value heads (dimension -3) that divide query's"
     skip = 3 if enable_gqa else 2
-    for other in (key, value):
-        if not _broadcast(query.shape[:-skip], other.shape[:-skip]):
-            raise ValueError(f"batch and head dimensions must be equal or broadcastable: {shapes}")
+    if not all(_broadcast(query[:-skip], other[:-skip]) for other in (key, value)):
+        return "batch and head dimensions must be equal or broadcastable"
+    return None
 
 
 def _check_mask(query: Tensor, key: Tensor, attn_mask: Tensor, enable_gqa: bool) -> None:

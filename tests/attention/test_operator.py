@@ -1,5 +1,6 @@
 """preconditioned_attention against the equations of the paper in float64, on a list of named odd cases."""
 
+import functools
 import inspect
 from dataclasses import dataclass
 
@@ -224,33 +225,40 @@ def test_gradient_through_the_norm_is_that_of_the_whole_function(case, impl):
             assert_as_good_as_plain(a, b, c, 2 if what == "output" else 3, f"{case.name}, {what}")
 
 
-def test_gradcheck_passes_with_c_frozen_and_fails_without():
+@every_impl
+def test_gradcheck_passes_with_c_frozen_and_fails_without(impl):
+    ours_of = functools.partial(preconditioned_attention, impl=impl)
     q, k, v = (torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     c = reference.preconditioner(F.scaled_dot_product_attention(q, k, v).detach()).unsqueeze(-1)
     assert torch.autograd.gradcheck(lambda *t: c * F.scaled_dot_product_attention(*t), (q, k, v))
-    ours = run(preconditioned_attention, (q, k, v))
+    ours = run(ours_of, (q, k, v))
     frozen = run(lambda *t: c * F.scaled_dot_product_attention(*t), (q, k, v))
     for a, b in zip(ours, frozen):
         torch.testing.assert_close(a, b)
-    assert not torch.autograd.gradcheck(preconditioned_attention, (q, k, v), raise_exception=False)
-    assert torch.autograd.gradcheck(lambda *t: preconditioned_attention(*t, gradient="through"), (q, k, v))
+    assert not torch.autograd.gradcheck(ours_of, (q, k, v), raise_exception=False)
+    assert torch.autograd.gradcheck(lambda *t: ours_of(*t, gradient="through"), (q, k, v))
 
 
-def test_stopped_gradient_is_not_that_of_normalize():
+@every_impl
+def test_stopped_gradient_is_not_that_of_normalize(impl):
     q, k, v = torch.randn(3, 1, 2, 9, 8)
-    ours = run(preconditioned_attention, (q, k, v))
+    ours = run(preconditioned_attention, (q, k, v), impl=impl)
     other = run(lambda *t: F.normalize(F.scaled_dot_product_attention(*t), dim=-1), (q, k, v))
     torch.testing.assert_close(ours[0], other[0])
     assert (ours[3] - other[3]).abs().max() > 0.1 * other[3].abs().max()
 
 
-def test_zero_rows_stay_zero_and_send_back_what_plain_attention_would():
+@every_impl
+def test_zero_rows_stay_zero_and_send_back_what_plain_attention_would(impl):
     q, k = torch.randn(2, 1, 1, 6, 8)
     v = torch.zeros(1, 1, 6, 8)
-    ours = run(preconditioned_attention, (q, k, v))
-    stock = run(F.scaled_dot_product_attention, (q, k, v))
+    ours = run(preconditioned_attention, (q, k, v), impl=impl)
+    stock_ = run(F.scaled_dot_product_attention, (q, k, v))
     assert (ours[0] == 0).all()
-    torch.testing.assert_close(ours[3], stock[3])
+    torch.testing.assert_close(ours[3], stock_[3])
+
+
+def test_zero_rows_on_their_own():
     rows = torch.zeros(2, 4, requires_grad=True)
     for gradient in ("stopped", "through"):
         (grad,) = torch.autograd.grad(precondition_rows(rows, gradient=gradient), rows, torch.ones(2, 4))
@@ -280,13 +288,15 @@ def test_half_precision_is_rounded_once(dtype):
     assert (error <= 0.501 * torch.finfo(dtype).eps * exact.abs().clamp_min(torch.finfo(dtype).tiny)).all()
 
 
+@every_impl
 @pytest.mark.parametrize("factor", [1e-5, 1e4])
-def test_float16_extremes(factor):
+def test_float16_extremes(factor, impl):
     """The norm is taken in float32: neither do large rows overflow nor do small ones vanish."""
     q, k = torch.randn(2, 1, 2, 9, 16, dtype=torch.float16)
     v = (torch.randn(1, 2, 9, 16) * factor).half()
-    y = preconditioned_attention(q, k, v)
+    y, *gradients = run(preconditioned_attention, (q, k, v), impl=impl)
     assert y.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
     if factor > 1:
         torch.testing.assert_close(y.float().norm(dim=-1), torch.ones(1, 2, 9), atol=2e-3, rtol=0)
 
@@ -388,27 +398,35 @@ def plain_through(q, k, v, mask, causal, scale, gqa):
 # Properties, above eps
 
 
+@every_impl
 @settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 12), st.integers(2, 12), st.integers(0, 10**6), st.booleans()
 )
-def test_properties(b, h, n, d, seed, causal):
+def test_properties(impl, b, h, n, d, seed, causal):
+    attend = functools.partial(preconditioned_attention, impl=impl)
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, b, h, n, d, generator=generator, dtype=torch.float64)
-    y = preconditioned_attention(q, k, v, is_causal=causal)
+    y = attend(q, k, v, is_causal=causal)
     torch.testing.assert_close(y.norm(dim=-1), torch.ones(b, h, n, dtype=torch.float64))
-    torch.testing.assert_close(preconditioned_attention(q, k, 7.5 * v, is_causal=causal), y)
+    torch.testing.assert_close(attend(q, k, 7.5 * v, is_causal=causal), y)
     order = torch.randperm(h, generator=generator)
-    permuted = preconditioned_attention(q[:, order], k[:, order], v[:, order], is_causal=causal)
+    permuted = attend(q[:, order], k[:, order], v[:, order], is_causal=causal)
     torch.testing.assert_close(permuted, y[:, order])
     half = n // 2
     if not causal:  # rows do not know of each other: queries in chunks give the same numbers
-        chunks = [preconditioned_attention(q[..., i, :], k, v) for i in (slice(half), slice(half, None))]
+        parts = [slice(half), slice(half, None)] if half else [slice(None)]
+        chunks = [attend(q[..., i, :], k, v) for i in parts]
         torch.testing.assert_close(torch.cat(chunks, -2), y)
+        # nor do packed sequences, each of which sees itself
+        apart = torch.arange(n) < half
+        packed = attend(q, k, v, apart[:, None] == apart[None])
+        for i in parts:
+            torch.testing.assert_close(packed[..., i, :], attend(*(t[..., i, :] for t in (q, k, v))))
     else:  # a later token never changes an earlier row
         k2, v2 = k.clone(), v.clone()
         k2[..., half:, :], v2[..., half:, :] = 0.3, -2.0
-        later = preconditioned_attention(q, k2, v2, is_causal=True)
+        later = attend(q, k2, v2, is_causal=True)
         torch.testing.assert_close(later[..., :half, :], y[..., :half, :])
 
 

@@ -25,7 +25,7 @@ def folder(tmp_path):
         timed("forward", "plain", 1.0, 0.0),
         timed("both", "plain", 1.0, 0.0),
         timed("both", "three lines", 1.05, 65.0),
-        timed("both", "auto", 1.01, 1.0),
+        timed("both", "lean", 1.01, 1.0),
         OperatorRow("vit", "8×12×197×64", "both", "ours, compiled", "failed", "NoCxxCompiler: none, sorry | here"),
     ]
     write_rows(tmp_path / "operator.csv", rows)
@@ -45,7 +45,7 @@ OPERATOR = f"""\
 Forward and backward, time over plain attention: median (20th–80th percentile) of {HOW} Floats: what is held \
 for backward beyond plain attention, for each row of each head.
 
-| attention (B×H×N×D) | plain, ms | three lines | auto | ours, compiled | floats, three lines | floats, auto |
+| attention (B×H×N×D) | plain, ms | three lines | lean | ours, compiled | floats, three lines | floats, lean |
 | --- | --- | --- | --- | --- | --- | --- |
 | vit: 8×12×197×64 | 12.3 | 1.05 (1.04–1.07) | 1.01 (1.00–1.03) | failed | +65 | +1 |"""
 

@@ -94,13 +94,14 @@ def _markdown_of_cases(rows: Sequence[OperatorRow], about: dict[str, Any]) -> st
     mode = max((row.mode for row in rows), key=["backward", "forward", "both"].index)
     cells = {(row.case, row.contestant): row for row in rows if row.mode == mode}
     shown = [name for name in _SHOWN if any(contestant == name for _, contestant in cells)]
-    header = ["attention (B×H×N×D)", "plain, ms", *shown, *(f"floats, {name}" for name in _MEMORY)]
+    kept = [name for name in _MEMORY if name in shown]
+    header = ["attention (B×H×N×D)", "plain, ms", *shown, *(f"floats, {name}" for name in kept)]
     lines = []
     for case in dict.fromkeys(row.case for row in rows):
         plain = cells[case, PLAIN]
         line = [f"{case}: {plain.shape}", _milliseconds(plain.milliseconds)]
         line += [_ratio(cells.get((case, name)), 2) for name in shown]
-        memory = [cells.get((case, name)) for name in _MEMORY]
+        memory = [cells.get((case, name)) for name in kept]
         lines.append([*line, *("-" if row is None else _number(row.extra_floats_a_row, "+.3g") for row in memory)])
     words = {"forward": "Forward", "backward": "Backward", "both": "Forward and backward"}[mode]
     return (
