@@ -38,8 +38,7 @@ _AUTO = (
     _Rule("cpu", 0, "composed", "so small a call takes longer in it than its memory is worth"),
     _Rule("cuda", 0, "composed", "no measurement on CUDA speaks for it yet"),
 )
-_GRAPH = _Rule("", 0, "composed", "a compiler fuses C into its neighbours, and an export needs public operators")
-_OTHERWISE = _Rule("", 0, "composed", "nothing is known about this device")
+_OTHERWISE = _Rule("", 0, "composed", "nothing was measured for this device")
 
 
 @dataclass(frozen=True)
@@ -227,10 +226,19 @@ def _pick(transform: HeadTransform, arguments: Arguments, impl: str) -> str:
 
 def _preferred(arguments: Arguments) -> _Rule:
     query = arguments.query
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return _GRAPH  # sizes may be symbols, and a rule on them would compile twice
-    fits = (rule for rule in _AUTO if query.device.type == rule.device and query.numel() >= rule.numbers)
+    if torch._C._get_tracing_state() is not None:
+        return _OTHERWISE  # the size is a value of the graph there
+    fits = (rule for rule in _AUTO if query.device.type == rule.device and _at_least(rule.numbers, query))
     return next(fits, _OTHERWISE)
+
+
+def _at_least(numbers: int, query: Tensor) -> bool:
+    if numbers == 0 or not torch.compiler.is_compiling():
+        return query.numel() >= numbers
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    # A size that is a symbol stays one: no guard on it, and so no compilation that plain attention would not take.
+    return statically_known_true(query.numel() >= numbers)
 
 
 def _why_not(name: str, transform: HeadTransform, arguments: Arguments) -> str | None:

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from conditioned_attention import explain, functional, preconditioned_attention
-from conditioned_attention.attention import flash
+from conditioned_attention.attention import flash, lean_steps
 from conditioned_attention.measure.memory import held_bytes
 
 Q = torch.randn(2, 4, 5, 8)
@@ -353,19 +353,77 @@ def test_compiles_without_a_graph_break(gradient, dtype, dynamic):
 
 
 @pytest.mark.parametrize("impl", ["auto", "lean", "composed"])
-def test_compiles_no_more_often_than_plain_attention(impl):
+def test_compiles_no_more_often_than_plain_attention(impl, monkeypatch):
+    from torch._dynamo.testing import CompileCounter
+
     def compilations(function):
-        counter = torch._dynamo.testing.CompileCounter()
+        torch._dynamo.reset()
+        counter = CompileCounter()
         compiled = torch.compile(function, fullgraph=True, backend=counter)
-        for tokens in (5, 9, 700, 1100, 2000):
+        for tokens in (5, 9, 700, 6, 1100):
             for batch in (2, 3, 40):
                 t = torch.randn(batch, 2, tokens if batch < 40 else 5, 8)
                 compiled(t, t, t)
-        torch._dynamo.reset()
         return counter.frame_count
 
+    rules = (functional._Rule("cpu", 1000, "lean", "a test"), functional._Rule("cpu", 0, "composed", "a test"))
+    monkeypatch.setattr(functional, "_AUTO", rules)  # both sides of the rule are met
     ours = compilations(lambda *t: preconditioned_attention(*t, impl=impl))
-    assert ours <= compilations(lambda *t: F.scaled_dot_product_attention(*t))
+    assert ours == compilations(F.scaled_dot_product_attention)
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(10, "composed"), (2000, "lean")])
+def test_auto_in_a_compiled_graph_goes_by_size(tokens, expected, monkeypatch):
+    rules = (functional._Rule("cpu", 1000, "lean", "a test"), functional._Rule("cpu", 0, "composed", "a test"))
+    monkeypatch.setattr(functional, "_AUTO", rules)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    torch._dynamo.reset()
+    q = torch.randn(1, 1, tokens, 8)
+    torch.compile(preconditioned_attention, fullgraph=True, backend=backend, dynamic=False)(q, q, q)
+    assert ("lean_forward" in graphs[0]) == (expected == "lean")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "heads inside", "tokens outside"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("mask", [None, torch.randn(1, 1, 5, 7)])
+def test_registered_operators(dtype, layout, kv_heads, mask):
+    """Schema, strides and dtypes of the stand-ins that torch.compile plans with, also for symbolic sizes."""
+    orders = {"contiguous": (0, 1, 2, 3), "heads inside": (0, 2, 1, 3), "tokens outside": (2, 0, 1, 3)}
+    order = orders[layout]
+    back = [order.index(i) for i in range(4)]
+
+    def tensor(heads, tokens):
+        return torch.randn([(2, heads, tokens, 8)[i] for i in order]).permute(back).to(dtype)
+
+    q, k, v, dy = tensor(4, 5), tensor(kv_heads, 7), tensor(kv_heads, 7), tensor(4, 5)
+    mask = None if mask is None else mask.to(dtype)
+    torch.library.opcheck(lean_steps.forward_operator, (q, k, v, mask, mask is None, None, 1e-6))
+    y, norm, lse = lean_steps.forward_operator(q, k, v, mask, mask is None, None, 1e-6)
+    for gradient in ("stopped", "through"):
+        arguments = (dy, q, k, v, mask, y, norm, lse, mask is None, None, 1e-6, gradient)
+        torch.library.opcheck(lean_steps.backward_operator, arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_keeps_as_little_when_compiled(dtype, dynamic):
+    b, h, n, d = 2, 3, 50, 16
+    q, k, v = (t.transpose(1, 2).requires_grad_() for t in torch.randn(3, b, n, h, d).to(dtype))
+    weight = torch.randn(h * d, h * d, dtype=dtype, requires_grad=True)
+
+    def held(attention):
+        block = lambda *t: attention(*t).transpose(1, 2).flatten(2) @ weight  # noqa: E731
+        compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+        return held_bytes(lambda: compiled(q, k, v), [q, k, v, weight])
+
+    assert held(lean) == held(F.scaled_dot_product_attention) + 4 * b * h * n
 
 
 @pytest.mark.slow

@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
-from conditioned_attention.attention import flash
+from conditioned_attention.attention import flash, lean_steps
 from conditioned_attention.attention.arguments import Arguments
-from conditioned_attention.preconditioner import HeadTransform, RowNorm, precondition_
+from conditioned_attention.attention.lean_steps import unit_stride
+from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
 _STOCK_ATTENTION = F.scaled_dot_product_attention
 
@@ -44,7 +45,7 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     if _differentiated(query, key, value):
         output: Tensor = _apply(_Lean, query, key, value, mask, call, floor, transform.gradient)[0]
     else:
-        output, _ = precondition_(flash.forward(call, query, key, value, mask).output, floor)
+        output = _forward(call, query, key, value, mask, floor).y
     return output if arguments.query.dim() == 4 else output.reshape(arguments.query.shape)
 
 
@@ -62,17 +63,13 @@ def _apply(function: Any, *args: Any) -> Any:
 
 
 class _Lean(torch.autograd.Function):
-    """Forward and backward of the module's docstring."""
+    """The two halves of `lean_steps` as one differentiable function."""
 
     @staticmethod
     def forward(
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: flash.Call, eps: float, gradient: str
     ) -> tuple[Tensor | None, ...]:
-        output, lse, seed, offset = flash.forward(call, query, key, value, mask)
-        y, norm = precondition_(output, eps)
-        if _folds(y):
-            lse[..., : norm.shape[-2]].add_(norm.squeeze(-1).log())  # lse - log C; some operators pad it
-        return y, norm, lse, seed, offset
+        return tuple(_forward(call, query, key, value, mask, eps))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -89,11 +86,6 @@ class _Lean(torch.autograd.Function):
         return *backward(upstream, *ctx.saved_tensors, ctx.call, ctx.eps, ctx.gradient), None, None, None, None
 
 
-def _folds(y: Tensor) -> bool:
-    """Whether C is folded into the log-sum-exp, a float32 number: if its rounding is below that of the dtype."""
-    return y.dtype in (torch.float16, torch.bfloat16)
-
-
 class _Backward(torch.autograd.Function):
     """The backward of `_Lean` as a function of its own, so that a derivative of it says why there is none."""
 
@@ -103,17 +95,13 @@ class _Backward(torch.autograd.Function):
         y: Tensor, norm: Tensor, lse: Tensor, seed: Tensor | None, offset: Tensor | None,
         call: flash.Call, eps: float, gradient: str,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        if gradient == "through":
-            along = (y * upstream).sum(-1, keepdim=True, dtype=norm.dtype)
-            upstream = (upstream - y * (along * (norm > eps))).to(y.dtype)
-        if _folds(y):
-            attention = torch.mul(y, norm, out=torch.empty_like(y))  # the product in float32, rounded once
-        else:
-            attention, upstream = y * norm, upstream / norm
-        kept = flash.Forward(attention, lse, seed, offset)
-        # Strides of gradients are unknown while torch.compile traces; there the copy is part of the line above.
-        upstream = upstream.contiguous() if torch.compiler.is_compiling() else _unit_stride(upstream)
-        return flash.backward(call, upstream, query, key, value, mask, kept)
+        if torch.compiler.is_compiling():
+            gradients: tuple[Tensor, Tensor, Tensor] = lean_steps.backward_operator(
+                upstream, query, key, value, mask, y, norm, lse, call.is_causal, call.scale, eps, gradient
+            )
+            return gradients
+        kept = lean_steps.Kept(y, norm, lse, seed, offset)
+        return lean_steps.backward(call, upstream, query, key, value, mask, kept, eps, gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -125,6 +113,15 @@ class _Backward(torch.autograd.Function):
             "flash attention has no second derivative, in PyTorch neither; wrap the call in torch.nn.attention."
             "sdpa_kernel(torch.nn.attention.SDPBackend.MATH), with impl='auto' or 'composed'"
         )
+
+
+def _forward(
+    call: flash.Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, eps: float
+) -> lean_steps.Kept:
+    if torch.compiler.is_compiling():
+        y, norm, lse = lean_steps.forward_operator(query, key, value, mask, call.is_causal, call.scale, eps)
+        return lean_steps.Kept(y, norm, lse, None, None)
+    return lean_steps.forward(call, query, key, value, mask, eps)
 
 
 def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
@@ -249,7 +246,7 @@ def _backend(arguments: Arguments) -> str:
 def _tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Query, key, value and mask as the operators take them: (B, H, N, D), one dtype, last stride 1."""
     device = arguments.query.device.type
-    query, key, value = (_unit_stride(_four(t)) for t in arguments[:3])
+    query, key, value = (unit_stride(_four(t)) for t in arguments[:3])
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
@@ -262,10 +259,6 @@ def _four(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 4 else tensor[(None,) * (4 - tensor.dim())]
 
 
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """The mask as numbers (B or 1, H or 1, N, M), in query's dtype or float32."""
     if mask.dtype == torch.bool:
@@ -276,4 +269,4 @@ def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     sizes = (query.shape[-2], key.shape[-2])
     if mask.shape[-2:] != sizes:
         mask = mask.expand(-1, -1, *sizes)
-    return _unit_stride(mask)
+    return unit_stride(mask)

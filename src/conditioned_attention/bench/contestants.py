@@ -54,6 +54,7 @@ def contestants(case: Case, compiled: bool) -> list[Contestant]:
     if compiled:
         compile_ = partial(torch.compile, fullgraph=True, dynamic=False)
         found += [
+            Contestant("plain, compiled", compile_(plain), plain),
             Contestant("three lines, compiled", compile_(three_lines), reference),
             Contestant("ours, compiled", compile_(auto), reference),
         ]

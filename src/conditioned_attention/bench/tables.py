@@ -17,7 +17,7 @@ NOT_MEASURED = "Not measured yet."
 
 _BASELINE = "baseline"
 # What a user chooses between; the CSV has the rest.
-_SHOWN = ("three lines", "rms_norm", "composed", "lean", "three lines, compiled", "ours, compiled")
+_SHOWN = ("three lines", "rms_norm", "composed", "lean", "plain, compiled", "three lines, compiled", "ours, compiled")
 _MEMORY = ("three lines", "composed", "lean")
 
 
