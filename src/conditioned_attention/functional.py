@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention import composed, lean
+from conditioned_attention.attention import composed, lean, lean_contract
 from conditioned_attention.attention.arguments import Arguments
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
@@ -201,7 +201,7 @@ def explain(
     passed_over = f"impl={impl!r} was asked for"
     if impl == "auto":
         rule = _preferred(arguments)
-        passed_over = rule.why if picked == rule.impl else lean.copies(arguments) or ""
+        passed_over = rule.why if picked == rule.impl else lean_contract.copies(arguments) or ""
     others = {name: refused.get(name, passed_over) for name in IMPLEMENTATIONS if name != picked}
     return Explanation(picked, _cost(picked, transform), others)
 
@@ -216,7 +216,7 @@ def _pick(transform: HeadTransform, arguments: Arguments, impl: str) -> str:
     """The implementation that runs; one that was asked for by name runs or raises."""
     if impl == "auto":
         name = _preferred(arguments).impl
-        fits = name == "composed" or (_why_not(name, transform, arguments) or lean.copies(arguments)) is None
+        fits = name == "composed" or (_why_not(name, transform, arguments) or lean_contract.copies(arguments)) is None
         return name if fits else "composed"
     why_not = _why_not(impl, transform, arguments)
     if why_not is not None:
@@ -243,7 +243,7 @@ def _at_least(numbers: int, query: Tensor) -> bool:
 
 def _why_not(name: str, transform: HeadTransform, arguments: Arguments) -> str | None:
     """The reason why an implementation cannot run; None if it can."""
-    return lean.refusal(transform, arguments) if name == "lean" else None
+    return lean_contract.refusal(transform, arguments) if name == "lean" else None
 
 
 def _cost(name: str, transform: HeadTransform) -> str:

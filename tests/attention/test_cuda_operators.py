@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conditioned_attention import preconditioned_attention
-from conditioned_attention.attention import lean
+from conditioned_attention.attention import lean_contract
 from tests.oracle import assert_as_good_as_plain, plain
 
 PADDED = 32  # memory-efficient attention pads its statistics
@@ -97,8 +97,8 @@ def efficient_backward(
 
 @pytest.fixture(params=["cuda flash", "cuda efficient"])
 def backend(request, monkeypatch):
-    monkeypatch.setattr(lean, "_refuses_on_cpu", lambda arguments: None)
-    monkeypatch.setattr(lean, "_backend", lambda arguments: request.param)
+    monkeypatch.setattr(lean_contract, "_refuses_on_cpu", lambda arguments: None)
+    monkeypatch.setattr(lean_contract, "backend", lambda arguments: request.param)
     library = torch.library.Library("aten", "IMPL", "CPU")
     library.impl("_scaled_dot_product_flash_attention", flash)
     library.impl("_scaled_dot_product_flash_attention_backward", flash_backward)

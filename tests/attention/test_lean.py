@@ -109,6 +109,11 @@ def test_refuses_with_the_reason_and_auto_takes_the_other(args, kwargs, surround
         assert preconditioned_attention(*args, **kwargs).shape == composed(*args, **kwargs).shape
 
 
+def test_float64_beside_autocast_is_refused():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="float64, which autocast leaves"):
+        lean(Q, Q.double(), Q)
+
+
 @pytest.mark.usefixtures("auto_prefers_lean")
 def test_auto_takes_it_where_it_can_and_nothing_is_copied():
     assert explain(Q, Q, Q).impl == "lean"
@@ -388,6 +393,7 @@ def test_auto_in_a_compiled_graph_goes_by_size(tokens, expected, monkeypatch):
     assert ("lean_forward" in graphs[0]) == (expected == "lean")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # opcheck's own
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", ["contiguous", "heads inside", "tokens outside"])
 @pytest.mark.parametrize("kv_heads", [4, 2])

@@ -8,39 +8,26 @@ C·P is exp(S - (lse - log C)); so PyTorch's own backward, given dY, A and lse -
 back: dV = (C P)ᵀ dY and dS = C P (dY Vᵀ - rowsum(dY A)).  In float32 the sum lse - log C would lose digits where lse
 is large (attention on one token: an error of lse · 6e-8 where plain attention has none), so C multiplies dY instead.
 
-The flash operators check nothing: they end the process on empty tensors and read garbage where the last stride is not
-1.  What they cannot take is refused here, or brought into a form that they can.
-
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._device import DeviceContext
 
-from conditioned_attention.attention import flash, lean_steps
+from conditioned_attention.attention import flash, lean_contract, lean_steps
 from conditioned_attention.attention.arguments import Arguments
-from conditioned_attention.attention.lean_steps import unit_stride
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-
-_STOCK_ATTENTION = F.scaled_dot_product_attention
-
-# What torch._fused_sdp_choice returns for CUDA tensors
-_CUDA_BACKENDS = {1: "cuda flash", 2: "cuda efficient"}
 
 
 def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
-    """``C · softmax(q kᵀ · scale) v``, (..., H, N, D), for arguments that `refusal` has nothing against."""
+    """``C · softmax(q kᵀ · scale) v``, (..., H, N, D), for arguments that `lean_contract` has nothing against."""
     assert isinstance(transform, RowNorm)
-    query, key, value, mask = _tensors(arguments)
-    call = flash.Call(_backend(arguments), arguments.dropout_p, arguments.is_causal, arguments.scale)
+    query, key, value, mask = lean_contract.tensors(arguments)
+    call = flash.Call(lean_contract.backend(arguments), arguments.dropout_p, arguments.is_causal, arguments.scale)
     floor = transform.floor(query.dtype)
     if _differentiated(query, key, value):
         output: Tensor = _apply(_Lean, query, key, value, mask, call, floor, transform.gradient)[0]
@@ -122,151 +109,3 @@ def _forward(
         y, norm, lse = lean_steps.forward_operator(query, key, value, mask, call.is_causal, call.scale, eps)
         return lean_steps.Kept(y, norm, lse, None, None)
     return lean_steps.forward(call, query, key, value, mask, eps)
-
-
-def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
-    """Why this implementation cannot run for these arguments; None if it can."""
-    if not isinstance(transform, RowNorm) or transform.needs_weights:
-        return "C is folded into flash attention from the rows of the output only"
-    return (
-        _refuses_surroundings()
-        or _refuses_tensors(arguments)
-        or (_refuses_on_cpu(arguments) if arguments.query.device.type == "cpu" else _refuses_on_cuda(arguments))
-    )
-
-
-def copies(arguments: Arguments) -> str | None:
-    """What would be copied, and the copies kept for backward; None if nothing is."""
-    if any(tensor.stride(-1) != 1 for tensor in arguments[:3]):
-        return "it would copy, and keep, tensors whose last stride is not 1"
-    return None
-
-
-def _refuses_surroundings() -> str | None:
-    """Where somebody else must see PyTorch's public attention function, or differentiates in a way of their own."""
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-        return "an exported or traced graph would hold private operators"
-    if F.scaled_dot_product_attention is not _STOCK_ATTENTION:
-        return "torch.nn.functional.scaled_dot_product_attention was replaced, and would be passed over"
-    if torch.compiler.is_compiling():
-        return "functorch transforms inside torch.compile" if torch._C._are_functorch_transforms_active() else None
-    if torch._C._len_torch_function_stack() and not _only_default_devices():
-        return "a TorchFunctionMode is active, and would not see the call"
-    if any(key != torch._C._functorch.TransformType.Grad for key in _transforms()):
-        return "only reverse mode (torch.func.grad, vjp) of the functorch transforms goes through it"
-    if forward_ad._current_level >= 0:
-        return "flash attention has no forward-mode derivative"
-    return None
-
-
-def _only_default_devices() -> bool:
-    """Whether the active function modes are ``torch.set_default_device`` and ``with torch.device(...)`` only."""
-    modes = torch.overrides._get_current_function_mode_stack()
-    return all(isinstance(mode, DeviceContext) for mode in modes)
-
-
-def _transforms() -> list[Any]:
-    stack = torch._C._functorch.get_interpreter_stack()
-    return [interpreter.key() for interpreter in stack or ()]
-
-
-def _refuses_tensors(arguments: Arguments) -> str | None:
-    query, key, value, mask, _, _, _, enable_gqa = arguments
-    for tensor in (query, key, value, mask):
-        if tensor is None:
-            continue
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
-            return f"{type(tensor).__name__} and nested tensors go through PyTorch's own dispatch"
-        if tensor.numel() == 0:
-            return "empty tensors"
-    if not 2 <= query.dim() <= 4 or query.dim() != key.dim() or key.dim() != value.dim():
-        return "query, key and value must have the same number of dimensions, 2 to 4"
-    if query.shape[-1] != value.shape[-1]:
-        return f"value width {value.shape[-1]} differs from key width {query.shape[-1]}"
-    heads = 3 if enable_gqa else 2
-    if query.shape[:-heads] != key.shape[:-heads] or key.shape[:-2] != value.shape[:-2]:
-        return "batch or head dimensions that broadcast"
-    if mask is not None and mask.requires_grad and torch.is_grad_enabled():
-        return "flash attention sends no gradient to a mask"
-    return None
-
-
-def _refuses_on_cpu(arguments: Arguments) -> str | None:
-    if arguments.dropout_p > 0:
-        return "flash attention on CPU has no dropout"
-    if not _flash_enabled():
-        return "the flash backend is switched off"
-    return None
-
-
-def _flash_enabled() -> bool:
-    return bool(torch.backends.cuda.flash_sdp_enabled())  # the switch of CPU flash attention too
-
-
-# torch.compile evaluates it once, as it does PyTorch's own choice of a backend (torch.compiler.assume_constant_result
-# does the same, but imports torch._dynamo).
-_flash_enabled._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _refuses_on_cuda(arguments: Arguments) -> str | None:
-    device = arguments.query.device.type
-    if device != "cuda" or torch.version.hip is not None:
-        return f"no flash operators are known for {'ROCm' if device == 'cuda' else device}"
-    if torch.compiler.is_compiling():
-        return "PyTorch's choice of a CUDA backend cannot be asked for inside torch.compile"
-    query, key, _, mask = _tensors(arguments)
-    choice = _cuda_choice(arguments)
-    if choice not in _CUDA_BACKENDS:
-        return "PyTorch would not run flash or memory-efficient attention, and cuDNN's statistics are not verified"
-    if choice == 1 and query.shape[-1] % 8:
-        return f"flash attention on CUDA pads a head width of {query.shape[-1]}, which is no multiple of 8"
-    if choice == 2 and arguments.enable_gqa and query.shape[1] != key.shape[1]:
-        return "memory-efficient attention has no grouped queries"
-    if choice == 2 and mask is not None and mask.shape[-1] % 16:
-        return f"memory-efficient attention pads a mask over {mask.shape[-1]} keys, which is no multiple of 16"
-    return None
-
-
-def _cuda_choice(arguments: Arguments) -> int:
-    query, key, value, mask = _tensors(arguments)
-    return int(
-        torch._fused_sdp_choice(
-            query, key, value, mask, arguments.dropout_p, arguments.is_causal,
-            scale=arguments.scale, enable_gqa=arguments.enable_gqa,
-        )
-    )  # fmt: skip
-
-
-def _backend(arguments: Arguments) -> str:
-    if arguments.query.device.type == "cpu":
-        return "cpu flash"
-    return _CUDA_BACKENDS[_cuda_choice(arguments)]
-
-
-def _tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Query, key, value and mask as the operators take them: (B, H, N, D), one dtype, last stride 1."""
-    device = arguments.query.device.type
-    query, key, value = (unit_stride(_four(t)) for t in arguments[:3])
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
-    if arguments.attn_mask is None:
-        return query, key, value, None
-    return query, key, value, _additive(arguments.attn_mask, query, key)
-
-
-def _four(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() == 4 else tensor[(None,) * (4 - tensor.dim())]
-
-
-def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The mask as numbers (B or 1, H or 1, N, M), in query's dtype or float32."""
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf)
-    elif mask.dtype not in (query.dtype, torch.float32):
-        mask = mask.to(query.dtype)
-    mask = _four(mask)
-    sizes = (query.shape[-2], key.shape[-2])
-    if mask.shape[-2:] != sizes:
-        mask = mask.expand(-1, -1, *sizes)
-    return unit_stride(mask)
