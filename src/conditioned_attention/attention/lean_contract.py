@@ -29,7 +29,7 @@ _CUDA_BACKENDS = {1: "cuda flash", 2: "cuda efficient"}
 
 def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
     """Why this implementation cannot run for these arguments; None if it can."""
-    if not isinstance(transform, RowNorm) or transform.needs_weights:
+    if type(transform) is not RowNorm or transform.needs_weights:  # a subclass may do anything
         return "C is folded into flash attention from the rows of the output only"
     return (
         _refuses_surroundings()
