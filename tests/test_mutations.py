@@ -13,7 +13,7 @@ import conditioned_attention
 SOURCE = Path(conditioned_attention.__file__).parent
 ROOT = Path(__file__).parents[1]
 
-OPERATOR, MODULES = "tests/attention", "tests/test_modules.py"
+OPERATOR, MODULES, CONVERSION = "tests/attention", "tests/test_modules.py", "tests/conversion"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -56,6 +56,9 @@ MUTATIONS = [
     ("conversion without guard", "sites/torch_nn.py", "\n        guard(module)", "", MODULES),
     ("module, mask inverted", "modules.py", "masked_fill_(mask, -math.inf)", "masked_fill_(~mask, -math.inf)", MODULES),
     ("module, dropout in eval", "modules.py", "self.dropout if self.training else 0.0", "self.dropout", MODULES),
+    ("transformers, causal flag lost", "sites/transformers_sdpa.py", "attention_mask is None and bool(causal)", "False", CONVERSION),
+    ("transformers, mask lost", "sites/transformers_sdpa.py", "        attention_mask,\n        dropout,", "        None,\n        dropout,", CONVERSION),
+    ("transformers, scale lost", "sites/transformers_sdpa.py", "scale=scaling", "scale=None", CONVERSION),
 ]  # fmt: skip
 
 

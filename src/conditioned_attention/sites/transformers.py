@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.table import Site, transform_of
+from conditioned_attention.sites.transformers_sdpa import attend_like_sdpa, look_up, stands_in_for
 
 _PREFIX = "conditioned_"
 _BASES = ("sdpa", "eager")
@@ -184,18 +185,23 @@ def _base_function(module: nn.Module, name: str) -> Callable[..., Any]:
     return function
 
 
-def _conditioned(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def _conditioned(
+    name: str, module: nn.Module, query: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
     """The attention function ``name`` of transformers, then the module's transform, if it has one.
 
     transformers returns heads as (B, N, H, D); a transform sees (B, H, N, D).
     """
     transform = transform_of(module)
     if transform is None:
-        plain: tuple[Tensor, Tensor | None] = _base_function(module, name)(module, *args, **kwargs)
+        plain: tuple[Tensor, Tensor | None] = _base_function(module, name)(module, query, *args, **kwargs)
         return plain
     if transform.needs_weights:
-        return _conditioned_by_weights(name, transform, module, *args, **kwargs)
-    output, weights = _base_function(module, name)(module, *args, **kwargs)
+        return _conditioned_by_weights(name, transform, module, query, *args, **kwargs)
+    function = _base_function(module, name)
+    if name == "sdpa" and stands_in_for(function, query, kwargs):
+        return attend_like_sdpa(transform, module, query, *args, **kwargs)
+    output, weights = function(module, query, *args, **kwargs)
     return transform(output.transpose(1, 2)).transpose(1, 2), weights
 
 
@@ -247,6 +253,7 @@ def _register() -> _Registered:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask, sdpa_mask
 
+    look_up()
     for name, function, mask in (("sdpa", _conditioned_sdpa, sdpa_mask), ("eager", _conditioned_eager, eager_mask)):
         AttentionInterface.register(_PREFIX + name, function)
         AttentionMaskInterface.register(_PREFIX + name, mask)

@@ -1,0 +1,80 @@
+"""What transformers' sdpa function does, through `attend`: so that the implementation with the smallest memory can run.
+
+Only where the call asks for nothing more than attention under a mask, several queries at a time.  Everything else
+(decoding, paged caches, learned position biases, other devices) stays with transformers' own function, whose output
+the transform is then applied to.
+
+Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.functional import attend
+from conditioned_attention.preconditioner import HeadTransform
+
+# The function that is known here; with other arguments it may do other things.
+_PARAMETERS = (
+    "module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "position_bias", "cache",
+    "kwargs",
+)  # fmt: skip
+_sdpa: Callable[..., Any] | None = None  # transformers' own, once `look_up` has seen that it is the known one
+
+_MORE_THAN_ATTENTION = ("position_bias", "cache", "softcap")
+
+
+def look_up() -> None:
+    """Finds transformers' function; here and not at each call, which torch.compile looks into."""
+    global _sdpa
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if tuple(inspect.signature(sdpa_attention_forward).parameters) == _PARAMETERS:
+        _sdpa = sdpa_attention_forward
+
+
+def stands_in_for(function: Callable[..., Any], query: Tensor, options: dict[str, Any]) -> bool:
+    """Whether `attend_like_sdpa` does what ``function`` would for this call."""
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        return False
+    plain = all(options.get(name) is None for name in _MORE_THAN_ATTENTION)
+    return plain and function is _sdpa and query.device.type in ("cpu", "cuda") and query.shape[2] > 1
+
+
+def attend_like_sdpa(
+    transform: HeadTransform,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Transformed heads (B, N, H, D), as transformers wants them; a mask leaves no room for the causal flag."""
+    from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
+
+    groups = getattr(module, "num_key_value_groups", 1)
+    grouped = groups > 1 and use_gqa_in_sdpa(attention_mask, key, value)
+    if groups > 1 and not grouped:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    heads = attend(
+        transform,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout,
+        attention_mask is None and bool(causal),
+        scale=scaling,
+        enable_gqa=grouped,
+    )
+    return heads.transpose(1, 2).contiguous(), None
