@@ -158,3 +158,9 @@ def find_cases(names: Iterable[str]) -> list[Case]:
     if unknown:
         raise ValueError(f"case {unknown[0]!r} is unknown; valid are {', '.join(CASES)}")
     return [CASES[name] for name in names]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The different names in the order of `CASES`, whatever order they were measured in; unknown ones last."""
+    order = list(CASES)
+    return sorted(dict.fromkeys(names), key=lambda name: order.index(name) if name in CASES else len(order))

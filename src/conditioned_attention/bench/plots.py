@@ -8,6 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conditioned_attention.bench.cases import in_order
 from conditioned_attention.bench.contestants import PLAIN
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_rows
@@ -31,7 +32,7 @@ def write_plot(csv: Path) -> Path:
 
     rows = [row for row in read_rows(csv, OperatorRow) if row.contestant != PLAIN and row.ratio is not None]
     modes = list(dict.fromkeys(row.mode for row in rows)) or ["nothing was measured"]
-    cases = list(dict.fromkeys(row.case for row in rows))
+    cases = in_order(row.case for row in rows)
     figure = Figure(figsize=(4.0 * len(modes) + 1.5, 0.62 * len(cases) + 1.6), layout="constrained")
     panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
     styles = _styles(list(dict.fromkeys(row.contestant for row in rows)))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from conditioned_attention.bench.cases import in_order
 from conditioned_attention.bench.contestants import PLAIN
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_about, read_rows
@@ -18,7 +19,7 @@ NOT_MEASURED = "Not measured yet."
 _BASELINE = "baseline"
 # What a user chooses between; the CSV has the rest.
 _SHOWN = ("three lines", "rms_norm", "composed", "lean", "plain, compiled", "three lines, compiled", "ours, compiled")
-_MEMORY = ("three lines", "composed", "lean")
+_MEMORY = ("composed", "lean")
 
 
 def print_case(rows: Sequence[OperatorRow]) -> None:
@@ -97,7 +98,7 @@ def _markdown_of_cases(rows: Sequence[OperatorRow], about: dict[str, Any]) -> st
     kept = [name for name in _MEMORY if name in shown]
     header = ["attention (B×H×N×D)", "plain, ms", *shown, *(f"floats, {name}" for name in kept)]
     lines = []
-    for case in dict.fromkeys(row.case for row in rows):
+    for case in in_order(row.case for row in rows):
         plain = cells[case, PLAIN]
         line = [f"{case}: {plain.shape}", _milliseconds(plain.milliseconds)]
         line += [_ratio(cells.get((case, name)), 2) for name in shown]
