@@ -131,6 +131,11 @@ def output(model, **kwargs):
     return result if isinstance(result, torch.Tensor) else result[0]
 
 
+def weigh(result):
+    """A loss; not the mean square, which behind a layer norm has no gradient."""
+    return (result * torch.linspace(-1, 1, result.numel()).view_as(result)).sum()
+
+
 MODELS = {
     "bert": (bert, 2),
     "gpt2": (gpt2, 2),

@@ -16,14 +16,14 @@ from conditioned_attention import ConditionMonitor, conditioning, precondition, 
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
 from conditioned_attention.measure.monitor import head_outputs
-from tests.models import MODELS, NormalisedRows, build, inputs, output, timm_vit, tokens
+from tests.models import MODELS, NormalisedRows, build, inputs, output, timm_vit, tokens, weigh
 
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
 def gradients(model):
     model.zero_grad()
-    output(model).square().mean().backward()
+    weigh(output(model)).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -6,7 +6,7 @@ import torch
 from conditioned_attention import functional, precondition
 from conditioned_attention.attention import lean
 from conditioned_attention.measure.memory import held_bytes
-from tests.models import MODELS, NormalisedRows, build, inputs, output
+from tests.models import MODELS, NormalisedRows, build, inputs, output, weigh
 
 # It adds a learned position bias to the logits.
 WITHOUT_LEAN = {"t5"}
@@ -31,7 +31,7 @@ def outcome(model):
     """Output and the gradients of all parameters."""
     model.zero_grad()
     result = output(model)
-    result.square().mean().backward()
+    weigh(result).backward()
     return [result.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
@@ -44,8 +44,9 @@ def test_same_as_the_outside_oracle_and_one_float_a_row_more(name, rows_of_lean)
         expected = outcome(model)
     assert not rows_of_lean
     precondition(model)
+    largest = max(theirs.abs().max().item() for theirs in expected)  # the gradient of a key's bias is 0 and rounding
     for ours, theirs in zip(outcome(model), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * theirs.abs().max().item() + 1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * largest)
     assert len(rows_of_lean) == MODELS[name][1]
     rows = sum(rows_of_lean)
     # torch.nn's own module spreads its masks over the heads and keeps that; ours does not, and keeps even less.
