@@ -303,6 +303,7 @@ def test_reverse_mode_of_functorch():
     torch.testing.assert_close(pull(Q), pull_composed(Q))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in jvp
 @pytest.mark.usefixtures("auto_prefers_lean")
 def test_other_transforms_of_functorch():
     vmapped = torch.func.vmap(preconditioned_attention)
@@ -393,7 +394,6 @@ def test_auto_in_a_compiled_graph_goes_by_size(tokens, expected, monkeypatch):
     assert ("lean_forward" in graphs[0]) == (expected == "lean")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # opcheck's own
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", ["contiguous", "heads inside", "tokens outside"])
 @pytest.mark.parametrize("kv_heads", [4, 2])
