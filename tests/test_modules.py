@@ -569,3 +569,14 @@ def test_a_hugging_face_model_may_hold_it_beside_its_own_attention():
     assert torch.equal(model(x).pooler_output, expected.pooler_output)
     model.head.attention = plain.head.attention
     assert not torch.allclose(model(x).pooler_output, expected.pooler_output, rtol=1e-3)
+
+
+def test_nested_tensors_take_the_causal_hint_for_nothing():
+    """As in the stock module, whose fast path sees no mask there and so no hint about it."""
+    parts = [torch.randn(n, 8) for n in (2, 5)]
+    nested = torch.nested.as_nested_tensor(parts)
+    ours = MultiheadAttention(8, 2, batch_first=True).eval()
+    with torch.no_grad():
+        hinted, _ = ours(nested, nested, nested, need_weights=False, is_causal=True)
+    for part, row in zip(parts, hinted.unbind()):
+        torch.testing.assert_close(row, ours(part, part, part)[0].detach())

@@ -198,12 +198,17 @@ def explain(
     arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     refused = {name: why for name in IMPLEMENTATIONS if (why := _why_not(name, transform, arguments))}
     picked = _pick(transform, arguments, impl)
-    passed_over = f"impl={impl!r} was asked for"
-    if impl == "auto":
-        rule = _preferred(arguments)
-        passed_over = rule.why if picked == rule.impl else lean_contract.copies(arguments) or ""
-    others = {name: refused.get(name, passed_over) for name in IMPLEMENTATIONS if name != picked}
+    others = {name: refused.get(name) or _why_passed_over(picked, arguments, impl) for name in IMPLEMENTATIONS}
+    del others[picked]
     return Explanation(picked, _cost(picked, transform), others)
+
+
+def _why_passed_over(picked: str, arguments: Arguments, impl: str) -> str:
+    """The reason against an implementation that could run."""
+    if impl != "auto":
+        return f"impl={impl!r} was asked for"
+    rule = _preferred(arguments)
+    return rule.why if picked == rule.impl else lean_contract.copies(arguments) or ""
 
 
 def _attend(transform: HeadTransform, arguments: Arguments, impl: str) -> Tensor:
@@ -301,6 +306,8 @@ def _check(
             raise ValueError(f"{name} is on {tensor.device}, query on {query.device}; they must share one device")
         if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
             raise TypeError(f"{name} has dtype {tensor.dtype}, query {query.dtype}; they must share one dtype")
+    if not isinstance(dropout_p, (int, float, torch.SymFloat)):
+        raise TypeError(f"dropout_p must be a number, got {type(dropout_p).__name__}")
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p must be a probability in [0, 1], got {dropout_p}")
     if query.is_nested or key.is_nested or value.is_nested:
@@ -349,7 +356,8 @@ def _check_mask(query: Tensor, key: Tensor, attn_mask: Tensor, enable_gqa: bool)
         raise ValueError(f"attn_mask is on {attn_mask.device}, query on {query.device}; they must share one device")
     autocast = torch.is_autocast_enabled(query.device.type) and attn_mask.is_floating_point()
     if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype) and not autocast:
-        raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; valid are torch.bool, torch.float32 and {query.dtype}")
+        valid = " and ".join(str(dtype) for dtype in dict.fromkeys((torch.bool, torch.float32, query.dtype)))
+        raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; valid are {valid}")
     heads = query.shape[:-2]
     if not enable_gqa:  # under grouped queries the heads are query's
         heads = torch.broadcast_shapes(heads, key.shape[:-2])

@@ -127,7 +127,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             bare = key_padding_mask is None and attn_mask is None and not need_weights and self.batch_first
             _check_nested(query, key, value, bare)
             padded, padding = _pad(query)
-            output, _ = MultiheadAttention.forward(self, padded, padded, padded, padding, False, is_causal=is_causal)
+            # Without a mask the hint means nothing there, as in the stock module.
+            output, _ = MultiheadAttention.forward(self, padded, padded, padded, padding, False)
             return _unpad(output, query), None
         _check_dimensions(self, query, key, value, key_padding_mask, attn_mask)
         if is_causal and attn_mask is None:

@@ -116,8 +116,12 @@ def row_norm(rows: Tensor, eps: float, *, gradient: str = "stopped") -> Tensor:
         norm = torch.linalg.vector_norm(source.transpose(1, 2), dim=-1, keepdim=True, dtype=dtype).transpose(1, 2)
     else:
         norm = torch.linalg.vector_norm(source, dim=-1, keepdim=True, dtype=dtype)
-    # threshold and clamp_min pass no gradient where they act: exactly "nothing removed below eps".
-    return torch.threshold(norm, 0.0, 1.0).clamp_min(eps)
+    # threshold and clamp pass no gradient where they act: exactly "nothing removed below eps".  Norms that overflow
+    # count as the largest number there is, so that a row divided and multiplied by it is not NaN.
+    largest = torch.finfo(dtype).max
+    if eps > 1.0:
+        return torch.where(norm == 0, 1.0, norm.clamp(eps, largest))
+    return torch.threshold(norm, 0.0, 1.0).clamp(eps, largest)
 
 
 def precondition_(output: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -128,7 +132,8 @@ def precondition_(output: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     rows = _as_matrix(output) if _weight_norm_takes(output) else None
     if rows is not None:
         unit, norm = torch._weight_norm_interface(rows, rows.new_ones(rows.shape[0], 1), 0)
-        if norm.amin().item() >= eps:  # it knows neither eps nor zero rows, which are rare
+        smallest, largest = norm.aminmax()
+        if smallest.item() >= eps and largest.item() < math.inf:  # it knows neither eps nor zero or overflowing rows
             # Not a view of `unit`, which autograd would not let anybody write to.
             output.set_(unit.untyped_storage(), 0, output.shape, output.stride())
             return output, _like_heads(norm, output)

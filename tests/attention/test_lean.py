@@ -1,6 +1,7 @@
 """`lean`: what it refuses, that nothing bad reaches PyTorch's raw operators, what it keeps, and where it runs."""
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from conditioned_attention import explain, functional, preconditioned_attention
 from conditioned_attention.attention import flash, lean_steps
@@ -303,6 +304,15 @@ def test_reverse_mode_of_functorch():
     torch.testing.assert_close(pull(Q), pull_composed(Q))
 
 
+def test_jacobians():
+    """Several upstream gradients at once."""
+    few = lambda attention: lambda q: attention(q, q + 1, q - 1).sum((0, 1, 2))[:3]  # noqa: E731
+    expected = torch.func.jacrev(few(composed))(Q)
+    torch.testing.assert_close(torch.func.jacrev(few(lean))(Q), expected)
+    vectorized = torch.autograd.functional.jacobian(few(lean), Q, vectorize=True)
+    torch.testing.assert_close(vectorized, expected)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in jvp
 @pytest.mark.usefixtures("auto_prefers_lean")
 def test_other_transforms_of_functorch():
@@ -378,6 +388,43 @@ def test_compiles_no_more_often_than_plain_attention(impl, monkeypatch):
     assert ours == compilations(F.scaled_dot_product_attention)
 
 
+def overwrites_output(q, k, v, mask):
+    y = lean(q, k, v, mask)
+    y += q
+    return y
+
+
+def overwrites_query(q, k, v, mask):
+    q = q * 1
+    y = lean(q, k, v, mask)
+    q.mul_(2)
+    return y
+
+
+def overwrites_cache(q, k, v, mask):
+    y = lean(q, k, v, mask)
+    v.copy_(q.detach())
+    return y
+
+
+def overwrites_mask(q, k, v, mask):
+    mask = mask * 1
+    y = lean(q, k, v, mask)
+    mask.fill_(5)
+    return y
+
+
+@pytest.mark.parametrize("function", [overwrites_output, overwrites_query, overwrites_cache, overwrites_mask])
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_what_is_kept_may_not_be_overwritten(function, backend):
+    """Not a wrong gradient, but an error, in a compiled graph as well."""
+    run = function if backend is None else torch.compile(function, fullgraph=True, backend=backend)
+    torch._dynamo.reset()
+    q, v = Q.clone().requires_grad_(), Q.clone()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        run(q, Q + 1, v, torch.randn(5, 5)).sum().backward()
+
+
 @pytest.mark.parametrize(("tokens", "expected"), [(10, "composed"), (2000, "lean")])
 def test_auto_in_a_compiled_graph_goes_by_size(tokens, expected, monkeypatch):
     rules = (functional._Rule("cpu", 1000, "lean", "a test"), functional._Rule("cpu", 0, "composed", "a test"))
@@ -409,8 +456,10 @@ def test_registered_operators(dtype, layout, kv_heads, mask):
 
     q, k, v, dy = tensor(4, 5), tensor(kv_heads, 7), tensor(kv_heads, 7), tensor(4, 5)
     mask = None if mask is None else mask.to(dtype)
-    torch.library.opcheck(lean_steps.forward_operator, (q, k, v, mask, mask is None, None, 1e-6))
-    y, norm, lse = lean_steps.forward_operator(q, k, v, mask, mask is None, None, 1e-6)
+    torch.library.opcheck(lean_steps.forward_operator, (q, k, v, mask, mask is None, None, 1e-6, "stopped"))
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    torch.library.opcheck(lean_steps.forward_operator, (*leaves, mask, mask is None, None, 1e-6, "through"))
+    y, norm, lse = lean_steps.forward_operator(q, k, v, mask, mask is None, None, 1e-6, "stopped")
     for gradient in ("stopped", "through"):
         arguments = (dy, q, k, v, mask, y, norm, lse, mask is None, None, 1e-6, gradient)
         torch.library.opcheck(lean_steps.backward_operator, arguments)
@@ -457,6 +506,22 @@ def test_activation_checkpointing(reentrant):
 
     checkpointed = gradient(lambda block, q: checkpoint(block, q, use_reentrant=reentrant))
     assert torch.equal(checkpointed, gradient(lambda block, q: block(q)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("saved", ["attention", "everything"])
+def test_selective_checkpointing(dtype, saved):
+    attention = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default]
+    policy = attention if saved == "attention" else lambda *args, **kwargs: CheckpointPolicy.PREFER_SAVE
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+
+    def gradient(run):
+        q = Q.to(dtype).requires_grad_()
+        run(lambda q: lean(q * 2, q, q + 1), q).square().sum().backward()
+        return q.grad
+
+    checkpointed = gradient(lambda block, q: checkpoint(block, q, use_reentrant=False, context_fn=contexts))
+    torch.testing.assert_close(checkpointed, gradient(lambda block, q: block(q)))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")

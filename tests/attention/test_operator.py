@@ -274,6 +274,21 @@ def test_below_eps_the_scale_is_one_over_eps_and_nothing_is_removed():
         torch.testing.assert_close(grad, torch.full((1, 2), 1e6))
 
 
+def test_zero_rows_keep_one_whatever_eps_is():
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    y = precondition_rows(rows, eps=10.0)
+    (grad,) = torch.autograd.grad(y, rows, torch.ones(2, 2))
+    torch.testing.assert_close(grad, torch.tensor([[1.0, 1.0], [0.1, 0.1]]))
+
+
+@every_impl
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_whose_norm_overflows_are_finite(impl, dtype):
+    q, k = torch.randn(2, 1, 2, 9, 16, dtype=dtype)
+    for result in run(preconditioned_attention, (q, k, (torch.randn(1, 2, 9, 16) * 1e25).to(dtype)), impl=impl):
+        assert result.isfinite().all()
+
+
 def test_float16_uses_an_eps_that_it_can_tell_from_zero():
     y = precondition_rows(torch.tensor([[6e-6, 0.0]], dtype=torch.float16), eps=1e-6)
     assert 0.09 < y[0, 0] < 0.11
@@ -454,6 +469,7 @@ Q = torch.randn(2, 4, 5, 8)
         ((Q, Q, Q, torch.zeros(5, 5, dtype=torch.int)), {}, TypeError, "attn_mask has dtype torch.int32"),
         ((Q, Q, Q, [1]), {}, TypeError, "attn_mask must be a torch.Tensor"),
         ((Q, Q, Q, None, 1.5), {}, ValueError, "probability"),
+        ((Q, Q, Q, None, None), {}, TypeError, "dropout_p must be a number, got NoneType"),
         ((Q, Q, Q), {"rows": "inputs"}, ValueError, r"rows='inputs' is unknown; valid are \('output', 'weights'\)"),
         ((Q, Q, Q), {"gradient": "no"}, ValueError, "gradient='no' is unknown"),
         ((Q, Q, Q), {"eps": 0.0}, ValueError, "eps must be positive"),

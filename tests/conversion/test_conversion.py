@@ -347,3 +347,29 @@ def test_attention_inside_a_block_is_refused_and_not_overlooked():
     restore(model)
     with pytest.raises(ValueError, match="computes attention in its own forward"):
         precondition(model, strict=True)
+
+
+@pytest.mark.parametrize("build_model", [timm_vit, lambda: torch.nn.TransformerEncoderLayer(32, 4, 64)])
+def test_restore_says_where_a_class_was_changed_since(build_model):
+    model = build_model()
+    precondition(model)
+    attention = next(m for m in model.modules() if hasattr(m, "_head_transform"))
+    plain = type(attention)
+    attention.__class__ = type("Parametrized" + plain.__name__, (plain,), {})  # what parametrize and fully_shard do
+    with pytest.raises(ValueError, match=r"has become a Parametrized.* since it was converted"):
+        restore(model)
+    assert conditioning(model)["transforms"]
+    attention.__class__ = plain
+    assert restore(model).names("restored")
+    assert not conditioning(model)["transforms"]
+
+
+def test_restore_after_a_parametrization_was_removed():
+    model = torch.nn.TransformerEncoderLayer(32, 4, 64)
+    precondition(model)
+    torch.nn.utils.parametrizations.weight_norm(model.self_attn, "in_proj_weight")
+    assert precondition(model).names("unchanged") == ["self_attn"]
+    with pytest.raises(ValueError, match="parametrize"):
+        restore(model)
+    torch.nn.utils.parametrize.remove_parametrizations(model.self_attn, "in_proj_weight")
+    assert restore(model).names("restored") == ["self_attn"]

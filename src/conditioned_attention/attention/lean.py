@@ -29,10 +29,14 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     query, key, value, mask = lean_contract.tensors(arguments)
     call = flash.Call(lean_contract.backend(arguments), arguments.dropout_p, arguments.is_causal, arguments.scale)
     floor = transform.floor(query.dtype)
-    if _differentiated(query, key, value):
-        output: Tensor = _apply(_Lean, query, key, value, mask, call, floor, transform.gradient)[0]
+    output: Tensor
+    if torch.compiler.is_compiling():
+        options = (call.is_causal, call.scale, floor, transform.gradient)
+        output = lean_steps.forward_operator(query, key, value, mask, *options)[0]
+    elif _differentiated(query, key, value):
+        output = _apply(_Lean, query, key, value, mask, call, floor, transform.gradient)[0]
     else:
-        output = _forward(call, query, key, value, mask, floor).y
+        output = lean_steps.forward(call, query, key, value, mask, floor).y
     return output if arguments.query.dim() == 4 else output.reshape(arguments.query.shape)
 
 
@@ -44,7 +48,7 @@ def _differentiated(*tensors: Tensor) -> bool:
 
 def _apply(function: Any, *args: Any) -> Any:
     """``function.apply``, without its look at the signature, which takes as long as a small attention."""
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(torch.autograd.Function, function).apply(*args)
 
@@ -56,7 +60,7 @@ class _Lean(torch.autograd.Function):
     def forward(
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: flash.Call, eps: float, gradient: str
     ) -> tuple[Tensor | None, ...]:
-        return tuple(_forward(call, query, key, value, mask, eps))
+        return tuple(lean_steps.forward(call, query, key, value, mask, eps))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -82,11 +86,6 @@ class _Backward(torch.autograd.Function):
         y: Tensor, norm: Tensor, lse: Tensor, seed: Tensor | None, offset: Tensor | None,
         call: flash.Call, eps: float, gradient: str,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        if torch.compiler.is_compiling():
-            gradients: tuple[Tensor, Tensor, Tensor] = lean_steps.backward_operator(
-                upstream, query, key, value, mask, y, norm, lse, call.is_causal, call.scale, eps, gradient
-            )
-            return gradients
         kept = lean_steps.Kept(y, norm, lse, seed, offset)
         return lean_steps.backward(call, upstream, query, key, value, mask, kept, eps, gradient)
 
@@ -95,17 +94,19 @@ class _Backward(torch.autograd.Function):
         pass
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Several upstream gradients at once (jacrev), one after the other."""
+        batches = [
+            [arg.select(dim, i) if isinstance(dim, int) else arg for arg, dim in zip(args, in_dims)]
+            for i in range(info.batch_size)
+        ]
+        apply: Any = _Backward.apply
+        gradients = zip(*(apply(*batch) for batch in batches))
+        return tuple(torch.stack(each) for each in gradients), (0, 0, 0)
+
+    @staticmethod
     def backward(ctx: Any, *_: Any) -> None:
         raise NotImplementedError(
             "flash attention has no second derivative, in PyTorch neither; wrap the call in torch.nn.attention."
             "sdpa_kernel(torch.nn.attention.SDPBackend.MATH), with impl='auto' or 'composed'"
         )
-
-
-def _forward(
-    call: flash.Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, eps: float
-) -> lean_steps.Kept:
-    if torch.compiler.is_compiling():
-        y, norm, lse = lean_steps.forward_operator(query, key, value, mask, call.is_causal, call.scale, eps)
-        return lean_steps.Kept(y, norm, lse, None, None)
-    return lean_steps.forward(call, query, key, value, mask, eps)

@@ -9,13 +9,14 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from conditioned_attention.attention import flash
-from conditioned_attention.preconditioner import precondition_
+from conditioned_attention.preconditioner import precondition_, row_norm
 
 
 class Kept(NamedTuple):
@@ -31,6 +32,13 @@ class Kept(NamedTuple):
 def forward(call: flash.Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, eps: float) -> Kept:
     """``C · softmax(q kᵀ · scale + mask) v`` and what backward needs."""
     output, lse, seed, offset = flash.forward(call, query, key, value, mask)
+    if torch._C._len_torch_dispatch_stack():  # such a mode may keep what it sees: selective checkpointing does
+        norm = row_norm(output, eps)
+        y = (output / norm).to(output.dtype)
+        if _folds(y):
+            log_norm = norm.squeeze(-1).log()
+            lse = lse + F.pad(log_norm, (0, lse.shape[-1] - log_norm.shape[-1]))
+        return Kept(y, norm, lse, seed, offset)
     y, norm = precondition_(output, eps)
     if _folds(y):
         lse[..., : norm.shape[-2]].add_(norm.squeeze(-1).log())  # lse - log C; some operators pad it
@@ -72,9 +80,19 @@ def _folds(y: Tensor) -> bool:
     return y.dtype in (torch.float16, torch.bfloat16)
 
 
+# The signatures of the operators are written out, flat, because schemas are made from them.
+
+
 @torch.library.custom_op("conditioned_attention::lean_forward", mutates_args=(), device_types="cpu")
 def forward_operator(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, eps: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    eps: float,
+    gradient: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`forward` on a CPU: y, 1/C and lse."""
     return forward(flash.Call("cpu flash", 0.0, is_causal, scale), query, key, value, mask, eps)[:3]
@@ -101,10 +119,8 @@ def backward_operator(
 
 
 @forward_operator.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    b, h, n, _ = query.shape
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    b, h, n, _d = query.shape
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     y = torch.empty_like(query)
     tokens_first = query.new_empty(b, n, h, 1, dtype=dtype).transpose(1, 2)
@@ -113,21 +129,24 @@ def _(
 
 
 @backward_operator.register_fake
-def _(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    y: Tensor,
-    norm: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float | None,
-    eps: float,
-    gradient: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (
-        torch.empty_like(t.transpose(1, 2), memory_format=torch.contiguous_format) for t in (query, key, value)
-    )
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+def _(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    inside = (torch.empty_like(t.transpose(1, 2), memory_format=torch.contiguous_format) for t in (query, key, value))
+    return tuple(gradient.transpose(1, 2) for gradient in inside)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, key, value, mask, *ctx.options = inputs
+    ctx.save_for_backward(query, key, value, mask, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 8
+    return *backward_operator(upstream, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
+
+
+# Here and not in `lean`'s autograd function: of one of those, torch.compile does not notice that a tensor it keeps is
+# written to before backward, and sends back something else.
+forward_operator.register_autograd(_send_back, setup_context=_keep)

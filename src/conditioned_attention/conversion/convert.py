@@ -100,6 +100,8 @@ def restore(model: nn.Module) -> ConversionReport:
 
     Raises:
         TypeError: ``model`` is not a module.
+        ValueError: a converted module has got another class since, as torch.nn.utils.parametrize and fully_shard
+            give it; nothing is changed then.
     """
     sites = _sites_of(model)
     converted = {id(site.module) for site in uninstall(sites)}

@@ -157,5 +157,20 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
 
 
 def uninstall(sites: Sequence[Site]) -> list[Site]:
-    """Takes the transforms off every site of a model; returns those that had one to take off."""
+    """Takes the transforms off every site of a model; returns those that had one to take off.
+
+    Raises ValueError, before anything is changed, where a module's class is no longer the one it was switched to.
+    """
+    for site in sites:
+        if _class_changed(site):
+            raise ValueError(
+                f"{site.name or 'the model'} has become a {type(site.module).__qualname__} since it was converted "
+                "(torch.nn.utils.parametrize and fully_shard change classes): undo that before restore"
+            )
     return [site for site in sites if site.library and importlib.import_module(site.library).uninstall(site)]
+
+
+def _class_changed(site: Site) -> bool:
+    """Whether somebody has put a class of their own over the one that a conversion switched to."""
+    swapped = getattr(importlib.import_module(site.library), "SWAPPED", None) if site.library else None
+    return swapped is not None and isinstance(site.module, swapped) and type(site.module) is not swapped

@@ -44,13 +44,15 @@ class ConditionedAttention(Attention):
         return x
 
 
+SWAPPED = ConditionedAttention
+
 # Blocks of timm.models.vision_transformer whose attention is written out in their own forward
 _INLINE = ("ParallelScalingBlock", "DiffParallelScalingBlock")
 
 
 def recognise(module: nn.Module) -> tuple[str, str] | None:
     """(mechanism, reason against) for a module this file knows, else None."""
-    if type(module) is Attention or type(module) is ConditionedAttention:
+    if type(module) is Attention or isinstance(module, ConditionedAttention):
         return "class swap", ""
     if isinstance(module, Attention):
         return "", f"{type(module).__qualname__} is a subclass of timm's Attention and may compute something else"
@@ -64,13 +66,14 @@ def recognise(module: nn.Module) -> tuple[str, str] | None:
 
 def reaches_heads(module: nn.Module) -> bool:
     """Whether a transform left on the module acts."""
-    return type(module) is ConditionedAttention
+    return isinstance(module, ConditionedAttention)
 
 
 def install(site: Site, transform: HeadTransform) -> Callable[[], None]:
     before = transform_of(site.module)
     site.module.__dict__[TRANSFORM] = transform
-    site.module.__class__ = ConditionedAttention
+    if not isinstance(site.module, ConditionedAttention):
+        site.module.__class__ = ConditionedAttention
 
     def undo() -> None:
         if before is None:

@@ -19,11 +19,14 @@ class ConditionedMultiheadAttention(MultiheadAttention):
     """
 
 
+SWAPPED = ConditionedMultiheadAttention
+
+
 def recognise(module: nn.Module) -> tuple[str, str] | None:
     """(mechanism, reason against or remark) for a module this file knows, else None."""
     if not isinstance(module, nn.MultiheadAttention):
         return None
-    if type(module) is nn.MultiheadAttention or type(module) is ConditionedMultiheadAttention:
+    if type(module) is nn.MultiheadAttention or isinstance(module, ConditionedMultiheadAttention):
         return "class swap", ""
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     if isinstance(module, MultiheadAttention):
@@ -56,7 +59,7 @@ def install(site: Site, transform: HeadTransform) -> Callable[[], None]:
 def uninstall(site: Site) -> bool:
     """Takes off what `install` put on; False where it put nothing, as on a module that was built conditioned."""
     module = site.module
-    if type(module) is not ConditionedMultiheadAttention:
+    if not isinstance(module, ConditionedMultiheadAttention):
         return False
     del module.__dict__[TRANSFORM]
     unguard(module)
