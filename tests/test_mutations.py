@@ -48,7 +48,7 @@ MUTATIONS = [
     ("lean, heads not compared", "attention/lean_contract.py", "if query.shape[:-heads] != key.shape[:-heads]", "if False", OPERATOR),
     ("lean, dropout ignored", "attention/lean_contract.py", "if arguments.dropout_p > 0:", "if False:", OPERATOR),
     ("lean, learned bias", "attention/lean_contract.py", "if mask is not None and mask.requires_grad", "if False and mask.requires_grad", OPERATOR),
-    ("lean, keeps two tensors", "attention/lean.py", "query, key, value, mask, *output)", "query, key, value, mask, *output)\n        ctx.more = output[0].clone()", OPERATOR),
+    ("lean, keeps two tensors", "attention/lean.py", "query, key, value, mask, *output)", "query.clone(), key, value, mask, *output)", OPERATOR),
     ("lean in an export", "attention/lean_contract.py", "if torch.compiler.is_exporting()", "if False", OPERATOR),
     ("flash, mask in forward only", "attention/flash.py", "output, lse, 0.0, call.is_causal, attn_mask=mask", "output, lse, 0.0, call.is_causal, attn_mask=None", OPERATOR),
     ("lean, overwrites what a mode keeps", "attention/lean_steps.py", "if torch._C._len_torch_dispatch_stack():", "if False:", OPERATOR),
