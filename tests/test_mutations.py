@@ -47,6 +47,7 @@ MUTATIONS = [
     ("lean, empty not refused", "attention/lean_contract.py", "if tensor.numel() == 0:", "if False:", OPERATOR),
     ("lean, heads not compared", "attention/lean_contract.py", "if query.shape[:-heads] != key.shape[:-heads]", "if False", OPERATOR),
     ("lean, dropout ignored", "attention/lean_contract.py", "if arguments.dropout_p > 0:", "if False:", OPERATOR),
+    ("lean, cuDNN not refused", "attention/lean_contract.py", "if choice == _CUDNN:", "if False:", OPERATOR),
     ("lean, learned bias", "attention/lean_contract.py", "if mask is not None and mask.requires_grad", "if False and mask.requires_grad", OPERATOR),
     ("lean, keeps two tensors", "attention/lean.py", "query, key, value, mask, *output)", "query.clone(), key, value, mask, *output)", OPERATOR),
     ("lean in an export", "attention/lean_contract.py", "if torch.compiler.is_exporting()", "if False", OPERATOR),

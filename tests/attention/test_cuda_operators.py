@@ -6,9 +6,11 @@ that the kernels of a GPU do what is documented.  `test_operator` runs on a GPU 
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conditioned_attention import preconditioned_attention
 from conditioned_attention.attention import lean_contract
+from conditioned_attention.attention.arguments import Arguments
 from tests.oracle import assert_as_good_as_plain, plain
 
 PADDED = 32  # memory-efficient attention pads its statistics
@@ -98,7 +100,7 @@ def efficient_backward(
 @pytest.fixture(params=["cuda flash", "cuda efficient"])
 def backend(request, monkeypatch):
     monkeypatch.setattr(lean_contract, "_refuses_on_cpu", lambda arguments: None)
-    monkeypatch.setattr(lean_contract, "backend", lambda arguments: request.param)
+    monkeypatch.setattr(lean_contract, "backend", lambda arguments, prepared: request.param)
     library = torch.library.Library("aten", "IMPL", "CPU")
     library.impl("_scaled_dot_product_flash_attention", flash)
     library.impl("_scaled_dot_product_flash_attention_backward", flash_backward)
@@ -147,3 +149,32 @@ def test_dropout_uses_the_random_state_of_forward(backend):
 
     for a, b in zip(ours, run(by_hand, (q, k, v), upstream)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "width", "keys", "mask", "kv_heads", "words"),
+    [
+        (0, 16, 16, None, 4, "neither flash nor memory-efficient"),
+        (1, 16, 20, None, 2, None),
+        (1, 12, 16, None, 4, "no multiple of 8"),
+        (2, 12, 16, torch.bfloat16, 4, None),
+        (2, 16, 20, torch.bfloat16, 4, "no multiple of 16"),
+        (2, 16, 16, torch.float32, 4, "must have query's dtype"),
+        (2, 16, 16, None, 2, "grouped queries"),
+        (3, 16, 16, None, 4, "cuDNN"),
+    ],
+)
+def test_each_backend_is_taken_or_refused_with_its_reason(choice, width, keys, mask, kv_heads, words, monkeypatch):
+    """On tensors of CUDA that have no memory; PyTorch's choice is given."""
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *args, **kwargs: choice)
+    with FakeTensorMode():
+        q = torch.ones(2, 4, 8, width, device="cuda", dtype=torch.bfloat16)
+        k = torch.ones(2, kv_heads, keys, width, device="cuda", dtype=torch.bfloat16)
+        m = None if mask is None else torch.ones(8, keys, device="cuda", dtype=mask)
+        arguments = Arguments(q, k, k, m, 0.1, False, None, kv_heads != 4)
+        refusal = lean_contract._refuses_on_cuda(arguments)
+        assert (refusal is None) if words is None else (words in refusal)
+        if refusal is None:
+            prepared = lean_contract.tensors(arguments)
+            assert lean_contract.backend(arguments, prepared) == {1: "cuda flash", 2: "cuda efficient"}[choice]
+            assert m is None or prepared[3].shape == (2, 4, 8, keys)

@@ -26,8 +26,10 @@ from conditioned_attention.preconditioner import HeadTransform, RowNorm
 def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     """``C · softmax(q kᵀ · scale) v``, (..., H, N, D), for arguments that `lean_contract` has nothing against."""
     assert isinstance(transform, RowNorm)
-    query, key, value, mask = lean_contract.tensors(arguments)
-    call = flash.Call(lean_contract.backend(arguments), arguments.dropout_p, arguments.is_causal, arguments.scale)
+    prepared = lean_contract.tensors(arguments)
+    query, key, value, mask = prepared
+    backend = lean_contract.backend(arguments, prepared)
+    call = flash.Call(backend, arguments.dropout_p, arguments.is_causal, arguments.scale)
     floor = transform.floor(query.dtype)
     output: Tensor
     if torch.compiler.is_compiling():

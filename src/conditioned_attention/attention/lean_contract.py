@@ -25,6 +25,9 @@ _STOCK_ATTENTION = torch._C._nn.scaled_dot_product_attention  # what the public 
 
 # What torch._fused_sdp_choice returns for CUDA tensors
 _CUDA_BACKENDS = {1: "cuda flash", 2: "cuda efficient"}
+_CUDNN = 3
+
+Prepared = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
@@ -119,12 +122,15 @@ def _refuses_on_cuda(arguments: Arguments) -> str | None:
         return f"no flash operators are known for {'ROCm' if device == 'cuda' else device}"
     if torch.compiler.is_compiling():
         return "PyTorch's choice of a CUDA backend cannot be asked for inside torch.compile"
-    query, key, _, mask = tensors(arguments)
+    prepared = tensors(arguments)
+    query, key, _, mask = prepared
     if mask is not None and mask.dtype != query.dtype:
         return f"on CUDA a mask must have query's dtype {query.dtype}, got {mask.dtype}"
-    choice = _cuda_choice(arguments)
+    choice = _cuda_choice(arguments, prepared)
+    if choice == _CUDNN:
+        return "PyTorch would run cuDNN's attention, whose statistics for backward are not verified"
     if choice not in _CUDA_BACKENDS:
-        return "PyTorch would not run flash or memory-efficient attention, and cuDNN's statistics are not verified"
+        return "PyTorch would run neither flash nor memory-efficient attention"
     if choice == 1 and query.shape[-1] % 8:
         return f"flash attention on CUDA pads a head width of {query.shape[-1]}, which is no multiple of 8"
     if choice == 2 and arguments.enable_gqa and query.shape[1] != key.shape[1]:
@@ -134,23 +140,22 @@ def _refuses_on_cuda(arguments: Arguments) -> str | None:
     return None
 
 
-def _cuda_choice(arguments: Arguments) -> int:
-    query, key, value, mask = tensors(arguments)
+def _cuda_choice(arguments: Arguments, prepared: Prepared) -> int:
     return int(
         torch._fused_sdp_choice(
-            query, key, value, mask, arguments.dropout_p, arguments.is_causal,
-            scale=arguments.scale, enable_gqa=arguments.enable_gqa,
+            *prepared, arguments.dropout_p, arguments.is_causal, scale=arguments.scale, enable_gqa=arguments.enable_gqa
         )
-    )  # fmt: skip
+    )
 
 
-def backend(arguments: Arguments) -> str:
+def backend(arguments: Arguments, prepared: Prepared) -> str:
+    """Which operators run, for tensors as `tensors` has prepared them."""
     if arguments.query.device.type == "cpu":
         return "cpu flash"
-    return _CUDA_BACKENDS[_cuda_choice(arguments)]
+    return _CUDA_BACKENDS[_cuda_choice(arguments, prepared)]
 
 
-def tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def tensors(arguments: Arguments) -> Prepared:
     """Query, key, value and mask as the operators take them: (B, H, N, D), one dtype, last stride 1."""
     device = arguments.query.device.type
     query, key, value = (unit_stride(_four(t)) for t in arguments[:3])
@@ -163,7 +168,7 @@ def tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None
 
 
 def _four(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() == 4 else tensor[(None,) * (4 - tensor.dim())]
+    return tensor.view((1,) * (4 - tensor.dim()) + tensor.shape)
 
 
 def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
