@@ -394,11 +394,11 @@ def test_on_a_gpu(case, impl, gradient):
     gqa = case.kv_heads is not None
     tensors, mask = [t.cuda() for t in tensors], None if mask is None else mask.cuda()
     options = {"scale": case.scale, "enable_gqa": gqa, "gradient": gradient}
-    refused = explain(*tensors, mask, 0.0, case.causal, **options).refused.get(impl, "")
     try:
         ours = run(preconditioned_attention, tensors, mask, 0.0, case.causal, impl=impl, **options)
-    except ValueError:
-        pytest.skip(refused)
+    except ValueError as error:
+        assert "cannot run here" in str(error)
+        pytest.skip(str(error))
     function = plain if gradient == "stopped" else plain_through
     plains = run(function, tensors, mask, case.causal, case.scale, gqa)
     oracle = run(function, [t.double() for t in tensors], double(mask), case.causal, case.scale, gqa)
