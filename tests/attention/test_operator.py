@@ -397,7 +397,8 @@ def test_on_a_gpu(case, impl, gradient):
     try:
         ours = run(preconditioned_attention, tensors, mask, 0.0, case.causal, impl=impl, **options)
     except ValueError as error:
-        assert "cannot run here" in str(error)
+        if "cannot run here" not in str(error):
+            raise
         pytest.skip(str(error))
     function = plain if gradient == "stopped" else plain_through
     plains = run(function, tensors, mask, case.causal, case.scale, gqa)

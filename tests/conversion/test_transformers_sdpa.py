@@ -27,6 +27,7 @@ class Unchanged(HeadTransform):
 @pytest.mark.parametrize("is_causal", [None, False, True])
 @pytest.mark.parametrize("keys", [7, 10])
 def test_same_numbers(groups, mask, scaling, module_is_causal, is_causal, keys):
+    look_up()
     module = SimpleNamespace(num_key_value_groups=groups, is_causal=module_is_causal)
     query, key, value = torch.randn(2, 4, 7, 8), *torch.randn(2, 2, 4 // groups, keys, 8)
     if mask is not None:

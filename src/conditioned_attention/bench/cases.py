@@ -6,9 +6,9 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ class Inputs:
         return Inputs(_double(self.query), _double(self.key), _double(self.value), mask, _double(self.upstream))
 
 
+Known = TypeVar("Known")
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -153,11 +154,16 @@ CASES = {
 
 def find_cases(names: Iterable[str]) -> list[Case]:
     """The cases of these names, all for none; raises ValueError for one that is unknown."""
-    names = list(dict.fromkeys(names)) or list(CASES)
-    unknown = [name for name in names if name not in CASES]
+    return by_name(names, CASES, "case")
+
+
+def by_name(names: Iterable[str], known: Mapping[str, Known], kind: str) -> list[Known]:
+    """The known things of these names, once each, all for none; raises ValueError for a name that is unknown."""
+    names = list(dict.fromkeys(names)) or list(known)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"case {unknown[0]!r} is unknown; valid are {', '.join(CASES)}")
-    return [CASES[name] for name in names]
+        raise ValueError(f"{kind} {unknown[0]!r} is unknown; valid are {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -59,10 +59,8 @@ def judge(contestants: Sequence[Contestant], inputs: Inputs) -> dict[str, Verdic
 
 def _judge_one(contestant: Contestant, inputs: Inputs, truth: list[Tensor], bounds: tuple[float, float]) -> Verdict:
     try:
-        with torch.no_grad():
-            contestant.attend(
-                *inputs.arguments
-            )  # a compiled one has another graph without gradients, and that may fail too
+        with torch.no_grad():  # a compiled one has another graph without gradients, and that may fail too
+            contestant.attend(*inputs.arguments)
         found = _results(contestant.attend, inputs)
         note = contestant.note(inputs)
     except ValueError as error:

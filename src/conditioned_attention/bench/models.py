@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditioned_attention._torchvision import make_importable
+from conditioned_attention.bench.cases import by_name
 
 Batch = tuple[Tensor, ...]
 
@@ -100,8 +101,4 @@ MODELS = {
 
 def find_models(names: Iterable[str]) -> list[StepModel]:
     """The models of these names, all for none; raises ValueError for one that is unknown."""
-    names = list(dict.fromkeys(names)) or list(MODELS)
-    unknown = [name for name in names if name not in MODELS]
-    if unknown:
-        raise ValueError(f"model {unknown[0]!r} is unknown; valid are {', '.join(MODELS)}")
-    return [MODELS[name] for name in names]
+    return by_name(names, MODELS, "model")

@@ -24,26 +24,27 @@ _PARAMETERS = (
     "module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "position_bias", "cache",
     "kwargs",
 )  # fmt: skip
-_sdpa: Callable[..., Any] | None = None  # transformers' own, once `look_up` has seen that it is the known one
+_module: Any = None  # transformers' own, once `look_up` has seen that its function is the known one
 
 _MORE_THAN_ATTENTION = ("position_bias", "cache", "softcap")
 
 
 def look_up() -> None:
-    """Finds transformers' function; here and not at each call, which torch.compile looks into."""
-    global _sdpa
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    """Finds transformers' module; here and not at each call, which torch.compile looks into."""
+    global _module
+    from transformers.integrations import sdpa_attention
 
-    if tuple(inspect.signature(sdpa_attention_forward).parameters) == _PARAMETERS:
-        _sdpa = sdpa_attention_forward
+    if tuple(inspect.signature(sdpa_attention.sdpa_attention_forward).parameters) == _PARAMETERS:
+        _module = sdpa_attention
 
 
 def stands_in_for(function: Callable[..., Any], query: Tensor, options: dict[str, Any]) -> bool:
     """Whether `attend_like_sdpa` does what ``function`` would for this call."""
     if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         return False
+    known = _module is not None and function is _module.sdpa_attention_forward
     plain = all(options.get(name) is None for name in _MORE_THAN_ATTENTION)
-    return plain and function is _sdpa and query.device.type in ("cpu", "cuda") and query.shape[2] > 1
+    return known and plain and query.device.type in ("cpu", "cuda") and query.shape[2] > 1
 
 
 def attend_like_sdpa(
@@ -59,12 +60,10 @@ def attend_like_sdpa(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Transformed heads (B, N, H, D), as transformers wants them; a mask leaves no room for the causal flag."""
-    from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
-
     groups = getattr(module, "num_key_value_groups", 1)
-    grouped = groups > 1 and use_gqa_in_sdpa(attention_mask, key, value)
+    grouped = groups > 1 and _module.use_gqa_in_sdpa(attention_mask, key, value)
     if groups > 1 and not grouped:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        key, value = (_module.repeat_kv(tensor, groups) for tensor in (key, value))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     heads = attend(
         transform,
