@@ -4,6 +4,7 @@ from conditioned_attention.conversion import apply_conditioning, conditioning, p
 from conditioned_attention.functional import explain, precondition_rows, preconditioned_attention
 from conditioned_attention.measure import ConditionMonitor, condition_number, log_complexity
 from conditioned_attention.modules import MultiheadAttention
+from conditioned_attention.sites import register_attention
 
 __version__ = "0.1.0"
 
@@ -19,5 +20,6 @@ __all__ = [
     "precondition",
     "precondition_rows",
     "preconditioned_attention",
+    "register_attention",
     "restore",
 ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from conditioned_attention.conversion.persistence import already, check_module, remember
-from conditioned_attention.conversion.report import ConversionReport, ReportRow, row_for
+from conditioned_attention.conversion.report import ConversionReport, row_for
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, active_transform, find_sites, install, uninstall
+from conditioned_attention.sites import Site, active_transform, find_sites, forget_compiled, install, uninstall
 
 Patterns = str | Sequence[str] | None
 
@@ -71,19 +71,23 @@ def convert(
     """`precondition` with any head transform, as the controls of a comparison need."""
     sites = _sites_of(model)
     chosen = _select(sites, include, exclude)
-    refused = [site for site in chosen if not site.reachable]
+    refused = {site.name: reason for site in chosen if (reason := site.against(transform))}
     if strict and refused:
-        raise ValueError("strict=True, and these cannot be converted:\n" + _reasons(refused))
-    reachable = [site for site in chosen if site.reachable]
-    if not reachable:
+        raise ValueError("strict=True, and these cannot be converted:\n" + _lines(refused))
+    able = [site for site in chosen if site.name not in refused]
+    if not able:
         raise ValueError("nothing to convert in " + type(model).__name__ + _nothing_because(sites, refused))
-    for site in reachable:
+    for site in able:
         present = active_transform(site)
         if present not in (None, transform):
             raise ValueError(already(site, present))
-    new = [site for site in reachable if active_transform(site) is None]
-    rows = tuple(_row(site, chosen, new) for site in sites)
-    install(new, transform)
+    new = {site.name for site in able if active_transform(site) is None}
+    status = {site.name: "converted" if site.name in new else "unchanged" for site in able}
+    status |= dict.fromkeys(refused, "refused")
+    rows = tuple(row_for(s, status.get(s.name, "excluded"), refused.get(s.name, s.reason)) for s in sites)
+    changed = [site for site in able if site.name in new]
+    install(changed, transform)
+    forget_compiled(changed)
     remember(model)
     return ConversionReport(rows)
 
@@ -104,9 +108,11 @@ def restore(model: nn.Module) -> ConversionReport:
             give it; nothing is changed then.
     """
     sites = _sites_of(model)
-    converted = {id(site.module) for site in uninstall(sites)}
-    if converted:
+    restored = uninstall(sites)
+    if restored:
+        forget_compiled(restored)
         remember(model)
+    converted = {id(site.module) for site in restored}
     rows = [row_for(site, "restored" if id(site.module) in converted else "unchanged", site.reason) for site in sites]
     return ConversionReport(tuple(rows))
 
@@ -139,19 +145,11 @@ def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str])
     return found
 
 
-def _row(site: Site, chosen: Sequence[Site], new: Sequence[Site]) -> ReportRow:
-    if site in new:
-        return row_for(site, "converted")
-    if site not in chosen:
-        return row_for(site, "excluded", site.reason)
-    return row_for(site, "unchanged" if site.reachable else "refused", site.reason)
-
-
-def _nothing_because(sites: Sequence[Site], refused: Sequence[Site]) -> str:
+def _nothing_because(sites: Sequence[Site], refused: Mapping[str, str]) -> str:
     if refused:
-        return ":\n" + _reasons(refused)
+        return ":\n" + _lines(refused)
     return ": include and exclude leave no attention module" if sites else ": it holds no attention module"
 
 
-def _reasons(sites: Sequence[Site]) -> str:
-    return "\n".join(f"  {site.name or '(the model)'}: {site.reason}" for site in sites)
+def _lines(refused: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name or '(the model)'}: {reason}" for name, reason in refused.items())

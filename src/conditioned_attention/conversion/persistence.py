@@ -11,7 +11,8 @@ from torch import nn
 
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import BUILT_IN, Site, active_transform, find_sites, install, transform_of
+from conditioned_attention.sites import Site, active_transform, find_sites, forget_compiled, install, transform_of
+from conditioned_attention.sites.torch_nn import BuiltIn
 
 # Key in a Hugging Face config.json
 CONFIG_KEY = "conditioned_attention"
@@ -94,7 +95,9 @@ def _apply(model: nn.Module, data: Mapping[str, Any]) -> None:
             if present not in (None, transform):
                 raise ValueError(already(site, present))
             planned[site.name] = transform
-    install([site for site in sites if site.name in planned], lambda site: planned[site.name])
+    changed = [site for site in sites if site.name in planned]
+    install(changed, lambda site: planned[site.name])
+    forget_compiled(changed)
 
 
 def _remembered(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
@@ -114,7 +117,7 @@ def check_module(model: nn.Module) -> None:
 def already(site: Site, present: HeadTransform) -> str:
     """The error for a module that runs with another transform than the one asked for."""
     name = site.name or type(site.module).__qualname__
-    if site.mechanism == BUILT_IN:
+    if isinstance(site.mechanism, BuiltIn):
         return f"{name} was built with {present}, which conversion does not change; build it with other options"
     return f"{name} is already converted, with {present}; call restore(model) first"
 
@@ -176,7 +179,5 @@ def _by_name(model: nn.Module, sites: Sequence[Site], names: Sequence[str]) -> l
         site = found.get(name) or found.get(prefix + name) or found.get(name.removeprefix(prefix))
         if site is None:
             raise ValueError(f"the model has no attention module {name!r}; it has: {', '.join(found) or 'none'}")
-        if not site.reachable:
-            raise ValueError(f"{site.name} cannot be converted: {site.reason}")
         chosen.append(site)
     return chosen

@@ -57,4 +57,5 @@ class ConversionReport:
 
 def row_for(site: Site, status: str, reason: str = "") -> ReportRow:
     """The row of one site."""
-    return ReportRow(site.name, type(site.module).__qualname__, site.mechanism, status, reason)
+    mechanism = "" if site.mechanism is None else site.mechanism.name
+    return ReportRow(site.name, type(site.module).__qualname__, mechanism, status, reason)

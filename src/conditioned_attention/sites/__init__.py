@@ -1,13 +1,17 @@
 """Where the heads are: which modules of a model are attention, and how each head's output is reached."""
 
-from conditioned_attention.sites.table import (
-    BUILT_IN,
-    Site,
-    active_transform,
-    find_sites,
-    install,
-    transform_of,
-    uninstall,
-)
+from conditioned_attention.sites.registered import register_attention
+from conditioned_attention.sites.site import Mechanism, Site, active_transform, transform_of
+from conditioned_attention.sites.table import find_sites, forget_compiled, install, uninstall
 
-__all__ = ["BUILT_IN", "Site", "active_transform", "find_sites", "install", "transform_of", "uninstall"]
+__all__ = [
+    "Mechanism",
+    "Site",
+    "active_transform",
+    "find_sites",
+    "forget_compiled",
+    "install",
+    "register_attention",
+    "transform_of",
+    "uninstall",
+]

@@ -1,25 +1,26 @@
-"""The table of known attention classes, and the walk over a model that finds them.
+"""The walk over a model that finds its attention modules, each with the way to its heads.
 
 A class is known by its exact type, never by the name of an attribute: a subclass may do anything in its forward.
-Each library has a file of its own beside this one, imported only when a model holds a module of that library, with
-four functions: ``recognise`` a module, ``install`` a transform at a site, ``uninstall`` it, and ``reaches_heads``,
-which says whether an installed one still acts.
+Each library has a file of its own beside this one with one function, ``recognise``, imported only when a model holds
+a module of that library.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
-from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
-
-# Mechanism of a module that was built with its transform: nothing to convert, and nothing to restore.
-BUILT_IN = "built in"
+from conditioned_attention.preconditioner import HeadTransform
+from conditioned_attention.sites import registered
+from conditioned_attention.sites.hook import hook_of
+from conditioned_attention.sites.site import Mechanism, Site, class_name
+from conditioned_attention.sites.swap import swap_of
 
 # top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
 _LIBRARIES: tuple[tuple[str | None, str], ...] = (
@@ -31,32 +32,6 @@ _LIBRARIES: tuple[tuple[str | None, str], ...] = (
 _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn|mhsa", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Site:
-    """One attention module of a model.
-
-    Attributes:
-        name: where it is, as in ``model.named_modules()``.
-        module: the module itself.
-        mechanism: how its heads are reached: ``"class swap"``, ``"interface"``, ``"built in"``; empty if they cannot
-            be.
-        reason: why they cannot be reached, or why there is nothing to do; else empty.
-        library: the file of this package that knows the class.
-        parents: the modules that contain it, outermost first.
-    """
-
-    name: str
-    module: nn.Module
-    mechanism: str
-    reason: str = ""
-    library: str = ""
-    parents: tuple[nn.Module, ...] = field(default=(), repr=False)
-
-    @property
-    def reachable(self) -> bool:
-        return bool(self.mechanism)
-
-
 def find_sites(model: nn.Module) -> list[Site]:
     """Every attention module of ``model``: those the table knows, and those that only look like attention.
 
@@ -66,12 +41,12 @@ def find_sites(model: nn.Module) -> list[Site]:
     sites: list[Site] = []
     seen: set[int] = set()
     _walk(model, "", (), sites, seen)
-    known = {id(p) for site in sites if site.library for p in (*site.parents, site.module)}
-    inside = [site.name + "." for site in sites if site.library]
+    known = {id(p) for site in sites if site.known for p in (*site.parents, site.module)}
+    inside = [site.name + "." for site in sites if site.known]
     return [
         site
         for site in sites
-        if site.library or (id(site.module) not in known and not any(site.name.startswith(name) for name in inside))
+        if site.known or (id(site.module) not in known and not any(site.name.startswith(name) for name in inside))
     ]
 
 
@@ -95,16 +70,28 @@ def _join(name: str, child: str, parent: nn.Module) -> str:
 
 
 def _recognise(name: str, module: nn.Module, parents: tuple[nn.Module, ...]) -> Site | None:
-    packages = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
-    for package, library in _LIBRARIES:
-        if package is not None and package not in packages:
-            continue
-        found: tuple[str, str] | None = importlib.import_module(library).recognise(module)
-        if found is not None:
-            mechanism, reason = found
-            return Site(name, module, mechanism, reason, library, parents)
+    found = _look_up(module)
+    if isinstance(found, str):
+        return Site(name, module, None, found, True, parents)
+    if found is not None:
+        return Site(name, module, found, found.remark(module), True, parents)
     if _LOOKS_LIKE_ATTENTION.search(type(module).__name__) and _has_weights_of_its_own(module):
-        return Site(name, module, "", f"{_class_name(module)} is not in the table of known attention classes")
+        reason = f"{class_name(type(module))} is not in the table of known attention classes; see register_attention"
+        return Site(name, module, None, reason, False, parents)
+    return None
+
+
+def _look_up(module: nn.Module) -> Mechanism | str | None:
+    """The way to its heads, or the reason why there is none; None for what is no attention."""
+    already = swap_of(type(module)) or hook_of(module)
+    if already is not None:
+        return already
+    packages = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
+    libraries = [library for package, library in _LIBRARIES if package is None or package in packages]
+    for recognise in (registered.recognise, *(importlib.import_module(library).recognise for library in libraries)):
+        found: Mechanism | str | None = recognise(module)
+        if found is not None:
+            return found
     return None
 
 
@@ -115,31 +102,16 @@ def _has_weights_of_its_own(module: nn.Module) -> bool:
     return any(next(child.parameters(recurse=False), None) is not None for child in module.children())
 
 
-def _class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def transform_of(module: nn.Module) -> HeadTransform | None:
-    """The transform that was left on an attention module, or None."""
-    return module.__dict__.get(TRANSFORM)
-
-
-def active_transform(site: Site) -> HeadTransform | None:
-    """The transform that the module's heads really pass through.
-
-    Not the one left on it, if somebody has changed the attention implementation of a Hugging Face model since.
-    """
-    transform = transform_of(site.module)
-    if transform is None or not importlib.import_module(site.library).reaches_heads(site.module):
-        return None
-    return transform
-
-
 def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], HeadTransform]) -> Callable[[], None]:
-    """Puts a transform on every site, which must be reachable; the function returned takes all of it back.
+    """Puts a transform on every site; the function returned takes all of it back.
 
-    Nothing is changed if one of the sites cannot take it.
+    Nothing is changed if one of the sites cannot take it: that is a ValueError.
     """
+    chosen = [(site, transform if isinstance(transform, HeadTransform) else transform(site)) for site in sites]
+    for site, its_transform in chosen:
+        reason = site.against(its_transform)
+        if reason:
+            raise ValueError(f"{site.name or 'the model'} cannot be converted: {reason}")
     undo: list[Callable[[], Any]] = []
 
     def undo_all() -> None:
@@ -147,9 +119,9 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
             undo.pop()()
 
     try:
-        for site in sites:
-            chosen = transform if isinstance(transform, HeadTransform) else transform(site)
-            undo.append(importlib.import_module(site.library).install(site, chosen))
+        for site, its_transform in chosen:
+            assert site.mechanism is not None
+            undo.append(site.mechanism.install(site, its_transform))
     except BaseException:
         undo_all()
         raise
@@ -159,18 +131,20 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
 def uninstall(sites: Sequence[Site]) -> list[Site]:
     """Takes the transforms off every site of a model; returns those that had one to take off.
 
-    Raises ValueError, before anything is changed, where a module's class is no longer the one it was switched to.
+    Raises ValueError, before anything is changed, where a module cannot be made plain as it is now.
     """
     for site in sites:
-        if _class_changed(site):
-            raise ValueError(
-                f"{site.name or 'the model'} has become a {type(site.module).__qualname__} since it was converted "
-                "(torch.nn.utils.parametrize and fully_shard change classes): undo that before restore"
-            )
-    return [site for site in sites if site.library and importlib.import_module(site.library).uninstall(site)]
+        reason = site.mechanism.stuck(site.module) if site.mechanism is not None else ""
+        if reason:
+            raise ValueError(f"{site.name or 'the model'} cannot be restored: {reason}")
+    return [site for site in sites if site.mechanism is not None and site.mechanism.uninstall(site)]
 
 
-def _class_changed(site: Site) -> bool:
-    """Whether somebody has put a class of their own over the one that a conversion switched to."""
-    swapped = getattr(importlib.import_module(site.library), "SWAPPED", None) if site.library else None
-    return swapped is not None and isinstance(site.module, swapped) and type(site.module) is not swapped
+def forget_compiled(sites: Sequence[Site]) -> None:
+    """Makes torch.compile compile anew where it would go on with code from before these sites changed.
+
+    It has no way to forget one model, so all that the process has compiled is compiled again when it is next called.
+    """
+    unguarded = any(site.mechanism is not None and not site.mechanism.guarded for site in sites)
+    if unguarded and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -3,65 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import nn
 
 from conditioned_attention.modules import MultiheadAttention, guard, unguard
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
-from conditioned_attention.sites.table import BUILT_IN, Site, transform_of
+from conditioned_attention.sites.site import Mechanism, Site, class_name, plain_class
+from conditioned_attention.sites.swap import Swap, subclass_reason, swap_of, swapped_for
 
 
-class ConditionedMultiheadAttention(MultiheadAttention):
-    """``torch.nn.MultiheadAttention`` whose heads pass through a `HeadTransform` before the output projection.
+class _GuardedSwap(Swap):
+    """With a hook that keeps the fast paths of torch.nn from passing the heads by."""
 
-    No module is ever built as this class: instances of the stock class are switched to it and back, which keeps
-    parameters, hooks, state_dict keys and ``isinstance``.
-    """
-
-
-SWAPPED = ConditionedMultiheadAttention
-
-
-def recognise(module: nn.Module) -> tuple[str, str] | None:
-    """(mechanism, reason against or remark) for a module this file knows, else None."""
-    if not isinstance(module, nn.MultiheadAttention):
-        return None
-    if type(module) is nn.MultiheadAttention or isinstance(module, ConditionedMultiheadAttention):
-        return "class swap", ""
-    name = f"{type(module).__module__}.{type(module).__qualname__}"
-    if isinstance(module, MultiheadAttention):
-        return BUILT_IN, f"it was built as {name} and stays that"
-    return "", f"{name} is a subclass of nn.MultiheadAttention and may compute something else"
-
-
-def reaches_heads(module: nn.Module) -> bool:
-    """Whether a transform left on the module acts."""
-    return isinstance(module, MultiheadAttention)
-
-
-def install(site: Site, transform: HeadTransform) -> Callable[[], None]:
-    module, before = site.module, transform_of(site.module)
-    assert isinstance(module, nn.MultiheadAttention)
-    module.__dict__[TRANSFORM] = transform
-    if type(module) is nn.MultiheadAttention:
-        module.__class__ = ConditionedMultiheadAttention
+    def switched(self, module: nn.Module) -> None:
+        assert isinstance(module, nn.MultiheadAttention)
         guard(module)
 
-    def undo() -> None:
-        if before is None:
-            uninstall(site)
-        else:
-            module.__dict__[TRANSFORM] = before
-
-    return undo
+    def switched_back(self, module: nn.Module) -> None:
+        assert isinstance(module, nn.MultiheadAttention)
+        unguard(module)
 
 
-def uninstall(site: Site) -> bool:
-    """Takes off what `install` put on; False where it put nothing, as on a module that was built conditioned."""
-    module = site.module
-    if not isinstance(module, ConditionedMultiheadAttention):
+@swapped_for(nn.MultiheadAttention, _GuardedSwap)
+class ConditionedMultiheadAttention(MultiheadAttention):
+    """``torch.nn.MultiheadAttention`` whose heads pass through a `HeadTransform` before the output projection."""
+
+
+class BuiltIn(Mechanism):
+    """A module that was built with its transform: nothing to convert, and nothing to restore."""
+
+    name: ClassVar[str] = "built in"
+
+    def remark(self, module: nn.Module) -> str:
+        return f"it was built as {class_name(type(module))} and stays that"
+
+    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
+        before = site.module.__dict__[TRANSFORM]
+        site.module.__dict__[TRANSFORM] = transform
+
+        def undo() -> None:
+            site.module.__dict__[TRANSFORM] = before
+
+        return undo
+
+    def uninstall(self, site: Site) -> bool:
         return False
-    del module.__dict__[TRANSFORM]
-    unguard(module)
-    module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
-    return True
+
+
+def recognise(module: nn.Module) -> Mechanism | str | None:
+    """The way to the heads of a `MultiheadAttention`, or the reason why there is none; None for other modules."""
+    if not isinstance(module, nn.MultiheadAttention):
+        return None
+    cls = plain_class(module)
+    if cls is nn.MultiheadAttention:
+        return swap_of(ConditionedMultiheadAttention)
+    return BuiltIn() if issubclass(cls, MultiheadAttention) else subclass_reason(cls, nn.MultiheadAttention)

@@ -1,0 +1,210 @@
+"""Hook: the heads are rewritten on their way into the module that stands behind them.
+
+Works for any attention whose heads reach some submodule (most often the output projection) as they are, or leave the
+attention module itself.  It costs one more tensor of the output's size than a class swap, and sees no weights.
+
+Axes: B batch (windows, clips), H heads, N tokens of one head, D head width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, transform_of
+
+ALONG = ("D", "N")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How heads lie in the tensor that a hook sees: its axes in order, ``"B N H*D"`` or ``"B H*D N"`` or ``"B H N D"``.
+
+    ``*`` joins two axes into one dimension, the slower first.  N may be any number of dimensions (height and width, or
+    none where a head gives one row).  ``along`` is the axis that a row of the head runs along: D, or N in channel
+    attention, where the rows of ``softmax(·) v`` are channels.
+    """
+
+    axes: str = "B N H*D"
+    along: str = "D"
+
+    def __post_init__(self) -> None:
+        letters = re.sub(r"[ *]", "", self.axes)
+        if sorted(letters) != ["B", "D", "H", "N"] or not re.fullmatch(r"[BHND](?:[ *][BHND])*", self.axes):
+            raise ValueError(
+                f"layout={self.axes!r} is not an order of the axes B, N, H and D such as 'B N H*D' or 'B H*D N'"
+            )
+        if self.axes.count("*") > 1 or not {"B", "N"} <= set(self.axes.split()):
+            raise ValueError(f"layout={self.axes!r} joins axes other than H and D; valid are H*D and D*H")
+        if self.along not in ALONG:
+            raise ValueError(f"along={self.along!r} is unknown; valid are {ALONG}")
+
+    def apply(self, transform: HeadTransform, x: Tensor, heads: int) -> Tensor:
+        """``x`` with every head transformed."""
+        dimensions = self.axes.split()
+        n = dimensions.index("N")
+        several = x.dim() - len(dimensions)  # dimensions of tokens beyond one; -1 where there is none
+        if several < -1:
+            raise ValueError(f"heads were expected as {self.axes!r}, got a tensor of shape {tuple(x.shape)}")
+        y = x.unsqueeze(n) if several < 0 else x.flatten(n, n + several)
+        for i, dimension in enumerate(dimensions):
+            if dimension == "H*D":
+                y = y.unflatten(i, (heads, -1))
+            elif dimension == "D*H":
+                y = y.unflatten(i, (-1, heads))
+        letters = re.sub(r"[ *]", "", self.axes)
+        inward = [letters.index(axis) for axis in ("B", "H", *(("N", "D") if self.along == "D" else ("D", "N")))]
+        outward = [inward.index(i) for i in range(4)]
+        return transform(y.permute(inward)).permute(outward).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Hook(Mechanism):
+    """The heads reach the submodule ``at`` as its input; ``at=None``: they are what the module itself returns.
+
+    Args:
+        at: path of the submodule below the attention module, or None for the module's output (the first of a tuple).
+        heads: the number of heads, or the attribute of the attention module that holds it.
+        layout: how the heads lie in that tensor.
+    """
+
+    at: str | None
+    heads: str | int = "num_heads"
+    layout: Layout = Layout()
+
+    name: ClassVar[str] = "hook"
+    guarded: ClassVar[bool] = False  # skip_nnmodule_hook_guards, which is PyTorch's default
+
+    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
+        module, before = site.module, transform_of(site.module)
+        self._put(module, transform)
+
+        def undo() -> None:
+            if before is None:
+                self.uninstall(site)
+            else:
+                self._put(module, before)
+
+        return undo
+
+    def uninstall(self, site: Site) -> bool:
+        module = site.module
+        if module.__dict__.pop(TRANSFORM, None) is None:
+            return False
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            hooks.pop(HOOK_KEY, None)
+        if self.at is not None and (target := _find(module, self.at)) is not None:
+            _take_off(target)
+        return True
+
+    def missing(self, module: nn.Module) -> str:
+        """Why the hook finds nothing to hold on to in this module; empty if it does."""
+        if self.at is not None and _find(module, self.at) is None:
+            return f"this {type(module).__qualname__} has no module at {self.at!r}, where its heads should pass"
+        if not isinstance(self._heads(module), int):
+            return f"this {type(module).__qualname__} has no number of heads in the attribute {self.heads!r}"
+        return ""
+
+    def refusal(self, site: Site, transform: HeadTransform) -> str:
+        if transform.needs_weights:
+            return "its heads are reached by a hook, which never sees the attention weights: take rows='output'"
+        return ""
+
+    def _heads(self, module: nn.Module) -> Any:
+        return self.heads if isinstance(self.heads, int) else getattr(module, self.heads, None)
+
+    def _put(self, module: nn.Module, transform: HeadTransform) -> None:
+        module.__dict__[TRANSFORM] = transform
+        rewrite = _Rewrite(transform, self.layout, self._heads(module))
+        if self.at is None:
+            _put_first(module._forward_hooks, _OnOutput(self, rewrite))
+            return
+        target = _find(module, self.at)
+        assert target is not None  # `missing` has looked
+        _take_off(target)
+        _put_first(target._forward_pre_hooks, rewrite)
+        _put_first(module._forward_pre_hooks, _Follow(self))
+
+
+def hook_of(module: nn.Module) -> Hook | None:
+    """The hook that was put on an attention module, whatever its class."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        found = hooks.get(HOOK_KEY)
+        if isinstance(found, (_Follow, _OnOutput)):
+            return found.hook
+    return None
+
+
+@dataclass(frozen=True)
+class _Rewrite:
+    """Stands before the submodule behind the heads."""
+
+    transform: HeadTransform
+    layout: Layout
+    heads: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.layout.apply(self.transform, args[0], self.heads), *args[1:])
+
+
+@dataclass(frozen=True)
+class _OnOutput:
+    """Stands behind an attention module that returns its heads."""
+
+    hook: Hook
+    rewrite: _Rewrite
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return self.rewrite(module, output)
+        return self.rewrite(module, (output,))[0]
+
+
+@dataclass(frozen=True)
+class _Follow:
+    """Stands before the attention module, and sees to it that `_Rewrite` is where the heads arrive.
+
+    Whoever puts another module there (LoRA wraps the output projection) leaves the hook behind on the old one.
+    """
+
+    hook: Hook
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        assert self.hook.at is not None
+        target = _find(module, self.hook.at)
+        if target is not None and HOOK_KEY in target._forward_pre_hooks:
+            return
+        if target is None or torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"the module at {self.hook.at!r} of a {type(module).__qualname__} was replaced after conversion: "
+                "convert again with precondition(model), or run the model once before torch.compile"
+            )
+        self.hook._put(module, module.__dict__[TRANSFORM])
+
+
+def _find(module: nn.Module, path: str) -> nn.Module | None:
+    found: Any = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
+    """Before the hooks of others, who then see what the module really gets."""
+    assert isinstance(hooks, OrderedDict)
+    hooks[HOOK_KEY] = hook
+    hooks.move_to_end(HOOK_KEY, last=False)
+
+
+def _take_off(target: nn.Module) -> None:
+    """From the module at the site, or from one that it has been wrapped around since."""
+    for module in target.modules():
+        if isinstance(module._forward_pre_hooks.get(HOOK_KEY), _Rewrite):
+            del module._forward_pre_hooks[HOOK_KEY]

@@ -1,0 +1,102 @@
+"""Class swap: an attention module becomes an instance of a subclass whose forward passes the heads on to C.
+
+No module is ever built as such a subclass.  Instances of the library's own class are switched to it and back, which
+keeps parameters, hooks, state_dict keys and ``isinstance``; it pickles by name, and compiles like any other class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from torch import nn
+
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.sites.site import Mechanism, Site, class_name, transform_of
+
+_SWAP = "_class_swap"
+
+M = TypeVar("M", bound=type[nn.Module])
+
+
+@dataclass(frozen=True)
+class Swap(Mechanism):
+    """Instances of ``plain`` become ``conditioned``, which reads its transform from ``__dict__[TRANSFORM]``.
+
+    ``weights`` says whether the conditioned forward can give the attention weights to the transform.
+    """
+
+    plain: type[nn.Module]
+    conditioned: type[nn.Module]
+    weights: bool = True
+
+    name: ClassVar[str] = "class swap"
+
+    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
+        module, before = site.module, transform_of(site.module)
+        module.__dict__[TRANSFORM] = transform
+        if not isinstance(module, self.conditioned):
+            module.__class__ = self.conditioned
+            self.switched(module)
+
+        def undo() -> None:
+            if before is None:
+                self.uninstall(site)
+            else:
+                module.__dict__[TRANSFORM] = before
+
+        return undo
+
+    def uninstall(self, site: Site) -> bool:
+        module = site.module
+        if not isinstance(module, self.conditioned):
+            return False
+        del module.__dict__[TRANSFORM]
+        module.__class__ = self.plain
+        self.switched_back(module)
+        return True
+
+    def switched(self, module: nn.Module) -> None:
+        """What else has to be done to a module that has just become ``conditioned``."""
+
+    def switched_back(self, module: nn.Module) -> None:
+        """What else has to be done to a module that has just become ``plain``."""
+
+    def acts(self, module: nn.Module) -> bool:
+        return isinstance(module, self.conditioned)
+
+    def refusal(self, site: Site, transform: HeadTransform) -> str:
+        if type(site.module) is not self.plain and not isinstance(site.module, self.conditioned):
+            return f"it has become a {type(site.module).__qualname__}: convert before fully_shard or parametrize"
+        if transform.needs_weights and not self.weights:
+            return f"{self.plain.__qualname__} does not give its attention weights to {transform}"
+        return ""
+
+    def stuck(self, module: nn.Module) -> str:
+        if isinstance(module, self.conditioned) and type(module) is not self.conditioned:
+            return (
+                f"it has become a {type(module).__qualname__} since it was converted "
+                "(torch.nn.utils.parametrize and fully_shard change classes): undo that before restore"
+            )
+        return ""
+
+
+def swapped_for(plain: type[nn.Module], mechanism: type[Swap] = Swap, *, weights: bool = True) -> Callable[[M], M]:
+    """Decorates the subclass that instances of ``plain`` are switched to."""
+
+    def decorate(conditioned: M) -> M:
+        setattr(conditioned, _SWAP, mechanism(plain, conditioned, weights))
+        return conditioned
+
+    return decorate
+
+
+def swap_of(cls: type) -> Swap | None:
+    """The class swap that ``cls``, or a class it is derived from, is the conditioned side of."""
+    return getattr(cls, _SWAP, None)
+
+
+def subclass_reason(cls: type, known: type) -> str:
+    """The reason against a class that is derived from a known one."""
+    return f"{class_name(cls)} is a subclass of {known.__qualname__} and may compute something else"
