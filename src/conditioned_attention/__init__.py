@@ -4,9 +4,11 @@ from conditioned_attention.conversion import apply_conditioning, conditioning, p
 from conditioned_attention.functional import explain, precondition_rows, preconditioned_attention
 from conditioned_attention.measure import ConditionMonitor, condition_number, log_complexity
 from conditioned_attention.modules import MultiheadAttention
-from conditioned_attention.sites import register_attention
+from conditioned_attention.sites import register_attention, watch
 
 __version__ = "0.1.0"
+
+watch()  # for checkpoints of Hugging Face models that are not plain
 
 __all__ = [
     "ConditionMonitor",

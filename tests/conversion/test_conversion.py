@@ -1,5 +1,6 @@
 """Converted models: exact, reversible, reported."""
 
+import contextlib
 import copy
 import pickle
 import subprocess
@@ -262,6 +263,31 @@ def test_include_and_exclude():
         precondition(model, exclude=[1])
     assert precondition(model).names("unchanged") == ["bert.encoder.layer.1.attention.self"]
     torch.testing.assert_close(output(model), everywhere)
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "llama", "torch_encoder"])
+def test_a_temporary_conversion(name):
+    model = build(name)
+    plain = output(model)
+    precondition(model, include=conditioning_names(model)[:1])
+    partly = output(model)
+    report = precondition(model)
+    assert len(report.converted) == len(report.names("unchanged")) == 1
+    with contextlib.suppress(KeyError), report:
+        assert not torch.allclose(output(model), partly)
+        raise KeyError
+    assert (output(model) == partly).all()
+    with pickle.loads(pickle.dumps(report)) as record:
+        assert record == report
+    assert (output(model) == partly).all(), "a copy of a report is a record, and undoes nothing"
+    restore(model)
+    with precondition(model):
+        restore(model)
+    assert (output(model) == plain).all()
+
+
+def conditioning_names(model):
+    return [row.name for row in restore(model).rows]
 
 
 def test_converting_twice():

@@ -1,8 +1,13 @@
 """What a checkpoint remembers."""
 
+import copy
 import json
+import pickle
+import subprocess
+import sys
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from transformers import BertForMaskedLM, BertModel
@@ -19,13 +24,75 @@ def test_hugging_face_checkpoint_remembers(name, tmp_path):
     precondition(model, eps=1e-4)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
-    assert not torch.allclose(output(loaded), output(model), rtol=1e-3)
+    with pytest.raises(RuntimeError, match=r"call conditioned_attention\.apply_conditioning\(model\) before"):
+        output(loaded)
     apply_conditioning(loaded)
     assert (output(loaded) == output(model)).all()
     assert conditioning(loaded) == conditioning(model)
     restore(loaded)
+    plain = type(model).from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    assert (output(loaded) == output(plain)).all()
+    assert not torch.allclose(output(plain), output(model), rtol=1e-3)
     loaded.save_pretrained(tmp_path / "plain")
     assert "conditioned_attention" not in (tmp_path / "plain" / "config.json").read_text()
+    again = type(model).from_pretrained(tmp_path / "plain").eval()
+    assert (output(again) == output(plain)).all()
+
+
+# torchvision's operators do not load beside the CPU build of torch, and transformers imports it.
+CURE = """
+import torch
+library = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+OURS_FIRST = "import conditioned_attention; from transformers import AutoModelForCausalLM"
+OURS_LAST = "from transformers import AutoModelForCausalLM; AutoModelForCausalLM.__name__; import conditioned_attention"
+
+
+@pytest.mark.parametrize("imports", [OURS_FIRST, OURS_LAST])
+def test_in_a_new_process_a_checkpoint_says_what_to_do(imports, tmp_path):
+    model = build("llama")
+    precondition(model)
+    model.save_pretrained(tmp_path)
+    code = f"""{CURE}
+{imports}
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})
+try:
+    model(torch.tensor([[3, 4]]))
+except RuntimeError as error:
+    print(error)
+conditioned_attention.apply_conditioning(model)
+torch.save(model(torch.tensor([[3, 4]])).logits, {str(tmp_path / "logits.pt")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "call conditioned_attention.apply_conditioning(model) before" in done.stdout
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(torch.tensor([[3, 4]])).logits)
+
+
+def test_without_the_library_a_checkpoint_is_refused_by_its_name(tmp_path):
+    model = build("llama")
+    precondition(model)
+    model.save_pretrained(tmp_path)
+    code = f"{CURE}\nfrom transformers import LlamaForCausalLM; LlamaForCausalLM.from_pretrained({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'attn_implementation="conditioned_attention"` is not supported' in done.stderr
+
+
+def test_an_error_leaves_a_loaded_checkpoint_as_it_was(tmp_path):
+    model = build("clip")
+    precondition(model, include="text_model.*")
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    with pytest.raises(ValueError, match="matches no attention module"):
+        precondition(loaded, include="nothing")
+    with pytest.raises(RuntimeError, match="apply_conditioning"):
+        output(loaded)
+    apply_conditioning(loaded)
+    assert loaded.config.vision_config._attn_implementation == "sdpa"
+    assert (output(loaded) == output(model)).all()
 
 
 def test_base_model_of_a_checkpoint_with_a_head(tmp_path):
@@ -118,6 +185,94 @@ def test_one_tower_of_a_model(tmp_path):
     loaded = type(model).from_pretrained(tmp_path).eval()
     apply_conditioning(loaded)
     assert len(conditioning(loaded)["transforms"][0]["modules"]) == 2
+    assert (output(loaded) == output(model)).all()
+
+
+def saved(model, path):
+    """Through a file, as weights alone."""
+    safetensors.torch.save_file(model.state_dict(), path)
+    return safetensors.torch.load_file(path)
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "torch_encoder"])
+def test_guard(name, tmp_path):
+    plain, model = build(name), build(name)
+    keys = list(plain.state_dict())
+    precondition(model, guard=True, eps=1e-5)
+    assert set(model.state_dict()) == {*keys, "conditioned_attention"}
+    state = saved(model, tmp_path / "model.safetensors")
+
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "conditioned_attention"'):
+        plain.load_state_dict(state)
+    apply_conditioning(plain, state)
+    plain.load_state_dict(state)
+    assert (output(plain) == output(model)).all()
+    assert conditioning(plain) == conditioning(model)
+
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match="If it comes from a plain model: load it before precondition"):
+            model.load_state_dict(build(name).state_dict(), strict=strict)
+    other = build(name)
+    precondition(other, guard=True, eps=1e-4)  # a record of the same length
+    with pytest.raises(RuntimeError, match=r"conditioned otherwise(.|\n)*'eps': 1e-05"):
+        other.load_state_dict(state)
+
+    restore(model)
+    assert list(model.state_dict()) == keys
+    model.load_state_dict(build(name).state_dict())
+    precondition(model)
+    assert list(model.state_dict()) == keys, "a guard comes only when asked for"
+
+
+def test_guard_follows_later_changes(tmp_path):
+    model = build("timm_vit")
+    precondition(model, include="blocks.0.*", guard=True)
+    precondition(model, include="blocks.1.*", gradient="through")
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    twin.register_load_state_dict_pre_hook(lambda *args: None)  # does not push ours out
+    twin.load_state_dict(saved(model, tmp_path / "model.safetensors"))
+    with pytest.raises(RuntimeError, match="does not say that it was conditioned"):
+        twin.load_state_dict(build("timm_vit").state_dict())
+    loaded = build("timm_vit")
+    apply_conditioning(loaded, saved(model, tmp_path / "model.safetensors"))
+    assert conditioning(loaded) == conditioning(model)
+    with precondition(build("timm_vit"), guard=True) as report:
+        assert len(report.converted) == 2
+
+
+def test_guard_inside_of_wrappers(tmp_path):
+    """It stands on the model itself, and is found below the names that wrappers give."""
+    model = nn.ModuleDict({"backbone": build("timm_vit")})
+    precondition(torch.compile(model["backbone"], backend="eager"), guard=True)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    assert "module.backbone.conditioned_attention" in state
+    loaded = nn.ModuleDict({"backbone": build("timm_vit")})
+    apply_conditioning(loaded, state)
+    loaded.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    assert conditioning(loaded) == conditioning(model)
+    with pytest.raises(ValueError, match="conditioned at 'backbone', which the model does not have"):
+        apply_conditioning(build("timm_vit"), state)
+    with pytest.raises(ValueError, match=r"nor the state_dict of a model that was converted with guard=True"):
+        apply_conditioning(build("timm_vit"), build("timm_vit").state_dict())
+
+
+def test_guard_needs_its_name():
+    model = build("timm_vit")
+    model.conditioned_attention = "mine"
+    with pytest.raises(ValueError, match="guard=True needs the name 'conditioned_attention'"):
+        precondition(model, guard=True)
+    assert conditioning(model)["transforms"] == []
+
+
+def test_plain_checkpoints_and_conditioned_ones_have_the_same_keys(tmp_path):
+    """Without a guard: strict both ways, and a plain checkpoint may be converted later."""
+    plain, model = build("bert"), build("bert")
+    precondition(model)
+    model.load_state_dict(plain.state_dict(), strict=True)
+    plain.load_state_dict(model.state_dict(), strict=True)
+    plain.save_pretrained(tmp_path)
+    loaded = type(plain).from_pretrained(tmp_path).eval()
+    precondition(loaded)
     assert (output(loaded) == output(model)).all()
 
 

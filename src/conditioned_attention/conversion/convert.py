@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 
 from torch import nn
 
-from conditioned_attention.conversion.persistence import already, check_module, remember
+from conditioned_attention.conversion.guard import check_room, put_guard
+from conditioned_attention.conversion.persistence import already, check_module, conditioning, remember
 from conditioned_attention.conversion.report import ConversionReport, row_for
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, active_transform, find_sites, forget_compiled, install, uninstall
+from conditioned_attention.sites import (
+    Site,
+    active_transform,
+    find_sites,
+    forget_compiled,
+    install,
+    settled,
+    uninstall,
+    unwrap,
+)
 
 Patterns = str | Sequence[str] | None
 
@@ -24,6 +35,7 @@ def precondition(
     gradient: str = "stopped",
     eps: float = 1e-6,
     strict: bool = False,
+    guard: bool = False,
 ) -> ConversionReport:
     """Switches the attention of a model to preconditioned attention, in place.
 
@@ -38,9 +50,14 @@ def precondition(
         exclude: glob patterns over module names that are left alone, after ``include``.
         rows, gradient, eps: as in `preconditioned_attention`.
         strict: raise if an attention module that was not excluded cannot be converted.
+        guard: add a buffer ``conditioned_attention`` with the record of the conversion to the model, the one exception
+            to unchanged keys.  Its ``state_dict`` then tells how it was conditioned: a plain model does not load it
+            with ``strict=True``, `apply_conditioning` reads it, and this model refuses one that is plain or was
+            conditioned otherwise, also with ``strict=False``.
 
     Returns:
-        A report with one row for every attention module: what was done, how, and why not.
+        A report with one row for every attention module: what was done, how, and why not.  In a ``with`` statement it
+        makes the conversion temporary.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -57,7 +74,8 @@ def precondition(
     >>> restore(model).names("restored")
     ['layers.1.attention']
     """
-    return convert(model, RowNorm(rows, gradient, eps), include=include, exclude=exclude, strict=strict)
+    transform = RowNorm(rows, gradient, eps)
+    return convert(model, transform, include=include, exclude=exclude, strict=strict, guard=guard)
 
 
 def convert(
@@ -67,9 +85,24 @@ def convert(
     include: Patterns = None,
     exclude: Patterns = None,
     strict: bool = False,
+    guard: bool = False,
 ) -> ConversionReport:
     """`precondition` with any head transform, as the controls of a comparison need."""
-    sites = _sites_of(model)
+    check_module(model)
+    inner = unwrap(model)
+    if guard:
+        check_room(inner)
+    with settled(model):
+        report = _convert(model, transform, include, exclude, strict)
+    if guard:
+        put_guard(inner, conditioning(inner))
+    return report
+
+
+def _convert(
+    model: nn.Module, transform: HeadTransform, include: Patterns, exclude: Patterns, strict: bool
+) -> ConversionReport:
+    sites = find_sites(model)
     chosen = _select(sites, include, exclude)
     refused = {site.name: reason for site in chosen if (reason := site.against(transform))}
     if strict and refused:
@@ -89,7 +122,7 @@ def convert(
     install(changed, transform)
     forget_compiled(changed)
     remember(model)
-    return ConversionReport(rows)
+    return ConversionReport(rows, partial(_make_plain, model, changed))
 
 
 def restore(model: nn.Module) -> ConversionReport:
@@ -107,19 +140,21 @@ def restore(model: nn.Module) -> ConversionReport:
         ValueError: a converted module has got another class since, as torch.nn.utils.parametrize and fully_shard
             give it; nothing is changed then.
     """
-    sites = _sites_of(model)
-    restored = uninstall(sites)
-    if restored:
-        forget_compiled(restored)
-        remember(model)
-    converted = {id(site.module) for site in restored}
-    rows = [row_for(site, "restored" if id(site.module) in converted else "unchanged", site.reason) for site in sites]
+    check_module(model)
+    with settled(model):
+        sites = find_sites(model)
+        made_plain = _make_plain(model, sites)
+    restored = {id(site.module) for site in made_plain}
+    rows = [row_for(site, "restored" if id(site.module) in restored else "unchanged", site.reason) for site in sites]
     return ConversionReport(tuple(rows))
 
 
-def _sites_of(model: nn.Module) -> list[Site]:
-    check_module(model)
-    return find_sites(model)
+def _make_plain(model: nn.Module, sites: Sequence[Site]) -> list[Site]:
+    """Those of the sites that were not plain."""
+    restored = uninstall(sites)
+    forget_compiled(restored)
+    remember(model)
+    return restored
 
 
 def _select(sites: Sequence[Site], include: Patterns, exclude: Patterns) -> list[Site]:

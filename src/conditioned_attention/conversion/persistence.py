@@ -10,8 +10,18 @@ from typing import Any
 from torch import nn
 
 from conditioned_attention.controls import HeadRMSNorm
+from conditioned_attention.conversion.guard import is_guarded, put_guard, records_in, take_guard
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, active_transform, find_sites, forget_compiled, install, transform_of
+from conditioned_attention.sites import (
+    MARKER,
+    Site,
+    active_transform,
+    find_sites,
+    forget_compiled,
+    install,
+    settled,
+    transform_of,
+)
 from conditioned_attention.sites.torch_nn import BuiltIn
 
 # Key in a Hugging Face config.json
@@ -31,9 +41,10 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
         ``{"format": 1, "transforms": [{"kind": ..., its options, "modules": [names]}]}``; no transforms for a plain
         model.
 
-    Save it beside a plain ``state_dict``.  Hugging Face checkpoints hold it already, in config.json, if the whole model
-    was given to `precondition` (a part that is no model of its own has no config to remember it in).  A module that
-    was converted and no longer runs conditioned is left out, with a warning.
+    Save it beside a plain ``state_dict``, or let ``precondition(model, guard=True)`` put it inside.  Hugging Face
+    checkpoints hold it already, in config.json, if the whole model was given to `precondition` (a part that is no model
+    of its own has no config to remember it in).  A module that was converted and no longer runs conditioned is left
+    out, with a warning.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -59,12 +70,14 @@ def apply_conditioning(model: nn.Module, data: Mapping[str, Any] | None = None) 
 
     Args:
         model: a plain model of the same architecture, or one that is already conditioned this way.
-        data: what `conditioning` returned.  Default: what the model's Hugging Face config remembers.
+        data: what `conditioning` returned; or a ``state_dict`` of a model that was converted with ``guard=True``, which
+            the model can load afterwards.  Default: what the model's Hugging Face config remembers.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: no data; data of another format; a recorded module that the model does not have or that cannot
-            be converted; a module that is already conditioned otherwise.  The model is then unchanged.
+        ValueError: no data; data of another format; a state_dict without a guard; a recorded module that the model
+            does not have or that cannot be converted; a module that is already conditioned otherwise.  The model is
+            then unchanged.
 
     >>> import json
     >>> from transformers import BertConfig, BertModel
@@ -77,12 +90,36 @@ def apply_conditioning(model: nn.Module, data: Mapping[str, Any] | None = None) 
     True
     """
     check_module(model)
-    plans = [(model, data)] if data is not None else _remembered(model)
+    guards = _guards(data) if isinstance(data, Mapping) and "format" not in data else {}
+    if guards:
+        plans: list[tuple[nn.Module, Mapping[str, Any]]] = [(_part(model, name), guards[name]) for name in guards]
+    else:
+        plans = [(model, data)] if data is not None else _remembered(model)
     if not plans:
         raise ValueError(f"no data given, and no config in the model remembers a {CONFIG_KEY!r} entry")
-    for part, part_data in plans:
-        _apply(part, part_data)
+    with settled(model):
+        for part, part_data in plans:
+            _apply(part, part_data)
+    for name in guards:
+        put_guard(_part(model, name), guards[name])
     remember(model)
+
+
+def _guards(state_dict: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = dict(records_in(state_dict))
+    if not found:
+        raise ValueError(
+            f"data is neither what conditioning() of this version returns (format {_FORMAT}) nor the state_dict of a "
+            f"model that was converted with guard=True; it has the keys {[*state_dict][:5]}"
+        )
+    return found
+
+
+def _part(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"the state_dict was conditioned at {name!r}, which the model does not have") from error
 
 
 def _apply(model: nn.Module, data: Mapping[str, Any]) -> None:
@@ -123,13 +160,21 @@ def already(site: Site, present: HeadTransform) -> str:
 
 
 def remember(model: nn.Module) -> None:
-    """Writes what was done into the config of every outermost Hugging Face model, or removes it."""
+    """Writes what was done into guards, and into the config of every outermost Hugging Face model; or removes it."""
+    for part in [part for part in model.modules() if is_guarded(part)]:
+        data = conditioning(part)
+        if data["transforms"]:
+            put_guard(part, data)
+        else:
+            take_guard(part)
     for pretrained in _outermost_pretrained(model):
         data = conditioning(pretrained)
         if data["transforms"]:
             setattr(pretrained.config, CONFIG_KEY, data)
+            pretrained.config.attn_implementation = MARKER  # for config.json: it is popped again when that is loaded
         elif CONFIG_KEY in vars(pretrained.config) and not _in_use(pretrained.config):
             delattr(pretrained.config, CONFIG_KEY)
+            vars(pretrained.config).pop("attn_implementation", None)
 
 
 def _in_use(config: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from conditioned_attention.sites import Site
 
@@ -29,9 +31,34 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """One `ReportRow` for every attention module of the model, in the model's order.  ``print`` shows a table."""
+    """One `ReportRow` for every attention module of the model, in the model's order.  ``print`` shows a table.
+
+    As a context manager it makes a conversion temporary: at the end of the ``with`` block the modules that it converted
+    are plain again, and no others.
+
+    >>> import torch
+    >>> from conditioned_attention import precondition
+    >>> layer, x = torch.nn.TransformerEncoderLayer(32, 4, 64).eval(), torch.randn(5, 1, 32)
+    >>> plain = layer(x)
+    >>> with precondition(layer) as report:
+    ...     conditioned = layer(x)
+    >>> torch.equal(layer(x), plain), torch.allclose(conditioned, plain)
+    (True, False)
+    """
 
     rows: tuple[ReportRow, ...]
+    _undo: Callable[[], object] | None = field(default=None, repr=False, compare=False)
+
+    def __enter__(self) -> ConversionReport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._undo is not None:
+            self._undo()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are records of what was done, and undo nothing."""
+        return ConversionReport, (self.rows,)
 
     def names(self, status: str) -> list[str]:
         """The names of the modules with this status."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.measure.spectra import condition_number, log_complexity
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, active_transform, find_sites, install
+from conditioned_attention.sites import Site, active_transform, find_sites, install, unwrap
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class ConditionMonitor:
             raise TypeError(f"every must be an integer number of steps, got {type(every).__name__}")
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
-        self.model = _unwrap(model)
+        self.model = unwrap(model)
         if not any(site.reachable for site in find_sites(self.model)):
             raise ValueError(f"{type(self.model).__name__} holds no attention whose heads can be reached")
         self.probe = probe
@@ -218,16 +218,6 @@ def _call(model: nn.Module, probe: Any) -> None:
         model(*probe)
     else:
         model(probe)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = inner
-        else:
-            return model
 
 
 def _records(step: int, layer: int, call: HeadOutputs) -> Iterator[HeadRecord]:

@@ -1,10 +1,12 @@
 """Where the heads are: which modules of a model are attention, and how each head's output is reached."""
 
+from conditioned_attention.sites.marker import MARKER, settled, watch
 from conditioned_attention.sites.registered import register_attention
 from conditioned_attention.sites.site import Mechanism, Site, active_transform, transform_of
-from conditioned_attention.sites.table import find_sites, forget_compiled, install, uninstall
+from conditioned_attention.sites.table import find_sites, forget_compiled, install, uninstall, unwrap
 
 __all__ = [
+    "MARKER",
     "Mechanism",
     "Site",
     "active_transform",
@@ -12,6 +14,9 @@ __all__ = [
     "forget_compiled",
     "install",
     "register_attention",
+    "settled",
     "transform_of",
     "uninstall",
+    "unwrap",
+    "watch",
 ]

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.sites.marker import MARKER, NAME
 from conditioned_attention.sites.site import Mechanism, Site, transform_of
 from conditioned_attention.sites.transformers_sdpa import attend_like_sdpa, look_up, stands_in_for
 
 _PREFIX = "conditioned_"
 _BASES = ("sdpa", "eager")
 
-_NAME = "_attn_implementation_internal"  # the public spelling would set the sub-configs as well
 _REGISTRATION = "_head_registration"
 
 # Files that read "eager" only to honour this flag, which the modules carry.
@@ -45,6 +45,8 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     name = _implementation(module)
     if name is None:
         return "it has no config that names an attention implementation"
+    if name == MARKER:
+        return "its checkpoint was trained with conditioned attention: call apply_conditioning(model) first"
     if name.removeprefix(_PREFIX) not in _BASES:
         return f"it runs {name!r}; conditioning works over {' and '.join(_BASES)}: call set_attn_implementation"
     if _reads_the_name(module, name.removeprefix(_PREFIX)):
@@ -59,9 +61,9 @@ class Interface(Mechanism):
 
     def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
         module, before = site.module, transform_of(site.module)
-        configs = [config for config in _configs(site) if getattr(config, _NAME) in _BASES]
+        configs = [config for config in _configs(site) if getattr(config, NAME) in _BASES]
         for config in configs:
-            setattr(config, _NAME, _PREFIX + getattr(config, _NAME))
+            setattr(config, NAME, _PREFIX + getattr(config, NAME))
         for config in _configs(site):
             _users(config).add(module)
         module.__dict__[TRANSFORM] = transform
@@ -73,7 +75,7 @@ class Interface(Mechanism):
             else:
                 module.__dict__[TRANSFORM] = before
             for config in configs:
-                setattr(config, _NAME, _base_name(config))
+                setattr(config, NAME, _base_name(config))
 
         return undo
 
@@ -105,11 +107,11 @@ def _take_off(site: Site) -> None:
 
 def _plain_name(config: Any) -> None:
     if not _users(config):
-        setattr(config, _NAME, _base_name(config))
+        setattr(config, NAME, _base_name(config))
 
 
 def _base_name(config: Any) -> str:
-    name: str = getattr(config, _NAME)
+    name: str = getattr(config, NAME)
     return name.removeprefix(_PREFIX)
 
 
@@ -128,11 +130,11 @@ def _users(config: Any) -> WeakSet[nn.Module]:
 def _configs(site: Site) -> list[Any]:
     """The configs that the module and the models around it read: for the function, and for the masks."""
     configs = {id(c): c for m in (*site.parents, site.module) if (c := getattr(m, "config", None)) is not None}
-    return [config for config in configs.values() if isinstance(getattr(config, _NAME, None), str)]
+    return [config for config in configs.values() if isinstance(getattr(config, NAME, None), str)]
 
 
 def _implementation(module: nn.Module) -> str | None:
-    name = getattr(getattr(module, "config", None), _NAME, None)
+    name = getattr(getattr(module, "config", None), NAME, None)
     return name if isinstance(name, str) else None
 
 

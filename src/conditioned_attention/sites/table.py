@@ -69,6 +69,17 @@ def _join(name: str, child: str, parent: nn.Module) -> str:
     return f"{name}.{child}" if name else child
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside of torch.compile and DistributedDataParallel."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = inner
+        else:
+            return model
+
+
 def _recognise(name: str, module: nn.Module, parents: tuple[nn.Module, ...]) -> Site | None:
     found = _look_up(module)
     if isinstance(found, str):
