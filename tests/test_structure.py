@@ -18,7 +18,7 @@ SOURCE = Path(conditioned_attention.__file__).parent
 # Each part may import what stands below it, and itself.
 LAYERS = [
     {"cli"},
-    {"experiments", "bench"},
+    {"experiments", "bench", "inspection"},
     {"conversion", "measure", "environment", "_torchvision"},
     {"sites"},
     {"modules"},

@@ -1,4 +1,4 @@
-"""``conditioned-attention``: compare | train | report | bench | env.  Each command is a few lines over the library."""
+"""``conditioned-attention``: compare | train | inspect | report | bench | env, each a few lines over the library."""
 
 from __future__ import annotations
 
@@ -107,6 +107,42 @@ class Train:
             write_json(folder / "result.json", {"variant": self.variant, "seed": self.seed, "history": history})
         print(f"{folder}: result.json, train.jsonl, conditions.jsonl and the last checkpoints")
         return 0
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say which attention a model has, what conversion would do to it, and how well its heads are conditioned.
+
+    Exit status: 0 if all of its attention converts, 1 if some or all of it cannot.
+    """
+
+    model: tyro.conf.Positional[str]
+    """A timm model's name, a folder with a Hugging Face checkpoint, or a file with a saved module."""
+    input: Path | None = None
+    """What to run it on: .pt, .npy, .npz or .safetensors with a tensor or keywords; default: random numbers."""
+    structure: bool = False
+    """Look at the structure only: nothing is loaded or run, so the size of the model does not matter."""
+    pretrained: bool = False
+    """Download timm's weights; else they are random."""
+    unpickle: bool = False
+    """Trust a saved module, which runs code when it is loaded."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
+        from conditioned_attention.inspection.tables import print_inspection
+
+        probe = None if self.input is None else load_input(self.input)
+        model = load_model(self.model, pretrained=self.pretrained, weights=not self.structure, unpickle=self.unpickle)
+        if probe is None and not self.structure:
+            probe = synthetic_input(model)
+        inspection = inspect_model(model, probe)
+        if self.json:
+            print(json.dumps({"model": self.model, **inspection.to_json()}, indent=2, allow_nan=False))
+        else:
+            print_inspection(inspection)
+        return 0 if inspection.complete else 1
 
 
 @dataclass(frozen=True)
@@ -250,6 +286,7 @@ class Env:
 Command = (
     Annotated[Compare, subcommand("compare")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Env, subcommand("env")]

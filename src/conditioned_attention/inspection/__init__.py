@@ -1,0 +1,6 @@
+"""What conversion would do to a model, and how well its heads are conditioned now."""
+
+from conditioned_attention.inspection.inspect import Inspection, InspectionRow, inspect_model
+from conditioned_attention.inspection.load import load_input, load_model, synthetic_input
+
+__all__ = ["Inspection", "InspectionRow", "inspect_model", "load_input", "load_model", "synthetic_input"]

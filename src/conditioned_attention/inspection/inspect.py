@@ -1,0 +1,139 @@
+"""One row for every attention module of a model: its heads, the way to them, and their condition numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from conditioned_attention.measure import ConditionMonitor
+from conditioned_attention.measure.monitor import HeadRecord
+from conditioned_attention.preconditioner import RowNorm
+from conditioned_attention.sites import Site, active_transform, find_sites
+
+_HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head")
+
+
+@dataclass(frozen=True)
+class InspectionRow:
+    """One attention module.
+
+    Attributes:
+        name: where it is, as in ``model.named_modules()``.
+        class_name: its class.
+        heads: number of heads; None where it is not known.
+        mechanism: how its heads would be reached; empty if they cannot be.
+        conversion: what `precondition` would do: ``"converts"``, ``"refused"``, or ``"already conditioned"``.
+        reason: why it is refused, or what else there is to say.
+        kappa: median κ of its heads' outputs on the input; inf at the numerical floor, None if it was not measured.
+        kappa_after: the same after C (or after what it is conditioned with).
+        floor: share of its heads' matrices that are at the numerical floor.
+        largest_scale: the largest factor that C puts on a row.
+    """
+
+    name: str
+    class_name: str
+    heads: int | None
+    mechanism: str
+    conversion: str
+    reason: str
+    kappa: float | None = None
+    kappa_after: float | None = None
+    floor: float | None = None
+    largest_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All attention modules of a model.
+
+    Attributes:
+        rows: one for each.
+        parameters: how many the model has.
+        not_measured: why there are no condition numbers; empty if there are.
+    """
+
+    rows: tuple[InspectionRow, ...]
+    parameters: int
+    not_measured: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is attention, and conversion would reach all of it."""
+        return bool(self.rows) and all(row.conversion != "refused" for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; numbers that are not finite become None, which JSON has."""
+        rows = [{key: _finite(value) for key, value in asdict(row).items()} for row in self.rows]
+        return {"parameters": self.parameters, "not_measured": self.not_measured, "modules": rows}
+
+
+def inspect_model(model: nn.Module, probe: Any = None) -> Inspection:
+    """What conversion would do to each attention module of ``model``, and its condition numbers on ``probe``.
+
+    The model is not changed.
+
+    Args:
+        model: any module.
+        probe: what the model is called with: a mapping (keywords), a tuple (positional) or one tensor; None to measure
+            nothing.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+
+    >>> import torch
+    >>> from conditioned_attention.inspection import inspect_model
+    >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64)
+    >>> row = inspect_model(layer, torch.randn(10, 2, 32)).rows[0]
+    >>> row.name, row.heads, row.mechanism, row.conversion, row.kappa > 1
+    ('self_attn', 4, 'class swap', 'converts', True)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    sites = find_sites(model)
+    records: list[HeadRecord] = []
+    not_measured = "there was nothing to run the model on"
+    if not any(site.reachable for site in sites):
+        not_measured = "there is no attention whose heads can be reached"
+    elif probe is not None:
+        not_measured = ""
+        try:
+            records = ConditionMonitor(model, probe).measure(0)
+        except Exception as error:  # a model of anybody's, on an input that may not be its own
+            not_measured = f"the model does not run on this input: {type(error).__name__}: {error}"
+    rows = [_row(site, [record for record in records if record.module == site.name]) for site in sites]
+    return Inspection(tuple(rows), sum(p.numel() for p in model.parameters()), not_measured)
+
+
+def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:
+    refused = site.against(RowNorm())
+    conversion = "refused" if refused else "converts"
+    if active_transform(site) is not None:
+        conversion = "already conditioned"
+    heads = max((record.head + 1 for record in records), default=_heads(site.module))
+    mechanism = site.mechanism.name if site.mechanism is not None else ""
+    row = InspectionRow(site.name, type(site.module).__qualname__, heads, mechanism, conversion, refused or site.reason)
+    if not records:
+        return row
+    measured = {
+        "kappa": median(record.kappa_before for record in records),
+        "kappa_after": median(record.kappa_after for record in records),
+        "floor": sum(record.floor_before for record in records) / len(records),
+        "largest_scale": max(record.largest_scale for record in records),
+    }
+    return InspectionRow(**{**asdict(row), **measured})
+
+
+def _heads(module: nn.Module) -> int | None:
+    """What the module, or its config, calls the number of its heads."""
+    places: Iterable[Any] = (module, getattr(module, "config", None))
+    found = (getattr(place, name, None) for place in places for name in _HEADS)
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

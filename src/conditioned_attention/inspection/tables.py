@@ -1,0 +1,58 @@
+"""An inspection on a terminal."""
+
+from __future__ import annotations
+
+import math
+
+from conditioned_attention.inspection.inspect import Inspection, InspectionRow
+
+_COLUMNS = ("module", "class", "heads", "conversion", "log10 κ", "after C", "largest C")
+_PIPED = 160  # columns where the output is no terminal
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """A table with one line for each attention module, and below it the reasons against conversion."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*_COLUMNS)
+    table.columns[0].no_wrap = True
+    table.columns[0].min_width = max((len(row.name) for row in inspection.rows), default=0)
+    for row in inspection.rows:
+        table.add_row(*(escape(cell) for cell in _cells(row)))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPED
+    if inspection.rows:
+        console.print(table)
+    reasons: dict[str, list[str]] = {}
+    for row in inspection.rows:
+        if row.reason:
+            reasons.setdefault(row.reason, []).append(row.name or "(the model)")
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(f"{names[0]}{more}: {reason}", markup=False, highlight=False)
+    console.print(_summary(inspection), markup=False, highlight=False)
+
+
+def _cells(row: InspectionRow) -> tuple[str, ...]:
+    heads = "?" if row.heads is None else str(row.heads)
+    largest = "" if row.largest_scale is None else f"{row.largest_scale:.3g}"
+    conversion = row.mechanism if row.conversion == "converts" else row.conversion
+    name = row.name or "(the model)"
+    return name, row.class_name, heads, conversion, _log10(row.kappa), _log10(row.kappa_after), largest
+
+
+def _log10(kappa: float | None) -> str:
+    if kappa is None:
+        return ""
+    return "floor" if math.isinf(kappa) else f"{math.log10(kappa):.2f}"
+
+
+def _summary(inspection: Inspection) -> str:
+    conversions = [row.conversion for row in inspection.rows]
+    counts = {"converts": "would be converted", "already conditioned": "already conditioned", "refused": "refused"}
+    found = ", ".join(f"{n} {words}" for what, words in counts.items() if (n := conversions.count(what)))
+    line = f"{inspection.parameters / 1e6:.1f} million parameters; attention modules: {found or 'none'}"
+    return line + (f"\nno condition numbers: {inspection.not_measured}" if inspection.not_measured else "")

@@ -1,0 +1,143 @@
+"""`inspect`: what a model's attention is, what conversion would do, and the condition numbers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from transformers import BertConfig, Wav2Vec2Config, Wav2Vec2Model, WhisperConfig, WhisperModel
+
+from conditioned_attention import ConditionMonitor, conditioning, precondition
+from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
+from tests.models import MODELS, build, inputs, output
+from tests.test_cli import call
+
+
+class UnknownAttention(nn.Linear):
+    """Its name is all that says what it is."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_numbers_are_the_monitors_and_the_model_is_left_alone(name):
+    model = build(name)
+    before = output(model)
+    inspection = inspect_model(model, inputs(model))
+    assert len(inspection.rows) == MODELS[name][1]
+    assert inspection.complete
+    assert all(row.heads == 4 for row in inspection.rows)
+    kappas = {}
+    for record in ConditionMonitor(model, inputs(model)).measure(0):
+        kappas.setdefault(record.module, []).append(record.kappa_before)
+    for row in inspection.rows:
+        assert row.kappa == np.median(kappas[row.name])
+        assert row.conversion == "converts"
+    assert (output(model) == before).all()
+    assert conditioning(model)["transforms"] == []
+
+
+def test_what_was_done_already_and_what_cannot_be():
+    model = nn.ModuleDict({"a": build("timm_vit"), "b": UnknownAttention(4, 4)})
+    precondition(model, include="a.blocks.0.*")
+    inspection = inspect_model(model)
+    assert [row.conversion for row in inspection.rows] == ["already conditioned", "converts", "refused"]
+    assert "register_attention" in inspection.rows[2].reason
+    assert not inspection.complete
+    assert inspection.not_measured == "there was nothing to run the model on"
+    assert inspection.to_json()["modules"][1]["kappa"] is None
+
+
+def test_no_attention_and_an_input_that_does_not_fit():
+    assert not inspect_model(nn.Linear(2, 2)).complete
+    inspection = inspect_model(build("timm_vit"), torch.randn(1, 3, 8, 8))
+    assert inspection.not_measured.startswith("the model does not run on this input: RuntimeError: ")
+    assert inspection.complete
+    with pytest.raises(TypeError, match="model must be"):
+        inspect_model({})
+
+
+def whisper():
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    return WhisperModel(WhisperConfig(d_model=32, vocab_size=99, pad_token_id=0, max_source_positions=20, **sizes))
+
+
+def wav2vec2():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    return Wav2Vec2Model(Wav2Vec2Config(conv_dim=(8,) * 7, num_conv_pos_embedding_groups=4, **sizes)).eval()
+
+
+@pytest.mark.parametrize(
+    "build_model", [*(lambda n=n: build(n) for n in MODELS if "torch" not in n), whisper, wav2vec2]
+)
+def test_synthetic_inputs_run(build_model):
+    model = build_model()
+    if not hasattr(model, "config"):  # a timm model that was not built by its name
+        model.pretrained_cfg = {"input_size": (1, 8, 8)}
+    probe = synthetic_input(model)
+    inspection = inspect_model(model, probe)
+    assert inspection.not_measured == ""
+    assert all(row.kappa is not None for row in inspection.rows)
+    again = synthetic_input(model)
+    pairs = [(probe, again)] if isinstance(probe, torch.Tensor) else [(probe[key], again[key]) for key in probe]
+    assert all((a == b).all() for a, b in pairs)
+
+
+def test_inputs_from_files(tmp_path):
+    x = torch.randn(2, 3)
+    torch.save({"x": x}, tmp_path / "x.pt")
+    safetensors.torch.save_file({"x": x}, tmp_path / "x.safetensors")
+    np.savez(tmp_path / "x.npz", x=x.numpy())
+    for name in ("x.pt", "x.safetensors", "x.npz"):
+        assert (load_input(tmp_path / name)["x"] == x).all()
+    np.save(tmp_path / "x.npy", x.numpy())
+    assert (load_input(tmp_path / "x.npy") == x).all()
+    with pytest.raises(ValueError, match=r"inputs come as \.pt, "):
+        load_input(tmp_path / "x.jpg")
+    torch.save("text", tmp_path / "text.pt")
+    with pytest.raises(ValueError, match="holds a str; inputs are a tensor"):
+        load_input(tmp_path / "text.pt")
+
+
+def test_models_by_name(tmp_path):
+    assert type(load_model("vit_tiny_patch16_224", weights=False)).__name__ == "VisionTransformer"
+    with pytest.raises(ValueError, match=r"no timm model, no folder and no file; did you mean .*vit_tiny"):
+        load_model("vit_tiny_patch16")
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        load_model(str(tmp_path))
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="say --unpickle if you trust the file"):
+        load_model(str(tmp_path / "state.pt"))
+    with pytest.raises(ValueError, match="holds a OrderedDict and not a module"):
+        load_model(str(tmp_path / "state.pt"), unpickle=True)
+
+
+def test_a_folder_without_weights(tmp_path):
+    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), weights=False)
+    assert next(model.parameters()).is_meta
+    assert inspect_model(model).complete
+
+
+def test_command(tmp_path, capsys):
+    model = build("bert")
+    precondition(model, include="*.0.*")
+    model.save_pretrained(tmp_path / "bert")
+    assert call("inspect", str(tmp_path / "bert")) == 0
+    out = capsys.readouterr().out
+    assert "1 would be converted, 1 already conditioned" in out
+    assert "bert.encoder.layer.1.attention.self" in out
+
+    assert call("inspect", str(tmp_path / "bert"), "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    expected = inspect_model(load_model(str(tmp_path / "bert")), synthetic_input(model))
+    assert data["modules"][0]["kappa"] == pytest.approx(expected.rows[0].kappa)
+    assert math.isfinite(data["modules"][0]["kappa"])
+
+    module = nn.ModuleList([nn.TransformerEncoderLayer(32, 4, 64), UnknownAttention(4, 4)])
+    torch.save(module, tmp_path / "module.pt")
+    assert call("inspect", str(tmp_path / "module.pt"), "--unpickle") == 1
+    assert "is not in the table" in capsys.readouterr().out
+    assert call("inspect", str(tmp_path / "nothing")) == 2
+    assert "is no timm model, no folder and no file" in capsys.readouterr().err
