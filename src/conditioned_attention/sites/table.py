@@ -21,6 +21,7 @@ from conditioned_attention.sites import registered
 from conditioned_attention.sites.hook import hook_of
 from conditioned_attention.sites.site import Mechanism, Site, class_name
 from conditioned_attention.sites.swap import swap_of
+from conditioned_attention.sites.versions import unsupported
 
 # top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
 _LIBRARIES: tuple[tuple[str | None, str], ...] = (
@@ -102,7 +103,8 @@ def _look_up(module: nn.Module) -> Mechanism | str | None:
     for recognise in (registered.recognise, *(importlib.import_module(library).recognise for library in libraries)):
         found: Mechanism | str | None = recognise(module)
         if found is not None:
-            return found
+            reasons = (unsupported(package) for package in sorted(packages))
+            return next((reason for reason in reasons if reason), found)
     return None
 
 
