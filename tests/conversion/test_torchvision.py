@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.maxvit import MaxVit
 from torchvision.models.swin_transformer import (
@@ -24,7 +23,7 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, 
 from conditioned_attention import precondition, restore
 from conditioned_attention.conversion import convert
 from conditioned_attention.preconditioner import HeadTransform
-from tests.models import vectors, weigh
+from tests.models import NormalisedProducts, vectors, weigh
 
 
 @dataclass(frozen=True)
@@ -35,25 +34,6 @@ class Identity(HeadTransform):
 
     def __call__(self, output, weights=None):
         return output
-
-
-class NormalisedProducts(TorchFunctionMode):
-    """The outside oracle: whatever is multiplied by a softmax gets rows of unit length; C has no gradient."""
-
-    def __init__(self):
-        super().__init__()
-        self.weights, self.hits = [], 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = getattr(function, "__name__", "")
-        weighted = any(argument is tensor for argument in args for tensor in self.weights)
-        if name == "softmax" or (name == "dropout" and weighted):
-            self.weights.append(result)
-        elif name in ("matmul", "einsum") and weighted:
-            self.hits += 1
-            result = result / result.detach().norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        return result
 
 
 def swin(block, downsample, window=(4, 3), **kwargs):
