@@ -1,5 +1,6 @@
 """torchvision: Swin, Swin V2, video Swin and MViT by class swap, MaxViT by a hook; all against an oracle outside."""
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -216,6 +217,33 @@ def test_features_can_be_extracted(name):
     model.get_submodule(last).register_forward_hook(lambda module, args, output: seen.append(output))
     model(x)
     torch.testing.assert_close(extracted, seen[0])
+
+
+@pytest.mark.parametrize("name", ["swin_v2", "maxvit", "swin3d", "mvit_v2"])  # Swin: test_survival.py
+def test_compiles_without_a_graph_break(name):
+    model, x = build(name)
+    precondition(model)
+    expected = results(model, x)
+    torch.compiler.reset()
+    compiled = results(torch.compile(model, fullgraph=True, backend="aot_eager"), x)
+    assert_equal({key.removeprefix("_orig_mod."): tensor for key, tensor in compiled.items()}, expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bfloat16(name, autocast):
+    """Rounding does to the converted model what it does to the plain one, within a factor."""
+    model, x = build(name)
+    errors = []
+    for _ in range(2):
+        exact = model(x)
+        rounded = copy.deepcopy(model).to(torch.float32 if autocast else torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = rounded(x.to(next(rounded.parameters()).dtype))
+        assert y.dtype == torch.bfloat16
+        errors.append((y - exact).norm() / exact.norm())
+        precondition(model)
+    assert errors[1] < 3 * errors[0] + 0.01, errors
 
 
 class Derived(ShiftedWindowAttentionV2):
