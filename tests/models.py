@@ -180,3 +180,22 @@ def normalised_attention(*args, **kwargs):
     result = _attention(*args, **kwargs)
     norm = result.detach().norm(dim=-1, keepdim=True)
     return result / norm.where(norm > 0, 1.0)
+
+
+class NormalisedProducts(TorchFunctionMode):
+    """The same for attention that is written out: what a softmax is multiplied with gives rows of unit length."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.hits = [], 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "")
+        weighted = any(argument is tensor for argument in args for tensor in self.weights)
+        if name == "softmax" or (name == "dropout" and weighted):
+            self.weights.append(result)
+        elif name in ("matmul", "einsum") and weighted:
+            self.hits += 1
+            result = result / result.detach().norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        return result

@@ -14,6 +14,7 @@ SOURCE = Path(conditioned_attention.__file__).parent
 ROOT = Path(__file__).parents[1]
 
 OPERATOR, MODULES, CONVERSION = "tests/attention", "tests/test_modules.py", "tests/conversion"
+TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -65,6 +66,10 @@ MUTATIONS = [
     ("module, mask inverted", "modules.py", "masked_fill_(mask, -math.inf)", "masked_fill_(~mask, -math.inf)", MODULES),
     ("module, dropout in eval", "modules.py", "self.dropout if self.training else 0.0", "self.dropout", MODULES),
     ("restore, changed classes", "sites/swap.py", "if isinstance(module, self.conditioned) and type(module) is not self.conditioned:", "if False:", CONVERSION),
+    ("hook, moved by quantization", "sites/hook.py", "if isinstance(hook, _Rewrite)]", "if key == HOOK_KEY]", SURVIVAL),
+    ("Swin, rolled tokens meet", "sites/torchvision_forwards.py", "masked_fill(apart, -100.0)", "masked_fill(apart, 0.0)", TORCHVISION),
+    ("Swin V2, bias of the keys", "sites/torchvision_forwards.py", "torch.cat((q, torch.zeros_like(k), v))", "bias", TORCHVISION),
+    ("MViT, queries not added", "sites/torchvision_forwards.py", "if self.residual_pool:", "if False:", TORCHVISION),
     ("transformers, causal flag lost", "sites/transformers_sdpa.py", "attention_mask is None and bool(causal)", "False", CONVERSION),
     ("transformers, mask lost", "sites/transformers_sdpa.py", "        attention_mask,\n        dropout,", "        None,\n        dropout,", CONVERSION),
     ("transformers, scale lost", "sites/transformers_sdpa.py", "scale=scaling", "scale=None", CONVERSION),

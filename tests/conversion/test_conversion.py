@@ -17,7 +17,7 @@ from conditioned_attention import ConditionMonitor, conditioning, precondition, 
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
 from conditioned_attention.measure.monitor import head_outputs
-from tests.models import MODELS, NormalisedRows, build, inputs, output, timm_vit, tokens, weigh
+from tests.models import MODELS, NormalisedRows, build, gpt2, inputs, output, timm_vit, tokens, weigh
 
 each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -399,3 +399,16 @@ def test_restore_after_a_parametrization_was_removed():
         restore(model)
     torch.nn.utils.parametrize.remove_parametrizations(model.self_attn, "in_proj_weight")
     assert restore(model).names("restored") == ["self_attn"]
+
+
+def test_a_file_that_reads_the_name_is_found_behind_a_sharded_class():
+    """What fully_shard makes of a class stands in a file of torch's."""
+    model = gpt2()
+    model.set_attn_implementation("eager")
+    for module in model.modules():
+        if hasattr(module, "reorder_and_upcast_attn"):
+            module.reorder_and_upcast_attn = True
+            derived = {"__module__": "torch.distributed.fsdp._fully_shard._fully_shard"}
+            module.__class__ = type("FSDPGPT2Attention", (type(module),), derived)
+    with pytest.raises(ValueError, match="its model file branches on the implementation's name"):
+        precondition(model)

@@ -179,7 +179,7 @@ class _Follow:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         assert self.hook.at is not None
         target = _find(module, self.hook.at)
-        if target is not None and HOOK_KEY in target._forward_pre_hooks:
+        if target is not None and _rewrites(target):
             return
         if target is None or torch.compiler.is_compiling():
             raise RuntimeError(
@@ -206,5 +206,10 @@ def _put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
 def _take_off(target: nn.Module) -> None:
     """From the module at the site, or from one that it has been wrapped around since."""
     for module in target.modules():
-        if isinstance(module._forward_pre_hooks.get(HOOK_KEY), _Rewrite):
-            del module._forward_pre_hooks[HOOK_KEY]
+        for key in _rewrites(module):
+            del module._forward_pre_hooks[key]
+
+
+def _rewrites(module: nn.Module) -> list[int]:
+    """The keys of `_Rewrite` among its hooks; not `HOOK_KEY` where torch.ao has moved it to a quantized module."""
+    return [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _Rewrite)]

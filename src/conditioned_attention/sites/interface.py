@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.marker import MARKER, NAME
-from conditioned_attention.sites.site import Mechanism, Site, transform_of
+from conditioned_attention.sites.site import Mechanism, Site, plain_class, transform_of
 from conditioned_attention.sites.transformers_sdpa import attend_like_sdpa, look_up, stands_in_for
 
 _PREFIX = "conditioned_"
@@ -145,7 +145,7 @@ def _forward_code(cls: type) -> CodeType | None:
 
 def _reads_the_name(module: nn.Module, name: str) -> bool:
     """True if the class's file compares the implementation with its plain name, which a new name would defeat."""
-    cls = type(module)
+    cls = plain_class(module)
     if name == "eager" and getattr(module, _UPCAST_FLAG, None) is False:
         return False
     file = getattr(_forward_code(cls), "co_filename", None)

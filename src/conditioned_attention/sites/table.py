@@ -26,6 +26,7 @@ from conditioned_attention.sites.versions import unsupported
 # top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
 _LIBRARIES: tuple[tuple[str | None, str], ...] = (
     ("timm", "conditioned_attention.sites.timm"),
+    ("torchvision", "conditioned_attention.sites.torchvision"),
     ("torch", "conditioned_attention.sites.torch_nn"),  # the base classes of every module are of this package
     (None, "conditioned_attention.sites.transformers"),
 )

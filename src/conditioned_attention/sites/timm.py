@@ -18,6 +18,7 @@ _SWAPPED = {"timm.layers.attention.Attention": "ConditionedAttention"}
 
 # class -> the module that gets the heads
 _HOOKED: dict[str, Hook] = {
+    "timm.models.metaformer.Attention": Hook("proj"),
     "timm.models.swin_transformer.WindowAttention": Hook("proj"),
 }
 

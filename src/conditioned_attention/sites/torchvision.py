@@ -1,0 +1,38 @@
+"""torchvision's attention classes; its ViT holds ``torch.nn.MultiheadAttention``, which `torch_nn` knows.
+
+Nothing of torchvision is imported here; the classes that are swapped stand in `torchvision_forwards`.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+from conditioned_attention.sites.hook import Hook
+from conditioned_attention.sites.site import Mechanism, class_name, plain_class
+from conditioned_attention.sites.swap import subclass_reason, swap_of
+
+# class -> its conditioned subclass in `torchvision_forwards`
+_SWAPPED = {
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": "ConditionedShiftedWindowAttention",
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "ConditionedShiftedWindowAttentionV2",
+    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": "ConditionedShiftedWindowAttention3d",
+    "torchvision.models.video.mvit.MultiscaleAttention": "ConditionedMultiscaleAttention",
+}
+
+# class -> the module that gets the heads
+_HOOKED = {"torchvision.models.maxvit.RelativePositionalMultiHeadAttention": Hook("merge", "n_heads")}
+
+
+def recognise(module: nn.Module) -> Mechanism | str | None:
+    """The way to the heads of a module of torchvision's, or the reason why there is none; None if no attention."""
+    cls = plain_class(module)
+    name = class_name(cls)
+    if name in _SWAPPED:
+        forwards = importlib.import_module("conditioned_attention.sites.torchvision_forwards")
+        return swap_of(getattr(forwards, _SWAPPED[name]))
+    if name in _HOOKED:
+        return _HOOKED[name].missing(module) or _HOOKED[name]
+    bases = [base for base in cls.__mro__[1:] if class_name(base) in {*_SWAPPED, *_HOOKED}]
+    return subclass_reason(cls, bases[0]) if bases else None

@@ -1,0 +1,136 @@
+"""Converted models on two processes; torchrun starts this file.  Rank 0 writes what went wrong to a file, as JSON.
+
+Every process has one sequence of a batch of two, and must compute and learn what one process does with both.
+"""
+
+import json
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from conditioned_attention import precondition, restore
+from tests.conversion.survivors import (
+    SURVIVORS,
+    assert_close,
+    assert_gradients,
+    build,
+    converted,
+    gradients,
+    inputs,
+    output,
+    truth,
+)
+
+
+def own(batch):
+    return batch[dist.get_rank() :][:1] if isinstance(batch, torch.Tensor) else batch
+
+
+def check(model, name):
+    """Output of the own half of the batch, gradients of the whole."""
+    expected, expected_gradients, _ = truth(name)
+    result = output(model, **{key: own(value) for key, value in inputs(name).items()})
+    found = {n: full(gradient) for n, gradient in gradients(model, result).items()}
+    assert_close(result, own(expected))
+    assert_gradients(found, expected_gradients)
+
+
+def check_plain(model, name):
+    assert_close(output(model, **{key: own(value) for key, value in inputs(name).items()}), own(truth(name)[2]))
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard(model, *parts):
+    mesh = init_device_mesh("cpu", (2,))
+    for part in parts:
+        fully_shard(model.get_submodule(part), mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    return model
+
+
+def ddp(name):
+    check(DistributedDataParallel(converted(name)), name)
+
+
+def ddp_then_converted(name):
+    model = DistributedDataParallel(build(name))
+    precondition(model, strict=True)
+    check(model, name)
+    restore(model)
+    check_plain(model, name)
+
+
+def converted_then_sharded(name):
+    model = shard(converted(name), *SURVIVORS[name].blocks)
+    check(model, name)
+    restore(model)
+    check_plain(model, name)
+
+
+def sharded_then_converted(name):
+    model = shard(build(name), *SURVIVORS[name].blocks)
+    precondition(model, strict=True)
+    check(model, name)
+    restore(model)
+    check_plain(model, name)
+
+
+def _shard_attention(model, name):
+    shard(model, SURVIVORS[name].attention)
+    assert isinstance(model.get_submodule(SURVIVORS[name].attention), FSDPModule)
+    return model
+
+
+def converted_then_attention_sharded(name):
+    check(_shard_attention(converted(name), name), name)
+
+
+def attention_sharded_then_converted(name):
+    model = _shard_attention(build(name), name)
+    precondition(model, strict=True)
+    check(model, name)
+
+
+def restored_with_attention_sharded(name):
+    model = _shard_attention(converted(name), name)
+    restore(model)
+    check_plain(model, name)
+
+
+THINGS = {
+    "DistributedDataParallel, of a converted model": ddp,
+    "DistributedDataParallel, converted and restored inside": ddp_then_converted,
+    "fully_shard on every block, of a converted model; restore": converted_then_sharded,
+    "fully_shard on every block, then conversion; restore": sharded_then_converted,
+    "fully_shard on the attention module itself, of a converted model": converted_then_attention_sharded,
+    "fully_shard on the attention module itself, then conversion": attention_sharded_then_converted,
+    "restore with the attention module itself sharded": restored_with_attention_sharded,
+}
+
+
+def attempt(function, name):
+    try:
+        function(name)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    errors = {thing: {name: attempt(function, name) for name in SURVIVORS} for thing, function in THINGS.items()}
+    if dist.get_rank() == 0:
+        with open(sys.argv[1], "w") as file:
+            json.dump(errors, file)
+    dist.destroy_process_group()

@@ -1,0 +1,201 @@
+"""One model for every way in which heads are reached, and what each has to compute once it is converted."""
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from timm.models.metaformer import Attention, LayerNormNoBias, MetaFormer
+from torch import nn
+from torchvision.models.swin_transformer import SwinTransformer
+
+from conditioned_attention import precondition, register_attention
+from tests import models
+from tests.models import NormalisedProducts, NormalisedRows, output
+
+
+class Bare(nn.Module):
+    """Attention that returns its heads."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.num_heads, self.qkv = heads, nn.Linear(width, 3 * width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    def __init__(self, width=32, heads=4):
+        super().__init__()
+        self.norm, self.attn, self.proj = nn.LayerNorm(width), Bare(width, heads), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.proj(self.attn(self.norm(x)))
+
+
+def own_model():
+    register_attention(Bare, at=None)
+    return nn.Sequential(nn.Linear(32, 32), Block(), Block())
+
+
+def metaformer():
+    options = {"token_mixers": Attention, "norm_layers": LayerNormNoBias, "use_mlp_head": False}
+    return MetaFormer(1, 10, depths=(2,), dims=(64,), **options)
+
+
+def swin():
+    return SwinTransformer([2, 2], 16, [2], [2], [4, 3], num_classes=10, stochastic_depth_prob=0.0)
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """Where the parts of a model are: its blocks, and what an adapter on q, k, v or on the output wraps."""
+
+    build: object
+    inputs: object
+    blocks: tuple[str, ...]
+    attention: str
+    qkv: list[str] = field(default_factory=lambda: ["qkv"])
+    proj: list[str] = field(default_factory=lambda: ["attn.proj"])
+
+
+def _tokens():
+    return {"input_ids": models.tokens()}
+
+
+def _tokens_once():
+    """Without a cache, which recomputed blocks would fill again."""
+    return {**_tokens(), "use_cache": False}
+
+
+SURVIVORS = {
+    "class swap: timm ViT": Survivor(
+        models.timm_vit, lambda: {"x": models.images()}, ("blocks.0", "blocks.1"), "blocks.0.attn"
+    ),
+    "class swap: torchvision Swin": Survivor(
+        swin,
+        lambda: {"x": models.vectors(2, 3, 22, 18)},
+        ("features.1.0", "features.1.1"),
+        "features.1.1.attn",
+    ),
+    "class swap: torch.nn.TransformerEncoder": Survivor(
+        models.torch_encoder,
+        lambda: models.torch_inputs("TransformerEncoder"),
+        ("layers.0", "layers.1"),
+        "layers.0.self_attn",
+        ["self_attn"],
+        ["self_attn.out_proj"],
+    ),
+    "interface: Llama": Survivor(
+        models.llama,
+        _tokens_once,
+        ("model.layers.0", "model.layers.1"),
+        "model.layers.0.self_attn",
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+    ),
+    "interface: BERT": Survivor(
+        models.bert,
+        _tokens,
+        ("bert.encoder.layer.0", "bert.encoder.layer.1"),
+        "bert.encoder.layer.0.attention.self",
+        ["query", "key", "value"],
+        ["attention.output.dense"],
+    ),
+    "hook: timm CAFormer": Survivor(
+        metaformer,
+        lambda: {"x": models.vectors(2, 1, 32, 32)},
+        ("stages.0.blocks.0", "stages.0.blocks.1"),
+        "stages.0.blocks.0.token_mixer",
+        proj=["token_mixer.proj"],
+    ),
+    "hook on the output: a class of one's own": Survivor(
+        own_model, lambda: {"input": models.vectors(2, 7, 32)}, ("1", "2"), "1.attn", proj=["proj"]
+    ),
+}
+
+
+def build(name):
+    torch.manual_seed(1)
+    model = SURVIVORS[name].build().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
+    return model
+
+
+def converted(name):
+    model = build(name)
+    precondition(model, strict=True)
+    return model
+
+
+def inputs(name):
+    return SURVIVORS[name].inputs()
+
+
+def run(model, name):
+    return output(model, **inputs(name))
+
+
+def loss_of(result):
+    """The mean over the batch, so that the halves of a batch average to the whole."""
+    return (result * torch.linspace(-1, 1, result[0].numel()).view_as(result[0])).sum() / len(result)
+
+
+def gradients(model, result):
+    """Of all parameters, by their names without the traces of wrappers."""
+    model.zero_grad()
+    loss_of(result).backward()
+    return {plain_name(n): p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def plain_name(name):
+    return name.replace("_orig_mod.", "").removeprefix("module.").replace("base_model.model.", "")
+
+
+@contextmanager
+def oracle():
+    """Everything that attention computes here gets rows of unit length."""
+    with NormalisedRows(), NormalisedProducts():
+        yield
+
+
+@cache
+def truth(name):
+    """Output and gradients of the plain model under the oracle, and the plain output."""
+    model = build(name)
+    with torch.enable_grad(), oracle():
+        result = run(model, name)
+        found = gradients(model, result)
+    plain = run(model, name).detach()
+    assert (plain - result).norm() > 0.01 * plain.norm(), "the comparison would be vacuous"
+    return result.detach(), copy.deepcopy(found), plain
+
+
+def assert_close(ours, expected, what="output", rtol=2e-5):
+    scale = expected.abs().max()
+    assert (ours - expected).abs().max() <= rtol * scale, what
+
+
+def assert_gradients(found, expected, rtol=2e-5):
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= rtol * largest, name
+
+
+def assert_conditioned(model, name):
+    """It computes and learns what the outside oracle says."""
+    result, expected, _ = truth(name)
+    ours = run(model, name)
+    assert_close(ours, result)
+    assert_gradients(gradients(model, ours), expected)
+
+
+def assert_plain(model, name):
+    assert_close(run(model, name), truth(name)[2])

@@ -1,0 +1,331 @@
+"""What a converted model survives, for every way in which heads are reached; `docs/survival.md` is this as a table."""
+
+import copy
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.ao.quantization import quantize_dynamic
+from torch.utils.checkpoint import checkpoint
+
+from conditioned_attention import conditioning, precondition, restore
+from tests.conversion import ranks, survival_table
+from tests.conversion.survivors import (
+    SURVIVORS,
+    assert_close,
+    assert_conditioned,
+    assert_gradients,
+    assert_plain,
+    build,
+    converted,
+    gradients,
+    inputs,
+    loss_of,
+    oracle,
+    output,
+    run,
+    truth,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def deep_copied(name):
+    model = copy.deepcopy(converted(name))
+    assert_conditioned(model, name)
+    restore(model)
+    assert_plain(model, name)
+
+
+def pickled(name):
+    model = pickle.loads(pickle.dumps(converted(name)))
+    assert_conditioned(model, name)
+    restore(model)
+    assert_plain(model, name)
+
+
+def state_dict_saved(name):
+    file = io.BytesIO()
+    torch.save(converted(name).state_dict(), file)
+    file.seek(0)
+    model = build(name)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    model.load_state_dict(torch.load(file))
+    assert_plain(model, name)
+    precondition(model, strict=True)
+    assert_conditioned(model, name)
+
+
+def once(file, write):
+    """What a slow job writes to a file, as JSON; test processes beside this one wait for it, and read it."""
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            write(file)
+    return json.loads(file.read_text())
+
+
+def saved_whole(name, folder):
+    assert once(folder / "elsewhere.json", load_elsewhere)[name] == ""
+
+
+def load_elsewhere(file):
+    """What a new process finds wrong with the models that are saved here, by name."""
+    torch.save({name: converted(name) for name in SURVIVORS}, file.with_suffix(".pt"))
+    code = f"""
+import json, torch
+from tests.conversion import ranks, survivors
+torch.set_num_threads(1)
+models = torch.load({str(file.with_suffix(".pt"))!r}, weights_only=False)
+check = lambda name: survivors.assert_conditioned(models[name], name)
+with open({str(file)!r}, "w") as file:
+    json.dump({{name: ranks.attempt(check, name) for name in models}}, file)
+"""
+    start(["-c", code])
+
+
+def run_ranks(file):
+    """What two processes find wrong, thing by thing and model by model."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    start([*launch, "-m", "tests.conversion.ranks", str(file)])
+
+
+def start(arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Wrapped(nn.Module):
+    """A module whose output is a tensor, whatever the model's is."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **kwargs):
+        return output(self.model, **kwargs)
+
+
+def compiled(name):
+    torch.compiler.reset()
+    assert_conditioned(torch.compile(converted(name), fullgraph=True, backend="aot_eager"), name)
+
+
+def compiled_first(name):
+    torch.compiler.reset()
+    model = build(name)
+    compiled_model = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_plain(compiled_model, name)
+    precondition(model, strict=True)
+    assert_conditioned(compiled_model, name)
+    restore(model)
+    assert_plain(compiled_model, name)
+
+
+def exported(name, strict=False):
+    program = torch.export.export(Wrapped(converted(name)), (), inputs(name), strict=strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    assert_close(torch.export.load(file).module()(**inputs(name)), truth(name)[0])
+
+
+def exported_strictly(name):
+    exported(name, strict=True)
+
+
+def close_enough(ours, name):
+    """Rounded it differs far less from the conditioned model than that differs from the plain one."""
+    result, _, plain = truth(name)
+    assert (ours - result).norm() < 0.2 * (plain - result).norm()
+
+
+def autocast(name):
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, plain = run(converted(name), name), run(build(name), name)
+    assert ours.dtype == plain.dtype
+    close_enough(ours, name)
+
+
+def checkpointed(name, use_reentrant=True):
+    model = converted(name)
+    for path in SURVIVORS[name].blocks:
+        block = model.get_submodule(path)
+        block.forward = _checkpointed(block.forward, use_reentrant)
+    assert_conditioned(model, name)
+
+
+def _checkpointed(forward, use_reentrant):
+    def checkpointed_forward(*args, **kwargs):
+        args = [x.clone().requires_grad_() if isinstance(x, torch.Tensor) and x.is_leaf else x for x in args]
+        return checkpoint(lambda *x: forward(*x, **kwargs), *args, use_reentrant=use_reentrant)
+
+    return checkpointed_forward
+
+
+def checkpointed_without_reentry(name):
+    checkpointed(name, use_reentrant=False)
+
+
+def functional_call(name):
+    """With other parameters than the model's own."""
+    model, plain = converted(name), build(name)
+    others = {key: 1.1 * value.detach() for key, value in model.named_parameters()}
+    with oracle():
+        expected = output(lambda **kwargs: torch.func.functional_call(plain, others, (), kwargs), **inputs(name))
+    ours = output(lambda **kwargs: torch.func.functional_call(model, others, (), kwargs), **inputs(name))
+    assert_close(ours, expected)
+    assert_conditioned(model, name)
+
+
+def quantized(name):
+    model = quantize_dynamic(converted(name), {nn.Linear}, torch.qint8)
+    assert any("quantized" in type(m).__module__ for m in model.modules())
+    close_enough(run(model, name), name)
+
+
+def quantized_and_restored(name):
+    model = quantize_dynamic(converted(name), {nn.Linear}, torch.qint8)
+    run(model, name)
+    restore(model)
+    assert (run(model, name) == run(quantize_dynamic(build(name), {nn.Linear}, torch.qint8), name)).all()
+
+
+def adapted(model, targets):
+    torch.manual_seed(2)
+    return get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+
+
+def adapted_truth(name, targets):
+    """The output of the plain model with the adapters merged, under the oracle, and the gradients of the adapters.
+
+    Of ``W + s · B A`` they follow from those of W; torchvision's Swin would not even call an adapter.
+    """
+    wrapped = adapted(build(name), targets)
+    adapters = {n: m for n, m in wrapped.base_model.model.named_modules() if hasattr(m, "lora_A")}
+    factors = {
+        n: (m.lora_A["default"].weight, m.lora_B["default"].weight, m.scaling["default"]) for n, m in adapters.items()
+    }
+    plain = wrapped.merge_and_unload().requires_grad_()
+    with oracle():
+        result = run(plain, name)
+        loss_of(result).backward()
+    expected = {}
+    for path, (a, b, scale) in factors.items():
+        module = plain.get_submodule(path.replace(".base_layer", ""))
+        weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
+        expected[f"{path}.lora_A.default.weight"] = scale * b.T @ weight.grad
+        expected[f"{path}.lora_B.default.weight"] = scale * weight.grad @ a.T
+    assert (result - truth(name)[0]).norm() > 0.01 * result.norm(), "adapters without effect"
+    return result.detach(), {key: value.detach() for key, value in expected.items()}
+
+
+def check_adapted(wrapped, name, targets):
+    result, expected = adapted_truth(name, targets)
+    ours = run(wrapped, name)
+    assert_close(ours, result)
+    assert_gradients(gradients(wrapped, ours), expected)
+    merged = wrapped.merge_and_unload()
+    assert conditioning(merged) == conditioning(converted(name))
+    assert_close(run(merged, name), result)
+    restore(merged)
+    with oracle():
+        assert_close(run(merged, name), result)
+
+
+def converted_then_adapted(name, targets):
+    check_adapted(adapted(converted(name), targets), name, targets)
+
+
+def adapted_then_converted(name, targets):
+    wrapped = adapted(build(name), targets)
+    precondition(wrapped, strict=True)
+    check_adapted(wrapped, name, targets)
+
+
+def lora_on_qkv(name):
+    converted_then_adapted(name, SURVIVORS[name].qkv)
+
+
+def lora_on_qkv_first(name):
+    adapted_then_converted(name, SURVIVORS[name].qkv)
+
+
+def lora_on_the_output(name):
+    converted_then_adapted(name, SURVIVORS[name].proj)
+
+
+def lora_on_the_output_first(name):
+    adapted_then_converted(name, SURVIVORS[name].proj)
+
+
+THINGS = {
+    "copy.deepcopy": deep_copied,
+    "pickle": pickled,
+    "state_dict saved, loaded into a plain model, converted again": state_dict_saved,
+    "torch.save of the module, torch.load in another process": saved_whole,
+    "torch.compile(fullgraph=True), forward and backward": compiled,
+    "conversion, and restore, after the first compiled call": compiled_first,
+    "torch.export(strict=False), save, load": exported,
+    "torch.export(strict=True), save, load": exported_strictly,
+    "autocast to bfloat16": autocast,
+    "activation checkpointing, reentrant": checkpointed,
+    "activation checkpointing, not reentrant": checkpointed_without_reentry,
+    "torch.func.functional_call": functional_call,
+    "LoRA (PEFT) on q, k, v of a converted model; merge": lora_on_qkv,
+    "LoRA on q, k, v, then conversion; merge": lora_on_qkv_first,
+    "LoRA on the output projection of a converted model; merge": lora_on_the_output,
+    "LoRA on the output projection, then conversion; merge": lora_on_the_output_first,
+    "quantize_dynamic of a converted model": quantized,
+    "restore of a quantized model": quantized_and_restored,
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """One for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "survival"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def expectation(thing, name):
+    """What survives raises nothing; what does not says why."""
+    _, error = survival_table.NO.get((thing, name), ("", None))
+    return nullcontext() if error is None else pytest.raises(Exception, match=error)
+
+
+@pytest.mark.parametrize("name", SURVIVORS)
+@pytest.mark.parametrize("thing", THINGS)
+def test_survives(thing, name, folder):
+    with expectation(thing, name):
+        THINGS[thing](name, *([folder] if THINGS[thing] is saved_whole else []))
+
+
+@pytest.mark.parametrize("name", SURVIVORS)
+@pytest.mark.parametrize("thing", ranks.THINGS)
+def test_survives_on_two_processes(thing, name, folder):
+    with expectation(thing, name):
+        error = once(folder / "ranks.json", run_ranks)[thing][name]
+        if error:
+            raise RuntimeError(error)
+
+
+def test_the_table_in_the_documentation_is_this_one():
+    things = [*THINGS, *ranks.THINGS]
+    assert {thing for thing, _ in survival_table.NO} <= set(things)
+    assert survival_table.FILE.read_text() == survival_table.page(things), (
+        "run python -m tests.conversion.survival_table"
+    )
