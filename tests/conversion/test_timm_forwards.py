@@ -26,16 +26,15 @@ class Case:
     inputs: tuple
     keywords: dict = field(default_factory=dict)
 
-    def build(self, **more):
+    def build(self):
         module, _, name = self.path.rpartition(".")
         cls = getattr(pytest.importorskip(module), name)
-        options = {**self.options, **more}
-        missing = [o for o in options if o not in inspect.signature(cls).parameters]
+        missing = [o for o in self.options if o not in inspect.signature(cls).parameters]
         missing += [k for k in self.keywords if k not in inspect.signature(cls.forward).parameters]
         if missing:
             pytest.skip(f"this timm has no {missing} in {name}")
         torch.manual_seed(1)
-        module = cls(**options).double()
+        module = cls(**self.options).double()
         for parameter in module.parameters():  # zero-initialised norms and biases would hide what stands behind them
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
             nn.init.normal_(parameter, std=1.5 / fan_in**0.5)
@@ -153,7 +152,9 @@ CASES = {
 }
 
 each_case = pytest.mark.parametrize("name", CASES)
-each_path = pytest.mark.parametrize("fused", [True, False], ids=["fused", "manual"])
+FUSED = {ATTENTION, ROPE_ATTENTION, EVA, BEIT, SWIN, HIERA, PARALLEL, IFORMER}  # the rest has explicit softmax only
+PATHS = [(name, fused) for name, case in CASES.items() for fused in (True, False) if case.path in FUSED or not fused]
+each_path = pytest.mark.parametrize(("name", "fused"), PATHS)
 
 
 class Nothing(HeadTransform):
@@ -191,12 +192,10 @@ class Tagged(NormalisedRows):
         return result
 
 
-def prepare(name, fused, training=False, **options):
-    module = CASES[name].build(**options)
-    if hasattr(module, "fused_attn"):
-        module.fused_attn = fused
-    elif fused:
-        pytest.skip("this class knows explicit softmax only")
+def prepare(name, fused, training=False):
+    module = CASES[name].build()
+    assert hasattr(module, "fused_attn") == (CASES[name].path in FUSED)
+    module.fused_attn = fused
     module.train(training)
     return module
 
@@ -204,7 +203,9 @@ def prepare(name, fused, training=False, **options):
 def results(name, module):
     """The output, and the gradients of the first input and of every parameter."""
     case = CASES[name]
-    module.train(module.training)  # some of the classes keep biases, with their graph, from one call to the next
+    training = module.training
+    module.train()  # some of the classes keep biases, with their graph, from one call to the next in evaluation
+    module.train(training)
     module.zero_grad()
     x, *others = case.inputs
     x = x.clone().requires_grad_()
@@ -227,7 +228,6 @@ def assert_differ(one, other):
     assert (a - b).abs().max() > 0.01 * b.abs().max(), "the comparison would be vacuous"
 
 
-@each_case
 @each_path
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_without_c_it_is_the_forward_of_timm(name, fused, training):
@@ -242,7 +242,7 @@ def test_without_c_it_is_the_forward_of_timm(name, fused, training):
     "name", ["AttentionRope", "Eva", "Beit, both", "Swin, shifted", "Parallel", "Volo", "iFormer", "MultiQuery"]
 )
 def test_dropout_draws_the_same_numbers(name):
-    module = prepare(name, fused=hasattr(CASES[name].build(), "fused_attn"), training=True)
+    module = prepare(name, fused=CASES[name].path in FUSED, training=True)
     plain = results(name, module)
     for dropout in (m for m in module.modules() if isinstance(m, nn.Dropout)):
         dropout.p = 0.3
@@ -256,7 +256,6 @@ def test_dropout_draws_the_same_numbers(name):
     assert_equal(ours, results(name, module))
 
 
-@each_case
 @each_path
 def test_rows_of_the_output(name, fused):
     module = prepare(name, fused)

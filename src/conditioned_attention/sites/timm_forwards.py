@@ -111,9 +111,7 @@ class ConditionedParallelScalingBlock(ParallelScalingBlock):
     """ViT-22B's block, attention beside MLP: before the output projection, which both may share."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        mlp, q, k, v = self.in_proj(self.in_norm(x)).split(self.in_split, dim=-1)
-        if self.mlp_bias is not None:
-            mlp = mlp + self.mlp_bias
+        mlp, q, k, v = _project_beside_mlp(self, self.in_norm(x))
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
         attention = _side_by_side(_attend(self, q, k, v, attn_mask, is_causal))
@@ -122,9 +120,20 @@ class ConditionedParallelScalingBlock(ParallelScalingBlock):
         return z
 
 
+def _project_beside_mlp(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The hidden layer of the MLP, and q, k and v (B, N, C)."""
+    y, bias = module.in_proj(x), module.mlp_bias
+    if bias is not None:
+        at_the_end = hasattr(module, "qkv_bias")  # up to timm 1.0.25: not where the MLP's columns are
+        rest = bias.new_zeros(y.shape[-1] - bias.shape[0])
+        y = y + torch.cat((rest, bias) if at_the_end else (bias, rest))
+    mlp, q, k, v = y.split(module.in_split, dim=-1)
+    return mlp, q, k, v
+
+
 def _project_together(module: Any, attention: Tensor, mlp: Tensor) -> Tensor:
     """The sum of the two projections, which may be one on both inputs side by side."""
-    shared = getattr(module, "out_proj", None)  # timm 1.0.20 has no shared projection
+    shared = getattr(module, "out_proj", None)  # timm 1.0.20 has none
     if shared is None:
         y: Tensor = module.attn_out_proj(attention) + module.mlp_out_proj(mlp)
     else:

@@ -31,12 +31,13 @@ class ConditionedOutlookAttention(OutlookAttention):
         b, height, width, c = x.shape
         area = self.kernel_size**2
         n = math.ceil(height / self.stride) * math.ceil(width / self.stride)
-        v = self.unfold(self.v(x).permute(0, 3, 1, 2)).reshape(b, self.num_heads, -1, area, n).permute(0, 4, 1, 3, 2)
+        v = self.unfold(self.v(x).permute(0, 3, 1, 2)).reshape(b, self.num_heads, -1, area, n).permute(0, 1, 4, 3, 2)
         centres = self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        logits = self.attn(centres).reshape(b, n, self.num_heads, area, area) * self.scale
-        weights = self.attn_drop(logits.softmax(dim=-1))
+        logits = self.attn(centres).reshape(b, n, self.num_heads, area, area).transpose(1, 2) * self.scale
+        weights = self.attn_drop(logits.softmax(dim=-1))  # (B, H, windows, area, area)
         # Each window counts as an image of its own.
-        heads = self.__dict__[TRANSFORM]((weights @ v).flatten(0, 1), weights.flatten(0, 1)).unflatten(0, (b, n))
+        rows, weights = (t.transpose(1, 2).flatten(0, 1) for t in (weights @ v, weights))
+        heads = self.__dict__[TRANSFORM](rows, weights).unflatten(0, (b, n))
         windows = heads.permute(0, 2, 4, 3, 1).reshape(b, c * area, n)
         y = F.fold(windows, (height, width), self.kernel_size, padding=self.padding, stride=self.stride)
         z: Tensor = self.proj_drop(self.proj(y.permute(0, 2, 3, 1)))
