@@ -122,12 +122,14 @@ class ConditionedParallelScalingBlock(ParallelScalingBlock):
 
 def _project_beside_mlp(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The hidden layer of the MLP, and q, k and v (B, N, C)."""
-    y, bias = module.in_proj(x), module.mlp_bias
-    if bias is not None:
-        at_the_end = hasattr(module, "qkv_bias")  # up to timm 1.0.25: not where the MLP's columns are
-        rest = bias.new_zeros(y.shape[-1] - bias.shape[0])
-        y = y + torch.cat((rest, bias) if at_the_end else (bias, rest))
+    zeros = getattr(module, "qkv_bias", None)
+    if zeros is not None:  # up to timm 1.0.25 the bias of the MLP comes last, not where its columns are
+        y = F.linear(x, module.in_proj.weight, torch.cat((zeros, module.mlp_bias)))
+    else:
+        y = module.in_proj(x)
     mlp, q, k, v = y.split(module.in_split, dim=-1)
+    if zeros is None and module.mlp_bias is not None:
+        mlp = mlp + module.mlp_bias
     return mlp, q, k, v
 
 
@@ -159,11 +161,11 @@ def _project_apart(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _project_biased(module: Any, x: Tensor) -> Tensor:
     """One projection with three biases, of which k's is a buffer of zeros."""
-    if module.q_bias is None:
-        qkv: Tensor = module.qkv(x)
-        return qkv
-    bias = torch.cat((module.q_bias, module.k_bias, module.v_bias))
-    return module.qkv(x) + bias if module.qkv_bias_separate else F.linear(x, module.qkv.weight, bias)
+    bias = None if module.q_bias is None else torch.cat((module.q_bias, module.k_bias, module.v_bias))
+    if bias is not None and not module.qkv_bias_separate:
+        return F.linear(x, module.qkv.weight, bias)
+    qkv: Tensor = module.qkv(x)
+    return qkv if bias is None else qkv.add_(bias)  # in place: autocast's dtype stays
 
 
 def _rotate(module: Any, q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
