@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, ParallelScalingBlock
+from timm.models.vision_transformer import Block, DiffParallelScalingBlock
 from torch import nn
 from transformers import NystromformerConfig, NystromformerModel
 
@@ -368,7 +368,7 @@ def test_queries_that_may_attend_to_nothing_are_zero_in_a_model():
 
 
 def test_attention_inside_a_block_is_refused_and_not_overlooked():
-    model = nn.Sequential(Block(32, 4), ParallelScalingBlock(32, 4))
+    model = nn.Sequential(Block(32, 4), DiffParallelScalingBlock(32, 4))
     assert precondition(model).refused == ["1"]
     restore(model)
     with pytest.raises(ValueError, match="computes attention in its own forward"):

@@ -1,0 +1,35 @@
+"""iFormer's attention with its forward written again; in a file of its own, because timm 1.0.20 has no iFormer.
+
+Shapes: B batch (windows), N tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from timm.models.iformer import SHMA
+from torch import Tensor
+
+from conditioned_attention.functional import attend
+from conditioned_attention.preconditioner import TRANSFORM
+from conditioned_attention.sites.swap import swapped_for
+
+
+@swapped_for(SHMA)
+class ConditionedSHMA(SHMA):
+    """iFormer: a single head, before the gate; in windows, whose padding is cut off again, or over the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.window_size:
+            return self._attend(x)
+        height, width = x.shape[2:]
+        right, bottom = -width % self.window_size, -height % self.window_size
+        windows = self._window_partition(F.pad(x, (0, right, 0, bottom)), self.window_size)
+        y = self._window_reverse(self._attend(windows), self.window_size, height + bottom, width + right)
+        return y[:, :, :height, :width].contiguous()
+
+    def _attend(self, x: Tensor) -> Tensor:
+        v, gate = self.gate_act(self.v_gate(x)).chunk(2, dim=1)
+        q, k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (self.q(x), self.k(x), v))  # (B, 1, N, D)
+        head = attend(self.__dict__[TRANSFORM], q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        y: Tensor = self.proj(head.squeeze(1).transpose(1, 2).reshape(gate.shape) * gate)
+        return y
