@@ -15,7 +15,7 @@ from conditioned_attention import apply_conditioning, conditioning, precondition
 from conditioned_attention.measure.monitor import head_outputs
 from conditioned_attention.sites import timm as table
 from conditioned_attention.sites.site import class_name
-from tests.conversion.timm_cases import CASES
+from tests.conversion.timm_cases import CASES, MODELS
 from tests.conversion.timm_families import COMMAND, FAMILIES, PAGE, page, says_softmax, survey
 from tests.models import weigh
 from tests.oracle_softmax import NormalisedAttention
@@ -45,13 +45,17 @@ def build(case):
     """The module in float64 and training mode, with dropout, all its numbers random so that conditioning shows."""
     torch.manual_seed(1)
     module, args, kwargs = CASES[case]()
-    for parameter in module.parameters():
-        fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
-        nn.init.normal_(parameter, std=1.5 / fan_in**0.5)
     dropout = getattr(module, "attn_drop", None)
     if isinstance(dropout, nn.Dropout) and not dropout.inplace:  # TNT's backward fails with it
         dropout.p = 0.2
-    return module.double(), args, kwargs
+    return randomised(module), args, kwargs
+
+
+def randomised(module):
+    for parameter in module.parameters():
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+        nn.init.normal_(parameter, std=1.5 / fan_in**0.5)
+    return module.double()
 
 
 def run(module, args, kwargs):
@@ -73,7 +77,16 @@ def test_hooked_classes_agree_with_the_outside_oracle(case):
     agrees_with_the_oracle(module, args, kwargs)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_models_agree_with_the_outside_oracle(name):
+    entry, size, options, number = MODELS[name]
+    torch.manual_seed(1)
+    model = randomised(timm.create_model(entry, img_size=size, num_classes=5, **options))
+    assert agrees_with_the_oracle(model, (torch.randn(2, 3, size, size).double(),), {}) == number
+
+
 def agrees_with_the_oracle(module, args, kwargs):
+    """Output, gradients, keys and the way back; returns how many modules were converted."""
     keys, (plain, _) = list(module.state_dict()), run(module, args, kwargs)
     with NormalisedAttention():
         oracle, gradients = run(module, args, kwargs)
@@ -81,7 +94,8 @@ def agrees_with_the_oracle(module, args, kwargs):
     assert (plain - oracle).abs().max() > 0.01 * size, "the comparison would be vacuous"
 
     # The oracle has no eps, and dropout leaves rows of 1e-44 where timm masks with -100.
-    assert precondition(module, include="*", strict=True, eps=1e-60).converted == [""]
+    converted = precondition(module, include="*", strict=True, eps=1e-60).converted
+    assert converted
     ours, our_gradients = run(module, args, kwargs)
     assert (ours - oracle).abs().max() < 1e-10 * size
     largest = max(gradient.abs().max() for gradient in gradients.values())
@@ -89,8 +103,9 @@ def agrees_with_the_oracle(module, args, kwargs):
         assert (our_gradients[name] - gradient).abs().max() < 1e-10 * largest, name
     assert list(module.state_dict()) == keys
 
-    assert restore(module).names("restored") == [""]
+    assert restore(module).names("restored") == converted
     assert (run(module, args, kwargs)[0] == plain).all()
+    return len(converted)
 
 
 def test_every_hooked_class_has_a_case():

@@ -205,7 +205,7 @@ CASES = {
         (IMAGE,),
         {},
     ),
-    "lowformer.ConvAttention": lambda: (lowformer.ConvAttention(64, att_stride=2), (draw(2, 64, 5, 5),), {}),
+    "lowformer.ConvAttention": lambda: (lowformer.ConvAttention(128, att_stride=2), (draw(2, 128, 5, 5),), {}),
     "maxxvit.Attention2d": lambda: (
         maxxvit.Attention2d(32, dim_head=8, rel_pos_cls=partial(RelPosBias, window_size=(4, 4))),
         (IMAGE,),
@@ -275,4 +275,22 @@ CASES = {
     "volo.Attention": lambda: (volo.Attention(32, 4), (CHANNELS_LAST,), {}),
     "volo.ClassAttention": lambda: (volo.ClassAttention(32, 4, head_dim=6), (TOKENS,), {}),
     "xcit.XCA": lambda: (xcit.XCA(32, 4), (TOKENS,), {}),
+}
+
+# Whole models, made small: (entry point, image size, further options, number of attention modules)
+MODELS = {
+    "shifted windows": (
+        "swin_tiny_patch4_window7_224",
+        28,
+        {"embed_dim": 16, "window_size": 3, "depths": (2, 2), "num_heads": (2, 4)},
+        4,
+    ),
+    "windows that are padded": ("twins_svt_small", 64, {"embed_dims": (16, 16, 32, 32), "depths": (1, 2, 1, 1)}, 5),
+    "class attention": ("cait_xxs24_224", 32, {"embed_dim": 32, "depth": 2, "num_heads": 4}, 4),
+    "attention between channels": ("xcit_nano_12_p8_224", 32, {"embed_dim": 32, "depth": 1, "num_heads": 4}, 3),
+    "two branches": ("crossvit_tiny_240", 120, {"embed_dim": (16, 32), "num_heads": (2, 2), "depth": [[1, 2, 0]]}, 5),
+    "rotary": ("eva02_tiny_patch14_224", 28, {"embed_dim": 32, "depth": 2, "num_heads": 4}, 2),
+    "grids and blocks": ("test_maxvit", 64, {}, 8),
+    "convolutions first": ("test_coatnet", 64, {}, 3),
+    "gated positions": ("convit_tiny", 32, {"embed_dim": 8, "depth": 3, "local_up_to_layer": 2}, 3),
 }
