@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 OPERATOR, MODULES, CONVERSION = "tests/attention", "tests/test_modules.py", "tests/conversion"
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
+TIMM = "tests/conversion/test_timm.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -62,6 +63,11 @@ MUTATIONS = [
     ("hook, left on what was wrapped", "sites/hook.py", "self.hook._put(module, module.__dict__[TRANSFORM])", "pass", CONVERSION),
     ("hook, behind those of others", "sites/hook.py", "hooks.move_to_end(HOOK_KEY, last=False)", "pass", CONVERSION),
     ("hook, heads and width exchanged", "sites/hook.py", "y = y.unflatten(i, (-1, heads))", "y = y.unflatten(i, (heads, -1))", CONVERSION),
+    ("timm, heads and width exchanged", "sites/timm.py", '"B N D*H"', '"B N H*D"', TIMM),
+    ("timm, tokens for channels", "sites/timm.py", ', along="N"', "", TIMM),
+    ("timm, behind the gate", "sites/timm.py", 'eva.EvaAttention": Hook("norm")', 'eva.EvaAttention": Hook("proj")', TIMM),
+    ("timm, LeViT's images as tokens", "sites/timm.py", "_IMAGE if module.use_conv else _TOKENS", "_TOKENS", TIMM),
+    ("pools converted unasked", "conversion/convert.py", "if not site.opt_in or active_transform(site) is not None", "if True", TIMM),
     ("compiled code not forgotten", "sites/table.py", "torch.compiler.reset()", "pass", CONVERSION),
     ("module, mask inverted", "modules.py", "masked_fill_(mask, -math.inf)", "masked_fill_(~mask, -math.inf)", MODULES),
     ("module, dropout in eval", "modules.py", "self.dropout if self.training else 0.0", "self.dropout", MODULES),

@@ -44,9 +44,11 @@ def precondition(
 
     Args:
         model: any module that contains attention of a known class: ``torch.nn.MultiheadAttention`` (and with it
-            ``nn.Transformer``, its layers, torchvision's ViT), timm's ``Attention`` (ViT, DeiT), or Hugging Face
+            ``nn.Transformer``, its layers, torchvision's ViT), timm's (docs/timm.md lists them), or Hugging Face
             models whose attention goes through ``AttentionInterface``, over sdpa or eager.
         include: glob patterns over module names (as in ``model.named_modules()``); only matches are converted.
+            Default: all but attention that pools tokens into features (timm's ``AttentionPoolLatent`` and its like),
+            which the report lists as excluded: it is converted where a pattern matches it.
         exclude: glob patterns over module names that are left alone, after ``include``.
         rows, gradient, eps: as in `preconditioned_attention`.
         strict: raise if an attention module that was not excluded cannot be converted.
@@ -109,7 +111,8 @@ def _convert(
         raise ValueError("strict=True, and these cannot be converted:\n" + _lines(refused))
     able = [site for site in chosen if site.name not in refused]
     if not able:
-        raise ValueError("nothing to convert in " + type(model).__name__ + _nothing_because(sites, refused))
+        optional = {site.name: site.opt_in for site in sites if site.opt_in}
+        raise ValueError("nothing to convert in " + type(model).__name__ + _nothing_because(sites, optional | refused))
     for site in able:
         present = active_transform(site)
         if present not in (None, transform):
@@ -117,7 +120,9 @@ def _convert(
     new = {site.name for site in able if active_transform(site) is None}
     status = {site.name: "converted" if site.name in new else "unchanged" for site in able}
     status |= dict.fromkeys(refused, "refused")
-    rows = tuple(row_for(s, status.get(s.name, "excluded"), refused.get(s.name, s.reason)) for s in sites)
+    taken = {site.name for site in chosen}
+    reasons = {site.name: site.opt_in for site in sites if site.opt_in and site.name not in taken} | refused
+    rows = tuple(row_for(s, status.get(s.name, "excluded"), reasons.get(s.name, s.reason)) for s in sites)
     changed = [site for site in able if site.name in new]
     install(changed, transform)
     forget_compiled(changed)
@@ -159,7 +164,8 @@ def _make_plain(model: nn.Module, sites: Sequence[Site]) -> list[Site]:
 
 def _select(sites: Sequence[Site], include: Patterns, exclude: Patterns) -> list[Site]:
     names = [site.name for site in sites]
-    chosen = set(names) if include is None else _matches("include", include, names)
+    by_default = {site.name for site in sites if not site.opt_in or active_transform(site) is not None}
+    chosen = by_default if include is None else _matches("include", include, names)
     chosen -= set() if exclude is None else _matches("exclude", exclude, names)
     return [site for site in sites if site.name in chosen]
 
@@ -180,11 +186,11 @@ def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str])
     return found
 
 
-def _nothing_because(sites: Sequence[Site], refused: Mapping[str, str]) -> str:
-    if refused:
-        return ":\n" + _lines(refused)
+def _nothing_because(sites: Sequence[Site], reasons: Mapping[str, str]) -> str:
+    if reasons:
+        return ":\n" + _lines(reasons)
     return ": include and exclude leave no attention module" if sites else ": it holds no attention module"
 
 
-def _lines(refused: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name or '(the model)'}: {reason}" for name, reason in refused.items())
+def _lines(reasons: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name or '(the model)'}: {reason}" for name, reason in reasons.items())

@@ -17,7 +17,8 @@ class ReportRow:
         name: where it is, as in ``model.named_modules()``.
         class_name: its class before conversion.
         mechanism: how its heads are reached; empty if they cannot be.
-        status: ``"converted"``, ``"unchanged"`` (it already was as asked), ``"excluded"`` (by include or exclude),
+        status: ``"converted"``, ``"unchanged"`` (it already was as asked), ``"excluded"`` (by include or exclude, or
+            because it is converted only where include names it),
             ``"refused"`` (its heads cannot be reached) or ``"restored"``.
         reason: why it was refused, left out or left as it is; empty otherwise.
     """

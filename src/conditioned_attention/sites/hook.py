@@ -73,11 +73,13 @@ class Hook(Mechanism):
         at: path of the submodule below the attention module, or None for the module's output (the first of a tuple).
         heads: the number of heads, or the attribute of the attention module that holds it.
         layout: how the heads lie in that tensor.
+        opt_in: why such modules are left alone unless they are asked for; empty if they are not.
     """
 
     at: str | None
     heads: str | int = "num_heads"
     layout: Layout = Layout()
+    opt_in: str = ""
 
     name: ClassVar[str] = "hook"
     guarded: ClassVar[bool] = False  # skip_nnmodule_hook_guards, which is PyTorch's default

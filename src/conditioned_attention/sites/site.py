@@ -24,6 +24,7 @@ class Mechanism(ABC):
 
     name: ClassVar[str]
     guarded: ClassVar[bool] = True  # torch.compile notices the change and compiles again
+    opt_in: str = ""  # why a module is converted only if it is asked for by name; empty if it always is
 
     @abstractmethod
     def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
@@ -73,6 +74,11 @@ class Site:
     @property
     def reachable(self) -> bool:
         return self.mechanism is not None
+
+    @property
+    def opt_in(self) -> str:
+        """Why the module is converted only if it is asked for by name; empty if it always is."""
+        return "" if self.mechanism is None else self.mechanism.opt_in
 
     def against(self, transform: HeadTransform) -> str:
         """Why the transform cannot be put here; empty if it can."""

@@ -6,10 +6,11 @@ Nothing of timm is imported here; the classes that are swapped stand in files of
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 from torch import nn
 
-from conditioned_attention.sites.hook import Hook
+from conditioned_attention.sites.hook import Hook, Layout
 from conditioned_attention.sites.site import Mechanism, class_name, plain_class
 from conditioned_attention.sites.swap import subclass_reason, swap_of
 
@@ -32,15 +33,108 @@ _SWAPPED = {
     "timm.models.volo.OutlookAttention": ("timm_hybrids", "ConditionedOutlookAttention"),
 }
 
+_TOKENS = Layout("B N H*D")
+_TOKENS_D_FIRST = Layout("B N D*H")
+_IMAGE = Layout("B H*D N")
+_CHANNELS = Layout("B N H*D", along="N")  # attention between channels: a row is one channel over all tokens
+
+_POOL = "it pools tokens into the features of the head, and is converted only if include names it"
+
 # class -> the module that gets the heads
 _HOOKED: dict[str, Hook] = {
+    "timm.layers.attention2d.Attention2d": Hook("proj", layout=_IMAGE),
+    "timm.layers.attention2d.MultiQueryAttention2d": Hook("output", layout=_IMAGE),
+    "timm.layers.attention_pool.AttentionPoolLatent": Hook("proj", opt_in=_POOL),
+    "timm.layers.attention_pool.AttentionPoolPrr": Hook("post_norm", opt_in=_POOL),
+    "timm.layers.attention_pool2d.AttentionPool2d": Hook("drop", opt_in=_POOL),
+    "timm.layers.attention_pool2d.RotAttentionPool2d": Hook("drop", opt_in=_POOL),
+    "timm.layers.bottleneck_attn.BottleneckAttn": Hook("pool", layout=_IMAGE),
+    "timm.layers.halo_attn.HaloAttn": Hook("pool", layout=_IMAGE),
+    "timm.layers.non_local_attn.NonLocalAttn": Hook("z", heads=1, layout=_IMAGE),
+    "timm.models.cait.ClassAttn": Hook("proj"),
+    "timm.models.cait.TalkingHeadAttn": Hook("proj"),
+    "timm.models.convit.GPSA": Hook("proj"),
+    "timm.models.convit.MHSA": Hook("proj"),
+    "timm.models.cpubone.ConvAttention": Hook("o_proj", layout=_IMAGE),
+    "timm.models.crossvit.CrossAttention": Hook("proj"),
+    "timm.models.davit.ChannelAttention": Hook("proj", layout=_CHANNELS),
+    "timm.models.davit.ChannelAttentionV2": Hook("proj", "groups", _CHANNELS),
+    "timm.models.davit.WindowAttention": Hook("proj"),
+    "timm.models.edgenext.CrossCovarianceAttn": Hook("proj", layout=_CHANNELS),
+    "timm.models.efficientformer.Attention": Hook("proj"),
+    "timm.models.fastvit.Attention": Hook("proj"),
+    "timm.models.gcvit.WindowAttentionGlobal": Hook("proj"),
+    "timm.models.gemma4_vit.Gemma4Attention": Hook("o_proj"),
+    "timm.models.hieradet_sam2.MultiScaleAttention": Hook("proj"),
+    "timm.models.lowformer.ConvAttention": Hook("o_proj", layout=_IMAGE),
+    "timm.models.maxxvit.Attention2d": Hook("proj", layout=_IMAGE),
+    "timm.models.maxxvit.AttentionCl": Hook("proj"),
     "timm.models.metaformer.Attention": Hook("proj"),
-    "timm.models.swin_transformer.WindowAttention": Hook("proj"),
+    "timm.models.nest.Attention": Hook("proj", layout=_TOKENS_D_FIRST),
+    "timm.models.nextvit.EfficientAttention": Hook("proj"),
+    "timm.models.pvt_v2.Attention": Hook("proj"),
+    "timm.models.swin_transformer_v2.WindowAttention": Hook("proj"),
+    "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": Hook("proj"),
+    "timm.models.tiny_vit.Attention": Hook("proj"),
+    "timm.models.tnt.Attention": Hook("proj"),
+    "timm.models.twins.GlobalSubSampleAttn": Hook("proj"),
+    "timm.models.twins.LocallyGroupedAttn": Hook("proj"),
+    "timm.models.vision_transformer_relpos.RelPosAttention": Hook("proj"),
+    "timm.models.vision_transformer_sam.Attention": Hook("proj"),
+    "timm.models.visformer.Attention": Hook("proj", layout=_IMAGE),
+    "timm.models.volo.Attention": Hook("proj"),
+    "timm.models.volo.ClassAttention": Hook("proj"),
+    "timm.models.xcit.XCA": Hook("proj", layout=_CHANNELS),
 }
+
+
+def _levit(module: nn.Module) -> Hook:
+    return Hook("proj", layout=_IMAGE if module.use_conv else _TOKENS)
+
+
+def _simpool(module: nn.Module) -> Hook | str:
+    """The pooled heads are what the module returns, unless it takes a root of them."""
+    return Hook(None, opt_in=_POOL) if module.gamma is None else "returns its heads to the power of 1 / gamma"
+
+
+# class -> the hook for a module of it, or why there is none, where that depends on how the module was built
+_CHOSEN: dict[str, Callable[[nn.Module], Hook | str]] = {
+    "timm.layers.other_pool.SimPool1d": _simpool,
+    "timm.layers.other_pool.SimPool2d": _simpool,
+    "timm.models.levit.Attention": _levit,
+    "timm.models.levit.AttentionDownsample": _levit,
+}
+
+_GATE = "weighs channels or places of its input, and computes no softmax(q kᵀ) v"
+_LINEAR = "is linear attention: there is no softmax(q kᵀ) whose rows could be normalised"
+_DIFFERENTIAL = "normalises every head behind softmax(q kᵀ) v by itself, so that C cancels"
 
 # class -> why its heads cannot be reached
 _REFUSED = {
-    "timm.models.vision_transformer.DiffParallelScalingBlock": "computes attention in its own forward",
+    "timm.layers.cbam.ChannelAttn": _GATE,
+    "timm.layers.cbam.LightChannelAttn": _GATE,
+    "timm.layers.cbam.LightSpatialAttn": _GATE,
+    "timm.layers.cbam.SpatialAttn": _GATE,
+    "timm.layers.coord_attn.CoordAttn": _GATE,
+    "timm.layers.coord_attn.EfficientLocalAttn": _GATE,
+    "timm.layers.coord_attn.SimpleCoordAttn": _GATE,
+    "timm.layers.coord_attn.StripAttn": _GATE,
+    "timm.layers.diff_attention.DiffAttention": _DIFFERENTIAL,
+    "timm.layers.global_context.GlobalContext": _GATE,
+    "timm.layers.lambda_layer.LambdaLayer": _LINEAR,
+    "timm.layers.non_local_attn.BatNonLocalAttn": _GATE,
+    "timm.layers.non_local_attn.BilinearAttnTransform": _GATE,
+    "timm.layers.selective_kernel.SelectiveKernelAttn": _GATE,
+    "timm.layers.split_attn.SplitAttn": _GATE,
+    "timm.models.coat.FactorAttnConvRelPosEnc": _LINEAR,
+    "timm.models.csatv2.SpatialTransformerBlock": "has one head of width 1, of which C would leave only the sign",
+    "timm.models.efficientvim.HSMSSD": "is a state space model, without softmax(q kᵀ) v",
+    "timm.models.efficientvit_mit.LiteMLA": _LINEAR,
+    "timm.models.mobilevit.LinearSelfAttention": _LINEAR,
+    "timm.models.nextvit.ConvAttention": "is a convolution",
+    "timm.models.swiftformer.EfficientAdditiveAttention": _LINEAR,
+    "timm.models.mvitv2.MultiScaleAttentionPoolFirst": "does not run in timm itself: its keys are not transposed",
+    "timm.models.vision_transformer.DiffParallelScalingBlock": _DIFFERENTIAL,
 }
 
 
@@ -51,9 +145,10 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     if name in _SWAPPED:
         file, conditioned = _SWAPPED[name]
         return swap_of(getattr(importlib.import_module(f"conditioned_attention.sites.{file}"), conditioned))
-    if name in _HOOKED:
-        return _HOOKED[name].missing(module) or _HOOKED[name]
-    if name in _REFUSED:
-        return f"{cls.__qualname__} {_REFUSED[name]}"
-    bases = [base for base in cls.__mro__[1:] if class_name(base) in {*_SWAPPED, *_HOOKED}]
+    found = _CHOSEN[name](module) if name in _CHOSEN else _HOOKED.get(name) or _REFUSED.get(name)
+    if isinstance(found, Hook):
+        return found.missing(module) or found
+    if found is not None:
+        return f"{cls.__qualname__} {found}"
+    bases = [base for base in cls.__mro__[1:] if class_name(base) in {*_SWAPPED, *_HOOKED, *_CHOSEN}]
     return subclass_reason(cls, bases[0]) if bases else None

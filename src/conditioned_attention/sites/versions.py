@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 # package -> the first version that the tables describe, and the first that they may not describe any more
 SUPPORTED = {
     "timm": ("1.0.20", "1.1"),
-    "transformers": ("5.0", "6"),
+    "transformers": ("5.4", "6"),
     "torchvision": ("0.20", "1"),
 }
 
