@@ -110,7 +110,7 @@ def agrees_with_the_oracle(module, args, kwargs):
 
 def test_every_hooked_class_has_a_case():
     tested = {case.split(" ")[0] for case in CASES}
-    assert {".".join(name.split(".")[-2:]) for name in (*table._HOOKED, *table._CHOSEN)} == tested
+    assert {".".join(name.split(".")[-2:]) for name in (*table._HOOKED, *table._CHOSEN)} <= tested
 
 
 @pytest.mark.parametrize("family", FAMILIES)
