@@ -65,7 +65,6 @@ MUTATIONS = [
     ("hook, heads and width exchanged", "sites/hook.py", "y = y.unflatten(i, (-1, heads))", "y = y.unflatten(i, (heads, -1))", CONVERSION),
     ("timm, heads and width exchanged", "sites/timm.py", '"B N D*H"', '"B N H*D"', TIMM),
     ("timm, tokens for channels", "sites/timm.py", ', along="N"', "", TIMM),
-    ("timm, behind the gate", "sites/timm.py", 'eva.EvaAttention": Hook("norm")', 'eva.EvaAttention": Hook("proj")', TIMM),
     ("timm, LeViT's images as tokens", "sites/timm.py", "_IMAGE if module.use_conv else _TOKENS", "_TOKENS", TIMM),
     ("pools converted unasked", "conversion/convert.py", "if not site.opt_in or active_transform(site) is not None", "if True", TIMM),
     ("compiled code not forgotten", "sites/table.py", "torch.compiler.reset()", "pass", CONVERSION),

@@ -20,18 +20,6 @@ from tests.conversion.timm_families import COMMAND, FAMILIES, PAGE, page, says_s
 from tests.models import weigh
 from tests.oracle_softmax import NormalisedAttention
 
-# Rewritten by a class swap that is still to come.
-PENDING = {
-    "timm.layers.attention2d.MultiQueryAttentionV2",
-    "timm.models.efficientformer_v2.Attention2d",
-    "timm.models.efficientformer_v2.Attention2dDownsample",
-    "timm.models.efficientvit_msra.CascadedGroupAttention",
-    "timm.models.iformer.SHMA",
-    "timm.models.mvitv2.MultiScaleAttention",
-    "timm.models.mvitv2.MultiScaleAttentionPoolFirst",
-    "timm.models.shvit.SHSA",
-    "timm.models.volo.OutlookAttention",
-}
 # Whole models that mix the logits of several heads, and the softmax of SplitAttn.
 NO_ATTENTION = {
     "timm.layers.split_attn.RadixSoftmax",
@@ -116,9 +104,9 @@ def test_every_hooked_class_has_a_case():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_attention_of_a_family_is_overlooked(family):
     """By the look of the source: whatever says softmax is converted, optional, or refused with a reason of its own."""
-    assert survey(family).overlooked <= PENDING
+    assert survey(family).overlooked == set()
     unknown = {finding.name for finding in survey(family).findings if "not in the table" in finding.reason}
-    assert unknown <= PENDING | {"timm.models.efficientvit_msra.LocalWindowAttention"}
+    assert unknown == set()
 
 
 def test_every_family_is_walked():
@@ -135,7 +123,7 @@ def test_every_class_of_timm_that_says_softmax_is_in_the_table():
         for cls in vars(module).values()
         if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == name and says_softmax(cls)
     }
-    assert {class_name(cls) for cls in found} - TABLE - NO_ATTENTION == PENDING
+    assert {class_name(cls) for cls in found} - TABLE - NO_ATTENTION == set()
 
 
 def test_every_name_in_the_table_is_a_class_of_timm():
