@@ -321,12 +321,21 @@ def test_a_changed_attention_implementation_is_noticed(implementation):
     model.set_attn_implementation(implementation)
     with pytest.warns(UserWarning, match="runs unconditioned; call precondition"):
         assert conditioning(model)["transforms"] == []
+    with pytest.raises(
+        RuntimeError, match=rf"changed to '{implementation}' since.*precondition\(model\) again, or rest"
+    ):
+        model(**inputs(model))
     assert not ConditionMonitor(model, inputs(model)).measure(0)[0].conditioned
     assert len(precondition(model).converted) == 2
     kept = inputs(model)["attention_mask"].bool()
     torch.testing.assert_close(output(model)[kept], expected[kept], rtol=1e-4, atol=1e-4)
+    model.set_attn_implementation(implementation)
     restore(model)
     assert model.config._attn_implementation == implementation
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    plain = build("llama")
+    plain.set_attn_implementation(implementation)
+    assert (output(model) == output(plain)).all()
 
 
 def test_queries_that_may_attend_to_nothing_are_zero_in_a_model():

@@ -124,13 +124,13 @@ class Hook(Mechanism):
         module.__dict__[TRANSFORM] = transform
         rewrite = _Rewrite(transform, self.layout, self._heads(module))
         if self.at is None:
-            _put_first(module._forward_hooks, _OnOutput(self, rewrite))
+            put_first(module._forward_hooks, _OnOutput(self, rewrite))
             return
         target = _find(module, self.at)
         assert target is not None  # `missing` has looked
         _take_off(target)
-        _put_first(target._forward_pre_hooks, rewrite)
-        _put_first(module._forward_pre_hooks, _Follow(self))
+        put_first(target._forward_pre_hooks, rewrite)
+        put_first(module._forward_pre_hooks, _Follow(self))
 
 
 def hook_of(module: nn.Module) -> Hook | None:
@@ -196,7 +196,7 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def _put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
+def put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
     """Before the hooks of others, who then see what the module really gets."""
     assert isinstance(hooks, OrderedDict)
     hooks[HOOK_KEY] = hook
