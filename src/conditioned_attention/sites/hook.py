@@ -71,7 +71,7 @@ class Hook(Mechanism):
 
     Args:
         at: path of the submodule below the attention module, or None for the module's output (the first of a tuple).
-        heads: the number of heads, or the attribute of the attention module that holds it.
+        heads: the number of heads, or the attribute (a path with dots) of the attention module that holds it.
         layout: how the heads lie in that tensor.
     """
 
@@ -118,7 +118,12 @@ class Hook(Mechanism):
         return ""
 
     def _heads(self, module: nn.Module) -> Any:
-        return self.heads if isinstance(self.heads, int) else getattr(module, self.heads, None)
+        if isinstance(self.heads, int):
+            return self.heads
+        found: Any = module
+        for name in self.heads.split("."):
+            found = getattr(found, name, None)
+        return found
 
     def _put(self, module: nn.Module, transform: HeadTransform) -> None:
         module.__dict__[TRANSFORM] = transform
