@@ -1,4 +1,4 @@
-"""An outside oracle for models that compute their softmax by hand: no class, module or name of a model is known here."""
+"""An outside oracle for softmax computed by hand; no class, module or model is known here."""
 
 import torch
 
@@ -15,7 +15,7 @@ _ADDS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 
 
 class NormalisedHeads(NormalisedRows):
-    """Marks what softmax returns, and normalises the rows of the products in which it is the left factor.
+    """Marks what softmax returns, and normalises the rows of the products in which it is a factor.
 
     A sum of such products (weights that were cut into pieces) is one head, so it is normalised as a whole.
     """
@@ -25,16 +25,18 @@ class NormalisedHeads(NormalisedRows):
         if name == "softmax":
             return _mark(function(*args, **(kwargs or {})))
         tensors = _tensors(args)
-        weights = bool(tensors) and getattr(tensors[0], "_weights", False)
+        weights = bool(tensors) and hasattr(tensors[0], "_weights")
         if name in _MULTIPLIES and weights:
             return _head(function(*args, **(kwargs or {})), _row_axis(name, args))
+        if name == "bmm" and hasattr(args[1], "_weights"):  # heads and weights, both transposed
+            return _head(function(*args), -2)
         if name in _ADDS and len(tensors) == 2 and all(hasattr(t, "_raw") for t in tensors):
             return _head(tensors[0]._raw + tensors[1]._raw, tensors[0]._axis)
         result = super().__torch_function__(function, types, args, kwargs)
         if name in _CARRIES and weights:
             return _mark(result)
-        if name in _CARRIES and tensors and hasattr(tensors[0], "_raw") and result.shape[-1] == tensors[0].shape[-1]:
-            result._raw, result._axis = function(tensors[0]._raw, *args[1:], **(kwargs or {})), tensors[0]._axis
+        if name in _CARRIES and args and hasattr(args[0], "_raw") and result.shape[-1:] == args[0].shape[-1:]:
+            result._raw, result._axis = function(args[0]._raw, *args[1:], **(kwargs or {})), args[0]._axis
         return result
 
 

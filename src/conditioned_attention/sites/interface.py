@@ -11,10 +11,12 @@ Shapes: B batch, H heads, N queries, M keys, D head width.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from types import CodeType
 from typing import Any, ClassVar
 from weakref import WeakSet, finalize
@@ -52,7 +54,10 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
         return "it has no config that names an attention implementation"
     if name.removeprefix(_PREFIX) not in _BASES:
         return f"it runs {name!r}; conditioning works over {', '.join(_BASES)}: call set_attn_implementation"
-    if _reads_the_name(module, name.removeprefix(_PREFIX)):
+    base = name.removeprefix(_PREFIX)
+    if base not in _WITH_WEIGHTS and _literals(code) & {*_WITH_WEIGHTS}:
+        return f"its forward turns from {base} to another implementation: call set_attn_implementation"
+    if _reads_the_name(module, base):
         return "its model file branches on the implementation's name, so another name would change what it does"
     return Interface()
 
@@ -170,7 +175,7 @@ def _reads_the_name(module: nn.Module, name: str) -> bool:
         return False
     file = getattr(_forward_code(cls), "co_filename", None)
     return any(
-        "_attn_implementation" in code.co_names and name in _literals(code)
+        "_attn_implementation" in code.co_names and name in _literals(code, judged=True)
         for code in _codes(sys.modules[cls.__module__])
         if code.co_filename == file
     )
@@ -185,12 +190,19 @@ def _codes(module: Any) -> Iterator[CodeType]:
                 yield function.__code__
 
 
-def _literals(code: CodeType) -> set[str]:
+def _literals(code: CodeType, *, judged: bool = False) -> set[str]:
+    """The strings in a function's code; ``judged``: without those that are only stored, or looked up in a table."""
     found: set[str] = set()
-    for constant in code.co_consts:
-        values = constant if isinstance(constant, (tuple, frozenset)) else (constant,)
-        found.update(value for value in values if isinstance(value, str))
+    for this, following in pairwise(dis.get_instructions(code)):
+        if this.opname == "LOAD_CONST" and not (judged and _harmless(following)):
+            values = this.argval if isinstance(this.argval, (tuple, frozenset)) else (this.argval,)
+            found.update(value for value in values if isinstance(value, str))
     return found
+
+
+def _harmless(instruction: dis.Instruction) -> bool:
+    looked_up = instruction.opname == "BINARY_SUBSCR" or instruction.argrepr == "[]"
+    return looked_up or instruction.opname.startswith("STORE")
 
 
 def _eager_function(cls: Any) -> Callable[..., Any] | None:

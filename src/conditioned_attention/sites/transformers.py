@@ -19,6 +19,7 @@ _MODELS = "transformers.models."
 # class -> its conditioned subclass in `transformers_forwards`
 _SWAPPED = {
     _MODELS + "convbert.modeling_convbert.ConvBertSelfAttention": "ConditionedConvBert",
+    _MODELS + "lilt.modeling_lilt.LiltSelfAttention": "ConditionedLilt",
     _MODELS + "luke.modeling_luke.LukeSelfAttention": "ConditionedLuke",
     _MODELS + "nystromformer.modeling_nystromformer.NystromformerSelfAttention": "ConditionedNystromformer",
     _MODELS + "squeezebert.modeling_squeezebert.SqueezeBertSelfAttention": "ConditionedSqueezeBert",
@@ -30,9 +31,7 @@ _SITES: tuple[tuple[Hook, tuple[str, ...]], ...] = (
     (
         Hook(None, "num_attention_heads"),
         (
-            "big_bird.modeling_big_bird.BigBirdBlockSparseAttention",
             "big_bird.modeling_big_bird.BigBirdSelfAttention",
-            "bigbird_pegasus.modeling_bigbird_pegasus.BigBirdPegasusBlockSparseAttention",
             "bigbird_pegasus.modeling_bigbird_pegasus.BigBirdPegasusSelfAttention",
             "blip.modeling_blip_text.BlipTextSelfAttention",
             "bros.modeling_bros.BrosSelfAttention",
@@ -48,7 +47,6 @@ _SITES: tuple[tuple[Hook, tuple[str, ...]], ...] = (
             "glpn.modeling_glpn.GLPNEfficientSelfAttention",
             "layoutlmv2.modeling_layoutlmv2.LayoutLMv2SelfAttention",
             "layoutlmv3.modeling_layoutlmv3.LayoutLMv3SelfAttention",
-            "lilt.modeling_lilt.LiltSelfAttention",
             "lxmert.modeling_lxmert.LxmertAttention",
             "maskformer.modeling_maskformer_swin.MaskFormerSwinSelfAttention",
             "megatron_bert.modeling_megatron_bert.MegatronBertSelfAttention",
@@ -163,6 +161,11 @@ _SITES: tuple[tuple[Hook, tuple[str, ...]], ...] = (
         Hook("activation", "num_attention_heads"),
         ("levit.modeling_levit.LevitAttention", "levit.modeling_levit.LevitAttentionSubsample"),
     ),
+    # On the interface, in a file that compares the implementation's name.
+    (
+        Hook("o_proj", "config.num_attention_heads"),
+        ("gemma4.modeling_gemma4.Gemma4TextAttention", "gemma4.modeling_gemma4.Gemma4VisionAttention"),
+    ),
     (Hook("projection"), ("blip.modeling_blip.BlipAttention",)),
     (Hook("post"), ("gemma4.modeling_gemma4.Gemma4AudioAttention",)),
     (Hook("attention_out"), ("cpmant.modeling_cpmant.CpmAntAttention",)),
@@ -190,6 +193,13 @@ _REFUSALS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dab_detr.modeling_dab_detr.DabDetrMHAttentionMap",
             "detr.modeling_detr.DetrMHAttentionMap",
             "maskformer.modeling_maskformer.MaskFormerDetrMHAttentionMap",
+        ),
+    ),
+    (
+        "is replaced by its model when a short input comes: call model.set_attention_type('original_full') first",
+        (
+            "big_bird.modeling_big_bird.BigBirdBlockSparseAttention",
+            "bigbird_pegasus.modeling_bigbird_pegasus.BigBirdPegasusBlockSparseAttention",
         ),
     ),
     (

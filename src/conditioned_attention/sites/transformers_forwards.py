@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.models.convbert.modeling_convbert import ConvBertSelfAttention
+from transformers.models.lilt.modeling_lilt import LiltSelfAttention
 from transformers.models.luke.modeling_luke import LukeSelfAttention
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertSelfAttention
@@ -45,8 +46,8 @@ class ConditionedNystromformer(NystromformerSelfAttention):
         else:
             q_landmarks, k_landmarks = self._landmarks(q), self._landmarks(k)
             to_landmarks = (q @ k_landmarks.mT).softmax(-1)
-            between = self.iterative_inv((q_landmarks @ k_landmarks.mT).softmax(-1))
-            weights = to_landmarks @ between
+            inverse = self.iterative_inv((q_landmarks @ k_landmarks.mT).softmax(-1))  # type: ignore[no-untyped-call]
+            weights = to_landmarks @ inverse
             heads = weights @ (_masked(q_landmarks @ k.mT, attention_mask).softmax(-1) @ v)
         heads = _transform(self)(heads)
         if self.conv_kernel_size is not None:
@@ -69,7 +70,9 @@ class ConditionedXLNet(XLNetRelativeAttention):
     """Its output projection is a parameter and no module; heads are (N, B, H, D)."""
 
     def rel_attn_core(self, *args: Any, output_attentions: bool = False, **kwargs: Any) -> Any:
-        heads, weights = super().rel_attn_core(*args, output_attentions=True, **kwargs)  # (N, B, H, D), (N, M, B, H)
+        kwargs["output_attentions"] = True
+        # (N, B, H, D), (N, M, B, H)
+        heads, weights = super().rel_attn_core(*args, **kwargs)  # type: ignore[no-untyped-call]
         heads = _transform(self)(heads.permute(1, 2, 0, 3), weights.permute(2, 3, 0, 1)).permute(2, 0, 1, 3)
         return (heads, weights) if output_attentions else heads
 
@@ -91,9 +94,18 @@ class ConditionedLuke(LukeSelfAttention):
     """Returns the heads of words and those of entities apart from each other."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        words, entities, *rest = super().forward(*args, **kwargs)
+        words, entities, *rest = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
         both = (None if x is None else _side_by_side(self, x, "B N H*D") for x in (words, entities))
         return (*both, *rest)
+
+
+@swapped_for(LiltSelfAttention, weights=False)
+class ConditionedLilt(LiltSelfAttention):
+    """Returns the heads of the text and, with weights of their own, those of its layout."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        text, layout, *rest = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return (*(_side_by_side(self, x, "B N H*D") for x in (text, layout)), *rest)
 
 
 @swapped_for(SqueezeBertSelfAttention, weights=False)
@@ -101,7 +113,7 @@ class ConditionedSqueezeBert(SqueezeBertSelfAttention):
     """Returns a dictionary, with the channels of the heads before the tokens."""
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        result: dict[str, Tensor] = super().forward(*args, **kwargs)
+        result: dict[str, Tensor] = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
         return {**result, "context_layer": _side_by_side(self, result["context_layer"], "B H*D N")}
 
 
