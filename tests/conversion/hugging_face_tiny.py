@@ -125,8 +125,10 @@ CASES = {
         "decoder_hidden_size": 8,
     },
     "git": {
-
-        "vision_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32, "patch_size": 8},
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "image_size": 32, "patch_size": 8,
+        },
     },
     "vilt": {},
     "layoutlmv3": {"input_size": 32, "coordinate_size": 6, "shape_size": 4, "has_relative_attention_bias": True},

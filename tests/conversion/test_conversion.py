@@ -10,7 +10,7 @@ import torch
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import nn
-from transformers import NystromformerConfig, NystromformerModel
+from transformers import YosoConfig, YosoModel
 
 from conditioned_attention import ConditionMonitor, conditioning, precondition, reference, restore
 from conditioned_attention.controls import HeadRMSNorm
@@ -233,11 +233,9 @@ def test_what_cannot_be_converted_is_refused_with_the_reason():
 
 
 def test_a_model_that_is_not_on_the_interface_is_refused():
-    config = NystromformerConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
-    )
-    with pytest.raises(ValueError, match="NystromformerSelfAttention is not in the table"):
-        precondition(NystromformerModel(config))
+    config = YosoConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    with pytest.raises(ValueError, match="YosoSelfAttention does not compute softmax"):
+        precondition(YosoModel(config))
 
 
 def test_nothing_to_convert():

@@ -394,7 +394,7 @@ def test_save_and_load(model_type, tmp_path):
 FAMILIES = {
     "interface": (
         "albert bart bert beit blenderbot camembert clip_vision_model deit dinov2 distilbert electra gemma gemma2 gpt2 "
-        "gpt_neox llama marian mbart mistral mixtral modernbert mt5 olmo2 opt phi phi3 qwen2 qwen3 roberta siglip swin "
+        "gpt_neox llama marian mbart mistral mixtral modernbert mt5 olmo2 opt phi phi3 qwen2 qwen3 roberta clip swin "
         "t5 vit wav2vec2 whisper xlm-roberta sam2 sam3 edgetam"
     ),
     "hook": "bloom codegen deberta-v2 falcon gptj gpt_neo mpt mpnet rembert roformer swinv2 xglm",
