@@ -153,6 +153,11 @@ CASES = {
         "head_dim": 8, "global_head_dim": 16, "num_key_value_heads": 2, "sliding_window": 4, "num_kv_shared_layers": 0,
         "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"],
     },
+    "diffllama": {"num_key_value_heads": 2},
+    "qwen3_next": {
+        "head_dim": 8, "layer_types": ["full_attention", "full_attention"], "num_experts": 2, "num_experts_per_tok": 1,
+        "num_key_value_heads": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8,
+    },
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 4},
 }  # fmt: skip
 
@@ -162,8 +167,8 @@ _CLASSES |= {"blip_vision_model": "BlipVisionModel", "groupvit_text_model": "Gro
 _CLASSES |= {"mgp-str": "MgpstrModel"}
 _CLASSES |= {"groupvit_vision_model": "GroupViTVisionModel"}
 
-# They put the smallest number of float32 into their masks.
-_IN_SINGLE_PRECISION = ("canine", "prophetnet", "xglm")
+# Their masks hold the smallest number of float32, or their experts know no float64.
+_IN_SINGLE_PRECISION = ("canine", "prophetnet", "qwen3_next", "xglm")
 
 
 def tiny_config(model_type, **changes):

@@ -162,10 +162,7 @@ _SITES: tuple[tuple[Hook, tuple[str, ...]], ...] = (
         ("levit.modeling_levit.LevitAttention", "levit.modeling_levit.LevitAttentionSubsample"),
     ),
     # On the interface, in a file that compares the implementation's name.
-    (
-        Hook("o_proj", "config.num_attention_heads"),
-        ("gemma4.modeling_gemma4.Gemma4TextAttention", "gemma4.modeling_gemma4.Gemma4VisionAttention"),
-    ),
+    (Hook("o_proj", "config.num_attention_heads"), ("gemma4.modeling_gemma4.Gemma4TextAttention",)),
     (Hook("projection"), ("blip.modeling_blip.BlipAttention",)),
     (Hook("post"), ("gemma4.modeling_gemma4.Gemma4AudioAttention",)),
     (Hook("attention_out"), ("cpmant.modeling_cpmant.CpmAntAttention",)),
