@@ -11,7 +11,7 @@ import torch
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, DiffParallelScalingBlock
 from torch import nn
-from transformers import NystromformerConfig, NystromformerModel
+from transformers import YosoConfig, YosoModel
 
 from conditioned_attention import ConditionMonitor, conditioning, precondition, reference, restore
 from conditioned_attention.controls import HeadRMSNorm
@@ -234,11 +234,9 @@ def test_what_cannot_be_converted_is_refused_with_the_reason():
 
 
 def test_a_model_that_is_not_on_the_interface_is_refused():
-    config = NystromformerConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
-    )
-    with pytest.raises(ValueError, match="NystromformerSelfAttention is not in the table"):
-        precondition(NystromformerModel(config))
+    config = YosoConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    with pytest.raises(ValueError, match="YosoSelfAttention does not compute softmax"):
+        precondition(YosoModel(config))
 
 
 def test_nothing_to_convert():
@@ -347,12 +345,21 @@ def test_a_changed_attention_implementation_is_noticed(implementation):
     model.set_attn_implementation(implementation)
     with pytest.warns(UserWarning, match="runs unconditioned; call precondition"):
         assert conditioning(model)["transforms"] == []
+    with pytest.raises(
+        RuntimeError, match=rf"changed to '{implementation}' since.*precondition\(model\) again, or rest"
+    ):
+        model(**inputs(model))
     assert not ConditionMonitor(model, inputs(model)).measure(0)[0].conditioned
     assert len(precondition(model).converted) == 2
     kept = inputs(model)["attention_mask"].bool()
     torch.testing.assert_close(output(model)[kept], expected[kept], rtol=1e-4, atol=1e-4)
+    model.set_attn_implementation(implementation)
     restore(model)
     assert model.config._attn_implementation == implementation
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    plain = build("llama")
+    plain.set_attn_implementation(implementation)
+    assert (output(model) == output(plain)).all()
 
 
 def test_queries_that_may_attend_to_nothing_are_zero_in_a_model():

@@ -71,7 +71,7 @@ class Hook(Mechanism):
 
     Args:
         at: path of the submodule below the attention module, or None for the module's output (the first of a tuple).
-        heads: the number of heads, or the attribute of the attention module that holds it.
+        heads: the number of heads, or the attribute (a path with dots) of the attention module that holds it.
         layout: how the heads lie in that tensor.
         opt_in: why such modules are left alone unless they are asked for; empty if they are not.
     """
@@ -120,19 +120,24 @@ class Hook(Mechanism):
         return ""
 
     def _heads(self, module: nn.Module) -> Any:
-        return self.heads if isinstance(self.heads, int) else getattr(module, self.heads, None)
+        if isinstance(self.heads, int):
+            return self.heads
+        found: Any = module
+        for name in self.heads.split("."):
+            found = getattr(found, name, None)
+        return found
 
     def _put(self, module: nn.Module, transform: HeadTransform) -> None:
         module.__dict__[TRANSFORM] = transform
         rewrite = _Rewrite(transform, self.layout, self._heads(module))
         if self.at is None:
-            _put_first(module._forward_hooks, _OnOutput(self, rewrite))
+            put_first(module._forward_hooks, _OnOutput(self, rewrite))
             return
         target = _find(module, self.at)
         assert target is not None  # `missing` has looked
         _take_off(target)
-        _put_first(target._forward_pre_hooks, rewrite)
-        _put_first(module._forward_pre_hooks, _Follow(self))
+        put_first(target._forward_pre_hooks, rewrite)
+        put_first(module._forward_pre_hooks, _Follow(self))
 
 
 def hook_of(module: nn.Module) -> Hook | None:
@@ -198,7 +203,7 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def _put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
+def put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
     """Before the hooks of others, who then see what the module really gets."""
     assert isinstance(hooks, OrderedDict)
     hooks[HOOK_KEY] = hook

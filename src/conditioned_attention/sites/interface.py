@@ -3,16 +3,20 @@
 A config names the attention function that its modules call.  A conditioned module has its config's name changed from
 ``sdpa`` to ``conditioned_sdpa`` (``eager`` to ``conditioned_eager``): a function that calls the original one and
 then applies the module's own transform, or nothing where the module has none.  The same name is registered for the
-masks; without that transformers would silently build no mask at all.
+masks; without that transformers would silently build no mask at all.  Somebody may change the name back; a hook on
+every conditioned module raises then, instead of running plain attention.
 
 Shapes: B batch, H heads, N queries, M keys, D head width.
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from types import CodeType
 from typing import Any, ClassVar
 from weakref import WeakSet, finalize
@@ -21,12 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.sites.hook import put_first
 from conditioned_attention.sites.marker import MARKER, NAME
-from conditioned_attention.sites.site import Mechanism, Site, plain_class, transform_of
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class, transform_of
 from conditioned_attention.sites.transformers_sdpa import attend_like_sdpa, look_up, stands_in_for
 
 _PREFIX = "conditioned_"
-_BASES = ("sdpa", "eager")
+_WITH_WEIGHTS = ("sdpa", "eager")  # whose masks an eager function can be given
+_FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+_BASES = (*_WITH_WEIGHTS, *_FLASH, "flex_attention")
 
 _REGISTRATION = "_head_registration"
 
@@ -48,8 +55,11 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     if name == MARKER:
         return "its checkpoint was trained with conditioned attention: call apply_conditioning(model) first"
     if name.removeprefix(_PREFIX) not in _BASES:
-        return f"it runs {name!r}; conditioning works over {' and '.join(_BASES)}: call set_attn_implementation"
-    if _reads_the_name(module, name.removeprefix(_PREFIX)):
+        return f"it runs {name!r}; conditioning works over {', '.join(_BASES)}: call set_attn_implementation"
+    base = name.removeprefix(_PREFIX)
+    if base not in _WITH_WEIGHTS and _literals(code) & {*_WITH_WEIGHTS}:
+        return f"its forward turns from {base} to another implementation: call set_attn_implementation"
+    if _reads_the_name(module, base):
         return "its model file branches on the implementation's name, so another name would change what it does"
     return Interface()
 
@@ -68,6 +78,7 @@ class Interface(Mechanism):
             _users(config).add(module)
         module.__dict__[TRANSFORM] = transform
         module.__dict__[_REGISTRATION] = _register()
+        put_first(module._forward_pre_hooks, _raise_if_renamed)
 
         def undo() -> None:
             if before is None:
@@ -93,7 +104,12 @@ class Interface(Mechanism):
         return (_implementation(module) or "").startswith(_PREFIX)
 
     def refusal(self, site: Site, transform: HeadTransform) -> str:
-        if transform.needs_weights and _eager_function(type(site.module)) is None:
+        if not transform.needs_weights:
+            return ""
+        base = (_implementation(site.module) or "").removeprefix(_PREFIX)
+        if base not in _WITH_WEIGHTS:
+            return f"{base} never builds the attention weights: take rows='output', or call set_attn_implementation"
+        if _eager_function(type(site.module)) is None:
             return f"{type(site.module).__qualname__} has no eager function to take the weights from"
         return ""
 
@@ -101,8 +117,19 @@ class Interface(Mechanism):
 def _take_off(site: Site) -> None:
     for attribute in (TRANSFORM, _REGISTRATION):
         site.module.__dict__.pop(attribute, None)
+    site.module._forward_pre_hooks.pop(HOOK_KEY, None)
     for config in _configs(site):
         _users(config).discard(site.module)
+
+
+def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Stands before a conditioned module."""
+    name = _implementation(module)
+    if name is None or not name.startswith(_PREFIX):
+        raise RuntimeError(
+            f"this {type(module).__qualname__} was converted, but its attention implementation has been changed to "
+            f"{name!r} since, which would run unconditioned: call precondition(model) again, or restore(model)"
+        )
 
 
 def _plain_name(config: Any) -> None:
@@ -150,7 +177,7 @@ def _reads_the_name(module: nn.Module, name: str) -> bool:
         return False
     file = getattr(_forward_code(cls), "co_filename", None)
     return any(
-        "_attn_implementation" in code.co_names and name in _literals(code)
+        "_attn_implementation" in code.co_names and name in _literals(code, judged=True)
         for code in _codes(sys.modules[cls.__module__])
         if code.co_filename == file
     )
@@ -165,12 +192,19 @@ def _codes(module: Any) -> Iterator[CodeType]:
                 yield function.__code__
 
 
-def _literals(code: CodeType) -> set[str]:
+def _literals(code: CodeType, *, judged: bool = False) -> set[str]:
+    """The strings in a function's code; ``judged``: without those that are only stored, or looked up in a table."""
     found: set[str] = set()
-    for constant in code.co_consts:
-        values = constant if isinstance(constant, (tuple, frozenset)) else (constant,)
-        found.update(value for value in values if isinstance(value, str))
+    for this, following in pairwise(dis.get_instructions(code)):
+        if this.opname == "LOAD_CONST" and not (judged and _harmless(following)):
+            values = this.argval if isinstance(this.argval, (tuple, frozenset)) else (this.argval,)
+            found.update(value for value in values if isinstance(value, str))
     return found
+
+
+def _harmless(instruction: dis.Instruction) -> bool:
+    looked_up = instruction.opname == "BINARY_SUBSCR" or instruction.argrepr == "[]"
+    return looked_up or instruction.opname.startswith("STORE")
 
 
 def _eager_function(cls: Any) -> Callable[..., Any] | None:
@@ -199,16 +233,26 @@ def _conditioned(
     transformers returns heads as (B, N, H, D); a transform sees (B, H, N, D).
     """
     transform = transform_of(module)
-    if transform is None:
-        plain: tuple[Tensor, Tensor | None] = _base_function(module, name)(module, query, *args, **kwargs)
-        return plain
-    if transform.needs_weights:
+    if transform is not None and transform.needs_weights:
         return _conditioned_by_weights(name, transform, module, query, *args, **kwargs)
     function = _base_function(module, name)
-    if name == "sdpa" and stands_in_for(function, query, kwargs):
+    if transform is not None and name == "sdpa" and stands_in_for(function, query, kwargs):
         return attend_like_sdpa(transform, module, query, *args, **kwargs)
-    output, weights = function(module, query, *args, **kwargs)
-    return transform(output.transpose(1, 2)).transpose(1, 2), weights
+    # Flash attention reads from the config which kernel it is to load.
+    caller = _Seen(module, config=_Seen(module.config, _attn_implementation=name)) if name in _FLASH else module
+    output, weights = function(caller, query, *args, **kwargs)
+    return output if transform is None else transform(output.transpose(1, 2)).transpose(1, 2), weights
+
+
+class _Seen:
+    """An object as it would look with other values for some of its attributes."""
+
+    def __init__(self, seen: Any, **others: Any) -> None:
+        self._seen = seen
+        self.__dict__.update(others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._seen, name)
 
 
 def _conditioned_by_weights(
@@ -240,12 +284,8 @@ def _conditioned_by_weights(
     return transform(heads, weights).transpose(1, 2), weights
 
 
-def _conditioned_sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return _conditioned("sdpa", module, *args, **kwargs)
-
-
-def _conditioned_eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return _conditioned("eager", module, *args, **kwargs)
+# Each is made once: torch.compile would compile anew for another one.
+_FUNCTIONS = {base: partial(_conditioned, base) for base in _BASES}
 
 
 class _Registered:
@@ -257,10 +297,10 @@ class _Registered:
 
 def _register() -> _Registered:
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask, sdpa_mask
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     look_up()
-    for name, function, mask in (("sdpa", _conditioned_sdpa, sdpa_mask), ("eager", _conditioned_eager, eager_mask)):
-        AttentionInterface.register(_PREFIX + name, function)
-        AttentionMaskInterface.register(_PREFIX + name, mask)
+    for base in ALL_MASK_ATTENTION_FUNCTIONS.keys() & set(_BASES):
+        AttentionInterface.register(_PREFIX + base, _FUNCTIONS[base])
+        AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return _Registered()

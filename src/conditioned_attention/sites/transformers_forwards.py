@@ -1,0 +1,121 @@
+"""Classes of transformers with attention of their own whose heads a hook cannot reach.
+
+Imported only for models that hold one of them.  Shapes: B batch, H heads, N tokens, L landmarks, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.convbert.modeling_convbert import ConvBertSelfAttention
+from transformers.models.lilt.modeling_lilt import LiltSelfAttention
+from transformers.models.luke.modeling_luke import LukeSelfAttention
+from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
+from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertSelfAttention
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
+
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.sites.hook import Layout
+from conditioned_attention.sites.swap import swapped_for
+
+
+def _transform(module: torch.nn.Module) -> HeadTransform:
+    transform: HeadTransform = module.__dict__[TRANSFORM]
+    return transform
+
+
+@swapped_for(NystromformerSelfAttention, weights=False)
+class ConditionedNystromformer(NystromformerSelfAttention):
+    """The rows of F Z B v are scaled before the convolution of the values is added to them."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False
+    ) -> tuple[Tensor, ...]:
+        q, k, v = (
+            projection(hidden_states).unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        width = math.sqrt(math.sqrt(self.attention_head_size))
+        q, k = q / width, k / width
+        if self.num_landmarks == self.seq_len:
+            weights = _masked(q @ k.mT, attention_mask).softmax(-1)
+            heads = weights @ v
+        else:
+            q_landmarks, k_landmarks = self._landmarks(q), self._landmarks(k)
+            to_landmarks = (q @ k_landmarks.mT).softmax(-1)
+            inverse = self.iterative_inv((q_landmarks @ k_landmarks.mT).softmax(-1))  # type: ignore[no-untyped-call]
+            weights = to_landmarks @ inverse
+            heads = weights @ (_masked(q_landmarks @ k.mT, attention_mask).softmax(-1) @ v)
+        heads = _transform(self)(heads)
+        if self.conv_kernel_size is not None:
+            heads = heads + self.conv(v)
+        output = heads.transpose(1, 2).flatten(2)
+        return (output, weights) if output_attentions else (output,)
+
+    def _landmarks(self, x: Tensor) -> Tensor:
+        """Means over segments: (B, H, N, D) to (B, H, L, D)."""
+        segments = (self.num_landmarks, self.seq_len // self.num_landmarks, self.attention_head_size)
+        return x.reshape(-1, self.num_attention_heads, *segments).mean(-2)
+
+
+def _masked(scores: Tensor, attention_mask: Tensor | None) -> Tensor:
+    return scores if attention_mask is None else scores + attention_mask
+
+
+@swapped_for(XLNetRelativeAttention)
+class ConditionedXLNet(XLNetRelativeAttention):
+    """Its output projection is a parameter and no module; heads are (N, B, H, D)."""
+
+    def rel_attn_core(self, *args: Any, output_attentions: bool = False, **kwargs: Any) -> Any:
+        kwargs["output_attentions"] = True
+        # (N, B, H, D), (N, M, B, H)
+        heads, weights = super().rel_attn_core(*args, **kwargs)  # type: ignore[no-untyped-call]
+        heads = _transform(self)(heads.permute(1, 2, 0, 3), weights.permute(2, 3, 0, 1)).permute(2, 0, 1, 3)
+        return (heads, weights) if output_attentions else heads
+
+
+@swapped_for(ConvBertSelfAttention)
+class ConditionedConvBert(ConvBertSelfAttention):
+    """Attention heads, and beside them as many heads of a convolution, which stay what they are."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        both, weights = super().forward(*args, **kwargs)
+        attention, convolution = both.chunk(2, dim=-1)
+        heads = attention.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+        heads = _transform(self)(heads, weights).transpose(1, 2).flatten(2)
+        return torch.cat([heads, convolution], -1), weights
+
+
+@swapped_for(LukeSelfAttention, weights=False)
+class ConditionedLuke(LukeSelfAttention):
+    """Returns the heads of words and those of entities apart from each other."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        words, entities, *rest = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        both = (None if x is None else _side_by_side(self, x, "B N H*D") for x in (words, entities))
+        return (*both, *rest)
+
+
+@swapped_for(LiltSelfAttention, weights=False)
+class ConditionedLilt(LiltSelfAttention):
+    """Returns the heads of the text and, with weights of their own, those of its layout."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        text, layout, *rest = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return (*(_side_by_side(self, x, "B N H*D") for x in (text, layout)), *rest)
+
+
+@swapped_for(SqueezeBertSelfAttention, weights=False)
+class ConditionedSqueezeBert(SqueezeBertSelfAttention):
+    """Returns a dictionary, with the channels of the heads before the tokens."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return {**result, "context_layer": _side_by_side(self, result["context_layer"], "B H*D N")}
+
+
+def _side_by_side(module: Any, x: Tensor, axes: str) -> Tensor:
+    return Layout(axes).apply(_transform(module), x, module.num_attention_heads)
