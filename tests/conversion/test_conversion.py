@@ -378,7 +378,7 @@ def test_attention_inside_a_block_is_refused_and_not_overlooked():
     model = nn.Sequential(Block(32, 4), DiffParallelScalingBlock(32, 4))
     assert precondition(model).refused == ["1"]
     restore(model)
-    with pytest.raises(ValueError, match="computes attention in its own forward"):
+    with pytest.raises(ValueError, match="normalises every head behind"):
         precondition(model, strict=True)
 
 
