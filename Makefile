@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # torch first and by its exact version: an open request would take the newest build and its CUDA packages
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test test-all lint constraints clean
+.PHONY: demo test test-all lint docs constraints clean
 
 demo: $(READY)
 	$(BIN)/conditioned-attention compare digits --folder runs/demo
@@ -22,6 +22,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages that are made from what is installed and from the tests.
+docs: $(READY)
+	$(BIN)/python -m tests.conversion.timm_families
+	$(BIN)/python -m tests.conversion.hugging_face_families
+	$(BIN)/python -m tests.conversion.survival_table
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

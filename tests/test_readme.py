@@ -1,4 +1,4 @@
-"""The README does what it says: its Python runs as written, in one go."""
+"""README and docs do what they say: their Python runs as written, in one go a page."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,27 @@ from pathlib import Path
 import pytest
 
 from conditioned_attention.bench.tables import readme_text, split_at_marks
+from conditioned_attention.sites import registered
+from conditioned_attention.sites.versions import SUPPORTED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONVERSION = (ROOT / "docs" / "conversion.md").read_text()
+
+
+def run_page(text, number):
+    """All Python blocks of a page, one after the other; the names they leave behind."""
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == number
+    names = {}
+    for block in blocks:
+        exec(compile(block, "page.md", "exec"), names)
+    return names
 
 
 def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
-    names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    names = run_page(README, 3)
     assert names["y"] is not None
     assert len(names["monitor"].records) == 8
     printed = capsys.readouterr().out
@@ -25,7 +34,22 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "head_rmsnorm: " in printed
 
 
-@pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", README, re.MULTILINE))
+def test_python_of_the_page_on_conversion_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registered, "_registered", {})
+    names = run_page(CONVERSION, 6)
+    assert len(names["report"].converted) == 12
+    printed = capsys.readouterr().out
+    assert "Unexpected key(s)" in printed
+    assert re.search(r"^2 +MyAttention +hook +converted", printed, re.MULTILINE)
+
+
+def test_versions_of_the_page_on_conversion_are_those_supported():
+    for package, (first, end) in SUPPORTED.items():
+        assert f"| {package} ≥ {first}, < {end} |" in CONVERSION
+
+
+@pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", README + CONVERSION, re.MULTILINE))
 def test_command_lines_of_the_readme_parse(line):
     import tyro
 
