@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from timm.layers import Attention, AttentionPoolLatent
 from torch import nn
 from transformers import BertConfig, Wav2Vec2Config, Wav2Vec2Model, WhisperConfig, WhisperModel
 
@@ -47,6 +48,16 @@ def test_what_was_done_already_and_what_cannot_be():
     assert not inspection.complete
     assert inspection.not_measured == "there was nothing to run the model on"
     assert inspection.to_json()["modules"][1]["kappa"] is None
+
+
+def test_attention_that_pools():
+    inspection = inspect_model(
+        nn.Sequential(Attention(32, 4), AttentionPoolLatent(32, num_heads=4)), torch.randn(2, 5, 32)
+    )
+    assert [row.conversion for row in inspection.rows] == ["converts", "on request"]
+    assert "only if include names it" in inspection.rows[1].reason
+    assert inspection.rows[1].kappa == 1.0, "one row"
+    assert inspection.complete
 
 
 def test_no_attention_and_an_input_that_does_not_fit():

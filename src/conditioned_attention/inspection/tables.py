@@ -52,7 +52,8 @@ def _log10(kappa: float | None) -> str:
 
 def _summary(inspection: Inspection) -> str:
     conversions = [row.conversion for row in inspection.rows]
-    counts = {"converts": "would be converted", "already conditioned": "already conditioned", "refused": "refused"}
-    found = ", ".join(f"{n} {words}" for what, words in counts.items() if (n := conversions.count(what)))
+    kinds = ("converts", "on request", "already conditioned", "refused")
+    words = {"converts": "would be converted", "on request": "converted on request"}
+    found = ", ".join(f"{n} {words.get(kind, kind)}" for kind in kinds if (n := conversions.count(kind)))
     line = f"{inspection.parameters / 1e6:.1f} million parameters; attention modules: {found or 'none'}"
     return line + (f"\nno condition numbers: {inspection.not_measured}" if inspection.not_measured else "")
