@@ -138,10 +138,12 @@ class Inspect:
         if probe is None and not self.structure:
             probe = synthetic_input(model)
         inspection = inspect_model(model, probe)
+        source = "random numbers" if self.input is None else str(self.input)
         if self.json:
-            print(json.dumps({"model": self.model, **inspection.to_json()}, indent=2, allow_nan=False))
+            data = {"model": self.model, "input": source, **inspection.to_json()}
+            print(json.dumps(data, indent=2, allow_nan=False))
         else:
-            print_inspection(inspection)
+            print_inspection(inspection, source)
         return 0 if inspection.complete else 1
 
 

@@ -10,8 +10,11 @@ _COLUMNS = ("module", "class", "heads", "conversion", "log10 κ", "after C", "la
 _PIPED = 160  # columns where the output is no terminal
 
 
-def print_inspection(inspection: Inspection) -> None:
-    """A table with one line for each attention module, and below it the reasons against conversion."""
+def print_inspection(inspection: Inspection, source: str) -> None:
+    """A table with one line for each attention module, and below it the reasons against conversion.
+
+    ``source`` says what the condition numbers were measured on.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -33,7 +36,7 @@ def print_inspection(inspection: Inspection) -> None:
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"{names[0]}{more}: {reason}", markup=False, highlight=False)
-    console.print(_summary(inspection), markup=False, highlight=False)
+    console.print(_summary(inspection, source), markup=False, highlight=False)
 
 
 def _cells(row: InspectionRow) -> tuple[str, ...]:
@@ -50,10 +53,12 @@ def _log10(kappa: float | None) -> str:
     return "floor" if math.isinf(kappa) else f"{math.log10(kappa):.2f}"
 
 
-def _summary(inspection: Inspection) -> str:
+def _summary(inspection: Inspection, source: str) -> str:
     conversions = [row.conversion for row in inspection.rows]
     kinds = ("converts", "on request", "already conditioned", "refused")
     words = {"converts": "would be converted", "on request": "converted on request"}
     found = ", ".join(f"{n} {words.get(kind, kind)}" for kind in kinds if (n := conversions.count(kind)))
     line = f"{inspection.parameters / 1e6:.1f} million parameters; attention modules: {found or 'none'}"
-    return line + (f"\nno condition numbers: {inspection.not_measured}" if inspection.not_measured else "")
+    if inspection.not_measured:
+        return f"{line}\nno condition numbers: {inspection.not_measured}"
+    return f"{line}\ncondition numbers (median over heads) on {source}"
