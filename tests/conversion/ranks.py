@@ -1,4 +1,4 @@
-"""Converted models on two processes; torchrun starts this file.  Rank 0 writes what went wrong to a file, as JSON.
+"""Converted models on two processes; torchrun starts this file.  What went wrong on either goes to a file, as JSON.
 
 Every process has one sequence of a batch of two, and must compute and learn what one process does with both.
 """
@@ -126,10 +126,17 @@ def attempt(function, name):
     return ""
 
 
+def anywhere(function, name):
+    """What `attempt` says on any of the processes."""
+    errors = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, attempt(function, name))
+    return "; ".join(error for error in errors if error)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    errors = {thing: {name: attempt(function, name) for name in SURVIVORS} for thing, function in THINGS.items()}
+    dist.init_process_group("gloo", timeout=timedelta(minutes=5))
+    errors = {thing: {name: anywhere(function, name) for name in SURVIVORS} for thing, function in THINGS.items()}
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as file:
             json.dump(errors, file)
