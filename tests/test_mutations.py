@@ -13,9 +13,11 @@ import conditioned_attention
 SOURCE = Path(conditioned_attention.__file__).parent
 ROOT = Path(__file__).parents[1]
 
-OPERATOR, MODULES, CONVERSION = "tests/attention", "tests/test_modules.py", "tests/conversion"
+OPERATOR, MODULES, CONVERSION = "tests/attention", "tests/test_modules.py", "tests/conversion/test_conversion.py"
+HOOK, SDPA = "tests/conversion/test_hook.py", "tests/conversion/test_transformers_sdpa.py"
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
-TIMM = "tests/conversion/test_timm.py"
+TIMM, PERSISTENCE = "tests/conversion/test_timm.py", "tests/conversion/test_persistence.py"
+INSPECTION, VERSIONS = "tests/test_inspection.py", "tests/conversion/test_versions.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -60,14 +62,14 @@ MUTATIONS = [
     ("module without C", "modules.py", "return transform(output, weights), weights", "return output, weights", MODULES),
     ("module without guard", "modules.py", "self.__dict__[TRANSFORM] = transform\n        guard(self)", "self.__dict__[TRANSFORM] = transform", MODULES),
     ("conversion without guard", "sites/torch_nn.py", "\n        guard(module)", "", MODULES),
-    ("hook, left on what was wrapped", "sites/hook.py", "self.hook._put(module, module.__dict__[TRANSFORM])", "pass", CONVERSION),
-    ("hook, behind those of others", "sites/hook.py", "hooks.move_to_end(HOOK_KEY, last=False)", "pass", CONVERSION),
-    ("hook, heads and width exchanged", "sites/hook.py", "y = y.unflatten(i, (-1, heads))", "y = y.unflatten(i, (heads, -1))", CONVERSION),
+    ("hook, left on what was wrapped", "sites/hook.py", "self.hook._put(module, module.__dict__[TRANSFORM])", "pass", HOOK),
+    ("hook, behind those of others", "sites/hook.py", "hooks.move_to_end(HOOK_KEY, last=False)", "pass", HOOK),
+    ("hook, heads and width exchanged", "sites/hook.py", "y = y.unflatten(i, (-1, heads))", "y = y.unflatten(i, (heads, -1))", HOOK),
     ("timm, heads and width exchanged", "sites/timm.py", '"B N D*H"', '"B N H*D"', TIMM),
     ("timm, tokens for channels", "sites/timm.py", ', along="N"', "", TIMM),
     ("timm, LeViT's images as tokens", "sites/timm.py", "_IMAGE if module.use_conv else _TOKENS", "_TOKENS", TIMM),
     ("pools converted unasked", "conversion/convert.py", "if not site.opt_in or active_transform(site) is not None", "if True", TIMM),
-    ("compiled code not forgotten", "sites/table.py", "torch.compiler.reset()", "pass", CONVERSION),
+    ("compiled code not forgotten", "sites/table.py", "torch.compiler.reset()", "pass", HOOK),
     ("module, mask inverted", "modules.py", "masked_fill_(mask, -math.inf)", "masked_fill_(~mask, -math.inf)", MODULES),
     ("module, dropout in eval", "modules.py", "self.dropout if self.training else 0.0", "self.dropout", MODULES),
     ("restore, changed classes", "sites/swap.py", "if isinstance(module, self.conditioned) and type(module) is not self.conditioned:", "if False:", CONVERSION),
@@ -75,9 +77,19 @@ MUTATIONS = [
     ("Swin, rolled tokens meet", "sites/torchvision_forwards.py", "masked_fill(apart, -100.0)", "masked_fill(apart, 0.0)", TORCHVISION),
     ("Swin V2, bias of the keys", "sites/torchvision_forwards.py", "torch.cat((q, torch.zeros_like(k), v))", "bias", TORCHVISION),
     ("MViT, queries not added", "sites/torchvision_forwards.py", "if self.residual_pool:", "if False:", TORCHVISION),
-    ("transformers, causal flag lost", "sites/transformers_sdpa.py", "attention_mask is None and bool(causal)", "False", CONVERSION),
-    ("transformers, mask lost", "sites/transformers_sdpa.py", "        attention_mask,\n        dropout,", "        None,\n        dropout,", CONVERSION),
-    ("transformers, scale lost", "sites/transformers_sdpa.py", "scale=scaling", "scale=None", CONVERSION),
+    ("transformers, causal flag lost", "sites/transformers_sdpa.py", "attention_mask is None and bool(causal)", "False", SDPA),
+    ("transformers, mask lost", "sites/transformers_sdpa.py", "        attention_mask,\n        dropout,", "        None,\n        dropout,", SDPA),
+    ("transformers, scale lost", "sites/transformers_sdpa.py", "scale=scaling", "scale=None", SDPA),
+    ("guard compares nothing", "conversion/guard.py", "elif _record(theirs) != _record(module._buffers[GUARD])", "elif False", PERSISTENCE),
+    ("guard not demanded", "conversion/guard.py", "if theirs is None:", "if False:", PERSISTENCE),
+    ("guard does not follow", "conversion/persistence.py", "for part in [part for part in model.modules() if is_guarded(part)]", "for part in []", PERSISTENCE),
+    ("checkpoint without its mark", "conversion/persistence.py", "pretrained.config.attn_implementation = MARKER", "pass", PERSISTENCE),
+    ("marks not put back", "sites/marker.py", "setattr(part.config, NAME, MARKER)", "pass", PERSISTENCE),
+    ("mark not known", "__init__.py", "watch()  #", "pass  #", PERSISTENCE),
+    ("temporary conversion stays", "conversion/report.py", "self._undo()", "pass", CONVERSION),
+    ("changed implementation unnoticed", "sites/interface.py", "if name is None or not name.startswith(_PREFIX):", "if False:", CONVERSION),
+    ("versions not looked at", "sites/versions.py", "<= _numbers(installed) < _numbers(end)", "<= _numbers(installed)", VERSIONS),
+    ("inspect, refusals overlooked", "inspection/inspect.py", 'row.conversion != "refused"', 'row.conversion != ""', INSPECTION),
 ]  # fmt: skip
 
 
