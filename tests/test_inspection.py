@@ -122,6 +122,9 @@ def test_models_by_name(tmp_path):
         load_model(str(tmp_path / "state.pt"))
     with pytest.raises(ValueError, match="holds a OrderedDict and not a module"):
         load_model(str(tmp_path / "state.pt"), unpickle=True)
+    (tmp_path / "junk.pt").write_text("junk")
+    with pytest.raises(ValueError, match="cannot be loaded: UnpicklingError"):
+        load_model(str(tmp_path / "junk.pt"), unpickle=True)
 
 
 def test_a_folder_without_weights(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -126,6 +127,64 @@ def test_heads_that_are_returned():
     assert rest == "weights"
     restore(attention)
     assert not torch.allclose(attention(X)[0], y)
+
+
+class Named(NamedTuple):
+    heads: torch.Tensor
+    weights: str
+
+
+class NamedBareAttention(BareAttention):
+    def forward(self, x):
+        return Named(*super().forward(x))
+
+
+def test_a_named_tuple_stays_one():
+    register_attention(NamedBareAttention, at=None)
+    model = NamedBareAttention()
+    plain = model(X)
+    precondition(model)
+    result = model(X)
+    assert isinstance(result, Named)
+    assert result.weights == "weights"
+    assert torch.allclose(result.heads, F.normalize(plain.heads.unflatten(-1, (4, 8)), dim=-1).flatten(2))
+
+
+def test_heads_that_arrive_in_another_way_are_named():
+    class ListedAttention(BareAttention):
+        def forward(self, x):
+            return list(super().forward(x))
+
+    class KeywordAttention(OwnAttention):
+        def forward(self, x):
+            return self.out(input=x)
+
+    register_attention(ListedAttention, at=None)
+    register_attention(KeywordAttention, at="out", heads="heads")
+    for model, words in ((ListedAttention(), "returned a list"), (KeywordAttention(), "keywords only")):
+        precondition(model)
+        with pytest.raises(TypeError, match=words):
+            model(X)
+
+
+def test_two_attentions_before_one_projection(model):
+    """A hook cannot tell whose heads it gets."""
+    register_attention(OwnAttention, at="out", heads="heads")
+    model.append(OwnAttention())
+    model[3].out = model[0].out
+    model[3].heads = 2
+    with NormalisedRows():
+        all_normalised = model[2](X)
+    report = precondition(model)
+    assert report.converted == ["2"]
+    assert report.refused == ["0", "3"]
+    assert "is that of 3 too" in report.rows[0].reason
+    assert "is that of 0 too" in report.rows[2].reason
+    assert torch.allclose(model[2](X), all_normalised, atol=1e-6)
+    restore(model)
+    assert precondition(model[0]).converted == [""]
+    restore(model)
+    assert conditioning(model)["transforms"] == []
 
 
 def test_exactly_the_registered_class(model):

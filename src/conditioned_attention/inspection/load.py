@@ -80,7 +80,10 @@ def _from_folder(folder: Path, weights: bool) -> nn.Module:
 def _from_file(path: Path, unpickle: bool) -> nn.Module:
     if not unpickle:
         raise ValueError(f"{path}: a saved module runs code when it is loaded; say --unpickle if you trust the file")
-    model = torch.load(path, map_location="cpu", weights_only=False)
+    try:
+        model = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # no such format, or a class that is not there
+        raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{path} holds a {type(model).__name__} and not a module: save the model and not its state_dict"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -114,6 +114,10 @@ class Hook(Mechanism):
             return f"this {type(module).__qualname__} has no number of heads in the attribute {self.heads!r}"
         return ""
 
+    def target(self, module: nn.Module) -> nn.Module | None:
+        """The submodule that the hook stands before, if there is one."""
+        return None if self.at is None else _find(module, self.at)
+
     def refusal(self, site: Site, transform: HeadTransform) -> str:
         if transform.needs_weights:
             return "its heads are reached by a hook, which never sees the attention weights: take rows='output'"
@@ -158,6 +162,11 @@ class _Rewrite:
     heads: int
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not args:
+            raise TypeError(
+                f"the heads should reach this {type(module).__qualname__} as its first positional argument, "
+                "and it was called with keywords only"
+            )
         return (self.layout.apply(self.transform, args[0], self.heads), *args[1:])
 
 
@@ -170,7 +179,13 @@ class _OnOutput:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
-            return self.rewrite(module, output)
+            changed = self.rewrite(module, output)
+            return type(output)(*changed) if hasattr(output, "_fields") else changed  # a named tuple stays one
+        if isinstance(output, (list, Mapping)):
+            raise TypeError(
+                f"{type(module).__qualname__} should return its heads, or a tuple that begins with them; "
+                f"it returned a {type(output).__name__}"
+            )
         return self.rewrite(module, (output,))[0]
 
 

@@ -11,6 +11,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch import nn
 
 from conditioned_attention.preconditioner import HeadTransform
 from conditioned_attention.sites import registered
-from conditioned_attention.sites.hook import hook_of
-from conditioned_attention.sites.site import Mechanism, Site, class_name
+from conditioned_attention.sites.hook import Hook, hook_of
+from conditioned_attention.sites.site import Mechanism, Site, class_name, transform_of
 from conditioned_attention.sites.swap import swap_of
 from conditioned_attention.sites.versions import unsupported
 
@@ -43,6 +44,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     sites: list[Site] = []
     seen: set[int] = set()
     _walk(model, "", (), sites, seen)
+    sites = _without_shared(sites)
     known = {id(p) for site in sites if site.known for p in (*site.parents, site.module)}
     inside = [site.name + "." for site in sites if site.known]
     return [
@@ -61,6 +63,27 @@ def _walk(module: nn.Module, name: str, parents: tuple[nn.Module, ...], sites: l
         sites.append(site)
     for child_name, child in module.named_children():
         _walk(child, _join(name, child_name, module), (*parents, module), sites, seen)
+
+
+def _without_shared(sites: list[Site]) -> list[Site]:
+    """The sites, where those whose heads go into one and the same module are unreachable.
+
+    A hook before that module would take the heads of one attention for those of the other.
+    """
+    users: dict[int, list[Site]] = {}
+    for site in sites:
+        if isinstance(site.mechanism, Hook) and (target := site.mechanism.target(site.module)) is not None:
+            users.setdefault(id(target), []).append(site)
+    refused: dict[int, str] = {}
+    for sharing in users.values():
+        for site in sharing if len(sharing) > 1 else ():
+            if transform_of(site.module) is None:  # one that is converted already stays as it can be undone
+                others = ", ".join(other.name for other in sharing if other is not site)
+                refused[id(site.module)] = f"the module behind its heads is that of {others} too"
+    return [
+        replace(site, mechanism=None, reason=refused[id(site.module)]) if id(site.module) in refused else site
+        for site in sites
+    ]
 
 
 def _join(name: str, child: str, parent: nn.Module) -> str:
