@@ -180,7 +180,7 @@ def _findings(family, model):
     for site in find_sites(model):
         name = class_name(plain_class(site.module))
         if site.mechanism is None:
-            yield Finding(family, name, "refused", site.reason)
+            yield Finding(family, name, "refused" if site.attention else "no attention", site.reason)
         elif site.opt_in:
             yield Finding(family, name, f"{site.mechanism.name}, on request")
         else:
@@ -195,7 +195,7 @@ def page():
     ways = sorted({finding.how for finding in found})
     count = {how: len({finding.name for finding in found if finding.how == how}) for how in ways}
     holding = {finding.family for finding in found}
-    refusals = sorted({(finding.name, finding.reason) for finding in found if finding.how == "refused"})
+    reasons = sorted({(finding.name, finding.reason) for finding in found if finding.reason})
     lines = [
         "# timm, family by family",
         "",
@@ -207,6 +207,7 @@ def page():
         "- **hook**: the heads are rewritten before the module behind them.",
         "- **on request**: it pools tokens into features, and is converted only where a pattern of `include` matches.",
         "- **refused**: left as it is, with the reason below; `strict=True` raises.",
+        "- **no attention**: it calls itself so, but has no heads softmax(q kᵀ) v; nothing is left out.",
         "",
         f"Classes: {', '.join(f'{how} {number}' for how, number in count.items())}.",
         "",
@@ -214,9 +215,9 @@ def page():
         "| --- | --- | --- |",
         *(f"| {f.family} | `{_short(f.name)}` | {f.how} |" for f in found),
         "",
-        "## Refused, and why",
+        "## Refused or no attention, and why",
         "",
-        *(f"- `{_short(name)}`: {reason}" for name, reason in refusals),
+        *(f"- `{_short(name)}`: {reason}" for name, reason in reasons),
         "",
         "## Families without attention",
         "",

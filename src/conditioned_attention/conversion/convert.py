@@ -106,23 +106,23 @@ def _convert(
 ) -> ConversionReport:
     sites = find_sites(model)
     chosen = _select(sites, include, exclude)
-    refused = {site.name: reason for site in chosen if (reason := site.against(transform))}
+    reasons = {site.name: reason for site in chosen if (reason := site.against(transform))}
+    refused = {site.name: reasons[site.name] for site in chosen if site.name in reasons and site.attention}
     if strict and refused:
         raise ValueError("strict=True, and these cannot be converted:\n" + _lines(refused))
-    able = [site for site in chosen if site.name not in refused]
+    able = [site for site in chosen if site.name not in reasons]
+    optional = {site.name: site.opt_in for site in sites if site.opt_in and site not in chosen}
     if not able:
-        optional = {site.name: site.opt_in for site in sites if site.opt_in}
-        raise ValueError("nothing to convert in " + type(model).__name__ + _nothing_because(sites, optional | refused))
+        raise ValueError("nothing to convert in " + type(model).__name__ + _nothing_because(sites, optional | reasons))
     for site in able:
         present = active_transform(site)
         if present not in (None, transform):
             raise ValueError(already(site, present))
     new = {site.name for site in able if active_transform(site) is None}
     status = {site.name: "converted" if site.name in new else "unchanged" for site in able}
-    status |= dict.fromkeys(refused, "refused")
-    taken = {site.name for site in chosen}
-    reasons = {site.name: site.opt_in for site in sites if site.opt_in and site.name not in taken} | refused
-    rows = tuple(row_for(s, status.get(s.name, "excluded"), reasons.get(s.name, s.reason)) for s in sites)
+    status |= dict.fromkeys(reasons, "no attention") | dict.fromkeys(refused, "refused")
+    words = optional | reasons
+    rows = tuple(row_for(s, status.get(s.name, "excluded"), words.get(s.name, s.reason)) for s in sites)
     changed = [site for site in able if site.name in new]
     install(changed, transform)
     forget_compiled(changed)

@@ -19,7 +19,7 @@ class ReportRow:
         mechanism: how its heads are reached; empty if they cannot be.
         status: ``"converted"``, ``"unchanged"`` (it already was as asked), ``"excluded"`` (by include or exclude, or
             because it is converted only where include names it),
-            ``"refused"`` (its heads cannot be reached) or ``"restored"``.
+            ``"refused"`` (its heads cannot be reached), ``"no attention"`` (it only calls itself so) or ``"restored"``.
         reason: why it was refused, left out or left as it is; empty otherwise.
     """
 

@@ -28,7 +28,7 @@ class InspectionRow:
         heads: number of heads; None where it is not known.
         mechanism: how its heads would be reached; empty if they cannot be.
         conversion: what `precondition` would do: ``"converts"``, ``"on request"`` (only where ``include`` names it),
-            ``"refused"``, or ``"already conditioned"``.
+            ``"refused"``, ``"no attention"`` (it only calls itself so), or ``"already conditioned"``.
         reason: why it is refused or left alone, or what else there is to say.
         kappa: median κ of its heads' outputs on the input; inf at the numerical floor, None if it was not measured.
         kappa_after: the same after C (or after what it is conditioned with).
@@ -112,13 +112,10 @@ def inspect_model(model: nn.Module, probe: Any = None) -> Inspection:
 
 def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:
     refused = site.against(RowNorm())
-    conversion = "refused" if refused else "on request" if site.opt_in else "converts"
-    if active_transform(site) is not None:
-        conversion = "already conditioned"
     heads = max((record.head + 1 for record in records), default=_heads(site.module))
     mechanism = site.mechanism.name if site.mechanism is not None else ""
     row = InspectionRow(
-        site.name, type(site.module).__qualname__, heads, mechanism, conversion, refused or site.opt_in or site.reason
+        site.name, type(site.module).__qualname__, heads, mechanism, _conversion(site), refused or site.opt_in or site.reason
     )
     if not records:
         return row
@@ -129,6 +126,16 @@ def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:
         "largest_scale": max(record.largest_scale for record in records),
     }
     return InspectionRow(**{**asdict(row), **measured})
+
+
+def _conversion(site: Site) -> str:
+    if active_transform(site) is not None:
+        return "already conditioned"
+    if not site.attention:
+        return "no attention"
+    if site.against(RowNorm()):
+        return "refused"
+    return "on request" if site.opt_in else "converts"
 
 
 def _heads(module: nn.Module) -> int | None:

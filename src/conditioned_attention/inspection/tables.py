@@ -55,7 +55,7 @@ def _log10(kappa: float | None) -> str:
 
 def _summary(inspection: Inspection, source: str) -> str:
     conversions = [row.conversion for row in inspection.rows]
-    kinds = ("converts", "on request", "already conditioned", "refused")
+    kinds = ("converts", "on request", "already conditioned", "refused", "no attention")
     words = {"converts": "would be converted", "on request": "converted on request"}
     found = ", ".join(f"{n} {words.get(kind, kind)}" for kind in kinds if (n := conversions.count(kind)))
     line = f"{inspection.parameters / 1e6:.1f} million parameters; attention modules: {found or 'none'}"

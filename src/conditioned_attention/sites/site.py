@@ -16,6 +16,12 @@ from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 HOOK_KEY = -2
 
 
+class NoAttention(str):
+    """The reason why a module that calls itself attention has no heads softmax(q kᵀ) v: nothing there is left out."""
+
+    __slots__ = ()
+
+
 class Mechanism(ABC):
     """A way to put a `HeadTransform` between the heads of an attention module and its output projection.
 
@@ -74,6 +80,11 @@ class Site:
     @property
     def reachable(self) -> bool:
         return self.mechanism is not None
+
+    @property
+    def attention(self) -> bool:
+        """False for what only calls itself so."""
+        return not isinstance(self.reason, NoAttention)
 
     @property
     def opt_in(self) -> str:

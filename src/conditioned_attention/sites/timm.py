@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import nn
 
 from conditioned_attention.sites.hook import Hook, Layout
-from conditioned_attention.sites.site import Mechanism, class_name, plain_class
+from conditioned_attention.sites.site import Mechanism, NoAttention, class_name, plain_class
 from conditioned_attention.sites.swap import subclass_reason, swap_of
 
 # class -> the file that holds its conditioned subclass, and that subclass
@@ -105,11 +105,11 @@ _CHOSEN: dict[str, Callable[[nn.Module], Hook | str]] = {
     "timm.models.levit.AttentionDownsample": _levit,
 }
 
-_GATE = "weighs channels or places of its input, and computes no softmax(q kᵀ) v"
+_GATE = NoAttention("weighs channels or places of its input, and computes no softmax(q kᵀ) v")
 _LINEAR = "is linear attention: there is no softmax(q kᵀ) whose rows could be normalised"
 _DIFFERENTIAL = "normalises every head behind softmax(q kᵀ) v by itself, so that C cancels"
 
-# class -> why its heads cannot be reached
+# class -> why its heads cannot be reached, or why it has none
 _REFUSED = {
     "timm.layers.cbam.ChannelAttn": _GATE,
     "timm.layers.cbam.LightChannelAttn": _GATE,
@@ -128,10 +128,10 @@ _REFUSED = {
     "timm.layers.split_attn.SplitAttn": _GATE,
     "timm.models.coat.FactorAttnConvRelPosEnc": _LINEAR,
     "timm.models.csatv2.SpatialTransformerBlock": "has one head of width 1, of which C would leave only the sign",
-    "timm.models.efficientvim.HSMSSD": "is a state space model, without softmax(q kᵀ) v",
+    "timm.models.efficientvim.HSMSSD": NoAttention("is a state space model, without softmax(q kᵀ) v"),
     "timm.models.efficientvit_mit.LiteMLA": _LINEAR,
     "timm.models.mobilevit.LinearSelfAttention": _LINEAR,
-    "timm.models.nextvit.ConvAttention": "is a convolution",
+    "timm.models.nextvit.ConvAttention": NoAttention("is a convolution"),
     "timm.models.swiftformer.EfficientAdditiveAttention": _LINEAR,
     "timm.models.mvitv2.MultiScaleAttentionPoolFirst": "does not run in timm itself: its keys are not transposed",
     "timm.models.vision_transformer.DiffParallelScalingBlock": _DIFFERENTIAL,
@@ -149,6 +149,6 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     if isinstance(found, Hook):
         return found.missing(module) or found
     if found is not None:
-        return f"{cls.__qualname__} {found}"
+        return type(found)(f"{cls.__qualname__} {found}")
     bases = [base for base in cls.__mro__[1:] if class_name(base) in {*_SWAPPED, *_HOOKED, *_CHOSEN}]
     return subclass_reason(cls, bases[0]) if bases else None

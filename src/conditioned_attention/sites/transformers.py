@@ -11,7 +11,7 @@ from torch import nn
 
 from conditioned_attention.sites import interface
 from conditioned_attention.sites.hook import Hook, Layout
-from conditioned_attention.sites.site import Mechanism, class_name, plain_class
+from conditioned_attention.sites.site import Mechanism, NoAttention, class_name, plain_class
 from conditioned_attention.sites.swap import subclass_reason, swap_of
 
 _MODELS = "transformers.models."
@@ -181,10 +181,10 @@ _SITES: tuple[tuple[Hook, tuple[str, ...]], ...] = (
 )
 _HOOKED = {_MODELS + name: hook for hook, names in _SITES for name in names}
 
-# why heads cannot be reached -> classes
+# why heads cannot be reached, or why there are none -> classes
 _REFUSALS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
-        "computes weights, and no heads",
+        NoAttention("computes weights, and no heads"),
         (
             "conditional_detr.modeling_conditional_detr.ConditionalDetrMHAttentionMap",
             "dab_detr.modeling_dab_detr.DabDetrMHAttentionMap",
@@ -246,7 +246,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     if name in _HOOKED:
         return _HOOKED[name].missing(module) or _passed_by(module) or _HOOKED[name]
     if name in _REFUSED:
-        return f"{cls.__qualname__} {_REFUSED[name]}"
+        return type(_REFUSED[name])(f"{cls.__qualname__} {_REFUSED[name]}")
     found = interface.recognise(module)
     bases = [base for base in cls.__mro__[1:] if class_name(base) in {*_SWAPPED, *_HOOKED, *_REFUSED}]
     return subclass_reason(cls, bases[0]) if found is None and bases else found
