@@ -9,6 +9,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertForMaskedLM, BertModel
 
@@ -274,6 +275,27 @@ def test_plain_checkpoints_and_conditioned_ones_have_the_same_keys(tmp_path):
     loaded = type(plain).from_pretrained(tmp_path).eval()
     precondition(loaded)
     assert (output(loaded) == output(model)).all()
+
+
+@pytest.mark.parametrize("wrapped_first", [True, False])
+def test_a_wrapper_of_peft_does_not_enter_the_record(wrapped_first, tmp_path):
+    """It shows the config of the model inside as its own; the record speaks of the model that is saved and loaded."""
+    model = build("llama")
+    options = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    if wrapped_first:
+        wrapper = get_peft_model(model, options)
+        precondition(wrapper)
+    else:
+        precondition(model)
+        wrapper = get_peft_model(model, options)
+    merged = wrapper.merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    loaded = type(merged).from_pretrained(tmp_path).eval()
+    apply_conditioning(loaded)
+    assert (output(loaded) == output(merged)).all()
+    again = get_peft_model(type(merged).from_pretrained(tmp_path), options)
+    apply_conditioning(again)
+    assert conditioning(again.get_base_model()) == conditioning(merged)
 
 
 def test_not_a_module():

@@ -140,7 +140,7 @@ def _apply(model: nn.Module, data: Mapping[str, Any]) -> None:
 def _remembered(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
     """The outermost modules whose configs remember a conversion, with what they remember."""
     config = getattr(model, "config", None)
-    if config is not None and CONFIG_KEY in vars(config):
+    if config is not None and CONFIG_KEY in vars(config) and not _borrows_config(model):
         return [(model, getattr(config, CONFIG_KEY))]
     return [found for child in model.children() for found in _remembered(child)]
 
@@ -183,9 +183,17 @@ def _in_use(config: Any) -> bool:
 
 
 def _outermost_pretrained(module: nn.Module) -> list[Any]:
-    if hasattr(module, "save_pretrained") and hasattr(module, "config"):
+    if hasattr(module, "save_pretrained") and hasattr(module, "config") and not _borrows_config(module):
         return [module]
     return [found for child in module.children() for found in _outermost_pretrained(child)]
+
+
+def _borrows_config(module: nn.Module) -> bool:
+    """Whether it shows the config of a Hugging Face model inside, as the wrappers of PEFT do.
+
+    Names in that config are those of the model inside, which is saved and loaded without the wrapper.
+    """
+    return type(module).__module__.partition(".")[0] == "peft"
 
 
 def _entries(data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
