@@ -65,6 +65,8 @@ MUTATIONS = [
     ("hook, left on what was wrapped", "sites/hook.py", "self.hook._put(module, module.__dict__[TRANSFORM])", "pass", HOOK),
     ("hook, behind those of others", "sites/hook.py", "hooks.move_to_end(HOOK_KEY, last=False)", "pass", HOOK),
     ("hook, heads and width exchanged", "sites/hook.py", "y = y.unflatten(i, (-1, heads))", "y = y.unflatten(i, (heads, -1))", HOOK),
+    ("hook, passed by unnoticed", "sites/hook.py", "if not self.rewrite.passed:", "if False:", HOOK),
+    ("hook, shared projection", "sites/table.py", "sites = _without_shared(sites)", "pass", HOOK),
     ("timm, heads and width exchanged", "sites/timm.py", '"B N D*H"', '"B N H*D"', TIMM),
     ("timm, tokens for channels", "sites/timm.py", ', along="N"', "", TIMM),
     ("timm, LeViT's images as tokens", "sites/timm.py", "_IMAGE if module.use_conv else _TOKENS", "_TOKENS", TIMM),

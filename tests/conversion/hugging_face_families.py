@@ -47,7 +47,8 @@ def attention_classes(model_type: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for site in find_sites(build(model_type)):
         name = type(site.module).__name__
-        found[name] = site.mechanism.name if site.mechanism is not None else "refused: " + site.reason
+        against = ("refused: " if site.attention else "no attention: ") + site.reason
+        found[name] = against if site.mechanism is None else site.mechanism.name
     return found
 
 

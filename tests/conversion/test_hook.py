@@ -267,6 +267,25 @@ def test_rows_of_the_weights_are_refused(model):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+class Unused(OwnAttention):
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.linear(y, self.out.weight, self.out.bias)
+
+
+def test_a_site_that_is_passed_by():
+    register_attention(Unused, at="out", heads="heads")
+    model = Unused()
+    precondition(model)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no heads came to 'out' in the forward of this Unused"):
+            model(X)
+    restore(model)
+    assert not model._forward_hooks
+    model(X)
+
+
 def test_a_site_that_is_not_there(model):
     register_attention(OwnAttention, at="projection", heads="heads")
     with pytest.raises(ValueError, match="this OwnAttention has no module at 'projection'"):

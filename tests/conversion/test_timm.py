@@ -7,8 +7,9 @@ import pytest
 import timm
 import torch
 from timm.layers import SimPool1d
-from timm.layers.attention import AttentionRope
+from timm.layers.attention import Attention, AttentionRope
 from timm.layers.attention_pool import AttentionPoolLatent
+from timm.layers.cbam import SpatialAttn
 from torch import nn
 
 from conditioned_attention import apply_conditioning, conditioning, precondition, restore
@@ -190,3 +191,13 @@ def test_exactly_the_classes_of_the_table():
 
     with pytest.raises(ValueError, match="Derived is a subclass of AttentionRope and may"):
         precondition(nn.Sequential(Derived(32, 4)))
+
+
+def test_what_only_calls_itself_attention_does_not_stand_in_the_way():
+    model = nn.Sequential(Attention(32, 4), SpatialAttn())
+    report = precondition(model, strict=True)
+    assert [row.status for row in report.rows] == ["converted", "no attention"]
+    assert "computes no softmax" in report.rows[1].reason
+    assert report.refused == []
+    with pytest.raises(ValueError, match=r"nothing to convert in SpatialAttn:\n.*weighs channels or places"):
+        precondition(SpatialAttn())

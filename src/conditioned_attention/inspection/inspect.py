@@ -115,7 +115,12 @@ def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:
     heads = max((record.head + 1 for record in records), default=_heads(site.module))
     mechanism = site.mechanism.name if site.mechanism is not None else ""
     row = InspectionRow(
-        site.name, type(site.module).__qualname__, heads, mechanism, _conversion(site), refused or site.opt_in or site.reason
+        site.name,
+        type(site.module).__qualname__,
+        heads,
+        mechanism,
+        _conversion(site),
+        refused or site.opt_in or site.reason,
     )
     if not records:
         return row

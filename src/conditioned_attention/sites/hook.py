@@ -142,6 +142,7 @@ class Hook(Mechanism):
         _take_off(target)
         put_first(target._forward_pre_hooks, rewrite)
         put_first(module._forward_pre_hooks, _Follow(self))
+        put_first(module._forward_hooks, _MustPass(self.at, rewrite))
 
 
 def hook_of(module: nn.Module) -> Hook | None:
@@ -153,15 +154,18 @@ def hook_of(module: nn.Module) -> Hook | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Rewrite:
     """Stands before the submodule behind the heads."""
 
     transform: HeadTransform
     layout: Layout
     heads: int
+    passed: bool = False  # whether heads have come by
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not torch.compiler.is_compiling():
+            self.passed = True
         if not args:
             raise TypeError(
                 f"the heads should reach this {type(module).__qualname__} as its first positional argument, "
@@ -187,6 +191,26 @@ class _OnOutput:
                 f"it returned a {type(output).__name__}"
             )
         return self.rewrite(module, (output,))[0]
+
+
+@dataclass(frozen=True)
+class _MustPass:
+    """Stands behind an attention module whose heads should have come by `_Rewrite`, and once looks whether they have.
+
+    A forward that reads the weight of its projection, instead of calling it, would run plain without a word.
+    """
+
+    at: str
+    rewrite: _Rewrite
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if torch.compiler.is_compiling() or not isinstance(output[0] if isinstance(output, tuple) else output, Tensor):
+            return  # a trace of torch.fx calls the module later
+        if not self.rewrite.passed:
+            raise RuntimeError(
+                f"no heads came to {self.at!r} in the forward of this {type(module).__qualname__}, which does not call "
+                "that module; so it runs plain, although it was converted. Register the class at another site"
+            )
 
 
 @dataclass(frozen=True)
