@@ -201,3 +201,17 @@ def test_what_only_calls_itself_attention_does_not_stand_in_the_way():
     assert report.refused == []
     with pytest.raises(ValueError, match=r"nothing to convert in SpatialAttn:\n.*weighs channels or places"):
         precondition(SpatialAttn())
+
+
+@pytest.mark.parametrize(
+    "name", ["cait_xxs24_224", "efficientformerv2_s0", "iformer_t", "levit_128s", "vit_tiny_patch16_224"]
+)
+def test_torch_fx_traces_converted_models(name):
+    """With a hook before one layer and before several, and with forwards that are rewritten."""
+    model = timm.create_model(name)
+    model.eval()
+    precondition(model)
+    x = torch.randn(1, *model.pretrained_cfg["input_size"])
+    with torch.no_grad():
+        traced = torch.fx.symbolic_trace(model)
+        assert (traced(x) == model(x)).all()

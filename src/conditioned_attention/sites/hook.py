@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
@@ -63,6 +64,13 @@ class Layout:
         inward = [letters.index(axis) for axis in ("B", "H", *(("N", "D") if self.along == "D" else ("D", "N")))]
         outward = [inward.index(i) for i in range(4)]
         return transform(y.permute(inward)).permute(outward).reshape(x.shape)
+
+
+def _apply(layout: Layout, transform: HeadTransform, x: Tensor, heads: int) -> Tensor:
+    return layout.apply(transform, x, heads)
+
+
+torch.fx.wrap("_apply")  # one node, because it branches on sizes
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,7 @@ class _Rewrite:
                 f"the heads should reach this {type(module).__qualname__} as its first positional argument, "
                 "and it was called with keywords only"
             )
-        return (self.layout.apply(self.transform, args[0], self.heads), *args[1:])
+        return (_apply(self.layout, self.transform, args[0], self.heads), *args[1:])
 
 
 @dataclass(frozen=True)

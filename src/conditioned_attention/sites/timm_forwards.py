@@ -207,3 +207,6 @@ def _gated_projection(module: Any, heads: Tensor, gate: Tensor | None) -> Tensor
     x = module.norm(_side_by_side(heads))
     y: Tensor = module.proj_drop(module.proj(x if gate is None else x * gate))
     return y
+
+
+torch.fx.wrap("attend")  # one node for torch.fx, because it checks its arguments

@@ -5,6 +5,7 @@ Shapes: B batch (windows), N tokens, D head width.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from timm.models.iformer import SHMA
 from torch import Tensor
@@ -33,3 +34,6 @@ class ConditionedSHMA(SHMA):
         head = attend(self.__dict__[TRANSFORM], q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         y: Tensor = self.proj(head.squeeze(1).transpose(1, 2).reshape(gate.shape) * gate)
         return y
+
+
+torch.fx.wrap("attend")  # one node for torch.fx, because it checks its arguments
