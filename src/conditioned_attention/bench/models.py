@@ -70,6 +70,20 @@ def _square(model: nn.Module, batch: Batch) -> Tensor:
     return F.mse_loss(model(*batch), torch.zeros_like(batch[0]))
 
 
+def _swin(layers: int) -> nn.Module:
+    make_importable()
+    from timm.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer(depths=(2, 2, layers, 2), drop_path_rate=0.0)
+
+
+def _davit(layers: int) -> nn.Module:
+    make_importable()
+    from timm.models.davit import DaVit
+
+    return DaVit(depths=(1, 1, layers, 1))
+
+
 def _gpt2(layers: int) -> nn.Module:
     make_importable()
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -94,6 +108,12 @@ MODELS = {
     for model in (
         StepModel("vit_b", "timm ViT-B/16, 224 pixels", 4, 12, _vit, _images, _classification),
         StepModel("vit_b_block", "one block of it alone", 4, 1, _vit_blocks, _tokens, _square),
+        StepModel(
+            "swin_t", "timm Swin-T, 224 pixels, learned bias, by class swap", 4, 6, _swin, _images, _classification
+        ),
+        StepModel(
+            "davit_t", "timm DaViT-T, 224 pixels, windows and channels, by hook", 4, 3, _davit, _images, _classification
+        ),
         StepModel("gpt2", "transformers GPT-2 small, 512 tokens", 2, 12, _gpt2, _text, _language),
     )
 }
