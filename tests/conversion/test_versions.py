@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from conditioned_attention import precondition, restore
-from conditioned_attention.sites import versions
+from conditioned_attention.sites import marker, versions
 from tests.models import build
 
 PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text()
@@ -59,3 +60,7 @@ def test_the_package_asks_for_the_same(installed):
     for package in ("timm", "transformers"):
         first, end = versions.SUPPORTED[package]
         assert f'"{package}>={first},<{end}"' in PYPROJECT
+
+
+def test_the_library_imports_beside_versions_without_an_attention_interface():
+    marker._register(ModuleType("transformers.modeling_utils"))

@@ -37,7 +37,9 @@ def watch() -> None:
 
 
 def _register(modeling_utils: ModuleType) -> None:
-    modeling_utils.AttentionInterface.register(MARKER, not_applied)
+    interface = getattr(modeling_utils, "AttentionInterface", None)
+    if interface is not None:  # old versions have none; importing this library beside them must not fail
+        interface.register(MARKER, not_applied)
 
 
 @contextmanager
