@@ -46,7 +46,7 @@ def test_what_was_done_already_and_what_cannot_be():
     assert [row.conversion for row in inspection.rows] == ["already conditioned", "converts", "refused"]
     assert "register_attention" in inspection.rows[2].reason
     assert not inspection.complete
-    assert inspection.not_measured == "there was nothing to run the model on"
+    assert inspection.not_measured == "there was nothing to run the model on (--input)"
     assert inspection.to_json()["modules"][1]["kappa"] is None
 
 
@@ -153,5 +153,7 @@ def test_command(tmp_path, capsys):
     torch.save(module, tmp_path / "module.pt")
     assert call("inspect", str(tmp_path / "module.pt"), "--unpickle") == 1
     assert "is not in the table" in capsys.readouterr().out
+    assert call("inspect", "vit_tiny_patch16_224", "--structure", "--input", "x.pt") == 2
+    assert "takes no --input" in capsys.readouterr().err
     assert call("inspect", str(tmp_path / "nothing")) == 2
     assert "is no timm model, no folder and no file" in capsys.readouterr().err

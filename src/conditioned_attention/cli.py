@@ -113,7 +113,7 @@ class Train:
 class Inspect:
     """Say which attention a model has, what conversion would do to it, and how well its heads are conditioned.
 
-    Exit status: 0 if all of its attention converts, 1 if some or all of it cannot.
+    Exit status: 0 if all of its attention converts, 1 if some or all of it cannot, or there is none; 2 wrong input.
     """
 
     model: tyro.conf.Positional[str]
@@ -133,6 +133,8 @@ class Inspect:
         from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
         from conditioned_attention.inspection.tables import print_inspection
 
+        if self.structure and self.input is not None:
+            raise ValueError("--structure runs nothing, so it takes no --input")
         probe = None if self.input is None else load_input(self.input)
         model = load_model(self.model, pretrained=self.pretrained, weights=not self.structure, unpickle=self.unpickle)
         if probe is None and not self.structure:

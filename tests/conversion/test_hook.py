@@ -100,8 +100,16 @@ def test_layouts_that_are_none():
             Layout(axes)
     with pytest.raises(ValueError, match=r"along='H' is unknown; valid are \('D', 'N'\)"):
         Layout(along="H")
-    with pytest.raises(ValueError, match=r"heads were expected as 'B H N D', got a tensor of shape \(3, 4\)"):
-        Layout("B H N D").apply(RowNorm(), torch.randn(3, 4), 3)
+    with pytest.raises(ValueError, match=r"heads were expected as 'B H N D', got a tensor of shape \(3, 4, 5\)"):
+        Layout("B H N D").apply(RowNorm(), torch.randn(3, 4, 5), 3)
+    for axes, shape in (
+        ("B N H*D", (2, 5, 13)),
+        ("B H*D N", (2, 13, 6, 6)),
+        ("B N H D", (2, 3, 5, 4)),
+        ("B D*H N", (2, 4, 6)),
+    ):
+        with pytest.raises(ValueError, match=r"with 3 of them, got a tensor of shape \(2, "):
+            Layout(axes).apply(RowNorm(), torch.randn(shape), 3)
 
 
 def test_own_class(model):

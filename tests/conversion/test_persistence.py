@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertForMaskedLM, BertModel
+from transformers import BertForMaskedLM, BertModel, BloomConfig, BloomModel
 
 from conditioned_attention import apply_conditioning, conditioning, precondition, restore
 from conditioned_attention.controls import HeadRMSNorm
@@ -87,8 +87,13 @@ def test_an_error_leaves_a_loaded_checkpoint_as_it_was(tmp_path):
     precondition(model, include="text_model.*")
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
-    with pytest.raises(ValueError, match="matches no attention module"):
-        precondition(loaded, include="nothing")
+    wrong = {"format": 1, "transforms": [{"kind": "row_norm", "modules": ["nothing"]}]}
+    with pytest.raises(ValueError, match="has no attention module 'nothing'"):
+        apply_conditioning(loaded, wrong)
+    with pytest.raises(
+        ValueError, match=r"trained with conditioned attention: call apply_conditioning\(model\) to go on"
+    ):
+        precondition(loaded)
     with pytest.raises(RuntimeError, match="apply_conditioning"):
         output(loaded)
     apply_conditioning(loaded)
@@ -157,6 +162,28 @@ def test_plain_state_dict_with_the_data_beside_it():
 def test_wrong_data(data, words):
     with pytest.raises(ValueError, match=words):
         apply_conditioning(build("timm_vit"), data)
+
+
+def test_a_record_says_all_that_is_conditioned():
+    model, other = build("timm_vit"), build("timm_vit")
+    precondition(model)
+    precondition(other, include="blocks.1.*")
+    for record in (conditioning(build("timm_vit")), conditioning(other)):
+        with pytest.raises(ValueError, match=r"blocks\.0\.attn is already converted"):
+            apply_conditioning(model, record)
+
+
+def test_models_that_ask_for_masks_only_raise_as_well(tmp_path):
+    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99}
+    model = BloomModel(BloomConfig(**sizes)).eval()
+    precondition(model)
+    model.save_pretrained(tmp_path)
+    loaded = BloomModel.from_pretrained(tmp_path).eval()
+    with pytest.raises(RuntimeError, match="apply_conditioning"):
+        loaded(torch.tensor([[3, 4, 5]]))
+    apply_conditioning(loaded)
+    ids = torch.tensor([[3, 4, 5]])
+    assert (loaded(ids)[0] == model(ids)[0]).all()
 
 
 def test_a_conflict_changes_nothing():

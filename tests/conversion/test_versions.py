@@ -63,4 +63,4 @@ def test_the_package_asks_for_the_same(installed):
 
 
 def test_the_library_imports_beside_versions_without_an_attention_interface():
-    marker._register(ModuleType("transformers.modeling_utils"))
+    marker._register("AttentionInterface", ModuleType("transformers.modeling_utils"))

@@ -18,6 +18,7 @@ from conditioned_attention.sites import (
     find_sites,
     forget_compiled,
     install,
+    is_marked,
     settled,
     uninstall,
     unwrap,
@@ -64,7 +65,8 @@ def precondition(
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: nothing to convert; a pattern that matches no attention; an unknown option; a module that was
-            already converted with other options; with ``strict``, an attention module of an unknown class.
+            already converted with other options; a Hugging Face checkpoint of a conditioned model, for which there is
+            `apply_conditioning`; with ``strict``, an attention module of an unknown class.
 
     >>> from transformers import ViTConfig, ViTModel
     >>> from conditioned_attention import precondition, restore
@@ -94,8 +96,12 @@ def convert(
     inner = unwrap(model)
     if guard:
         check_room(inner)
-    with settled(model):
-        report = _convert(model, transform, include, exclude, strict)
+    if is_marked(model):
+        raise ValueError(
+            "this checkpoint was trained with conditioned attention: call apply_conditioning(model) to go on with it "
+            "as it was, or restore(model) first to make it a plain model"
+        )
+    report = _convert(model, transform, include, exclude, strict)
     if guard:
         put_guard(inner, conditioning(inner))
     return report
@@ -135,7 +141,8 @@ def restore(model: nn.Module) -> ConversionReport:
 
     Args:
         model: a module, converted or not; on a plain one nothing happens.  A `MultiheadAttention` of this library
-            that the model was built with stays.
+            that the model was built with stays.  A Hugging Face checkpoint that was loaded, and to which
+            `apply_conditioning` was not applied, becomes a plain model.
 
     Returns:
         A report whose rows name the modules that were restored.
@@ -189,7 +196,11 @@ def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str])
 def _nothing_because(sites: Sequence[Site], reasons: Mapping[str, str]) -> str:
     if reasons:
         return ":\n" + _lines(reasons)
-    return ": include and exclude leave no attention module" if sites else ": it holds no attention module"
+    return (
+        ": include and exclude leave no attention module"
+        if sites
+        else ": it holds no attention module that is known, or that calls itself so; see register_attention"
+    )
 
 
 def _lines(reasons: Mapping[str, str]) -> str:

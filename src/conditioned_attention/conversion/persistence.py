@@ -132,6 +132,10 @@ def _apply(model: nn.Module, data: Mapping[str, Any]) -> None:
             if present not in (None, transform):
                 raise ValueError(already(site, present))
             planned[site.name] = transform
+    for site in sites:
+        present = active_transform(site)
+        if present is not None and site.name not in planned:
+            raise ValueError(already(site, present))
     changed = [site for site in sites if site.name in planned]
     install(changed, lambda site: planned[site.name])
     forget_compiled(changed)
@@ -231,6 +235,9 @@ def _by_name(model: nn.Module, sites: Sequence[Site], names: Sequence[str]) -> l
     for name in names:
         site = found.get(name) or found.get(prefix + name) or found.get(name.removeprefix(prefix))
         if site is None:
-            raise ValueError(f"the model has no attention module {name!r}; it has: {', '.join(found) or 'none'}")
+            raise ValueError(
+                f"the model has no attention module {name!r}; it has: {', '.join(found) or 'none'} (classes of your "
+                "own have to be registered first, with register_attention)"
+            )
         chosen.append(site)
     return chosen

@@ -97,7 +97,7 @@ def inspect_model(model: nn.Module, probe: Any = None) -> Inspection:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     sites = find_sites(model)
     records: list[HeadRecord] = []
-    not_measured = "there was nothing to run the model on"
+    not_measured = "there was nothing to run the model on (--input)"
     if not any(site.reachable for site in sites):
         not_measured = "there is no attention whose heads can be reached"
     elif probe is not None:

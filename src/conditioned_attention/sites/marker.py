@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -22,24 +23,33 @@ MARKER = "conditioned_attention"
 NAME = "_attn_implementation_internal"
 
 
-def not_applied(module: nn.Module, *args: Any, **kwargs: Any) -> NoReturn:
-    """The attention function of a checkpoint that was loaded, and nothing more."""
+def not_applied(*args: Any, **kwargs: Any) -> NoReturn:
+    """The attention function, and the mask function, of a checkpoint that was loaded, and nothing more."""
     raise RuntimeError(
         "this checkpoint was trained with conditioned attention, as its config.json says: call "
         "conditioned_attention.apply_conditioning(model) before you run it (or load it with attn_implementation='sdpa' "
-        "to run it as a plain model, which computes something else)"
+        "or 'eager', to run it as a plain model, which computes something else)"
     )
 
 
 def watch() -> None:
-    """Makes the name known to transformers as soon as that is imported."""
-    on_import("transformers.modeling_utils", _register)
+    """Makes the name known to transformers as soon as that is imported: for attention, and for its masks.
+
+    Models with attention of their own ask for masks only, and would silently get none under an unknown name.
+    """
+    on_import("transformers.modeling_utils", partial(_register, "AttentionInterface"))
+    on_import("transformers.masking_utils", partial(_register, "AttentionMaskInterface"))
 
 
-def _register(modeling_utils: ModuleType) -> None:
-    interface = getattr(modeling_utils, "AttentionInterface", None)
+def _register(name: str, module: ModuleType) -> None:
+    interface = getattr(module, name, None)
     if interface is not None:  # old versions have none; importing this library beside them must not fail
         interface.register(MARKER, not_applied)
+
+
+def is_marked(model: nn.Module) -> bool:
+    """Whether a part of the model was loaded from such a checkpoint, and nothing was done about it."""
+    return any(getattr(getattr(part, "config", None), NAME, None) == MARKER for part in model.modules())
 
 
 @contextmanager

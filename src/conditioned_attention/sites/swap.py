@@ -99,4 +99,7 @@ def swap_of(cls: type) -> Swap | None:
 
 def subclass_reason(cls: type, known: type) -> str:
     """The reason against a class that is derived from a known one."""
-    return f"{class_name(cls)} is a subclass of {known.__qualname__} and may compute something else"
+    return (
+        f"{class_name(cls)} is a subclass of {known.__qualname__} and may compute something else "
+        "(if it does not: register_attention)"
+    )
