@@ -26,7 +26,7 @@ from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
 from conditioned_attention.modules import guard
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
-from tests.models import NormalisedRows
+from tests.oracle import NormalisedRows
 
 INF = math.inf
 

@@ -19,7 +19,7 @@ from conditioned_attention.sites.site import class_name
 from tests.conversion.timm_cases import CASES, MODELS
 from tests.conversion.timm_families import COMMAND, FAMILIES, PAGE, page, says_softmax, survey
 from tests.models import weigh
-from tests.oracle_softmax import NormalisedAttention
+from tests.oracle import NormalisedHeads
 
 # Whole models that mix the logits of several heads, and the softmax of SplitAttn.
 NO_ATTENTION = {
@@ -77,7 +77,7 @@ def test_whole_models_agree_with_the_outside_oracle(name):
 def agrees_with_the_oracle(module, args, kwargs):
     """Output, gradients, keys and the way back; returns how many modules were converted."""
     keys, (plain, _) = list(module.state_dict()), run(module, args, kwargs)
-    with NormalisedAttention():
+    with NormalisedHeads():
         oracle, gradients = run(module, args, kwargs)
     size = oracle.abs().max()
     assert (plain - oracle).abs().max() > 0.01 * size, "the comparison would be vacuous"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from conditioned_attention import precondition, reference, restore
+from conditioned_attention import precondition, restore
 from conditioned_attention.conversion import convert
 from conditioned_attention.preconditioner import HeadTransform
-from tests.models import NormalisedRows
+from tests.oracle import NormalisedHeads
 
 
 def random(*shape, seed=5):
@@ -166,32 +166,6 @@ class Nothing(HeadTransform):
         return output
 
 
-class Tagged(NormalisedRows):
-    """The outside oracle for explicit softmaxes: follows their result to the product that it goes into.
-
-    ``rows`` says along which dimension the weights of one query lie: -1, or -2 once they are transposed.
-    """
-
-    def __init__(self, of):
-        super().__init__()
-        self.of = of
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = super().__torch_function__(function, types, args, kwargs)
-        tagged = [t for t in args if hasattr(t, "rows")]
-        match function.__name__, tagged:
-            case "softmax", _:
-                result.rows = -1
-            case (("dropout" | "conv2d"), [weights, *_]):
-                result.rows = weights.rows
-            case "transpose", [weights]:
-                result.rows = -3 - weights.rows
-            case (("matmul" | "__matmul__" | "einsum"), [weights]):
-                source, dim = (result, weights.rows) if self.of == "output" else (weights, weights.rows)
-                return result * reference.preconditioner(source.movedim(dim, -1)).detach().unsqueeze(dim)
-        return result
-
-
 def prepare(name, fused, training=False):
     module = CASES[name].build()
     assert hasattr(module, "fused_attn") == (CASES[name].path in FUSED)
@@ -278,7 +252,7 @@ def test_autocast_rounds_where_timm_does(name):
 def test_rows_of_the_output(name, fused):
     module = prepare(name, fused)
     cls, plain = type(module), results(name, module)
-    with Tagged("output"):
+    with NormalisedHeads():
         expected = results(name, module)
     assert_differ(plain, expected)
     precondition(module, strict=True)
@@ -293,7 +267,7 @@ def test_rows_of_the_output(name, fused):
 def test_rows_of_the_weights(name):
     module = prepare(name, fused=False)
     plain = results(name, module)
-    with Tagged("weights"):
+    with NormalisedHeads("weights"):
         expected = results(name, module)
     assert_differ(plain, expected)
     precondition(module, rows="weights", strict=True)
