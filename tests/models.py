@@ -1,5 +1,7 @@
 """Small models of every kind that conversion knows."""
 
+from dataclasses import dataclass
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -18,6 +20,8 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+
+from conditioned_attention.preconditioner import HeadTransform
 
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VOCABULARY = 99
@@ -155,3 +159,13 @@ def build(name):
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
     return model
+
+
+@dataclass(frozen=True)
+class Identity(HeadTransform):
+    """C = 1: what the plain model computes, by the converted one's code."""
+
+    kind = "identity"
+
+    def __call__(self, output, weights=None):
+        return output

@@ -9,7 +9,7 @@ from torch import nn
 
 from conditioned_attention import precondition, restore
 from conditioned_attention.conversion import convert
-from conditioned_attention.preconditioner import HeadTransform
+from tests.models import Identity
 from tests.oracle import NormalisedHeads
 
 
@@ -157,15 +157,6 @@ PATHS = [(name, fused) for name, case in CASES.items() for fused in (True, False
 each_path = pytest.mark.parametrize(("name", "fused"), PATHS)
 
 
-class Nothing(HeadTransform):
-    """C = 1."""
-
-    kind = "nothing"
-
-    def __call__(self, output, weights=None):
-        return output
-
-
 def prepare(name, fused, training=False):
     module = CASES[name].build()
     assert hasattr(module, "fused_attn") == (CASES[name].path in FUSED)
@@ -207,7 +198,7 @@ def assert_differ(one, other):
 def test_without_c_it_is_the_forward_of_timm(name, fused, training):
     module = prepare(name, fused, training)
     expected = results(name, module)
-    convert(module, Nothing())
+    convert(module, Identity())
     assert type(module).__name__.startswith("Conditioned")
     assert_equal(results(name, module), expected)
 
@@ -222,7 +213,7 @@ def test_dropout_draws_the_same_numbers(name):
         dropout.p = 0.3
     expected = results(name, module)
     assert_differ(plain, expected)
-    convert(module, Nothing())
+    convert(module, Identity())
     assert_equal(results(name, module), expected)
     module.train(False)
     ours = results(name, module)
@@ -240,7 +231,7 @@ def test_autocast_rounds_where_timm_does(name):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for converted in (False, True):
             if converted:
-                convert(module, Nothing())
+                convert(module, Identity())
             y = module(*inputs, **keywords)
             outputs.append(y[0] if isinstance(y, tuple) else y)
     plain, ours = outputs

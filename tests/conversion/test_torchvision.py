@@ -1,7 +1,6 @@
 """torchvision: Swin, Swin V2, video Swin and MViT by class swap, MaxViT by a hook; all against an oracle outside."""
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -23,19 +22,8 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, 
 
 from conditioned_attention import precondition, restore
 from conditioned_attention.conversion import convert
-from conditioned_attention.preconditioner import HeadTransform
-from tests.models import vectors, weigh
+from tests.models import Identity, vectors, weigh
 from tests.oracle import NormalisedHeads
-
-
-@dataclass(frozen=True)
-class Identity(HeadTransform):
-    """C = 1: what the stock model computes, by the converted one's code."""
-
-    kind = "identity"
-
-    def __call__(self, output, weights=None):
-        return output
 
 
 def swin(block, downsample, window=(4, 3), **kwargs):
