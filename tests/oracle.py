@@ -25,7 +25,7 @@ _MIXES = {
 _MULTIPLIES = {"matmul", "bmm", "einsum"}
 _ADDS = {"add", "iadd", "radd"}
 
-EPS = 1e-6  # the library's default; where all but masked keys are dropped, rows are smaller
+EPS = 1e-6  # the library's default; dropout leaves smaller rows (1e-44) where masks are -100
 _attention = F.scaled_dot_product_attention
 
 
