@@ -1,12 +1,10 @@
-"""Small models of every kind that conversion knows, and an oracle that stands outside of it."""
+"""Small models of every kind that conversion knows."""
 
-from unittest.mock import patch
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torchvision.models import vision_transformer as torchvision_vision_transformer
 from transformers import (
     BertConfig,
@@ -22,6 +20,8 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+
+from conditioned_attention.preconditioner import HeadTransform
 
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VOCABULARY = 99
@@ -161,41 +161,11 @@ def build(name):
     return model
 
 
-class NormalisedRows(TorchFunctionMode):
-    """The outside oracle: every output row of ``scaled_dot_product_attention`` to unit length, C without gradient."""
+@dataclass(frozen=True)
+class Identity(HeadTransform):
+    """C = 1: what the plain model computes, by the converted one's code."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.multi_head_attention_forward:  # goes by as a whole, with the mode off inside
-            with patch.object(F, "scaled_dot_product_attention", normalised_attention):
-                return function(*args, **(kwargs or {}))
-        if function is F.scaled_dot_product_attention:
-            return normalised_attention(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
+    kind = "identity"
 
-
-_attention = F.scaled_dot_product_attention
-
-
-def normalised_attention(*args, **kwargs):
-    result = _attention(*args, **kwargs)
-    norm = result.detach().norm(dim=-1, keepdim=True)
-    return result / norm.where(norm > 0, 1.0)
-
-
-class NormalisedProducts(TorchFunctionMode):
-    """The same for attention that is written out: what a softmax is multiplied with gives rows of unit length."""
-
-    def __init__(self):
-        super().__init__()
-        self.weights, self.hits = [], 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = getattr(function, "__name__", "")
-        weighted = any(argument is tensor for argument in args for tensor in self.weights)
-        if name == "softmax" or (name == "dropout" and weighted):
-            self.weights.append(result)
-        elif name in ("matmul", "einsum") and weighted:
-            self.hits += 1
-            result = result / result.detach().norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        return result
+    def __call__(self, output, weights=None):
+        return output

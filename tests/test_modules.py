@@ -25,19 +25,11 @@ from conditioned_attention import (
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
 from conditioned_attention.modules import guard
-from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
-from tests.models import NormalisedRows
+from conditioned_attention.preconditioner import TRANSFORM
+from tests.models import Identity
+from tests.oracle import NormalisedRows
 
 INF = math.inf
-
-
-class Identity(HeadTransform):
-    """C = 1."""
-
-    kind = "identity"
-
-    def __call__(self, output, weights=None):
-        return output
 
 
 def twins(embed_dim, num_heads, **kwargs):

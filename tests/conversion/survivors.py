@@ -13,7 +13,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from conditioned_attention import precondition, register_attention
 from tests import models
-from tests.models import NormalisedProducts, NormalisedRows, output
+from tests.models import output
+from tests.oracle import NormalisedHeads
 
 
 class Bare(nn.Module):
@@ -161,7 +162,7 @@ def plain_name(name):
 @contextmanager
 def oracle():
     """Everything that attention computes here gets rows of unit length."""
-    with NormalisedRows(), NormalisedProducts():
+    with NormalisedHeads():
         yield
 
 

@@ -17,7 +17,8 @@ from conditioned_attention import ConditionMonitor, conditioning, precondition, 
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
 from conditioned_attention.measure.monitor import head_outputs
-from tests.models import MODELS, NormalisedRows, build, gpt2, inputs, output, timm_vit, tokens, weigh
+from tests.models import MODELS, build, gpt2, inputs, output, timm_vit, tokens, weigh
+from tests.oracle import NormalisedRows
 
 each_model = pytest.mark.parametrize("name", MODELS)
 

@@ -13,7 +13,7 @@ from conditioned_attention import conditioning, precondition, register_attention
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import registered
 from conditioned_attention.sites.hook import Layout
-from tests.models import NormalisedRows
+from tests.oracle import NormalisedRows
 
 
 class OwnAttention(nn.Module):

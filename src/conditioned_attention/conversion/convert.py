@@ -45,8 +45,8 @@ def precondition(
 
     Args:
         model: any module that contains attention of a known class: ``torch.nn.MultiheadAttention`` (and with it
-            ``nn.Transformer``, its layers, torchvision's ViT), timm's (docs/timm.md lists them), or Hugging Face
-            models whose attention goes through ``AttentionInterface``, over sdpa or eager.
+            ``nn.Transformer`` and its layers), timm's (docs/timm.md lists them), torchvision's, Hugging Face's
+            (docs/hugging_face.md), or a class given to `register_attention`.
         include: glob patterns over module names (as in ``model.named_modules()``); only matches are converted.
             Default: all but attention that pools tokens into features (timm's ``AttentionPoolLatent`` and its like),
             which the report lists as excluded: it is converted where a pattern matches it.
@@ -63,10 +63,11 @@ def precondition(
         makes the conversion temporary.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: ``model`` is not a module, or a pattern is not a string.
         ValueError: nothing to convert; a pattern that matches no attention; an unknown option; a module that was
             already converted with other options; a Hugging Face checkpoint of a conditioned model, for which there is
-            `apply_conditioning`; with ``strict``, an attention module of an unknown class.
+            `apply_conditioning`; with ``strict``, an attention module that cannot be converted; with ``guard``, a model
+            that has something else by the buffer's name.  The model is then unchanged.
 
     >>> from transformers import ViTConfig, ViTModel
     >>> from conditioned_attention import precondition, restore

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.sites.site import HOOK_KEY
+
 GUARD = "conditioned_attention"
 
-_HOOK_KEY = -2  # hooks that are registered count up from 0, in every process anew
 _WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile
 
 
@@ -33,7 +34,7 @@ def put_guard(model: nn.Module, record: Mapping[str, Any]) -> None:
     if not is_guarded(model):
         handle = model.register_load_state_dict_pre_hook(_compare)
         hooks = model._load_state_dict_pre_hooks
-        hooks[_HOOK_KEY] = hooks.pop(handle.id)
+        hooks[HOOK_KEY] = hooks.pop(handle.id)
     model.register_buffer(GUARD, content.to(tensors[0].device) if tensors else content)
 
 
@@ -41,12 +42,12 @@ def take_guard(model: nn.Module) -> None:
     """Removes the buffer, if it is there."""
     if is_guarded(model):
         delattr(model, GUARD)
-        del model._load_state_dict_pre_hooks[_HOOK_KEY]
+        del model._load_state_dict_pre_hooks[HOOK_KEY]
 
 
 def is_guarded(module: nn.Module) -> bool:
     """Whether the module has a guard of its own."""
-    return GUARD in module._buffers and _HOOK_KEY in module._load_state_dict_pre_hooks
+    return GUARD in module._buffers and HOOK_KEY in module._load_state_dict_pre_hooks
 
 
 def records_in(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

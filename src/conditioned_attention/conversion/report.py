@@ -18,8 +18,8 @@ class ReportRow:
         class_name: its class before conversion.
         mechanism: how its heads are reached; empty if they cannot be.
         status: ``"converted"``, ``"unchanged"`` (it already was as asked), ``"excluded"`` (by include or exclude, or
-            because it is converted only where include names it),
-            ``"refused"`` (its heads cannot be reached), ``"no attention"`` (it only calls itself so) or ``"restored"``.
+            because it is converted only where include names it), ``"refused"`` (its heads cannot be reached),
+            ``"no attention"`` (it only calls itself so) or ``"restored"``.
         reason: why it was refused, left out or left as it is; empty otherwise.
     """
 

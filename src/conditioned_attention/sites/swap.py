@@ -6,7 +6,8 @@ keeps parameters, hooks, state_dict keys and ``isinstance``; it pickles by name,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -95,6 +96,17 @@ def swapped_for(plain: type[nn.Module], mechanism: type[Swap] = Swap, *, weights
 def swap_of(cls: type) -> Swap | None:
     """The class swap that ``cls``, or a class it is derived from, is the conditioned side of."""
     return getattr(cls, _SWAP, None)
+
+
+def swap_in(file: str, conditioned: str) -> Swap | None:
+    """The class swap to a class of a file beside this one, which is imported only now."""
+    return swap_of(getattr(importlib.import_module(f"conditioned_attention.sites.{file}"), conditioned))
+
+
+def derived_reason(cls: type, names: Container[str]) -> str | None:
+    """The reason against a class that is derived from one of those with these names; None if it is from none."""
+    bases = [base for base in cls.__mro__[1:] if class_name(base) in names]
+    return subclass_reason(cls, bases[0]) if bases else None
 
 
 def subclass_reason(cls: type, known: type) -> str:

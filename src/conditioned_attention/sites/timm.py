@@ -5,14 +5,13 @@ Nothing of timm is imported here; the classes that are swapped stand in files of
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 from torch import nn
 
 from conditioned_attention.sites.hook import Hook, Layout
 from conditioned_attention.sites.site import Mechanism, NoAttention, class_name, plain_class
-from conditioned_attention.sites.swap import subclass_reason, swap_of
+from conditioned_attention.sites.swap import derived_reason, swap_in
 
 # class -> the file that holds its conditioned subclass, and that subclass
 _SWAPPED = {
@@ -143,12 +142,10 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:
-        file, conditioned = _SWAPPED[name]
-        return swap_of(getattr(importlib.import_module(f"conditioned_attention.sites.{file}"), conditioned))
+        return swap_in(*_SWAPPED[name])
     found = _CHOSEN[name](module) if name in _CHOSEN else _HOOKED.get(name) or _REFUSED.get(name)
     if isinstance(found, Hook):
         return found.missing(module) or found
     if found is not None:
         return type(found)(f"{cls.__qualname__} {found}")
-    bases = [base for base in cls.__mro__[1:] if class_name(base) in {*_SWAPPED, *_HOOKED, *_CHOSEN}]
-    return subclass_reason(cls, bases[0]) if bases else None
+    return derived_reason(cls, {*_SWAPPED, *_HOOKED, *_CHOSEN})

@@ -5,13 +5,11 @@ Nothing of torchvision is imported here; the classes that are swapped stand in `
 
 from __future__ import annotations
 
-import importlib
-
 from torch import nn
 
 from conditioned_attention.sites.hook import Hook
 from conditioned_attention.sites.site import Mechanism, class_name, plain_class
-from conditioned_attention.sites.swap import subclass_reason, swap_of
+from conditioned_attention.sites.swap import derived_reason, swap_in
 
 # class -> its conditioned subclass in `torchvision_forwards`
 _SWAPPED = {
@@ -30,9 +28,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:
-        forwards = importlib.import_module("conditioned_attention.sites.torchvision_forwards")
-        return swap_of(getattr(forwards, _SWAPPED[name]))
+        return swap_in("torchvision_forwards", _SWAPPED[name])
     if name in _HOOKED:
         return _HOOKED[name].missing(module) or _HOOKED[name]
-    bases = [base for base in cls.__mro__[1:] if class_name(base) in {*_SWAPPED, *_HOOKED}]
-    return subclass_reason(cls, bases[0]) if bases else None
+    return derived_reason(cls, {*_SWAPPED, *_HOOKED})

@@ -5,14 +5,12 @@ Nothing of transformers is imported here; the classes that are swapped stand in 
 
 from __future__ import annotations
 
-import importlib
-
 from torch import nn
 
 from conditioned_attention.sites import interface
 from conditioned_attention.sites.hook import Hook, Layout
 from conditioned_attention.sites.site import Mechanism, NoAttention, class_name, plain_class
-from conditioned_attention.sites.swap import subclass_reason, swap_of
+from conditioned_attention.sites.swap import derived_reason, swap_in
 
 _MODELS = "transformers.models."
 
@@ -241,15 +239,12 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:
-        forwards = importlib.import_module("conditioned_attention.sites.transformers_forwards")
-        return swap_of(getattr(forwards, _SWAPPED[name]))
+        return swap_in("transformers_forwards", _SWAPPED[name])
     if name in _HOOKED:
         return _HOOKED[name].missing(module) or _passed_by(module) or _HOOKED[name]
     if name in _REFUSED:
         return type(_REFUSED[name])(f"{cls.__qualname__} {_REFUSED[name]}")
-    found = interface.recognise(module)
-    bases = [base for base in cls.__mro__[1:] if class_name(base) in {*_SWAPPED, *_HOOKED, *_REFUSED}]
-    return subclass_reason(cls, bases[0]) if found is None and bases else found
+    return interface.recognise(module) or derived_reason(cls, {*_SWAPPED, *_HOOKED, *_REFUSED})
 
 
 def _passed_by(module: nn.Module) -> str:
