@@ -89,7 +89,7 @@ MUTATIONS = [
     ("marks not put back", "sites/marker.py", "setattr(part.config, NAME, MARKER)", "pass", PERSISTENCE),
     ("mark not known", "__init__.py", "watch()  #", "pass  #", PERSISTENCE),
     ("temporary conversion stays", "conversion/report.py", "self._undo()", "pass", CONVERSION),
-    ("changed implementation unnoticed", "sites/interface.py", "if name is None or not name.startswith(_PREFIX):", "if False:", CONVERSION),
+    ("changed implementation unnoticed", "sites/interface.py", "if not _is_ours(name):", "if False:", CONVERSION),
     ("versions not looked at", "sites/versions.py", "<= _numbers(installed) < _numbers(end)", "<= _numbers(installed)", VERSIONS),
     ("inspect, refusals overlooked", "inspection/inspect.py", 'row.conversion != "refused"', 'row.conversion != ""', INSPECTION),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from conditioned_attention import preconditioned_attention
 from conditioned_attention.attention import lean_contract
 from conditioned_attention.attention.arguments import Arguments
-from tests.oracle import assert_as_good_as_plain, plain
+from tests.judge import assert_as_good_as_plain, plain
 
 PADDED = 32  # memory-efficient attention pads its statistics
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conditioned_attention import explain, precondition_rows, preconditioned_attention, reference
 from conditioned_attention.functional import IMPLEMENTATIONS
-from tests.oracle import assert_as_good_as_plain, plain, stock
+from tests.judge import assert_as_good_as_plain, plain, stock
 
 
 @dataclass(frozen=True)

@@ -387,11 +387,8 @@ def test_save_and_load(model_type, tmp_path):
     expected = call(model)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path, dtype=torch.float64).eval()
-    if model_type == "bert":
-        with pytest.raises(RuntimeError, match="apply_conditioning"):
-            call(loaded)
-    else:  # transformers reads the name of the implementation for models on its interface only
-        assert not torch.allclose(call(loaded), expected, rtol=1e-2)
+    with pytest.raises(RuntimeError, match="apply_conditioning"):  # as soon as it asks for attention or for masks
+        call(loaded)
     apply_conditioning(loaded)
     torch.testing.assert_close(call(loaded), expected)
 

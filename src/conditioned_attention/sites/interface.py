@@ -101,7 +101,7 @@ class Interface(Mechanism):
 
     def acts(self, module: nn.Module) -> bool:
         """False after somebody called ``set_attn_implementation``."""
-        return (_implementation(module) or "").startswith(_PREFIX)
+        return _is_ours(_implementation(module))
 
     def refusal(self, site: Site, transform: HeadTransform) -> str:
         if not transform.needs_weights:
@@ -125,11 +125,15 @@ def _take_off(site: Site) -> None:
 def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
     """Stands before a conditioned module."""
     name = _implementation(module)
-    if name is None or not name.startswith(_PREFIX):
+    if not _is_ours(name):
         raise RuntimeError(
             f"this {type(module).__qualname__} was converted, but its attention implementation has been changed to "
             f"{name!r} since, which would run unconditioned: call precondition(model) again, or restore(model)"
         )
+
+
+def _is_ours(name: str | None) -> bool:
+    return name is not None and name.startswith(_PREFIX) and name != MARKER
 
 
 def _plain_name(config: Any) -> None:
