@@ -284,6 +284,17 @@ def test_guard_inside_of_wrappers(tmp_path):
         apply_conditioning(build("timm_vit"), build("timm_vit").state_dict())
 
 
+def test_a_state_dict_with_one_record_that_does_not_fit_changes_nothing():
+    parts = nn.ModuleDict({"a": build("timm_vit"), "b": build("timm_vit")})
+    for part in parts.values():
+        precondition(part, guard=True)
+    other = nn.ModuleDict({"a": build("timm_vit"), "b": build("torch_encoder")})
+    with pytest.raises(ValueError, match=r"has no attention module 'blocks\.0\.attn'"):
+        apply_conditioning(other, parts.state_dict())
+    assert conditioning(other)["transforms"] == []
+    assert not any("conditioned_attention" in key for key in other.state_dict())
+
+
 def test_guard_needs_its_name():
     model = build("timm_vit")
     model.conditioned_attention = "mine"

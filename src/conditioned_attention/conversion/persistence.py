@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from conditioned_attention.controls import HeadRMSNorm
-from conditioned_attention.conversion.guard import is_guarded, put_guard, records_in, take_guard
+from conditioned_attention.conversion.guard import check_room, is_guarded, put_guard, records_in, take_guard
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 from conditioned_attention.sites import (
     MARKER,
@@ -97,9 +97,13 @@ def apply_conditioning(model: nn.Module, data: Mapping[str, Any] | None = None) 
         plans = [(model, data)] if data is not None else _remembered(model)
     if not plans:
         raise ValueError(f"no data given, and no config in the model remembers a {CONFIG_KEY!r} entry")
+    for name in guards:
+        check_room(_part(model, name))
     with settled(model):
-        for part, part_data in plans:
-            _apply(part, part_data)
+        planned = [pair for part, part_data in plans for pair in _plan(part, part_data)]
+        sites, transforms = [site for site, _ in planned], {id(site.module): transform for site, transform in planned}
+        install(sites, lambda site: transforms[id(site.module)])
+    forget_compiled(sites)
     for name in guards:
         put_guard(_part(model, name), guards[name])
     remember(model)
@@ -122,7 +126,8 @@ def _part(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(f"the state_dict was conditioned at {name!r}, which the model does not have") from error
 
 
-def _apply(model: nn.Module, data: Mapping[str, Any]) -> None:
+def _plan(model: nn.Module, data: Mapping[str, Any]) -> list[tuple[Site, HeadTransform]]:
+    """What the record wants done to the model, which nothing has been done to yet."""
     sites = find_sites(model)
     planned: dict[str, HeadTransform] = {}
     for entry in _entries(data):
@@ -136,9 +141,7 @@ def _apply(model: nn.Module, data: Mapping[str, Any]) -> None:
         present = active_transform(site)
         if present is not None and site.name not in planned:
             raise ValueError(already(site, present))
-    changed = [site for site in sites if site.name in planned]
-    install(changed, lambda site: planned[site.name])
-    forget_compiled(changed)
+    return [(site, planned[site.name]) for site in sites if site.name in planned]
 
 
 def _remembered(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
