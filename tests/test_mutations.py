@@ -79,7 +79,7 @@ MUTATIONS = [
     ("Swin, rolled tokens meet", "sites/torchvision_forwards.py", "masked_fill(apart, -100.0)", "masked_fill(apart, 0.0)", TORCHVISION),
     ("Swin V2, bias of the keys", "sites/torchvision_forwards.py", "torch.cat((q, torch.zeros_like(k), v))", "bias", TORCHVISION),
     ("MViT, queries not added", "sites/torchvision_forwards.py", "if self.residual_pool:", "if False:", TORCHVISION),
-    ("transformers, causal flag lost", "sites/transformers_sdpa.py", "attention_mask is None and bool(causal)", "False", SDPA),
+    ("transformers, causal flag lost", "sites/transformers_sdpa.py", "attention_mask is None and causal(module, is_causal)", "False", SDPA),
     ("transformers, mask lost", "sites/transformers_sdpa.py", "        attention_mask,\n        dropout,", "        None,\n        dropout,", SDPA),
     ("transformers, scale lost", "sites/transformers_sdpa.py", "scale=scaling", "scale=None", SDPA),
     ("guard compares nothing", "conversion/guard.py", "elif _record(theirs) != _record(module._buffers[GUARD])", "elif False", PERSISTENCE),
@@ -89,7 +89,7 @@ MUTATIONS = [
     ("marks not put back", "sites/marker.py", "setattr(part.config, NAME, MARKER)", "pass", PERSISTENCE),
     ("mark not known", "__init__.py", "watch()  #", "pass  #", PERSISTENCE),
     ("temporary conversion stays", "conversion/report.py", "self._undo()", "pass", CONVERSION),
-    ("changed implementation unnoticed", "sites/interface.py", "if not _is_ours(name):", "if False:", CONVERSION),
+    ("changed implementation unnoticed", "sites/interface.py", "if not is_conditioned(name):", "if False:", CONVERSION),
     ("versions not looked at", "sites/versions.py", "<= _numbers(installed) < _numbers(end)", "<= _numbers(installed)", VERSIONS),
     ("inspect, refusals overlooked", "inspection/inspect.py", 'row.conversion != "refused"', 'row.conversion != ""', INSPECTION),
 ]  # fmt: skip

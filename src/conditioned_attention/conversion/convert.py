@@ -18,7 +18,7 @@ from conditioned_attention.sites import (
     find_sites,
     forget_compiled,
     install,
-    is_marked,
+    marked,
     settled,
     uninstall,
     unwrap,
@@ -97,7 +97,7 @@ def convert(
     inner = unwrap(model)
     if guard:
         check_room(inner)
-    if is_marked(model):
+    if marked(model):
         raise ValueError(
             "this checkpoint was trained with conditioned attention: call apply_conditioning(model) to go on with it "
             "as it was, or restore(model) first to make it a plain model"

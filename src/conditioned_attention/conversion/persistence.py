@@ -19,6 +19,7 @@ from conditioned_attention.sites import (
     find_sites,
     forget_compiled,
     install,
+    is_conditioned,
     settled,
     transform_of,
 )
@@ -186,7 +187,7 @@ def remember(model: nn.Module) -> None:
 
 def _in_use(config: Any) -> bool:
     """Whether another model, built from the same config object, still runs conditioned."""
-    return str(getattr(config, "_attn_implementation", "")).startswith("conditioned_")
+    return is_conditioned(getattr(config, "_attn_implementation", None))
 
 
 def _outermost_pretrained(module: nn.Module) -> list[Any]:

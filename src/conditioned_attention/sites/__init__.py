@@ -1,6 +1,6 @@
 """Where the heads are: which modules of a model are attention, and how each head's output is reached."""
 
-from conditioned_attention.sites.marker import MARKER, is_marked, settled, watch
+from conditioned_attention.sites.marker import MARKER, is_conditioned, marked, settled, watch
 from conditioned_attention.sites.registered import register_attention
 from conditioned_attention.sites.site import Mechanism, Site, active_transform, transform_of
 from conditioned_attention.sites.table import find_sites, forget_compiled, install, uninstall, unwrap
@@ -13,7 +13,8 @@ __all__ = [
     "find_sites",
     "forget_compiled",
     "install",
-    "is_marked",
+    "is_conditioned",
+    "marked",
     "register_attention",
     "settled",
     "transform_of",

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.hook import put_first
-from conditioned_attention.sites.marker import MARKER, NAME
+from conditioned_attention.sites.marker import MARKER, NAME, PREFIX, is_conditioned
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class, transform_of
-from conditioned_attention.sites.transformers_sdpa import attend_like_sdpa, look_up, stands_in_for
+from conditioned_attention.sites.transformers_sdpa import attend_like_sdpa, causal, look_up, stands_in_for
 
-_PREFIX = "conditioned_"
 _WITH_WEIGHTS = ("sdpa", "eager")  # whose masks an eager function can be given
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 _BASES = (*_WITH_WEIGHTS, *_FLASH, "flex_attention")
@@ -54,9 +53,9 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
         return "it has no config that names an attention implementation"
     if name == MARKER:
         return "its checkpoint was trained with conditioned attention: call apply_conditioning(model) first"
-    if name.removeprefix(_PREFIX) not in _BASES:
+    if name.removeprefix(PREFIX) not in _BASES:
         return f"it runs {name!r}; conditioning works over {', '.join(_BASES)}: call set_attn_implementation"
-    base = name.removeprefix(_PREFIX)
+    base = name.removeprefix(PREFIX)
     if base not in _WITH_WEIGHTS and _literals(code) & {*_WITH_WEIGHTS}:
         return f"its forward turns from {base} to another implementation: call set_attn_implementation"
     if _reads_the_name(module, base):
@@ -73,7 +72,7 @@ class Interface(Mechanism):
         module, before = site.module, transform_of(site.module)
         configs = [config for config in _configs(site) if getattr(config, NAME) in _BASES]
         for config in configs:
-            setattr(config, NAME, _PREFIX + getattr(config, NAME))
+            setattr(config, NAME, PREFIX + getattr(config, NAME))
         for config in _configs(site):
             _users(config).add(module)
         module.__dict__[TRANSFORM] = transform
@@ -101,12 +100,12 @@ class Interface(Mechanism):
 
     def acts(self, module: nn.Module) -> bool:
         """False after somebody called ``set_attn_implementation``."""
-        return _is_ours(_implementation(module))
+        return is_conditioned(_implementation(module))
 
     def refusal(self, site: Site, transform: HeadTransform) -> str:
         if not transform.needs_weights:
             return ""
-        base = (_implementation(site.module) or "").removeprefix(_PREFIX)
+        base = (_implementation(site.module) or "").removeprefix(PREFIX)
         if base not in _WITH_WEIGHTS:
             return f"{base} never builds the attention weights: take rows='output', or call set_attn_implementation"
         if _eager_function(type(site.module)) is None:
@@ -125,15 +124,11 @@ def _take_off(site: Site) -> None:
 def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
     """Stands before a conditioned module."""
     name = _implementation(module)
-    if not _is_ours(name):
+    if not is_conditioned(name):
         raise RuntimeError(
             f"this {type(module).__qualname__} was converted, but its attention implementation has been changed to "
             f"{name!r} since, which would run unconditioned: call precondition(model) again, or restore(model)"
         )
-
-
-def _is_ours(name: str | None) -> bool:
-    return name is not None and name.startswith(_PREFIX) and name != MARKER
 
 
 def _plain_name(config: Any) -> None:
@@ -143,7 +138,7 @@ def _plain_name(config: Any) -> None:
 
 def _base_name(config: Any) -> str:
     name: str = getattr(config, NAME)
-    return name.removeprefix(_PREFIX)
+    return name.removeprefix(PREFIX)
 
 
 # Models built from one config object share it.  Which conditioned modules read a config is kept here and not on the
@@ -273,8 +268,7 @@ def _conditioned_by_weights(
     """The module's eager function, whose weights the transform reads, under the masks that ``name`` was given."""
     if name == "sdpa":  # its masks are boolean, or None and a flag; eager functions add a number
         n, m = query.shape[2], key.shape[2]
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        if attention_mask is None and causal and n > 1:
+        if attention_mask is None and causal(module, is_causal) and n > 1:
             attention_mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril()[None, None]
     keep = attention_mask if attention_mask is not None and attention_mask.dtype == torch.bool else None
     if keep is not None:
@@ -305,6 +299,6 @@ def _register() -> _Registered:
 
     look_up()
     for base in ALL_MASK_ATTENTION_FUNCTIONS.keys() & set(_BASES):
-        AttentionInterface.register(_PREFIX + base, _FUNCTIONS[base])
-        AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        AttentionInterface.register(PREFIX + base, _FUNCTIONS[base])
+        AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
     return _Registered()

@@ -19,6 +19,9 @@ from conditioned_attention._on_import import on_import
 
 MARKER = "conditioned_attention"
 
+# Before the name of the implementation that a conditioned model runs over: conditioned_sdpa.
+PREFIX = "conditioned_"
+
 # A config's name of the attention function; its public spelling would set those of the sub-configs as well.
 NAME = "_attn_implementation_internal"
 
@@ -47,9 +50,14 @@ def _register(name: str, module: ModuleType) -> None:
         interface.register(MARKER, not_applied)
 
 
-def is_marked(model: nn.Module) -> bool:
-    """Whether a part of the model was loaded from such a checkpoint, and nothing was done about it."""
-    return any(getattr(getattr(part, "config", None), NAME, None) == MARKER for part in model.modules())
+def is_conditioned(name: str | None) -> bool:
+    """Whether an implementation of this name is one that conversion gives to a config."""
+    return name is not None and name.startswith(PREFIX) and name != MARKER
+
+
+def marked(model: nn.Module) -> list[Any]:
+    """The parts of the model that were loaded from such a checkpoint, and that nothing was done about."""
+    return [part for part in model.modules() if getattr(getattr(part, "config", None), NAME, None) == MARKER]
 
 
 @contextmanager
@@ -58,8 +66,7 @@ def settled(model: nn.Module) -> Iterator[None]:
 
     For good, unless the block raises: then the marks are put back.
     """
-    marked = [part for part in model.modules() if getattr(getattr(part, "config", None), NAME, None) == MARKER]
-    models: list[Any] = [part for part in marked if hasattr(part, "get_correct_attn_implementation")]
+    models = [part for part in marked(model) if hasattr(part, "get_correct_attn_implementation")]
     for part in models:
         setattr(part.config, NAME, part.get_correct_attn_implementation(None))
     try:

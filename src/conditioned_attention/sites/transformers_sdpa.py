@@ -47,6 +47,11 @@ def stands_in_for(function: Callable[..., Any], query: Tensor, options: dict[str
     return known and plain and query.device.type in ("cpu", "cuda") and query.shape[2] > 1
 
 
+def causal(module: nn.Module, is_causal: bool | None) -> bool:
+    """Whether no mask means a causal one: what the call says, else what the module does."""
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
 def attend_like_sdpa(
     transform: HeadTransform,
     module: nn.Module,
@@ -64,7 +69,6 @@ def attend_like_sdpa(
     grouped = groups > 1 and _module.use_gqa_in_sdpa(attention_mask, key, value)
     if groups > 1 and not grouped:
         key, value = (_module.repeat_kv(tensor, groups) for tensor in (key, value))
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     heads = attend(
         transform,
         query,
@@ -72,7 +76,7 @@ def attend_like_sdpa(
         value,
         attention_mask,
         dropout,
-        attention_mask is None and bool(causal),
+        attention_mask is None and causal(module, is_causal),
         scale=scaling,
         enable_gqa=grouped,
     )
