@@ -88,8 +88,8 @@ class Train:
     def __call__(self) -> int:
         from rich.progress import track
 
-        from conditioned_attention.experiments.compare import check_settings, working_folder
         from conditioned_attention.experiments.files import write_json
+        from conditioned_attention.experiments.folder import check_settings, working_folder
         from conditioned_attention.experiments.recipes import settings_of
         from conditioned_attention.experiments.training import train
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from conditioned_attention.experiments.compare import Comparison, compare, run_folder
+from conditioned_attention.experiments.compare import compare
+from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.cost import measure_cost
+from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.images import Digits, FashionMNIST
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training, train

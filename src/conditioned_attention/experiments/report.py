@@ -11,8 +11,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conditioned_attention.experiments.compare import Comparison, run_folder
+from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.files import JsonLines, write_bytes, write_json, write_text
+from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.statistics import Spread, Summary, decimals, epochs, scores
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import VARIANTS
