@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from conditioned_attention.experiments.comparison import Comparison, collect
-from conditioned_attention.experiments.folder import check_settings, run_folder, working_folder
+from conditioned_attention.experiments.folder import check_settings, working_folder
 from conditioned_attention.experiments.progress import progress_bars
-from conditioned_attention.experiments.run import Train, run_job
+from conditioned_attention.experiments.run import Train, check_origin, job_of, run_job
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant, find_variants
 from conditioned_attention.experiments.workers import run_in_workers
@@ -30,6 +30,7 @@ def compare(
     threads: int | None = None,
     metric: Metric | None = None,
     settings: Any = None,
+    variant_settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Runs ``train(variant, seed)`` for every variant and seed, and compares the scores in pairs.
@@ -49,6 +50,8 @@ def compare(
             as they are.
         metric: name and direction of the score; default ``"score"``, higher is better.
         settings: plain data that says what is run; a folder refuses runs of other settings.
+        variant_settings: by a variant's name, plain data that says what is set for that variant alone, such as a
+            learning rate tuned for it.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -68,22 +71,18 @@ def compare(
     >>> result.verdicts()[0][:43]
     'preconditioned: no difference to baseline w'
     """
-    chosen, seed_list = find_variants(variants), _seeds(seeds)
-    for name, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    with working_folder(folder) as path:
-        check_settings(path, settings)
-        jobs = [(v, s) for s in seed_list for v in chosen if not (run_folder(path, v.name, s) / "result.json").exists()]
-        total = getattr(train, "evaluations", None)
-        with progress_bars(path, jobs, total) if progress and jobs else nullcontext(lambda: None) as update:
-            if workers == 1 or len(jobs) <= 1:
-                with _threads(threads):
-                    for variant, seed in jobs:
-                        run_job(train, variant, seed, path, update)
-            else:
-                run_in_workers(train, jobs, path, min(workers, len(jobs)), threads, update)
-        result = collect(path, [v.name for v in chosen], seed_list, metric or Metric("score"), settings)
+    result = run_missing(
+        train,
+        find_variants(variants),
+        seed_list(seeds),
+        folder=folder,
+        workers=workers,
+        threads=threads,
+        metric=metric,
+        settings=settings,
+        variant_settings=variant_settings,
+        progress=progress,
+    )
     if not any(result.runs.values()):
         name, reason = next(iter(result.failures.items()))
         raise RuntimeError(f"no run finished; the first that failed: {name}: {reason}")
@@ -92,7 +91,43 @@ def compare(
     return result
 
 
-def _seeds(seeds: int | Iterable[int]) -> list[int]:
+def run_missing(
+    train: Train,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    *,
+    folder: str | Path | None,
+    workers: int,
+    threads: int | None,
+    metric: Metric | None,
+    settings: Any,
+    progress: bool,
+    variant_settings: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """`compare` as far as running and collecting; that all runs fail is no error here."""
+    for name, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    metric = metric or Metric("score")
+    with working_folder(folder) as path:
+        jobs = [job_of(path, v, s, metric, settings, variant_settings or {}) for s in seeds for v in variants]
+        for job in jobs:
+            check_origin(job)
+        check_settings(path, settings)
+        missing = [job for job in jobs if not job.result.exists()]
+        total = getattr(train, "evaluations", None)
+        with progress_bars(missing, total) if progress and missing else nullcontext(lambda: None) as update:
+            if workers == 1 or len(missing) <= 1:
+                with _threads(threads):
+                    for job in missing:
+                        run_job(train, job, update)
+            else:
+                run_in_workers(train, missing, min(workers, len(missing)), threads, update)
+        return collect([v.name for v in variants], jobs, metric, settings)
+
+
+def seed_list(seeds: int | Iterable[int]) -> list[int]:
+    """The seeds as a list; raises ValueError if there is none, or one comes twice or is negative."""
     found = list(range(seeds)) if isinstance(seeds, int) else [operator.index(seed) for seed in seeds]
     if not found or len(set(found)) < len(found) or min(found) < 0:
         raise ValueError(f"seeds must be at least one, all different and not negative, got {found}")

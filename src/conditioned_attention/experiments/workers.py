@@ -9,7 +9,6 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from conditioned_attention.experiments.run import Job, Train, run_job
 def run_in_workers(
     train: Train,
     jobs: Sequence[Job],
-    folder: Path,
     workers: int,
     threads: int | None,
     update: Callable[[], None],
@@ -36,7 +34,7 @@ def run_in_workers(
     for job in [*jobs, *[None] * workers]:
         queue.put(job)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
-    arguments = (train, queue, folder, threads)
+    arguments = (train, queue, threads)
     processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
     try:
         for process in processes:
@@ -54,14 +52,13 @@ def run_in_workers(
                 process.join()
 
 
-def _work(train: Train, queue: Any, folder: Path, threads: int) -> None:
+def _work(train: Train, queue: Any, threads: int) -> None:
     """A worker process: runs jobs until there are none, and ends with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     while (job := queue.get()) is not None:
-        variant, seed = job
-        run_job(train, variant, seed, folder, lambda: None)
+        run_job(train, job, lambda: None)
 
 
 def _end_with_parent() -> None:
