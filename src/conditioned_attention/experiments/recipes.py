@@ -36,10 +36,10 @@ class RecipeTraining:
     folder: Path
 
     @property
-    def evaluations(self) -> int:
-        """How many rows a run yields."""
-        training = self.recipe.training
-        return -(-training.epochs // training.evaluate_every)
+    def evaluations(self) -> int | None:
+        """How many rows a run yields; None if the clock decides."""
+        task, training = self.recipe.task(), self.recipe.training
+        return training.evaluations(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
 
     def __call__(self, variant: Variant, seed: int) -> Iterator[dict[str, Any]]:
         path = run_folder(self.folder, variant.name, seed)
@@ -47,12 +47,10 @@ class RecipeTraining:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What sets a recipe's numbers, as plain data with its name: not where data lie or how often files are written."""
+    """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
     name = next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
     values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
     values.pop("data_dir", None)
-    for key in ("log_every", "checkpoint_seconds"):
-        del values["training"][key]
     return {"recipe": name, **values}
 
 
