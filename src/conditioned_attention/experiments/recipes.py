@@ -47,26 +47,26 @@ class RecipeTraining:
     tuning: bool = False
 
     @property
-    def evaluations(self) -> int:
-        """How many rows a run yields."""
-        training = self.recipe.training
-        return -(-training.epochs // training.evaluate_every)
+    def evaluations(self) -> int | None:
+        """How many rows a run yields; None if the clock decides."""
+        task, training = self._task(), self.recipe.training
+        return training.evaluations(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
 
     def __call__(self, variant: Variant, seed: int, lr: float | None = None) -> Iterator[dict[str, Any]]:
         training = self.recipe.training if lr is None else dataclasses.replace(self.recipe.training, lr=lr)
         if self.tuning:
             training = dataclasses.replace(training, monitor_every=0)  # nobody looks at the condition numbers
-        task = self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
-        return train(task, training, variant, seed, run_folder(self.folder, variant.name, seed))
+        return train(self._task(), training, variant, seed, run_folder(self.folder, variant.name, seed))
+
+    def _task(self) -> Task:
+        return self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What sets a recipe's numbers, as plain data with its name: not where data lie or how often files are written."""
+    """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
     name = next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
     values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
     values.pop("data_dir", None)
-    for key in ("log_every", "checkpoint_seconds"):
-        del values["training"][key]
     return {"recipe": name, **values}
 
 
