@@ -52,6 +52,11 @@ class Compare:
     """Threads of torch in each run; more than one helps only models much larger than these."""
     cost: bool = True
     """Measure time and memory of a training step afterwards."""
+    tune: tuple[float, ...] = ()
+    """Learning rates, the same for every variant; each is compared at the one that is best for it on validation data,
+    a tenth of the training set.  Without, all variants have the learning rate `--lr`."""
+    tune_seeds: int = 1
+    """Runs a variant and learning rate, with other seeds than those of the comparison."""
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.recipes import compare_recipe, settings_of
@@ -66,6 +71,8 @@ class Compare:
             workers=_default_workers() if self.workers is None else self.workers,
             threads=self.threads,
             cost=self.cost,
+            tune=self.tune,
+            tune_seeds=self.tune_seeds,
         )
         write_report(result, folder)
         print_table(result)
@@ -88,8 +95,8 @@ class Train:
     def __call__(self) -> int:
         from rich.progress import track
 
-        from conditioned_attention.experiments.compare import check_settings, working_folder
         from conditioned_attention.experiments.files import write_json
+        from conditioned_attention.experiments.folder import check_settings, working_folder
         from conditioned_attention.experiments.recipes import settings_of
         from conditioned_attention.experiments.training import train
 
