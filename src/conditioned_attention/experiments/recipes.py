@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from conditioned_attention.experiments.compare import Comparison, compare, run_folder
 from conditioned_attention.experiments.cost import measure_cost
+from conditioned_attention.experiments.image_folder import ImageFolder
 from conditioned_attention.experiments.images import Digits, FashionMNIST
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training, train
@@ -22,10 +23,11 @@ class Recipe(Protocol):
     @property
     def training(self) -> Training: ...
 
-    def task(self) -> Task: ...
+    def task(self, *, tuning: bool = False) -> Task:
+        """With ``tuning`` a fixed tenth of the training set is the evaluation set, and the real one is not touched."""
 
 
-RECIPES: dict[str, type[Any]] = {"digits": Digits, "fashion_mnist": FashionMNIST}
+RECIPES: dict[str, type[Any]] = {"digits": Digits, "fashion_mnist": FashionMNIST, "image_folder": ImageFolder}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What sets a recipe's numbers, as plain data with its name: not where data lie or how often files are written."""
     name = next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
     values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
-    values.pop("data_dir", None)
+    for key in ("data_dir", "cache_dir", "max_unreadable"):
+        values.pop(key, None)
     for key in ("log_every", "checkpoint_seconds"):
         del values["training"][key]
     return {"recipe": name, **values}
