@@ -19,7 +19,9 @@ try:
 
     from conditioned_attention.bench.operator import OperatorSettings
     from conditioned_attention.bench.step import StepSettings
+    from conditioned_attention.experiments.image_folder import ImageFolder
     from conditioned_attention.experiments.images import Digits, FashionMNIST
+    from conditioned_attention.experiments.language import NextByteRecipe
     from conditioned_attention.experiments.variants import VARIANTS
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -29,6 +31,8 @@ VariantName = Literal["baseline", "preconditioned", "head_rmsnorm"]
 AnyRecipe = (
     Annotated[Digits, subcommand("digits", prefix_name=False, default=Digits())]
     | Annotated[FashionMNIST, subcommand("fashion_mnist", prefix_name=False, default=FashionMNIST())]
+    | Annotated[ImageFolder, subcommand("image_folder", prefix_name=False)]
+    | Annotated[NextByteRecipe, subcommand("next_byte", prefix_name=False, default=NextByteRecipe())]
 )
 
 
@@ -322,7 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one was", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ModuleNotFoundError) as error:
         if os.environ.get("CONDITIONED_ATTENTION_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
