@@ -1,6 +1,7 @@
 """What each rank of a distributed test runs: ``torchrun … -m tests.experiments.ranks FOLDER WHAT``."""
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import torch
 
 import tests.conftest  # noqa: F401 - torchvision
 from conditioned_attention.experiments.launch import Launch
+from conditioned_attention.experiments.optimizer import build_optimizer
 from conditioned_attention.experiments.training import Training, train
 from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
@@ -47,6 +49,48 @@ class AskedToStop(ShakenDigits):
         return super().loss(model, batch)
 
 
+def sharded(folder):
+    """Six optimizer steps under PyTorch's own fully_shard, on half a batch a rank; losses of whole batches."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo")
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+
+    def prepare(model):
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    def mean(loss):
+        dist.all_reduce(loss)
+        return loss / 2
+
+    losses = six_steps(prepare, lambda tensor: tensor.chunk(2)[rank], mean)
+    if rank == 0:
+        (Path(folder) / "losses.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+def six_steps(prepare=lambda model: model, part=lambda tensor: tensor, mean=lambda loss: loss):
+    """Losses of a converted model that is trained by hand, on one process or, with these functions, on several."""
+    torch.manual_seed(0)
+    task = Quiet()
+    model = task.build_model()
+    VARIANTS["preconditioned"].apply(model)
+    model = prepare(model).train()
+    optimizer, losses = build_optimizer(model, SETTINGS), []
+    for step in range(6):
+        batch = task.train_data().__getitems__(range(30 * step, 30 * step + 30))
+        loss = task.loss(model, [part(tensor) for tensor in batch])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(mean(loss.detach().clone()).item())
+    return losses
+
+
 TASKS = {"quiet": Quiet, "shaken": ShakenDigits, "dying": DyingRank, "stopped": AskedToStop}
 
 
@@ -58,4 +102,8 @@ def run(folder, what, **launch):
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], parallel=sys.argv[3] if len(sys.argv) > 3 else Launch().parallel)
+    if sys.argv[2] == "sharded":
+        torch.set_num_threads(1)
+        sharded(sys.argv[1])
+    else:
+        run(sys.argv[1], sys.argv[2], parallel=sys.argv[3] if len(sys.argv) > 3 else Launch().parallel)

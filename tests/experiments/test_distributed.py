@@ -61,6 +61,16 @@ def test_two_ranks_train_what_one_process_trains(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_same_model_under_fully_shard(tmp_path):
+    """What FSDP2 through Accelerate does on GPUs, with gloo and by hand."""
+    done = launched(tmp_path, "sharded")
+    assert done.returncode == 0, done.stderr
+    expected = ranks.six_steps()
+    assert expected[-1] < expected[0]
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_rank_is_killed_and_the_run_goes_on_later(tmp_path):
     """Chance everywhere, so that resuming on as many ranks has something to get wrong; bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
