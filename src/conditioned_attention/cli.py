@@ -20,7 +20,9 @@ try:
     from conditioned_attention.bench.operator import OperatorSettings
     from conditioned_attention.bench.step import StepSettings
     from conditioned_attention.experiments.dry_run import DryRun
+    from conditioned_attention.experiments.image_folder import ImageFolder
     from conditioned_attention.experiments.images import Digits, FashionMNIST
+    from conditioned_attention.experiments.language import NextByteRecipe
     from conditioned_attention.experiments.variants import VARIANTS
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -30,6 +32,8 @@ VariantName = Literal["baseline", "preconditioned", "head_rmsnorm"]
 AnyRecipe = (
     Annotated[Digits, subcommand("digits", prefix_name=False, default=Digits())]
     | Annotated[FashionMNIST, subcommand("fashion_mnist", prefix_name=False, default=FashionMNIST())]
+    | Annotated[ImageFolder, subcommand("image_folder", prefix_name=False)]
+    | Annotated[NextByteRecipe, subcommand("next_byte", prefix_name=False, default=NextByteRecipe())]
 )
 
 
@@ -53,6 +57,11 @@ class Compare:
     """Threads of torch in each run; more than one helps only models much larger than these."""
     cost: bool = True
     """Measure time and memory of a training step afterwards."""
+    tune: tuple[float, ...] = ()
+    """Learning rates, the same for every variant; each is compared at the one that is best for it on validation data,
+    a tenth of the training set.  Without, all variants have the learning rate `--lr`."""
+    tune_seeds: int = 1
+    """Runs a variant and learning rate, with other seeds than those of the comparison."""
     dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
@@ -60,7 +69,8 @@ class Compare:
         from conditioned_attention.experiments.report import print_table, write_report
 
         if self.dry.asked:
-            return self.dry(self.recipe, self.variants, self.seeds, self.threads)
+            tuning = len(self.tune) * self.tune_seeds
+            return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
         folder = self.folder or Path("runs") / settings_of(self.recipe)["recipe"]
         result = compare_recipe(
             self.recipe,
@@ -70,6 +80,8 @@ class Compare:
             workers=_default_workers() if self.workers is None else self.workers,
             threads=self.threads,
             cost=self.cost,
+            tune=self.tune,
+            tune_seeds=self.tune_seeds,
         )
         write_report(result, folder)
         print_table(result)
@@ -93,8 +105,8 @@ class Train:
     def __call__(self) -> int:
         from rich.progress import track
 
-        from conditioned_attention.experiments.compare import check_settings, working_folder
         from conditioned_attention.experiments.files import write_json
+        from conditioned_attention.experiments.folder import check_settings, working_folder
         from conditioned_attention.experiments.recipes import settings_of
         from conditioned_attention.experiments.training import train
 
@@ -322,7 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one was", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ModuleNotFoundError) as error:
         if os.environ.get("CONDITIONED_ATTENTION_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def environment() -> dict[str, Any]:
         "implementations": dict.fromkeys(IMPLEMENTATIONS, "available"),
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+@cache
+def short_environment() -> dict[str, Any]:
+    """What tells machines apart whose runs are put together: a few entries of `environment`."""
+    everything = environment()
+    return {key: everything[key] for key in ("machine", "devices", "torch", "conditioned-attention")}
 
 
 def _version(package: str) -> str:

@@ -16,7 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from conditioned_attention.experiments import compare
-from conditioned_attention.experiments.compare import run_folder
+from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.images import Digits, VisionTransformer
 from conditioned_attention.experiments.recipes import compare_recipe
 from conditioned_attention.experiments.report import read_report, text_table, write_report

@@ -25,7 +25,7 @@ BASELINE = VARIANTS["baseline"]
 
 def toy(build, loss=lambda model, batch: model(batch).sum()):
     """As much of a task as counting needs."""
-    return SimpleNamespace(build_model=build, loss=loss)
+    return SimpleNamespace(build_model=build, loss=loss, tokens_per_sample=1)
 
 
 class Attend(nn.Module):
@@ -152,7 +152,7 @@ def test_counting_leaves_no_trace():
 
 def test_a_run_is_its_steps(tmp_path):
     """Steps, samples and the checkpoint against a run; the file has a few headers besides."""
-    settings = Training(epochs=3, batch_size=50, accumulation=2)
+    settings = Training(epochs=3, batch_size=50, accumulation=2, ema=0.9)
     rows = estimate(TinyDigits(), settings, ["baseline", "preconditioned"])
     assert [row.variant for row in rows] == ["baseline", "preconditioned"]
     assert rows[0].flops == rows[1].flops  # the norm is no matrix product
@@ -164,9 +164,9 @@ def test_a_run_is_its_steps(tmp_path):
     assert row.timing.seconds > 0
     assert row.measured_seconds == 12 * row.timing.seconds
     checkpoint = next(tmp_path.glob("checkpoint-*"))
-    files = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
-    tensors = files["model.safetensors"] + files["optimizer.bin"]
-    assert tensors == pytest.approx(row.checkpoint_bytes, abs=1000 * len(list(timm_vit().parameters())))
+    written = sum(file.stat().st_size for file in checkpoint.iterdir())
+    tensors = len(list(timm_vit().parameters()))
+    assert 0 < written - row.checkpoint_bytes < 1000 * tensors + 50_000  # a header each, and random states
     json.dumps(row.to_json(), allow_nan=False)
 
 
@@ -200,17 +200,16 @@ def test_float32_uses_no_tensor_cores_and_old_ones_have_no_bf16():
     assert row.gpu_seconds is None
 
 
-def test_what_the_loop_will_have():
-    """An average of the weights, a budget of seconds, and steps that the settings count themselves."""
-    settings = SimpleNamespace(
-        **dataclasses.asdict(Training(batch_size=30)), ema=0.999, seconds=1e-3, steps=lambda samples, tokens: samples
-    )
-    (row,) = estimate(TinyDigits(), settings, ["baseline"])
-    assert row.steps == 210
-    assert row.ema_bytes == row.gradient_bytes == 4 * row.trainable
-    assert row.checkpoint_bytes == row.weight_bytes + 3 * row.gradient_bytes
-    assert row.measured_seconds == 1e-3
-    assert row.timing.seconds * 210 > 1e-3
+def test_average_budgets_and_tokens():
+    settings = Training(epochs=30, batch_size=30, ema=0.999, seconds=1e-3, tokens=20 * 30 * 8)
+    task = TinyDigits()
+    task.tokens_per_sample = 8
+    (row,) = estimate(task, settings, ["baseline"])
+    assert (row.steps, row.samples, row.tokens) == (20, 600, 4800)
+    assert row.ema_bytes == row.weight_bytes == row.gradient_bytes == 4 * row.trainable
+    assert row.checkpoint_bytes == 4 * row.weight_bytes
+    assert row.measured_seconds == row.budget_seconds == 1e-3
+    assert row.timing.seconds * 20 > 1e-3
 
 
 def test_too_large_says_what_helps(capsys):
@@ -267,6 +266,11 @@ def test_the_commands_say_it_and_write_nothing(tmp_path, capsys, monkeypatch):
     printed = " ".join(capsys.readouterr().out.split())
     for words in ("baseline preconditioned", "All 8 runs", "time on one A100-40", "35% of its peak of 19.5 TFLOP/s"):
         assert words in printed
+    tune = ["--tune", "1e-3", "2e-3", "4e-3", "--variants", "baseline", "--seeds", "2"]
+    assert call("compare", "digits", *quick, *tune, "--dry-run") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "All 5 runs" in printed
+    assert "3 of them tune the learning rate" in printed
     assert call("train", "digits", *quick, "--dry-run", "--json") == 0
     data = json.loads(capsys.readouterr().out)
     assert [run["variant"] for run in data["runs"]] == ["preconditioned"]

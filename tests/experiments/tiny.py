@@ -1,33 +1,72 @@
-"""A task that trains in a second: real digits, a small vision transformer with dropout, an odd number of batches."""
+"""Tasks that train in a second: real digits, a small vision transformer with dropout, an odd number of batches."""
 
+import random
 from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.arrays import ImageArrays
 from conditioned_attention.experiments.data.digits import load_digits
 from conditioned_attention.experiments.images import ImageClassification, VisionTransformer
+from conditioned_attention.experiments.launch import Launch
 from conditioned_attention.experiments.training import Training
 from tests.models import timm_vit
 
+OFTEN = Launch(checkpoint_seconds=0.0, log_every=2)
+
 
 class TinyDigits(ImageClassification):
-    def __init__(self):
+    def __init__(self, dropout=0.1, *, tuning=False):
         train, test = load_digits()
+        if tuning:  # 189 of the 210 images to train on; the others stand in for the 90
+            train, test = (
+                ImageArrays(train.images[:189], train.labels[:189]),
+                ImageArrays(train.images[189:210], train.labels[189:210]),
+            )
         super().__init__(
             (ImageArrays(train.images[:210], train.labels[:210]), ImageArrays(test.images[:90], test.labels[:90])),
             VisionTransformer(),
         )
+        self.dropout = dropout
 
     def build_model(self) -> nn.Module:
-        return timm_vit(attn_drop_rate=0.1, proj_drop_rate=0.1)
+        return timm_vit(attn_drop_rate=self.dropout, proj_drop_rate=self.dropout)
+
+
+class Shaken(Dataset):
+    """Pictures one by one, moved and made noisy by all three global generators, as augmentation libraries do."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __getitem__(self, index):
+        image, label = self.arrays[index]
+        moved = image.roll((random.randint(-1, 1), int(np.random.randint(-1, 2))), (1, 2))  # noqa: NPY002
+        return moved + 0.1 * torch.randn(moved.shape), label
+
+
+class ShakenDigits(TinyDigits):
+    """With chance in the items, in the batch and in the model; it draws without a thought of resuming."""
+
+    def train_data(self):
+        return Shaken(super().train_data())
+
+    def collate(self, items):
+        if isinstance(items, tuple):  # the evaluation set's whole batches
+            return items
+        images, labels = super(ImageClassification, self).collate(items)
+        return images * (1 + 0.1 * torch.rand(len(images), 1, 1, 1)), labels
 
 
 @dataclass(frozen=True)
 class Tiny:
-    training: Training = field(
-        default_factory=lambda: Training(epochs=3, batch_size=30, accumulation=2, checkpoint_seconds=0.0, log_every=2)
-    )
+    training: Training = field(default_factory=lambda: Training(epochs=3, batch_size=30, accumulation=2))
 
-    def task(self):
-        return TinyDigits()
+    def task(self, *, tuning=False):
+        return TinyDigits(tuning=tuning)

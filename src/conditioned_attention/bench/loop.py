@@ -14,8 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.images import Digits
+from conditioned_attention.experiments.loading import EpochSampler
+from conditioned_attention.experiments.optimizer import build_optimizer, build_schedule
 from conditioned_attention.experiments.task import Task
-from conditioned_attention.experiments.training import EpochSampler, Training, build_schedule, parameter_groups, train
+from conditioned_attention.experiments.training import Training, train
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.measure.clock import paired_ratio
 
@@ -77,24 +79,20 @@ def _bare(task: Task, settings: Training) -> float:
     model = task.build_model()
     torch.manual_seed(0)
     sampler = EpochSampler(len(task.train_data()), 0, settings.batch_size)  # type: ignore[arg-type]
-    loader = DataLoader(
-        task.train_data(),
-        settings.batch_size,
-        sampler=sampler,
-        collate_fn=task.collate,
-        drop_last=True,
-        generator=torch.Generator(),  # so that dropout draws what it draws in ours
-    )
-    eval_loader = DataLoader(
-        task.eval_data(), settings.batch_size, collate_fn=task.collate, generator=torch.Generator()
-    )
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
-    schedule = build_schedule(optimizer, settings, settings.epochs * len(loader))
+
+    def loader(data: Any, **kwargs: Any) -> Any:
+        # a generator of its own, so that dropout draws what it draws in ours
+        return DataLoader(data, settings.batch_size, collate_fn=task.collate, generator=torch.Generator(), **kwargs)
+
+    eval_loader = loader(task.eval_data())
+    optimizer = build_optimizer(model, settings)
+    schedule = build_schedule(optimizer, settings, settings.epochs * (len(sampler) // settings.batch_size))
     for epoch in range(settings.epochs):
         sampler.start_at(epoch, 0)
+        order = [index for _, index in sampler]
         model.train()
         total = torch.zeros(())
-        for batch in loader:
+        for batch in loader(task.train_data(), sampler=order):
             loss = task.loss(model, batch)
             loss.backward()
             if settings.clip is not None:
@@ -106,4 +104,4 @@ def _bare(task: Task, settings: Training) -> float:
         model.eval()
         with torch.no_grad():
             task.evaluate(model, eval_loader, lambda tensors: tensors)
-    return float(total) / len(loader)
+    return float(total) / (len(sampler) // settings.batch_size)

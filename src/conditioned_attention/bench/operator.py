@@ -18,7 +18,7 @@ from conditioned_attention.bench.contestants import PLAIN, Contestant, contestan
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.judge import Verdict, judge
 from conditioned_attention.bench.results import begin, write_rows
-from conditioned_attention.experiments.compare import working_folder
+from conditioned_attention.experiments.folder import working_folder
 from conditioned_attention.measure.clock import Stopwatch, interleave, paired_ratio
 from conditioned_attention.measure.memory import held_bytes, peak_bytes
 

@@ -15,7 +15,7 @@ from torch import nn
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import begin, write_rows
-from conditioned_attention.experiments.compare import working_folder
+from conditioned_attention.experiments.folder import working_folder
 from conditioned_attention.experiments.variants import VARIANTS, Variant
 from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.measure.memory import held_bytes, peak_bytes

@@ -3,7 +3,8 @@
 Needs ``pip install "conditioned-attention[experiments]"``; importing this package alone needs only torch.
 """
 
-from conditioned_attention.experiments.compare import Comparison, compare
+from conditioned_attention.experiments.compare import compare
+from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.variants import VARIANTS, Variant
 
 __all__ = ["VARIANTS", "Comparison", "Variant", "compare"]

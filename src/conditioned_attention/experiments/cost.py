@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from conditioned_attention.experiments.optimizer import build_optimizer
 from conditioned_attention.experiments.task import Task
-from conditioned_attention.experiments.training import Training, parameter_groups
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant
 from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.measure.memory import peak_bytes
@@ -69,7 +70,7 @@ def _training_step(
     model = task.build_model()
     variant.apply(model)
     model.to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
+    optimizer = build_optimizer(model, settings)
 
     def step() -> None:
         task.loss(model, batch).backward()

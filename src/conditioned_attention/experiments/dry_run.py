@@ -36,30 +36,36 @@ class DryRun:
             raise ValueError("--gpu, --utilisation and --json say what a dry run is to tell: add --dry-run")
         return self.dry_run
 
-    def __call__(self, recipe: Recipe, variants: Sequence[str], seeds: int = 1, threads: int | None = None) -> int:
-        """Prints the estimate of every variant, and of all runs together; returns the exit status, 0."""
+    def __call__(
+        self, recipe: Recipe, variants: Sequence[str], seeds: int = 1, *, tuning: int = 0, threads: int | None = None
+    ) -> int:
+        """Prints the estimate of every variant, and of all runs together; returns the exit status, 0.
+
+        ``tuning`` is how many runs a variant has before those of the seeds, to find its learning rate.
+        """
         if seeds < 1 or (threads or 1) < 1:
             raise ValueError(f"seeds must be at least one, and so must threads, got {seeds} and {threads}")
         torch.set_num_threads(threads or torch.get_num_threads())
         rows = estimate(recipe.task(), recipe.training, variants, gpu=self.gpu, utilisation=self.utilisation)
         if self.json:
-            data = {"settings": settings_of(recipe), "seeds": seeds, "runs": [row.to_json() for row in rows]}
-            print(json.dumps(data | {"total": total(rows, seeds)}, indent=2, default=str, allow_nan=False))
+            data = {"settings": settings_of(recipe), "seeds": seeds, "tuning_runs": tuning}
+            data |= {"runs": [row.to_json() for row in rows], "total": total(rows, seeds + tuning)}
+            print(json.dumps(data, indent=2, default=str, allow_nan=False))
         else:
-            print_estimates(rows, seeds)
+            print_estimates(rows, seeds, tuning)
         return 0
 
 
-def total(rows: Sequence[Estimate], seeds: int) -> dict[str, Any]:
-    """All variants and seeds, one run after another; None where a variant's number is not known."""
-    summed: dict[str, Any] = {"runs": seeds * len(rows), "flops": seeds * sum(row.flops for row in rows)}
+def total(rows: Sequence[Estimate], times: int) -> dict[str, Any]:
+    """So many runs of every variant, one after another; None where a variant's number is not known."""
+    summed: dict[str, Any] = {"runs": times * len(rows), "flops": times * sum(row.flops for row in rows)}
     for name in ("gpu_seconds", "least_gpu_seconds", "measured_seconds"):
         values = [getattr(row, name) for row in rows]
-        summed[name] = None if None in values else seeds * sum(values)
+        summed[name] = None if None in values else times * sum(values)
     return summed
 
 
-def print_estimates(rows: Sequence[Estimate], seeds: int = 1) -> None:
+def print_estimates(rows: Sequence[Estimate], seeds: int = 1, tuning: int = 0) -> None:
     """A table with a column a variant, and sentences on what it assumes."""
     from rich.console import Console
     from rich.table import Table
@@ -75,7 +81,7 @@ def print_estimates(rows: Sequence[Estimate], seeds: int = 1) -> None:
     for name in cells[0]:
         grid.add_row(name, *(cell[name] for cell in cells))
     console.print(grid)
-    for line in _sentences(rows, seeds):
+    for line in _sentences(rows, seeds, tuning):
         console.print(line, highlight=False, markup=False)
 
 
@@ -108,11 +114,16 @@ def _cells(row: Estimate) -> dict[str, str]:
     return cells
 
 
-def _sentences(rows: Sequence[Estimate], seeds: int) -> list[str]:
+def _sentences(rows: Sequence[Estimate], seeds: int, tuning: int) -> list[str]:
     first, lines = rows[0], []
-    summed = total(rows, seeds)
+    summed = total(rows, seeds + tuning)
     if summed["runs"] > 1:
         lines.append(_total_sentence(summed, first.gpu))
+    if tuning:
+        lines.append(
+            f"{tuning * len(rows)} of them tune the learning rate, on nine tenths of the training data; "
+            "here they count in full."
+        )
     if first.budget_seconds is not None:
         lines.append(
             f"The budget is {duration(first.budget_seconds)} of training a run: steps, samples and FLOPs are upper "

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.counting import StepCount, autocast_forward, count_step
 from conditioned_attention.experiments.gpus import GPUS, find_gpu
+from conditioned_attention.experiments.loading import EpochSampler, training_loader
+from conditioned_attention.experiments.optimizer import build_optimizer
 from conditioned_attention.experiments.task import Task
-from conditioned_attention.experiments.training import Training, parameter_groups
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant, find_variants
 from conditioned_attention.measure.clock import seconds_of
 
@@ -62,7 +63,7 @@ class Estimate:
         flops: of the whole run.
         weight_bytes: parameters and buffers.
         gradient_bytes, optimizer_bytes: AdamW holds two numbers a trainable parameter.
-        ema_bytes: the running average of the parameters, 0 without one.
+        ema_bytes: the running average, a whole copy of the model; 0 without one.
         activation_bytes: what one micro-batch holds for backward.
         checkpoint_bytes: of one checkpoint on disk.
         budget_seconds: of `Training.seconds`, None without one.
@@ -156,7 +157,7 @@ def estimate(
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation must be in (0, 1], got {utilisation}")
     chosen = find_variants(variants)
-    steps = _steps(task, settings)
+    steps = settings.steps(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
     batch = _micro_batch(task, settings)
     like_gpu = gpu is not None or torch.cuda.is_available()
     rows = []
@@ -169,35 +170,24 @@ def estimate(
     return rows
 
 
-def _steps(task: Task, settings: Training) -> int:
-    """Optimizer steps of a whole run."""
-    samples: int = len(task.train_data())  # type: ignore[arg-type]
-    if hasattr(settings, "steps"):
-        return int(settings.steps(samples, getattr(task, "tokens_per_sample", 1)))
-    steps = settings.epochs * (samples // settings.batch_size)
-    if steps == 0:
-        raise ValueError(f"batch_size={settings.batch_size} leaves no batch of {samples} samples")
-    return steps
-
-
 def _micro_batch(task: Task, settings: Training) -> Any:
-    """The first samples of the training set: their shapes are what counts."""
-    size = settings.batch_size // settings.accumulation
-    with torch.random.fork_rng([]):
-        return next(iter(DataLoader(task.train_data(), size, collate_fn=task.collate)))
+    """The first one that a run trains on: its shapes are what counts."""
+    data = task.train_data()
+    sampler = EpochSampler(len(data), 0, settings.batch_size)  # type: ignore[arg-type]
+    return next(iter(training_loader(data, sampler, settings.batch_size // settings.accumulation, task.collate, 0)))
 
 
 def _estimate(task: Task, settings: Training, variant: Variant, steps: int, count: StepCount) -> Estimate:
     flops = count.forward_flops + count.backward_flops
-    samples, tokens = steps * settings.batch_size, getattr(task, "tokens_per_sample", 1)
-    ema = count.trainable_bytes if getattr(settings, "ema", None) is not None else 0
+    samples = steps * settings.batch_size
+    ema = count.weight_bytes if settings.ema is not None else 0
     return Estimate(
         variant=variant.name,
         parameters=count.parameters,
         trainable=count.trainable,
         steps=steps,
         samples=samples,
-        tokens=samples * tokens if tokens > 1 else None,
+        tokens=samples * task.tokens_per_sample if task.tokens_per_sample > 1 else None,
         micro_batch=settings.batch_size // settings.accumulation,
         accumulation=settings.accumulation,
         precision=settings.precision,
@@ -209,8 +199,8 @@ def _estimate(task: Task, settings: Training, variant: Variant, steps: int, coun
         optimizer_bytes=2 * count.trainable_bytes,
         ema_bytes=ema,
         activation_bytes=count.activation_bytes,
-        checkpoint_bytes=count.saved_bytes + 2 * count.trainable_bytes + ema,
-        budget_seconds=getattr(settings, "seconds", None),
+        checkpoint_bytes=count.saved_bytes + 2 * count.trainable_bytes + (ema and count.saved_bytes),
+        budget_seconds=settings.seconds,
     )
 
 
@@ -261,7 +251,7 @@ def _time(task: Task, settings: Training, variant: Variant, batch: Any) -> Timin
         variant.apply(model)
         model.to(device).train()
         autocast_forward(model, settings.precision, device.type)
-        optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
+        optimizer = build_optimizer(model, settings)
         batch = send_to_device(batch, device)
 
         def step() -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from conditioned_attention.experiments.compare import Comparison, compare, run_folder
+from conditioned_attention.experiments.compare import compare, seed_list
+from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.cost import measure_cost
+from conditioned_attention.experiments.folder import check_settings, run_folder, working_folder
+from conditioned_attention.experiments.image_folder import ImageFolder
 from conditioned_attention.experiments.images import Digits, FashionMNIST
+from conditioned_attention.experiments.language import NextByteRecipe
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.tuning import FIRST_SEED as FIRST_TUNING_SEED
+from conditioned_attention.experiments.tuning import AtRates, grid_of
+from conditioned_attention.experiments.tuning import tune as find_rates
 from conditioned_attention.experiments.variants import Variant, find_variants
 
 
@@ -22,37 +30,51 @@ class Recipe(Protocol):
     @property
     def training(self) -> Training: ...
 
-    def task(self) -> Task: ...
+    def task(self, *, tuning: bool = False) -> Task:
+        """With ``tuning`` a fixed tenth of the training set is the evaluation set, and the real one is not touched."""
 
 
-RECIPES: dict[str, type[Any]] = {"digits": Digits, "fashion_mnist": FashionMNIST}
+RECIPES: dict[str, type[Any]] = {
+    "digits": Digits,
+    "fashion_mnist": FashionMNIST,
+    "image_folder": ImageFolder,
+    "next_byte": NextByteRecipe,
+}
 
 
 @dataclass(frozen=True)
 class RecipeTraining:
-    """``train(variant, seed)`` for `compare`: runs of a recipe, each in its folder, resumed from its checkpoints."""
+    """``train(variant, seed)`` for `compare`: runs of a recipe, each in its folder, resumed from its checkpoints.
+
+    A learning rate as a third argument replaces the recipe's.
+    """
 
     recipe: Recipe
     folder: Path
+    tuning: bool = False
 
     @property
-    def evaluations(self) -> int:
-        """How many rows a run yields."""
-        training = self.recipe.training
-        return -(-training.epochs // training.evaluate_every)
+    def evaluations(self) -> int | None:
+        """How many rows a run yields; None if the clock decides."""
+        task, training = self._task(), self.recipe.training
+        return training.evaluations(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
 
-    def __call__(self, variant: Variant, seed: int) -> Iterator[dict[str, Any]]:
-        path = run_folder(self.folder, variant.name, seed)
-        return train(self.recipe.task(), self.recipe.training, variant, seed, path)
+    def __call__(self, variant: Variant, seed: int, lr: float | None = None) -> Iterator[dict[str, Any]]:
+        training = self.recipe.training if lr is None else dataclasses.replace(self.recipe.training, lr=lr)
+        if self.tuning:
+            training = dataclasses.replace(training, monitor_every=0)  # nobody looks at the condition numbers
+        return train(self._task(), training, variant, seed, run_folder(self.folder, variant.name, seed))
+
+    def _task(self) -> Task:
+        return self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What sets a recipe's numbers, as plain data with its name: not where data lie or how often files are written."""
+    """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
     name = next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
     values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
-    values.pop("data_dir", None)
-    for key in ("log_every", "checkpoint_seconds"):
-        del values["training"][key]
+    for key in ("data_dir", "path", "cache_dir", "max_unreadable"):
+        values.pop(key, None)
     return {"recipe": name, **values}
 
 
@@ -66,21 +88,72 @@ def compare_recipe(
     threads: int = 1,
     cost: bool = True,
     progress: bool = True,
+    tune: Sequence[float] = (),
+    tune_seeds: int = 1,
 ) -> Comparison:
-    """`compare` on a recipe, then time and memory of each variant, measured when nothing else runs."""
-    chosen = find_variants(variants)
+    """`compare` on a recipe, then time and memory of each variant, measured when nothing else runs.
+
+    Args:
+        tune: learning rates; each variant is compared at the one of them that is best for it on validation data, which
+            `tune` finds first.  A variant whose rates all fail is left out and stands among the failures.  None: all
+            variants are compared at the recipe's learning rate.
+        tune_seeds: how many runs a variant and rate.
+        recipe, variants, seeds, folder, workers, threads, progress: as for `compare`.
+        cost: whether time and memory are measured.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `compare`; and if no learning rate came through for the baseline.
+    """
+    chosen, seeds = find_variants(variants), seed_list(seeds)
     task = recipe.task()  # missing data is an error before anything starts
-    result = compare(
-        RecipeTraining(recipe, folder),
-        chosen,
-        seeds,
-        folder=folder,
-        workers=workers,
-        threads=threads,
-        metric=task.metric,
-        settings=settings_of(recipe),
-        progress=progress,
-    )
+    how: dict[str, Any] = {"workers": workers, "threads": threads, "metric": task.metric, "progress": progress}
+    settings = settings_of(recipe)
+    if not tune:
+        result = compare(RecipeTraining(recipe, folder), chosen, seeds, folder=folder, settings=settings, **how)
+    else:
+        settings = tuned_settings(settings, grid_of(tune, tune_seeds), seeds)
+        result = _compare_tuned(recipe, chosen, seeds, folder, settings, how)
     if not cost:
         return result
-    return dataclasses.replace(result, cost=measure_cost(task, recipe.training, chosen, threads=threads))
+    finished = [variant for variant in chosen if variant.name in result.runs]
+    return dataclasses.replace(result, cost=measure_cost(task, recipe.training, finished, threads=threads))
+
+
+def tuned_settings(settings: dict[str, Any], grid: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """The settings of a comparison with tuned learning rates: the grid stands for the rate."""
+    if max(seeds) >= FIRST_TUNING_SEED:
+        raise ValueError(f"seeds from {FIRST_TUNING_SEED:,} on are those of tuning, got {max(seeds)}")
+    return {**settings, "training": {**settings["training"], "lr": "tuned"}, "tuning": grid}
+
+
+def _compare_tuned(
+    recipe: Recipe,
+    variants: list[Variant],
+    seeds: list[int],
+    folder: Path,
+    settings: dict[str, Any],
+    how: dict[str, Any],
+) -> Comparison:
+    with working_folder(folder):
+        check_settings(folder, settings)  # before hours of tuning
+    grid, tuning_folder = settings["tuning"], folder / "tuning"
+    search = RecipeTraining(recipe, tuning_folder, tuning=True)
+    tuning = find_rates(search, variants, grid["rates"], grid["seeds"], folder=tuning_folder, settings=settings, **how)
+    rates, failures = tuning.rates(), tuning.failures()
+    if variants[0].name in failures:
+        raise RuntimeError(f"{variants[0].name}: {failures[variants[0].name]}")
+    for name, reason in failures.items():
+        warnings.warn(f"{name} is left out: {reason}", stacklevel=3)
+    if how["progress"]:
+        print("learning rates tuned on validation data:", ", ".join(f"{lr:g} for {name}" for name, lr in rates.items()))
+    result = compare(
+        AtRates(RecipeTraining(recipe, folder), rates),
+        [variant for variant in variants if variant.name in rates],
+        seeds,
+        folder=folder,
+        settings=settings,
+        variant_settings={name: {"lr": lr} for name, lr in rates.items()},
+        **how,
+    )
+    failures = {f"{name}, tuning": reason for name, reason in failures.items()}
+    return dataclasses.replace(result, tuning=tuning, failures={**failures, **result.failures})

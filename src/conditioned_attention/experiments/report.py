@@ -6,15 +6,17 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conditioned_attention.experiments.compare import Comparison, run_folder
+from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.files import JsonLines, write_bytes, write_json, write_text
+from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.statistics import Spread, Summary, decimals, epochs, scores
 from conditioned_attention.experiments.task import Metric
+from conditioned_attention.experiments.tuning import Tuning
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.measure.monitor import HeadRecord
 from conditioned_attention.measure.plots import COLOURS, legend_above, plot_band, plot_condition_numbers
@@ -74,6 +76,20 @@ def text_table(comparison: Comparison) -> str:
     return "\n".join([f"score: {comparison.metric.name}", lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def tuning_table(tuning: Tuning) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was tried for each variant, as text."""
+    header = ["variant", "learning rate", "runs", f"validation {tuning.metric.name}", "chosen"]
+    rows = []
+    for variant, trials in tuning.trials.items():
+        for lr, trial in trials.items():
+            score = _spread(Spread.of(list(trial.scores.values())))
+            if trial.failures:
+                score = f"{len(trial.failures)} failed: {next(iter(trial.failures.values()))}"
+            runs = len(trial.scores) + len(trial.failures)
+            rows.append([variant, f"{lr:g}", str(runs), score, "chosen" if lr == tuning.chosen(variant) else ""])
+    return header, rows
+
+
 def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
     """Score by epoch: mean over seeds, in a band from the lowest to the highest."""
     for colour, (variant, by_seed) in zip(cycle(COLOURS), comparison.runs.items()):
@@ -121,6 +137,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "verdicts": comparison.verdicts(),
         "failures": comparison.failures,
         "cost": comparison.cost,
+        "machines": comparison.machines,
+        "tuning": None if comparison.tuning is None else comparison.tuning.to_json(),
         "runs": [
             {"variant": variant, "seed": seed, "history": history}
             for variant, by_seed in comparison.runs.items()
@@ -145,7 +163,11 @@ def read_report(folder: Path) -> Comparison:
         for run in data["runs"]:
             runs[run["variant"]][run["seed"]] = run["history"]
         metric = Metric(**data["metric"])
-        return Comparison(runs, metric, data["failures"], data["settings"], data["environment"], data["cost"])
+        tuning = Tuning.from_json(data["tuning"]) if data.get("tuning") else None
+        return Comparison(
+            runs, metric, data["failures"], data["settings"], data["environment"], data["cost"],
+            machines=data.get("machines", []), tuning=tuning,
+        )  # fmt: skip
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not a comparison's results ({type(error).__name__}: {error})") from error
 
@@ -176,6 +198,8 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         rows=rows,
         metric=comparison.metric.name,
         verdicts=comparison.verdicts() or ["One variant only: nothing is compared."],
+        warnings=comparison.tuning.warnings() if comparison.tuning else [],
+        tuning=tuning_table(comparison.tuning) if comparison.tuning else None,
         failures=comparison.failures,
         explanation=EXPLANATION,
         about={name: VARIANTS[name].about for name in comparison.runs if name in VARIANTS},
@@ -210,6 +234,8 @@ _TEMPLATE = """<!doctype html>
 <h1>Did it help?</h1>
 {% for sentence in verdicts %}<p><strong>{{ sentence }}</strong></p>
 {% endfor %}
+{% for sentence in warnings %}<p class="failure">{{ sentence }}</p>
+{% endfor %}
 {% for name, reason in failures.items() %}<p class="failure">The run {{ name }} failed: {{ reason }}</p>
 {% endfor %}
 <p>Score: {{ metric }}</p>
@@ -224,6 +250,14 @@ _TEMPLATE = """<!doctype html>
 <h2>Variants</h2>
 <ul>{% for name, text in about.items() %}<li><strong>{{ name }}</strong>: {{ text }}</li>
 {% endfor %}</ul>
+{% if tuning %}<h2>Learning rates</h2>
+<p class="small">Every variant was tried at the same rates with the same seeds, trained on nine tenths of the
+training set and scored on the other tenth; the evaluation set took no part. The best mean was chosen, of equal ones the
+lowest rate; a rate with a run that failed was not.</p>
+<div class="scroll"><table>
+<tr>{% for cell in tuning[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in tuning[1] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
 <h2>Settings</h2><pre>{{ settings }}</pre>
 {% if cost %}<h2>Cost of a training step</h2><pre>{{ cost }}</pre>{% endif %}
 <h2>Environment</h2><pre>{{ environment }}</pre>
@@ -238,15 +272,24 @@ def print_table(comparison: Comparison) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    header, rows = table(comparison)
-    grid = Table(box=None, padding=(0, 2, 0, 0))
-    for name in header:
-        grid.add_column(escape(name))
-    for row in rows:
-        grid.add_row(*map(escape, row))
     console = Console(width=None if Console().is_terminal else 160)
+
+    def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        grid = Table(box=None, padding=(0, 2, 0, 0))
+        for name in header:
+            grid.add_column(escape(name))
+        for row in rows:
+            grid.add_row(*map(escape, row))
+        console.print(grid)
+
+    warnings: list[str] = []
+    if comparison.tuning is not None:
+        console.print("learning rates, chosen on validation data", highlight=False, markup=False)
+        print_grid(*tuning_table(comparison.tuning))
+        console.print()
+        warnings = comparison.tuning.warnings()
     console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
-    console.print(grid)
+    print_grid(*table(comparison))
     failed = [f"The run {name} failed: {reason}" for name, reason in comparison.failures.items()]
-    for line in [*comparison.verdicts(), *failed]:
+    for line in [*comparison.verdicts(), *warnings, *failed]:
         console.print(line, highlight=False, markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,15 @@ class Metric:
 class Task(ABC):
     """One learning problem.
 
-    The order of the data is the loop's business; a task hands out data sets whose item depends on the index alone
-    (random augmentation draws from a generator seeded by it), so that a resumed run sees what an unbroken one saw.
-    What happens between a batch and its loss, such as mixup or masking, belongs into `loss` and `collate`.
+    The order of the data is the loop's business.  So is chance: the loop fetches each item with the global generators
+    of torch, numpy and Python set by seed, epoch and index, so random transforms may simply draw from them, and a
+    resumed run sees what an unbroken one saw.  A data set with ``__getitems__`` hands out whole batches, without
+    chance.  What happens between a batch and its loss, such as mixup or masking, belongs into `loss` and `collate`.
     """
 
     metric: Metric
+    tokens_per_sample: int = 1  # the unit of budgets and throughput; 1 where samples are counted
+    notes: Sequence[str] = ()  # what a report should say about the data, such as items that are left out
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -48,7 +51,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The training loss of a batch, a scalar: the mean over what `size` counts."""
+        """The training loss of a batch, a scalar: the mean over its samples or tokens."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batches: Iterable[Any], gather: Callable[[Any], Any]) -> dict[str, float]:
@@ -67,7 +70,9 @@ class Task(ABC):
 
         return default_collate(items)
 
-    def size(self, batch: Any) -> int:
-        """How many samples (or tokens) a batch holds: the unit of budgets and throughput."""
-        first = batch[0] if isinstance(batch, (tuple, list)) else next(iter(batch.values()))
-        return int(first.shape[0])
+    def finish(self, model: nn.Module) -> dict[str, str]:
+        """What there is to show of a trained model, as texts by file name; default: nothing.
+
+        Called when a run ends, in evaluation mode, without gradient and with torch's generator set by the run's seed.
+        """
+        return {}

@@ -6,53 +6,66 @@ process if its folder holds a checkpoint.
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import logging
 import math
-import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
-from torch.utils.data import DataLoader, Sampler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
-from conditioned_attention.experiments.files import JsonLines, finite, new_folder, remove_leftovers, write_json
+from conditioned_attention.experiments.checkpoints import Checkpoints
+from conditioned_attention.experiments.files import JsonLines, finite, remove_leftovers, write_text
+from conditioned_attention.experiments.interruption import Stop, signals_noted
+from conditioned_attention.experiments.launch import Launch, kind
+from conditioned_attention.experiments.loading import EpochSampler, training_loader
+from conditioned_attention.experiments.optimizer import build_optimizer, build_schedule
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.variants import Variant
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.monitor import HeadRecord
 
-_KEEP = 2  # checkpoints: the newest, and the one before in case it cannot be read
+logger = logging.getLogger(__name__)
+
+_TICKS = 10_000  # steps of a schedule that follows the clock
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained: AdamW, whatever the task.
+    """How a model is trained: AdamW, whatever the task.  All that sets a run's numbers, and nothing else.
+
+    The run ends, and the learning rate has come down, when the first of the budgets is used up: ``epochs``, ``tokens``
+    or ``seconds``.
 
     Attributes:
         epochs: passes over the training set; the samples that do not fill an optimizer step are left out.
+        tokens: so many tokens (of a task that does not count tokens: samples) at most, rounded up to a whole step.
+        seconds: so much time spent training at most, without evaluations; such a run is not reproducible to the bit.
         batch_size: samples an optimizer step, over all processes and micro-batches.
         accumulation: micro-batches an optimizer step; it must divide ``batch_size``.
         lr: highest learning rate.
         schedule: ``"cosine"`` (linear warmup, then half a cosine down to ``final_lr``), ``"one_cycle"`` (PyTorch's
             OneCycleLR, linear, which also cycles Adam's first beta between 0.95 and 0.85) or ``"constant"``.
-        warmup: share of all steps in which the learning rate rises; not used by ``"constant"``.
+        warmup: share of the run in which the learning rate rises; not used by ``"constant"``.
         final_lr: learning rate at the end of ``"cosine"``, as a share of ``lr``.
         weight_decay: on matrices; vectors (biases, norms) do not decay.
         clip: largest global norm of the gradient; None does not clip.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (mixed precision; fp16 needs a GPU).
-        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        monitor_every: epochs between measurements of the condition numbers, 0 for none.
-        log_every: optimizer steps between lines of the training log.
-        checkpoint_seconds: a checkpoint is written at the first optimizer step after so many seconds.
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated; None for none.
+        evaluate_every: epochs between evaluations, or a part of one; the end is always evaluated.
+        monitor_every: epochs between measurements of the condition numbers (at evaluations), 0 for none.
     """
 
     epochs: int = 30
+    tokens: int | None = None
+    seconds: float | None = None
     batch_size: int = 64
     accumulation: int = 1
     lr: float = 1e-3
@@ -62,119 +75,147 @@ class Training:
     weight_decay: float = 0.05
     clip: float | None = 1.0
     precision: Literal["no", "bf16", "fp16"] = "no"
-    evaluate_every: int = 1
-    monitor_every: int = 1
-    log_every: int = 10
-    checkpoint_seconds: float = 20.0
+    ema: float | None = None
+    evaluate_every: float = 1
+    monitor_every: float = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "evaluate_every", "log_every"):
+        for name in ("epochs", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("tokens", "seconds", "clip", "evaluate_every", "lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation={self.accumulation} must divide batch_size={self.batch_size}")
-        if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.final_lr <= 1 and 0 <= self.warmup < 1):
+        if not (self.weight_decay >= 0 and 0 <= self.final_lr <= 1 and 0 <= self.warmup < 1):
             raise ValueError(
-                "lr must be positive, weight_decay not negative, final_lr in [0, 1] and warmup in [0, 1), got "
-                f"{self.lr}, {self.weight_decay}, {self.final_lr} and {self.warmup}"
+                "weight_decay must not be negative, final_lr in [0, 1] and warmup in [0, 1), got "
+                f"{self.weight_decay}, {self.final_lr} and {self.warmup}"
             )
-        if not math.isfinite(self.lr) or not math.isfinite(self.clip or 0.0):
-            raise ValueError(f"lr and clip must be finite, got {self.lr} and {self.clip}")
         if self.schedule == "one_cycle" and self.warmup == 0:
             raise ValueError("schedule='one_cycle' needs a warmup above 0")
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip must be positive or None, got {self.clip}")
-        if not (self.monitor_every >= 0 and self.checkpoint_seconds >= 0):
-            raise ValueError("monitor_every and checkpoint_seconds must not be negative")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, or None, got {self.ema}")
+        if not self.monitor_every >= 0:
+            raise ValueError(f"monitor_every must not be negative, got {self.monitor_every}")
+
+    def steps_of_epochs(self, epochs: float, samples: int) -> int:
+        """Optimizer steps in so many epochs over ``samples`` samples; at least 1."""
+        if samples < self.batch_size:
+            raise ValueError(f"batch_size={self.batch_size} leaves no batch of {samples} samples")
+        return max(1, round(epochs * (samples // self.batch_size)))
+
+    def steps(self, samples: int, tokens_per_sample: int = 1) -> int:
+        """Optimizer steps of the whole run; with a budget of ``seconds`` the most that there can be."""
+        steps = self.steps_of_epochs(self.epochs, samples)
+        if self.tokens is not None:
+            steps = min(steps, math.ceil(self.tokens / (self.batch_size * tokens_per_sample)))
+        return steps
+
+    def evaluations(self, samples: int, tokens_per_sample: int = 1) -> int | None:
+        """How many rows a run yields; None if the clock decides."""
+        if self.seconds is not None:
+            return None
+        return -(-self.steps(samples, tokens_per_sample) // self.steps_of_epochs(self.evaluate_every, samples))
 
 
-def train(task: Task, settings: Training, variant: Variant, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
+def train(
+    task: Task, settings: Training, variant: Variant, seed: int, folder: Path, launch: Launch | None = None
+) -> Iterator[dict[str, Any]]:
     """Trains one variant with one seed in a folder of its own; yields the metrics of every evaluation.
 
     The seed sets the initial weights and the order of the data, so variants of one seed are paired.  The folder gets
-    ``train.jsonl`` (loss, learning rate, samples seen, gradient norm), ``conditions.jsonl`` (a line a head and
-    measurement) and checkpoints; called again on the same folder, the run goes on from the newest checkpoint, and
-    yields what it had yielded before.
+    ``train.jsonl`` (loss, learning rate, samples or tokens seen, gradient norm), ``conditions.jsonl`` (a line a head
+    and measurement), checkpoints, and what `Task.finish` writes; called again on the same folder, the run goes on
+    from the newest good checkpoint, and yields what it had yielded before.
+
+    The first Ctrl-C or SIGTERM is obeyed at the next optimizer step, after a checkpoint.
 
     Yields:
-        ``{"epoch", "step", "score", "train_loss", "seconds", …}``; ``seconds`` is time spent training, without
-        evaluation and measurement.  None stands for a number that is not finite.
+        ``{"epoch", "step", "seen", "score", "train_loss", "seconds", …}``; ``seconds`` is time spent training, without
+        evaluation and measurement; ``train_loss`` is the mean since the last evaluation.  None stands for a number
+        that is not finite.
 
     Raises:
+        ValueError: the folder holds a run of another variant, seed or setting.
         FloatingPointError: the training loss is not finite.
-        RuntimeError: a checkpoint cannot be read; nothing was changed.
+        OSError: a checkpoint or log could not be written; those before it are as they were.
+        RuntimeError: no checkpoint can be read, and nothing was changed; or the processes that were launched are not
+            those that ``launch`` asks for.
     """
-    run = _Run(task, settings, variant, seed, folder)
+    run = _Run(task, settings, variant, seed, folder, launch or Launch())
     run.resume()
     yield from list(run.history)
-    if not run.history and run.epoch == 0 and run.batch == 0:
+    if run.step == 0:
         run.measure()
-    while run.epoch < settings.epochs:
-        run.train_epoch()
-        if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
-            yield run.evaluate()
-        run.save_if_due(force=run.epoch == settings.epochs)
-
-
-class EpochSampler(Sampler[int]):
-    """A new permutation every epoch, set by the seed and the epoch alone, from any position in it.
-
-    Only whole batches: the last ``length % batch_size`` samples of each permutation are left out.
-    """
-
-    def __init__(self, length: int, seed: int, batch_size: int = 1) -> None:
-        self.length, self.seed = length, seed
-        self.used = length // batch_size * batch_size
-        self.epoch, self.start = 0, 0
-
-    def start_at(self, epoch: int, start: int) -> None:
-        """The next iteration is over this epoch, from this sample on."""
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        return self.used - self.start
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator)[self.start : self.used].tolist())
+    while not run.done or not run.evaluated:
+        with signals_noted() as stop:
+            row = run.until_evaluated(stop)
+        yield row
 
 
 class _Run:
     """The state of one run: everything that a checkpoint holds, and the steps that change it."""
 
-    def __init__(self, task: Task, settings: Training, variant: Variant, seed: int, folder: Path) -> None:
-        self.task, self.settings, self.folder = task, settings, folder
-        # batch counts the micro-batches done in this epoch, seen what the task counts, samples or tokens, in all
-        self.epoch = self.batch = self.step = self.seen = 0
-        self.loss_sum, self.seconds = 0.0, 0.0
+    def __init__(
+        self, task: Task, settings: Training, variant: Variant, seed: int, folder: Path, launch: Launch
+    ) -> None:
+        self.task, self.settings, self.variant, self.seed = task, settings, variant, seed
+        self.folder, self.launch = folder, launch
+        self.step = 0
+        self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self.log, self.conditions = JsonLines(folder / "train.jsonl"), JsonLines(folder / "conditions.jsonl")
         self.saved_at = time.monotonic()
 
-        self.accelerator = _accelerator(settings)
+        self.accelerator = launch.accelerator(settings.precision, settings.accumulation)
+        self.main = self.accelerator.is_main_process
+        self.checkpoints = Checkpoints(folder, self.accelerator)
+        self.log, self.conditions = JsonLines(folder / "train.jsonl"), JsonLines(folder / "conditions.jsonl")
+
         torch.manual_seed(seed)
         model = task.build_model()
         variant.apply(model)
-        torch.manual_seed(seed)  # dropout draws the same numbers whatever the conversion drew
+        self._seed_randomness(0)
         self.monitor = ConditionMonitor(model, self._to_device(task.probe())) if settings.monitor_every else None
+        self.ema = self._average(model)
+        self._prepare(model)
+        self.losses, self.loss_count = torch.zeros((), device=self.accelerator.device), 0  # since the last evaluation
+        self.batches: Iterator[Any] = iter(())
 
-        data, self.micro_batch = task.train_data(), settings.batch_size // settings.accumulation
-        self.sampler = EpochSampler(len(data), seed, settings.batch_size)  # type: ignore[arg-type]
-        steps = settings.epochs * (len(self.sampler) // settings.batch_size)
-        if steps == 0:
-            raise ValueError(f"batch_size={settings.batch_size} leaves no batch of {self.sampler.length} samples")
-        # Its own generator: a loader otherwise draws from the global one, which resuming must not disturb.
-        train_loader = DataLoader(
-            data, self.micro_batch, sampler=self.sampler, collate_fn=task.collate, drop_last=True,
+    def _seed_randomness(self, step: int) -> None:
+        """Dropout draws the same numbers whatever the conversion drew, and others in every process."""
+        from accelerate.utils import set_seed
+
+        set_seed((self.seed + 1_000_003 * self.accelerator.process_index + 7_919 * step) % 2**32)
+
+    def _average(self, model: nn.Module) -> AveragedModel | None:
+        if self.settings.ema is None:
+            return None
+        if kind(self.accelerator) == "fsdp2":
+            raise ValueError("ema keeps a whole copy of the weights in every process: it does not go with fsdp2")
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.settings.ema))
+        return average.to(self.accelerator.device)
+
+    def _prepare(self, model: nn.Module) -> None:
+        task, settings = self.task, self.settings
+        data, micro_batch = task.train_data(), settings.batch_size // settings.accumulation
+        samples = len(data)  # type: ignore[arg-type]
+        self.epoch_steps = settings.steps_of_epochs(1, samples)
+        self.steps = settings.steps(samples, task.tokens_per_sample)
+        self.evaluate_steps = settings.steps_of_epochs(settings.evaluate_every, samples)
+        self.sampler = EpochSampler(samples, self.seed, settings.batch_size)
+        train_loader = training_loader(data, self.sampler, micro_batch, task.collate, self.launch.loader_workers)
+        eval_loader = DataLoader(
+            task.eval_data(), micro_batch, collate_fn=task.collate, num_workers=self.launch.loader_workers,
             generator=torch.Generator(),
         )  # fmt: skip
-        self.batches = len(train_loader)  # of a whole epoch
-        eval_loader = DataLoader(
-            task.eval_data(), self.micro_batch, collate_fn=task.collate, generator=torch.Generator()
-        )
-        optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
+        optimizer = build_optimizer(model, settings)
+        self.ticks = self.steps if settings.seconds is None else _TICKS
+        self.tick = 0
         self.model, self.optimizer, self.schedule, self.train_loader, self.eval_loader = self.accelerator.prepare(
-            model, optimizer, build_schedule(optimizer, settings, steps), train_loader, eval_loader
+            model, optimizer, build_schedule(optimizer, settings, self.ticks), train_loader, eval_loader
         )
 
     def _to_device(self, data: Any) -> Any:
@@ -182,32 +223,67 @@ class _Run:
 
         return send_to_device(data, self.accelerator.device)
 
-    def train_epoch(self) -> None:
-        """The rest of the present epoch."""
-        self.sampler.start_at(self.epoch, self.batch * self.micro_batch)
+    @property
+    def progress(self) -> float:
+        """How much of the budget is used up, from 0 to 1."""
+        by_steps = self.step / self.steps
+        return by_steps if self.settings.seconds is None else max(by_steps, self.seconds / self.settings.seconds)
+
+    @property
+    def done(self) -> bool:
+        return self.progress >= 1
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the history has the present step."""
+        return bool(self.history) and self.history[-1]["step"] == self.step
+
+    @property
+    def due(self) -> bool:
+        """Whether the present step is one to evaluate."""
+        return self.done or (self.step > 0 and self.step % self.evaluate_steps == 0)
+
+    def until_evaluated(self, stop: Stop) -> dict[str, Any]:
+        """Trains up to the next evaluation; returns its row."""
+        while not self.due or self.evaluated:
+            self.take_step()
+            self.save_if_due(stop)
+        row = self.evaluate(stop)
+        if self.done:
+            self.finish()
+        self.save_if_due(stop, force=self.done)
+        return row
+
+    def take_step(self) -> None:
+        """One optimizer step."""
         self.model.train()
-        losses = torch.tensor(self.loss_sum, device=self.accelerator.device)
-        began, before = time.perf_counter(), self.seconds
-        for batch in self.train_loader:
+        began = time.perf_counter()
+        for _ in range(self.settings.accumulation):
+            batch = self._next_batch()
             with self.accelerator.accumulate(self.model):
                 loss = self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
                 norm = self._clip() if self.accelerator.sync_gradients else None
                 self.optimizer.step()
-                self.schedule.step()
                 self.optimizer.zero_grad()
-            self.batch += 1
-            self.seen += self.task.size(batch) * self.accelerator.num_processes
-            losses += loss.detach()
-            if self.accelerator.sync_gradients:
-                self.step += 1
-                self.seconds = before + time.perf_counter() - began
-                self._log_step(loss, norm)
-                if self.batch < self.batches:  # after the last one, only when the epoch has been evaluated
-                    self.save_if_due(losses)
-        self.seconds = before + time.perf_counter() - began
-        self.train_loss = self._finite(losses) / self.batch
-        self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
+            self.losses += loss.detach()
+            self.loss_count += 1
+        self.step += 1
+        self._add_seconds(time.perf_counter() - began)
+        self._move_schedule()
+        if self.ema is not None:
+            self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
+        if self.step % self.launch.log_every == 0:
+            self._log_step(loss, norm)
+
+    def _next_batch(self) -> Any:
+        try:
+            return next(self.batches)
+        except StopIteration:
+            epoch, step = divmod(self.step, self.epoch_steps)
+            self.sampler.start_at(epoch, step * self.settings.batch_size)
+            self.batches = iter(self.train_loader)
+            return next(self.batches)
 
     def _clip(self) -> torch.Tensor | None:
         if self.settings.clip is None:
@@ -215,129 +291,164 @@ class _Run:
         norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         return norm
 
-    def _log_step(self, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
-        if self.step % self.settings.log_every:
-            return
-        value = self._finite(loss)
-        row = {"step": self.step, "seen": self.seen, "loss": value, "lr": self.schedule.get_last_lr()[0]}
-        row["seconds"] = self.seconds
-        self.log.append(row if norm is None else {**row, "grad_norm": float(norm)})
+    def _add_seconds(self, seconds: float) -> None:
+        self.seconds += seconds
+        if self.settings.seconds is not None:  # one clock for all, as it decides when the run ends
+            self.seconds = self._agree(self.seconds)
 
-    def _finite(self, loss: torch.Tensor) -> float:
-        value = float(loss.detach())
+    def _agree(self, value: float) -> float:
+        """The largest value of all processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
+
+    def _move_schedule(self) -> None:
+        # not through Accelerate's wrapper, which would hold the schedule back where fp16 skips a step
+        target = self.step if self.settings.seconds is None else min(round(self.progress * self.ticks), self.ticks)
+        while self.tick < target:
+            self.schedule.scheduler.step()
+            self.tick += 1
+
+    def _mean(self, loss: torch.Tensor) -> float:
+        """Over all processes; raises if it is not finite."""
+        value = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
         if not math.isfinite(value):
             raise FloatingPointError(f"the training loss is {value} at step {self.step}; try a lower lr or clip")
         return value
 
-    def evaluate(self) -> dict[str, Any]:
+    def _log_step(self, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
+        row = {"step": self.step, "seen": self.seen, "loss": self._mean(loss)}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": self.seconds}
+        if norm is not None:
+            row["grad_norm"] = float(norm)
+        self._write(self.log, row)
+
+    def _write(self, log: JsonLines, *rows: dict[str, Any]) -> None:
+        if self.main:
+            log.append(*rows)
+
+    @property
+    def seen(self) -> int:
+        """Samples, or tokens, trained on."""
+        return self.step * self.settings.batch_size * self.task.tokens_per_sample
+
+    def evaluate(self, stop: Stop) -> dict[str, Any]:
         """Evaluates, measures if due, and returns the row of the history."""
-        self.model.eval()
+        train_loss = self._mean(self.losses) / self.loss_count
+        model = self.model if self.ema is None else self.ema.module
+        model.eval()
         with torch.no_grad():
-            scores = self.task.evaluate(self.model, self.eval_loader, self.accelerator.gather_for_metrics)
-        due = self.settings.monitor_every and (
-            self.epoch % self.settings.monitor_every == 0 or self.epoch == self.settings.epochs
-        )
-        progress = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "train_loss": self.train_loss}
-        # as a checkpoint gives it back
-        row: dict[str, Any] = finite(progress | scores | (self.measure() if due else {}))
-        self.history.append(row)
-        return row
+            batches = self._until_stopped(self.eval_loader, stop)
+            scores = self.task.evaluate(model, batches, self.accelerator.gather_for_metrics)
+        epoch = self.step / self.epoch_steps
+        row: dict[str, Any] = {
+            "epoch": int(epoch) if epoch.is_integer() else epoch,
+            "step": self.step,
+            "seen": self.seen,
+        }
+        row |= {"seconds": self.seconds, "train_loss": train_loss} | scores
+        row |= self.measure() if self._measure_due() else {}
+        self.history.append(finite(row))  # as a checkpoint gives it back
+        self.losses.zero_()
+        self.loss_count = 0
+        return self.history[-1]
+
+    def _until_stopped(self, batches: Iterable[Any], stop: Stop) -> Iterator[Any]:
+        for batch in batches:
+            if stop and self.accelerator.num_processes == 1:  # several would have to agree: they finish it
+                self.save_and_stop(stop)
+            yield batch
+
+    def _measure_due(self) -> bool:
+        if not self.settings.monitor_every:
+            return False
+        every = max(1, round(self.settings.monitor_every * self.epoch_steps))
+        before = self.history[-1]["step"] if self.history else 0
+        return self.done or self.step // every > before // every
 
     def measure(self) -> dict[str, float]:
         """Condition numbers of every head, into their file; and their summary."""
         if self.monitor is None:
             return {}
         records = self.monitor.measure(self.step)
-        self.conditions.append(*(record.to_json() for record in records))
+        self._write(self.conditions, *(record.to_json() for record in records))
         return summarise_conditions(records)
 
-    def save_if_due(self, losses: torch.Tensor | None = None, *, force: bool = False) -> None:
-        """Writes a checkpoint if it is time: always at an optimizer step, always whole or not at all."""
-        if not force and time.monotonic() - self.saved_at < self.settings.checkpoint_seconds:
-            return
-        path = self.folder / f"checkpoint-{self.step:08d}"
+    def finish(self) -> None:
+        """Writes what the task has to show of the trained model."""
+        model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            for name, text in self.task.finish(model).items():
+                if self.main:
+                    write_text(self.folder / name, text)
+
+    def save_if_due(self, stop: Stop, *, force: bool = False) -> None:
+        """Writes a checkpoint if it is time, or if somebody asked for the end; in the latter case ends."""
+        if self.accelerator.num_processes > 1 and not force and self.step % self.launch.log_every:
+            return  # to agree costs time
+        late = time.monotonic() - self.saved_at >= self.launch.checkpoint_seconds
+        wish = self._agree(float(stop.signal or 0))
+        if wish:
+            stop.signal = int(wish)
+            self.save_and_stop(stop)
+        if force or self._agree(float(late)):
+            self.save()
+
+    def save_and_stop(self, stop: Stop) -> None:
+        path = self.save()
+        if self.main:
+            logger.warning("stopped at step %d of %d; called again, it goes on from %s", self.step, self.steps, path)
+        stop.obey()
+
+    def save(self) -> Path:
+        """Writes a checkpoint."""
         position = {
-            "epoch": self.epoch,
-            "batch": self.batch,
             "step": self.step,
-            "seen": self.seen,
-            "loss_sum": self.loss_sum if losses is None else self._finite(losses),
+            "tick": self.tick,
             "seconds": self.seconds,
+            "losses": self._mean(self.losses),
+            "loss_count": self.loss_count,
             "history": self.history,
+            "processes": self.accelerator.num_processes,
+            "run": self.identity,
         }
-        with new_folder(path) as temporary:
-            self.accelerator.save_state(str(temporary))
-            write_json(temporary / "position.json", position)
-        for old in _checkpoints(self.folder)[:-_KEEP]:
-            shutil.rmtree(old)
+        path = self.checkpoints.save(self.step, position, None if self.ema is None else self.ema.state_dict())
         self.saved_at = time.monotonic()
+        return path
 
     def resume(self) -> None:
-        """Goes to the newest checkpoint, if there is one, and cuts the logs back to it."""
-        remove_leftovers(self.folder)
-        checkpoints = _checkpoints(self.folder)
-        if checkpoints:
-            path = checkpoints[-1]
-            try:
-                position = json.loads((path / "position.json").read_text())
-                self.accelerator.load_state(str(path))
-            except Exception as error:  # damaged files fail in as many ways as there are readers
-                raise RuntimeError(
-                    f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}); "
-                    "remove that folder to go on from the one before it, or from the start"
-                ) from error
-            self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
-            self.seen = position["seen"]
-            self.loss_sum, self.seconds, self.history = position["loss_sum"], position["seconds"], position["history"]
-        for log in (self.log, self.conditions):
-            log.cut_after(self.step if checkpoints else -1)
+        """Goes to the newest good checkpoint, if there is one, and cuts the logs back to it."""
+        if self.main:
+            remove_leftovers(self.folder)
+        self.accelerator.wait_for_everyone()
+        found = self.checkpoints.load_newest(self._check)
+        if found is not None:
+            position, average = found
+            self.step, self.tick, self.seconds = position["step"], position["tick"], position["seconds"]
+            self.history, self.loss_count = position["history"], position["loss_count"]
+            self.losses.fill_(position["losses"])
+            if self.ema is not None and average is not None:
+                self.ema.load_state_dict(average)
+            if position["processes"] != self.accelerator.num_processes:
+                self._seed_randomness(self.step)
+        if self.main:
+            self.log.cut_after(-1 if found is None else self.step)
+            # measured with the evaluation, which comes after the step's own checkpoint
+            self.conditions.cut_after(-1 if found is None else self.step - (not self.evaluated))
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this one, as plain data."""
+        samples = {"training samples": self.sampler.length}
+        return {"variant": self.variant.name, "seed": self.seed, **samples, **dataclasses.asdict(self.settings)}
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
-
-
-def _accelerator(settings: Training) -> Any:
-    from accelerate import Accelerator, DataLoaderConfiguration
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import GradientAccumulationPlugin
-
-    # One process may train several runs, and Accelerate keeps its settings in a singleton.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulation),
-        # batch_size is that of all processes together, and schedules count optimizer steps
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )
-    if settings.precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("precision='fp16' needs a GPU; on a CPU 'no' and 'bf16' are valid")
-    return accelerator
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors and scalars (biases, norms) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
-def build_schedule(optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> LRScheduler:
-    """The learning rate over ``steps`` optimizer steps."""
-    if settings.schedule == "one_cycle":
-        return OneCycleLR(
-            optimizer, max_lr=settings.lr, total_steps=steps, pct_start=settings.warmup, anneal_strategy="linear"
-        )
-    if settings.schedule == "constant":
-        return LinearLR(optimizer, start_factor=1.0, end_factor=1.0, total_iters=steps)
-    warmup = round(settings.warmup * steps)
-    decay = CosineAnnealingLR(optimizer, T_max=max(1, steps - warmup), eta_min=settings.final_lr * settings.lr)
-    if warmup == 0:
-        return decay
-    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return SequentialLR(optimizer, [rise, decay], milestones=[warmup])
+    def _check(self, position: dict[str, Any]) -> None:
+        there = position["run"]
+        if there != self.identity:
+            other = [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if there.get(k) != v]
+            raise ValueError(f"{self.folder} holds another run ({', '.join(other)}); choose another folder")
 
 
 def summarise_conditions(records: list[HeadRecord]) -> dict[str, float]:

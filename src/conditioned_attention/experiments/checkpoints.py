@@ -1,0 +1,179 @@
+"""The checkpoints of one run: each whole or not there, checked before it is used, the newest good one first."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conditioned_attention.experiments.files import write_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+_KEEP = 2  # the newest, and the one before in case it is damaged
+
+
+class Checkpoints:
+    """``checkpoint-NNNNNNNN`` folders, written by all processes of a run into a folder that they share.
+
+    Each holds what Accelerate saves (model, optimizer, schedule, scaler, random states of every process), tensors that
+    Accelerate knows nothing of, ``position.json``, and ``files.json`` with size and CRC-32 of every file.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.folder, self.accelerator = folder, accelerator
+
+    def save(self, step: int, position: dict[str, Any], extra: dict[str, Any] | None = None) -> Path:
+        """Writes a checkpoint and removes old ones.
+
+        Args:
+            step: optimizer steps done; the checkpoint's name.
+            position: plain data.
+            extra: a state dict to keep besides; the main process's is kept.
+
+        Raises:
+            OSError: it could not be written (a full disk, say); what was there before is untouched.
+        """
+        path = self.folder / f"checkpoint-{step:08d}"
+        temporary, main = self.folder / f".{path.name}.tmp", self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(temporary))
+            if main:
+                if extra is not None:
+                    torch.save(extra, temporary / "extra.pt")
+                write_json(temporary / "position.json", position)
+            self.accelerator.wait_for_everyone()
+            if main:
+                _seal(temporary)
+                shutil.rmtree(path, ignore_errors=True)  # only ever one that is about to be the same
+                temporary.rename(path)
+                for old in self.list()[:-_KEEP]:
+                    shutil.rmtree(old)
+        except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by who writes
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(
+                f"the checkpoint {path} could not be written ({type(error).__name__}: {error}); those before it are as "
+                "they were. Make room and call again: the run goes on from the newest of them"
+            ) from error
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def list(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("checkpoint-*")) if self.folder.is_dir() else []
+
+    def load_newest(
+        self, check: Callable[[dict[str, Any]], None]
+    ) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
+        """Loads the newest checkpoint that is not damaged; returns its position and extra, or None if there is none.
+
+        Damaged ones that are newer are set aside under another name, with a warning.  ``check`` gets the position
+        before anything is loaded, and raises if it is not to be.
+
+        Raises:
+            RuntimeError: all that are there are damaged, or a good one does not fit this run.
+        """
+        path = self._choose()
+        if path is None:
+            return None
+        position = json.loads((path / "position.json").read_text())
+        check(position)
+        try:
+            self.accelerator.load_state(str(path))
+            self._check_random_states(path, position["processes"])
+            extra = torch.load(path / "extra.pt", weights_only=True) if (path / "extra.pt").exists() else None
+        except Exception as error:  # files that do not fit fail in as many ways as there are readers
+            raise RuntimeError(
+                f"the checkpoint {path} cannot be loaded ({type(error).__name__}: {error}); its files are as they were "
+                "written, so it belongs to another model or version. Choose another folder, or remove it to start anew"
+            ) from error
+        return position, extra
+
+    def _choose(self) -> Path | None:
+        """The main process checks, so that all load the same."""
+        from accelerate.utils import broadcast_object_list
+
+        choice: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                choice = [self._newest_good()]
+            except RuntimeError as error:
+                choice = [error]
+        broadcast_object_list(choice)
+        if isinstance(choice[0], RuntimeError):
+            raise choice[0]
+        found: Path | None = choice[0]
+        return found
+
+    def _newest_good(self) -> Path | None:
+        damaged: list[tuple[Path, str]] = []
+        for path in reversed(self.list()):
+            reason = damage(path)
+            if not reason:
+                for bad, why in damaged:
+                    aside = bad.with_name(f"damaged-{bad.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    bad.rename(aside)
+                    logger.warning("%s is damaged (%s): kept as %s, and %s is used", bad, why, aside.name, path.name)
+                return path
+            damaged.append((path, reason))
+        if damaged:
+            names = "; ".join(f"{path.name}: {why}" for path, why in damaged)
+            raise RuntimeError(
+                f"no checkpoint in {self.folder} can be read ({names}); nothing was changed. "
+                "Put a good one back, or remove them to start from the beginning"
+            )
+        return None
+
+    def _check_random_states(self, path: Path, processes: int) -> None:
+        """Accelerate passes over random states that it cannot load, without a word."""
+        from accelerate.utils import load
+
+        if processes != self.accelerator.num_processes:
+            return  # other processes than it was written by: there is nothing to go on exactly from
+        states = load(path / f"random_states_{self.accelerator.process_index}.pkl")
+        if not torch.equal(states["torch_manual_seed"], torch.get_rng_state()):
+            raise RuntimeError("its random states were not taken over")
+
+
+def _seal(folder: Path) -> None:
+    """Lists every file with size and checksum, and waits until all of it is on the disk."""
+    files = {str(file.relative_to(folder)): _fingerprint(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    for name in files:
+        with (folder / name).open("rb") as opened:
+            os.fsync(opened.fileno())
+    write_json(folder / "files.json", files)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint's files; empty if nothing is."""
+    try:
+        files = json.loads((folder / "files.json").read_text())
+        for name, expected in files.items():
+            if _fingerprint(folder / name) != expected:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _fingerprint(file: Path) -> list[int]:
+    crc = 0
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return [file.stat().st_size, crc]

@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM, noted instead of obeyed until there is a good moment to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+
+class Stop:
+    """Whether somebody asked for the end, and how."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def note(self, number: int, frame: FrameType | None = None) -> None:
+        """A signal handler; a second Ctrl-C is obeyed at once."""
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def obey(self) -> NoReturn:
+        """Ends as the signal would have ended it: KeyboardInterrupt, or SystemExit with the shell's code for it."""
+        if self.signal in (None, signal.SIGINT):
+            raise KeyboardInterrupt
+        sys.exit(128 + self.signal)
+
+
+@contextmanager
+def signals_noted() -> Iterator[Stop]:
+    """While it lasts, the first SIGINT or SIGTERM is noted in what it yields.
+
+    Outside the main thread Python has no say in signals, and nothing is ever noted.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

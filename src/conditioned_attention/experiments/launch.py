@@ -1,0 +1,117 @@
+"""How a run is carried out: on how many processes, watched by whom.  None of it sets the run's numbers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Parallel = Literal["auto", "none", "ddp", "fsdp2"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is carried out.
+
+    Attributes:
+        parallel: ``"auto"`` takes what torchrun or accelerate launch has started; ``"none"``, ``"ddp"`` and
+            ``"fsdp2"`` raise if that is anything else.
+        trackers: where to show the numbers besides the run's folder: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
+            ``"trackio"``.
+        loader_workers: processes that prepare batches, 0 for none.
+        log_every: optimizer steps between lines of the training log.
+        checkpoint_seconds: a checkpoint is written at the first optimizer step after so many seconds.
+    """
+
+    parallel: Parallel = "auto"
+    trackers: tuple[str, ...] = ()
+    loader_workers: int = 0
+    log_every: int = 10
+    checkpoint_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.parallel not in get_args(Parallel):
+            raise ValueError(f"parallel must be one of auto, none, ddp and fsdp2, got {self.parallel!r}")
+        if self.log_every < 1:
+            raise ValueError(f"log_every must be at least 1, got {self.log_every}")
+        if self.loader_workers < 0:
+            raise ValueError(f"loader_workers must not be negative, got {self.loader_workers}")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}")
+
+    def accelerator(self, precision: str, accumulation: int) -> Accelerator:
+        """What the run trains with.
+
+        Raises:
+            RuntimeError: the processes that were started are not what ``parallel`` asks for.
+            ValueError: fp16 without a GPU, or FSDP2 without one.
+        """
+        import torch
+        from accelerate import Accelerator, DataLoaderConfiguration
+        from accelerate.state import AcceleratorState, GradientState
+        from accelerate.utils import GradientAccumulationPlugin
+
+        # One process may train several runs, and Accelerate keeps its settings in singletons.
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        accelerator = Accelerator(
+            # torchrun on a machine without a GPU: without this word every process would train a run of its own
+            cpu=world_size() > 1 and not torch.accelerator.is_available(),
+            mixed_precision=precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+            # batch_size is that of all processes together, and schedules count optimizer steps
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+            fsdp_plugin=_fsdp2() if self.parallel == "fsdp2" else None,
+        )
+        if precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError("precision='fp16' needs a GPU; on a CPU 'no' and 'bf16' are valid")
+        self._check(accelerator)
+        return accelerator
+
+    def _check(self, accelerator: Accelerator) -> None:
+        got, found = kind(accelerator), f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
+        if accelerator.num_processes != world_size():
+            raise RuntimeError(f"{world_size()} processes were launched, but Accelerate made {found} of them")
+        wanted = "fsdp2" if self.parallel == "auto" and _fsdp_in_environment() else self.parallel
+        if wanted == got or (wanted == "auto" and got in ("none", "ddp")):
+            return
+        hint = {
+            "fsdp2": "FSDP2 needs GPUs, and 'torchrun --nproc-per-node N' or accelerate launch --fsdp_version 2",
+            "ddp": "start it with 'torchrun --nproc-per-node N' (accelerate launch --cpu starts one process only)",
+        }.get(wanted, "ddp, fsdp2 and a single process are supported")
+        raise RuntimeError(f"parallel={wanted!r} was asked for, but this is {got!r}, {found}; {hint}")
+
+
+def world_size() -> int:
+    """How many processes the launcher has started, by its own word."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def kind(accelerator: Accelerator) -> str:
+    """``"none"``, ``"ddp"``, ``"fsdp2"``, or Accelerate's name of something else."""
+    from accelerate.utils import DistributedType
+
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return "fsdp2" if accelerator.is_fsdp2 else "fsdp1"
+    if accelerator.num_processes == 1:
+        return "none"
+    name = str(accelerator.distributed_type.value)
+    return "ddp" if name.startswith("MULTI_") else name
+
+
+def _fsdp_in_environment() -> bool:
+    """``accelerate launch --use_fsdp``, which Accelerate quietly forgets on a CPU."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+
+
+def _fsdp2() -> object:
+    from accelerate import FullyShardedDataParallelPlugin
+
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",  # the model's own _no_split_modules
+        state_dict_type="SHARDED_STATE_DICT",
+    )

@@ -1,0 +1,127 @@
+"""One run: any training loop's rows into the run's files, and its error if it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conditioned_attention.environment import short_environment
+from conditioned_attention.experiments.files import JsonLines, finite, write_json, write_text
+from conditioned_attention.experiments.folder import differences, run_folder
+from conditioned_attention.experiments.task import Metric
+from conditioned_attention.experiments.variants import Variant
+
+Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that is wanted.
+
+    Attributes:
+        variant, seed: which.
+        path: the run's own folder.
+        sets: what sets its numbers, as plain data: the settings of all runs, those of its variant, and the metric.
+    """
+
+    variant: Variant
+    seed: int
+    path: Path
+    sets: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.variant.name}, seed {self.seed}"
+
+    @property
+    def result(self) -> Path:
+        """The file that is there when the run has finished."""
+        return self.path / "result.json"
+
+    @property
+    def error(self) -> Path:
+        """The file that says why the run failed; its first line says it in one."""
+        return self.path / "error.txt"
+
+
+def job_of(
+    folder: Path, variant: Variant, seed: int, metric: Metric, settings: Any, variant_settings: Mapping[str, Any]
+) -> Job:
+    """The job of one variant and seed in a folder of runs."""
+    sets = {
+        "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better},
+        "settings": settings,
+        "variant_settings": variant_settings.get(variant.name),
+    }
+    return Job(variant, seed, run_folder(folder, variant.name, seed), json.loads(json.dumps(finite(sets))))
+
+
+def check_origin(job: Job) -> None:
+    """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds a run that other settings have set.
+
+    What counts is a result, or a checkpoint that the run would go on from.
+    """
+    if job.result.exists():
+        file = job.result
+    elif any(job.path.glob("checkpoint-*")):
+        file = job.path / "begun.json"
+    else:
+        return
+    check_sets(file, json.loads(file.read_text()) if file.exists() else {}, job.sets)
+
+
+def check_sets(file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a run's file says that it was set by what is wanted."""
+    if "settings" not in found:
+        raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
+    different = [
+        f"{name.removeprefix('settings.')}: {old} there, {new} now"
+        for key in ("settings", "variant_settings")
+        for name, old, new in differences(found.get(key), wanted[key], key)
+    ]
+    if different:
+        raise ValueError(f"{file.parent} holds a run of other settings ({', '.join(different)}); choose another folder")
+
+
+def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
+    """Runs it; its rows go to ``metrics.jsonl`` as they come, and to ``result.json`` when it has finished.
+
+    Returns:
+        Whether it has.  If ``train`` raised, the reason is in ``error.txt``.
+    """
+    log = JsonLines(job.path / "metrics.jsonl")
+    job.error.unlink(missing_ok=True)
+    log.path.unlink(missing_ok=True)
+    about = {"variant": job.variant.name, "seed": job.seed, **job.sets, "environment": short_environment()}
+    write_json(job.path / "begun.json", about)
+    history: list[Mapping[str, Any]] = []
+    try:
+        for row in train(job.variant, job.seed):
+            history.append(_plain_row(row))
+            log.append(history[-1])
+            update()
+        if not history:
+            raise ValueError("train yielded no row")
+    except Exception as error:  # whatever a training loop raises is that run's result, and no other run's business
+        summary = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_text(job.error, f"{summary}\n\n{traceback.format_exc()}")
+        return False
+    write_json(job.result, {**about, "history": history})
+    return True
+
+
+def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of plain numbers, from those of numpy and torch too; raises unless it has a finite score."""
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+    if "score" not in plain:
+        raise ValueError(f"train yielded a row without 'score': {plain}")
+    score = plain["score"]
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        raise ValueError(f"train yielded a score that is not a finite number: {score!r}")
+    return plain

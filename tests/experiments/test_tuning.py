@@ -1,0 +1,174 @@
+"""Learning rates: the same grid for all, chosen on validation data, and what follows from the choice."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from conditioned_attention.experiments.files import JsonLines
+from conditioned_attention.experiments.recipes import compare_recipe
+from conditioned_attention.experiments.report import print_table, read_report, to_json, write_report
+from conditioned_attention.experiments.task import Metric
+from conditioned_attention.experiments.tuning import FIRST_SEED, Trial, Tuning, read_tuning, tune
+from tests.experiments.loops import peaks_at_a_rate
+from tests.experiments.tiny import Tiny
+
+GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+BOTH = ["baseline", "preconditioned"]
+
+
+def test_each_variant_gets_its_own_best_rate_from_equal_budgets(tmp_path):
+    tuning = tune(peaks_at_a_rate, BOTH, GRID, 2, folder=tmp_path, workers=2, progress=False)
+    assert tuning.rates() == {"baseline": 4e-3, "preconditioned": 1e-3}
+    trial = tuning.trials["baseline"][2e-3]
+    assert trial.scores == pytest.approx({FIRST_SEED: 80, FIRST_SEED + 1: 81}), "the last score, not the best"
+    assert {len(t.scores) for by_rate in tuning.trials.values() for t in by_rate.values()} == {2}
+    assert not tuning.warnings()
+    assert Tuning.from_json(json.loads(json.dumps(tuning.to_json()))) == tuning == read_tuning(tmp_path)
+
+
+def test_the_lowest_score_is_best_if_the_metric_says_so(tmp_path):
+    tuning = tune(
+        peaks_at_a_rate, ["baseline"], (1e-3, 4e-3), folder=tmp_path, metric=Metric("loss", False), progress=False
+    )
+    assert tuning.rates() == {"baseline": 1e-3}
+
+
+def test_of_equal_rates_the_lower():
+    tuning = Tuning({"baseline": {1e-3: Trial({0: 7.0}, {}), 2e-3: Trial({0: 7.0}, {})}}, Metric("score"))
+    assert tuning.chosen("baseline") == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("grid", "word"), [((4e-3, 8e-3), "lowest"), ((2e-3, 4e-3), "highest"), ((4e-3,), "lowest and highest")]
+)
+def test_a_best_rate_at_the_edge_of_the_grid_is_said(tmp_path, grid, word):
+    tuning = tune(peaks_at_a_rate, ["baseline"], grid, folder=tmp_path, progress=False)
+    assert tuning.warnings() == [
+        f"baseline: the best learning rate, 0.004, is the {word} of the grid: widen it before believing a difference."
+    ]
+
+
+def test_a_rate_that_fails_loses_to_every_one_that_does_not(tmp_path):
+    tuning = tune(peaks_at_a_rate, BOTH, (0.2, 1e-6), folder=tmp_path, progress=False)
+    assert tuning.rates() == {"baseline": 1e-6, "preconditioned": 1e-6}
+    assert "training loss is nan" in tuning.trials["baseline"][0.2].failures[FIRST_SEED]
+
+
+def test_one_failed_seed_of_two_is_a_failed_rate():
+    trials = {1e-3: Trial({0: 50.0}, {}), 2e-3: Trial({0: 99.0}, {1: "FloatingPointError: nan"})}
+    assert Tuning({"baseline": trials}, Metric("score")).chosen("baseline") == 1e-3
+
+
+def test_a_variant_that_no_rate_suits_has_no_rate_and_says_why(tmp_path):
+    def train(variant, seed, lr):
+        if variant.name.startswith("preconditioned"):
+            raise FloatingPointError(f"nan at {lr}")
+        yield {"score": lr}
+
+    tuning = tune(train, BOTH, GRID, folder=tmp_path, progress=False)
+    assert tuning.rates() == {"baseline": 8e-3}
+    assert tuning.failures() == {
+        "preconditioned": "no learning rate of the grid came through; the first, 0.0005 with seed 1000000: "
+        "FloatingPointError: nan at 0.0005"
+    }
+
+
+def test_a_choice_stays_and_only_what_is_missing_is_tried(tmp_path):
+    calls = []
+
+    def train(variant, seed, lr):
+        calls.append(variant.name)
+        if lr == 8e-3:
+            raise FloatingPointError("nan")
+        yield {"score": lr + len(calls)}
+
+    first = tune(train, ["baseline"], GRID, folder=tmp_path, progress=False)
+    assert len(calls) == 5
+    both = tune(train, BOTH, GRID, folder=tmp_path, progress=False)
+    assert len(calls) == 10, "the failed run of a variant with a rate is not tried again"
+    assert both.trials["baseline"] == first.trials["baseline"]
+    with pytest.raises(ValueError, match=re.escape("grid.rates: [0.0005, 0.001, 0.002, 0.004, 0.008] there, [0.001]")):
+        tune(train, BOTH, (1e-3,), folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("rates", [(), (1e-3, 1e-3), (0.0,), (-1.0,), (float("inf"),), (float("nan"),)])
+def test_grids_that_are_none(tmp_path, rates):
+    with pytest.raises(ValueError, match="learning rates to try must be at least one, all different"):
+        tune(peaks_at_a_rate, BOTH, rates, folder=tmp_path)
+    with pytest.raises(ValueError, match="tune_seeds must be at least 1, got 0"):
+        tune(peaks_at_a_rate, BOTH, GRID, 0, folder=tmp_path)
+
+
+def rates_of(run):
+    """The learning rates of a run's log."""
+    return [row["lr"] for row in JsonLines(run / "train.jsonl").read()]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """Real training: with a rate of 1e-6 nothing is learned, with 1e6 the loss is soon not finite."""
+    folder = tmp_path_factory.mktemp("tuned")
+    recipe = Tiny(dataclasses.replace(Tiny().training, epochs=15, evaluate_every=15, clip=None, schedule="constant"))
+    return folder, recipe, compare_recipe(recipe, BOTH, 2, folder, tune=(1e-6, 3e-3, 1e6), cost=False, progress=False)
+
+
+def test_a_real_comparison_at_tuned_rates(tuned):
+    folder, _, result = tuned
+    assert result.tuning.rates() == {"baseline": 3e-3, "preconditioned": 3e-3}
+    assert "loss is" in result.tuning.trials["baseline"][1e6].failures[FIRST_SEED]
+    assert {lr for run in folder.glob("runs/*/*") for lr in rates_of(run)} == {3e-3}
+    assert {lr for run in folder.glob("tuning/runs/*-lr-1e-06/*") for lr in rates_of(run)} == {1e-6}
+    assert "Each at the learning rate tuned for it on validation data: 0.003 for baseline, 0.003" in str(result)
+    for path in folder.glob("runs/*/*/result.json"):
+        run = json.loads(path.read_text())
+        assert run["variant_settings"] == {"lr": 3e-3}
+        assert run["settings"]["training"]["lr"] == "tuned"
+        assert run["environment"]["torch"]
+
+
+def test_tuning_sees_no_sample_of_the_evaluation_set(tuned):
+    folder, _, _ = tuned
+    results = [(path.parts[-5], json.loads(path.read_text())) for path in folder.glob("**/result.json")]
+    steps = {(name, result["history"][-1]["step"]) for name, result in results}
+    assert steps == {("tuning", 90), (folder.name, 105)}, "15 epochs of 189 and of 210 images, 30 a step"
+
+
+def test_reports_show_what_was_tried_and_chosen(tuned, capsys):
+    folder, _, result = tuned
+    write_report(result, folder)
+    data = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+    assert data["settings"]["tuning"] == {"rates": [1e-6, 3e-3, 1e6], "seeds": 1}
+    assert data["tuning"]["chosen"] == {"baseline": 3e-3, "preconditioned": 3e-3}
+    assert len(data["tuning"]["trials"]) == 6
+    assert to_json(read_report(folder))["tuning"] == data["tuning"]
+    print_table(result)
+    printed, page = capsys.readouterr().out, (folder / "report.html").read_text()
+    assert len(re.findall(r"0\.003 .*chosen", printed)) == 2
+    assert page.count("<td>chosen</td>") == 2
+    assert "1 failed: FloatingPointError" in page
+    assert "1 failed: FloatingPointError" in printed
+
+
+def test_more_variants_may_come_later_but_no_more_rates(tuned):
+    folder, recipe, before = tuned
+    variants = [*BOTH, "head_rmsnorm"]
+    result = compare_recipe(recipe, variants, 1, folder, tune=(1e6, 3e-3, 1e-6), cost=False, progress=False)
+    assert result.runs["head_rmsnorm"].keys() == {0}
+    assert result.tuning.trials["baseline"] == before.tuning.trials["baseline"]
+    with pytest.raises(ValueError, match=re.escape("tuning.rates: [1e-06, 0.003, 1000000.0] there, [0.003] now")):
+        compare_recipe(recipe, BOTH, 1, folder, tune=[3e-3], progress=False)
+    with pytest.raises(ValueError, match=r"training\.lr: tuned there, 0\.001 now"):
+        compare_recipe(recipe, BOTH, 1, folder, progress=False)
+
+
+def test_seeds_of_tuning_are_refused_for_the_comparison(tmp_path):
+    with pytest.raises(ValueError, match="seeds from 1,000,000 on are those of tuning"):
+        compare_recipe(Tiny(), BOTH, [FIRST_SEED], tmp_path, tune=GRID)
+
+
+def test_no_rate_for_the_baseline_is_an_error_that_names_it(tmp_path):
+    recipe = Tiny(dataclasses.replace(Tiny().training, epochs=1, clip=None, schedule="constant"))
+    with pytest.raises(RuntimeError, match=r"baseline: no learning rate of the grid came through; the first, 1e\+30"):
+        compare_recipe(recipe, ["baseline"], 1, tmp_path, tune=[1e30], progress=False)
