@@ -19,6 +19,7 @@ try:
 
     from conditioned_attention.bench.operator import OperatorSettings
     from conditioned_attention.bench.step import StepSettings
+    from conditioned_attention.experiments.dry_run import DryRun
     from conditioned_attention.experiments.image_folder import ImageFolder
     from conditioned_attention.experiments.images import Digits, FashionMNIST
     from conditioned_attention.experiments.language import NextByteRecipe
@@ -61,11 +62,15 @@ class Compare:
     a tenth of the training set.  Without, all variants have the learning rate `--lr`."""
     tune_seeds: int = 1
     """Runs a variant and learning rate, with other seeds than those of the comparison."""
+    dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.recipes import compare_recipe, settings_of
         from conditioned_attention.experiments.report import print_table, write_report
 
+        if self.dry.asked:
+            tuning = len(self.tune) * self.tune_seeds
+            return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
         folder = self.folder or Path("runs") / settings_of(self.recipe)["recipe"]
         result = compare_recipe(
             self.recipe,
@@ -95,6 +100,7 @@ class Train:
     """Of the initial weights and the order of the data."""
     folder: Path | None = None
     """Where checkpoints and logs are kept; default runs/RECIPE-VARIANT-SEED."""
+    dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
         from rich.progress import track
@@ -104,6 +110,8 @@ class Train:
         from conditioned_attention.experiments.recipes import settings_of
         from conditioned_attention.experiments.training import train
 
+        if self.dry.asked:
+            return self.dry(self.recipe, [self.variant])
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and 2**32 - 1, got {self.seed}")
         settings = settings_of(self.recipe)
