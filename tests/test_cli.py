@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -31,6 +32,39 @@ def test_compare_then_report_then_more_seeds(tmp_path, capsys):
     assert (tmp_path / "report.html").exists()
     assert call(*base, "--lr", "0.5") == 2
     assert "training.lr: 0.001 there, 0.5 now" in capsys.readouterr().err
+
+
+def test_compare_tunes_and_shares_the_seeds_out(tmp_path, capsys):
+    base = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", "--no-cost", *QUICK, "--seeds", "1"]
+    assert call(*base, "--tune", "1e-3", "1e-2", "--first-seed", "4") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "learning rates tuned on validation data: 0.0" in printed
+    assert printed.count("chosen") >= 2
+    data = json.loads((tmp_path / "results.json").read_text())
+    assert {run["seed"] for run in data["runs"]} == {4}
+    assert data["settings"]["tuning"] == {"rates": [1e-3, 1e-2], "seeds": 1}
+    assert len(data["tuning"]["trials"]) == 4
+    assert call("report", str(tmp_path)) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["tuning"] == data["tuning"]
+    assert call(*base, "--tune", "1e-3", "1e-2", "5e-2") == 2
+    assert "tuning.rates: [0.001, 0.01] there, [0.001, 0.01, 0.05] now" in capsys.readouterr().err
+    assert call(*base, "--tune", "1e-3", "--tune-seeds", "0") == 2
+    assert "tune_seeds must be at least 1" in capsys.readouterr().err
+
+
+def test_sigterm_says_how_to_go_on(tmp_path):
+    arguments = ["compare", "digits", "--folder", str(tmp_path), "--workers", "2", *QUICK, "--epochs", "10000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "conditioned_attention.cli", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("runs/*/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=70)
+    assert process.returncode == 143
+    assert errors.rstrip().endswith("stopped; the same command goes on where this one was")
+    assert list(tmp_path.glob("runs/*/*/checkpoint-*"))
 
 
 def test_train_goes_on(tmp_path, capsys):

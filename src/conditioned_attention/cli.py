@@ -19,7 +19,10 @@ try:
 
     from conditioned_attention.bench.operator import OperatorSettings
     from conditioned_attention.bench.step import StepSettings
+    from conditioned_attention.experiments.dry_run import DryRun
+    from conditioned_attention.experiments.image_folder import ImageFolder
     from conditioned_attention.experiments.images import Digits, FashionMNIST
+    from conditioned_attention.experiments.language import NextByteRecipe
     from conditioned_attention.experiments.variants import VARIANTS
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -29,6 +32,8 @@ VariantName = Literal["baseline", "preconditioned", "head_rmsnorm"]
 AnyRecipe = (
     Annotated[Digits, subcommand("digits", prefix_name=False, default=Digits())]
     | Annotated[FashionMNIST, subcommand("fashion_mnist", prefix_name=False, default=FashionMNIST())]
+    | Annotated[ImageFolder, subcommand("image_folder", prefix_name=False)]
+    | Annotated[NextByteRecipe, subcommand("next_byte", prefix_name=False, default=NextByteRecipe())]
 )
 
 
@@ -59,11 +64,15 @@ class Compare:
     a tenth of the training set.  Without, all variants have the learning rate `--lr`."""
     tune_seeds: int = 1
     """Runs a variant and learning rate, with other seeds than those of the comparison."""
+    dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.recipes import compare_recipe, settings_of
         from conditioned_attention.experiments.report import print_table, write_report
 
+        if self.dry.asked:
+            tuning = len(self.tune) * self.tune_seeds
+            return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
         folder = self.folder or Path("runs") / settings_of(self.recipe)["recipe"]
         result = compare_recipe(
             self.recipe,
@@ -93,6 +102,7 @@ class Train:
     """Of the initial weights and the order of the data."""
     folder: Path | None = None
     """Where checkpoints and logs are kept; default runs/RECIPE-VARIANT-SEED."""
+    dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
         from rich.progress import track
@@ -102,6 +112,8 @@ class Train:
         from conditioned_attention.experiments.recipes import settings_of
         from conditioned_attention.experiments.training import train
 
+        if self.dry.asked:
+            return self.dry(self.recipe, [self.variant])
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and 2**32 - 1, got {self.seed}")
         settings = settings_of(self.recipe)
@@ -338,7 +350,7 @@ def main(arguments: list[str] | None = None) -> None:
         if ended.code == 143:
             print(_STOPPED, file=sys.stderr)
         raise
-    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ModuleNotFoundError) as error:
         if os.environ.get("CONDITIONED_ATTENTION_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

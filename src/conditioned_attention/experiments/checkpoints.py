@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         try:
-            self.accelerator.save_state(str(temporary))
+            with _quiet():
+                self.accelerator.save_state(str(temporary))
             if main:
                 if extra is not None:
                     torch.save(extra, temporary / "extra.pt")
@@ -148,6 +150,18 @@ class Checkpoints:
         states = load(path / f"random_states_{self.accelerator.process_index}.pkl")
         if not torch.equal(states["torch_manual_seed"], torch.get_rng_state()):
             raise RuntimeError("its random states were not taken over")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Accelerate warns of tied weights at every checkpoint; loading ties them again."""
+    log = logging.getLogger("accelerate.utils.other")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _seal(folder: Path) -> None:

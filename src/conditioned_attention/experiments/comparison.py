@@ -62,7 +62,8 @@ class Comparison:
     def __str__(self) -> str:
         from conditioned_attention.experiments.report import text_table
 
-        return "\n".join([text_table(self), "", *self.verdicts()])
+        warnings = self.tuning.warnings() if self.tuning else []
+        return "\n".join([text_table(self), "", *self.verdicts(), *warnings])
 
 
 def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settings: Any) -> Comparison:

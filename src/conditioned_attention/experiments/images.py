@@ -1,21 +1,31 @@
-"""Image classification by a small vision transformer: the recipes ``digits`` and ``fashion_mnist``."""
+"""Image classification: the task, a vision transformer, and the recipes ``digits`` and ``fashion_mnist``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from conditioned_attention._torchvision import make_importable
 from conditioned_attention.experiments.data.arrays import ImageArrays
 from conditioned_attention.experiments.data.digits import load_digits
 from conditioned_attention.experiments.data.fashion_mnist import load_fashion_mnist
+from conditioned_attention.experiments.data.split import TUNING, hold_out
 from conditioned_attention.experiments.task import Metric, Task
 from conditioned_attention.experiments.training import Training
+
+
+class ImageModel(Protocol):
+    """Settings of a network that classifies square images."""
+
+    def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
+        """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
 
 
 @dataclass(frozen=True)
@@ -85,26 +95,36 @@ class VisionTransformer:
 
 
 class ImageClassification(Task):
-    """Cross entropy on images that fit in memory, scored by accuracy."""
+    """Cross entropy on images of one size, scored by accuracy.
+
+    Args:
+        data: training and evaluation set; an item is an image (C, H, W) and its label.
+        model: what is trained.
+        classes: how many.
+        notes: what a report should say about the data, such as images that are left out.
+    """
 
     metric = Metric("accuracy (%)")
 
-    def __init__(self, data: tuple[ImageArrays, ImageArrays], model: VisionTransformer, classes: int = 10) -> None:
+    def __init__(
+        self, data: tuple[Dataset[Any], Dataset[Any]], model: ImageModel, classes: int = 10, notes: Sequence[str] = ()
+    ) -> None:
         self._train, self._eval = data
         self._model, self._classes = model, classes
+        self.notes = list(notes)
 
     def build_model(self) -> nn.Module:
-        channels, side = self._train.images.shape[1:3]
+        channels, side = self._eval[0][0].shape[:2]
         return self._model.build(side, channels, self._classes)
 
-    def train_data(self) -> ImageArrays:
+    def train_data(self) -> Dataset[Any]:
         return self._train
 
-    def eval_data(self) -> ImageArrays:
+    def eval_data(self) -> Dataset[Any]:
         return self._eval
 
     def collate(self, items: Any) -> Any:
-        return items  # `ImageArrays` hands out batches
+        return items if isinstance(items, tuple) else super().collate(items)  # `ImageArrays` hands out batches
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         images, labels = batch
@@ -123,12 +143,18 @@ class ImageClassification(Task):
         return {"score": 100 * float(accuracy.compute()), "eval_loss": float(loss.compute())}
 
     def probe(self) -> Tensor:
-        return self._eval.images[:8]
+        return torch.stack([self._eval[i][0] for i in range(min(8, len(self._eval)))])  # type: ignore[arg-type]
 
 
 def _logits(output: Any) -> Tensor:
     """Hugging Face wraps them, timm does not."""
     return output if isinstance(output, Tensor) else output.logits
+
+
+def tuning_split(train: ImageArrays) -> tuple[ImageArrays, ImageArrays]:
+    """Nine tenths of a training set, and the other tenth to score on while settings are chosen."""
+    rest, held = hold_out(train.labels.tolist(), TUNING)
+    return train.subset(rest), train.subset(held)
 
 
 @dataclass(frozen=True)
@@ -143,8 +169,9 @@ class Digits:
     model: VisionTransformer = field(default_factory=VisionTransformer)
     training: Training = field(default_factory=lambda: Training(epochs=24))
 
-    def task(self) -> Task:
-        return ImageClassification(load_digits(), self.model)
+    def task(self, *, tuning: bool = False) -> Task:
+        data = load_digits()
+        return ImageClassification(tuning_split(data[0]) if tuning else data, self.model)
 
 
 @dataclass(frozen=True)
@@ -163,5 +190,6 @@ class FashionMNIST:
     model: VisionTransformer = field(default_factory=lambda: VisionTransformer(patch_size=4, hidden_size=128))
     training: Training = field(default_factory=lambda: Training(epochs=10, batch_size=128))
 
-    def task(self) -> Task:
-        return ImageClassification(load_fashion_mnist(self.data_dir, self.train_limit), self.model)
+    def task(self, *, tuning: bool = False) -> Task:
+        data = load_fashion_mnist(self.data_dir, self.train_limit)
+        return ImageClassification(tuning_split(data[0]) if tuning else data, self.model)

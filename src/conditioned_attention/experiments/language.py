@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from conditioned_attention.experiments.data.text import (
     standard_library_text,
     wordnet_glosses,
 )
+from conditioned_attention.experiments.data.text_files import read_texts
 from conditioned_attention.experiments.task import Metric, Task
 from conditioned_attention.experiments.training import Training
 
@@ -76,8 +77,14 @@ class NextByte(Task):
 
     metric = Metric("loss (nats a byte)", higher_is_better=False)
 
-    def __init__(self, data: tuple[ByteWindows, ByteWindows], model: GPT, eval_windows: int | None = None) -> None:
-        self._train, self._eval, self._model = *data, model
+    def __init__(
+        self,
+        data: tuple[ByteWindows, ByteWindows],
+        model: GPT,
+        eval_windows: int | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self._train, self._eval, self._model, self.notes = *data, model, list(notes)
         self.tokens_per_sample = model.context
         if eval_windows is not None and eval_windows < 1:
             raise ValueError(f"eval_windows must be at least 1, or None for all, got {eval_windows}")
@@ -142,7 +149,9 @@ class NextByteRecipe:
     Attributes:
         text: ``"topics"`` (0.46 MB, the standard library's help), ``"wordnet"`` (9.3 MB of definitions) or
             ``"files"``.
-        path: for ``"wordnet"`` the folder with its files, for ``"files"`` a text file or a folder of them.
+        path: for ``"wordnet"`` the folder with its files; for ``"files"`` a text file, a folder of them, or a saved
+            Hugging Face data set with a column ``text``.
+        max_unreadable: of ``"files"``, more than so many that cannot be read are an error.
         eval_windows: score on so many windows, spread over the held-out text; None for all.
         model: the network; the default has 0.8 million parameters.
         training: how it is trained.
@@ -150,18 +159,24 @@ class NextByteRecipe:
 
     text: Literal["topics", "wordnet", "files"] = "topics"
     path: Path | None = None
+    max_unreadable: int = 10
     eval_windows: int | None = None
     model: GPT = field(default_factory=GPT)
     training: Training = field(default_factory=lambda: Training(epochs=8, batch_size=32, lr=2e-3, weight_decay=0.1))
 
     def task(self, *, tuning: bool = False) -> Task:
-        return NextByte(split_windows(self._read(), self.model.context, tuning=tuning), self.model, self.eval_windows)
+        notes: list[str] = []
+        data = split_windows(self._read(notes), self.model.context, tuning=tuning)
+        return NextByte(data, self.model, self.eval_windows, notes)
 
-    def _read(self) -> bytes:
-        if self.text == "topics":
-            if self.path is not None:
-                raise ValueError(f"path={str(self.path)!r} needs text='wordnet' or text='files'")
-            return standard_library_text()
+    def _read(self, notes: list[str]) -> bytes:
         if self.text == "wordnet":
             return wordnet_glosses(self.path or Path("/usr/share/wordnet"))
-        raise NotImplementedError
+        if self.text == "files":
+            if self.path is None:
+                raise ValueError("text='files' needs a path: a text file, a folder of them or a saved data set")
+            texts = read_texts(self.path, self.max_unreadable, notes=notes)
+            return b"\n\n".join(data for _, data in texts)
+        if self.path is not None:
+            raise ValueError(f"path={str(self.path)!r} needs text='wordnet' or text='files'")
+        return standard_library_text()

@@ -13,7 +13,9 @@ from conditioned_attention.experiments.compare import compare, seed_list
 from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.cost import measure_cost
 from conditioned_attention.experiments.folder import check_settings, run_folder, working_folder
+from conditioned_attention.experiments.image_folder import ImageFolder
 from conditioned_attention.experiments.images import Digits, FashionMNIST
+from conditioned_attention.experiments.language import NextByteRecipe
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training, train
 from conditioned_attention.experiments.tuning import FIRST_SEED as FIRST_TUNING_SEED
@@ -32,7 +34,12 @@ class Recipe(Protocol):
         """With ``tuning`` a fixed tenth of the training set is the evaluation set, and the real one is not touched."""
 
 
-RECIPES: dict[str, type[Any]] = {"digits": Digits, "fashion_mnist": FashionMNIST}
+RECIPES: dict[str, type[Any]] = {
+    "digits": Digits,
+    "fashion_mnist": FashionMNIST,
+    "image_folder": ImageFolder,
+    "next_byte": NextByteRecipe,
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
     name = next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
     values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
-    values.pop("data_dir", None)
+    for key in ("data_dir", "path", "cache_dir", "max_unreadable"):
+        values.pop(key, None)
     return {"recipe": name, **values}
 
 

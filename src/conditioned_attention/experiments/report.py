@@ -96,7 +96,8 @@ def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
         curves = [dict(zip(epochs(history), scores(history))) for history in by_seed.values()]
         if curves:
             plot_band(ax, curves, f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})", colour)
-    ax.locator_params(axis="x", integer=True)
+    if ax.get_xlim()[1] > 5:
+        ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(comparison.metric.name)
     legend_above(ax)

@@ -62,7 +62,7 @@ class Reached:
             return "-"
         if self.epoch is None:
             return f"never ({self.never} of {self.n})"
-        return f"epoch {self.epoch:g}" + (f" ({self.never} of {self.n} never)" if self.never else "")
+        return f"epoch {self.epoch:.3g}" + (f" ({self.never} of {self.n} never)" if self.never else "")
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def epochs(history: History) -> list[int]:
-    """The epoch of every row; rows without one are counted from 1."""
-    return [int(row.get("epoch", i + 1)) for i, row in enumerate(history)]
+def epochs(history: History) -> list[float]:
+    """The epoch of every row, whole or not; rows without one are counted from 1."""
+    return [row.get("epoch", i + 1) for i, row in enumerate(history)]
 
 
 def scores(history: History) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Task(ABC):
 
     metric: Metric
     tokens_per_sample: int = 1  # the unit of budgets and throughput; 1 where samples are counted
+    notes: Sequence[str] = ()  # what a report should say about the data, such as items that are left out
 
     @abstractmethod
     def build_model(self) -> nn.Module:

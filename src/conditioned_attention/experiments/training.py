@@ -441,7 +441,8 @@ class _Run:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes this run this one, as plain data."""
-        return {"variant": self.variant.name, "seed": self.seed, **dataclasses.asdict(self.settings)}
+        samples = {"training samples": self.sampler.length}
+        return {"variant": self.variant.name, "seed": self.seed, **samples, **dataclasses.asdict(self.settings)}
 
     def _check(self, position: dict[str, Any]) -> None:
         there = position["run"]

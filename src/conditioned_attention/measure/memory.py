@@ -45,18 +45,19 @@ def held_bytes(forward: Callable[[], object], exclude: Iterable[Tensor] = ()) ->
     >>> held_bytes(lambda: x.exp().sum(), exclude=[x])  # exp keeps its result
     40
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+    # By identity and not by address: tensors without data (meta, fake) have storages too, and no address.
+    known = {tensor.untyped_storage()._cdata for tensor in exclude}
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        held[storage._cdata] = storage.nbytes()
         return tensor.detach()  # keeps the storage, and no cycle through the graph that would outlive the call
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
-    del output  # only now: while the graph lives, no address is used twice
-    return sum(size for address, size in held.items() if address not in known)
+    del output  # only now: while the graph lives, no identity is used twice
+    return sum(size for storage, size in held.items() if storage not in known)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.measure.monitor import HeadRecord
 
@@ -73,7 +73,7 @@ def plot_condition_numbers(
     return ax
 
 
-def plot_band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, colour: str) -> None:
+def plot_band(ax: Axes, curves: Sequence[Mapping[Any, float]], label: str, colour: str) -> None:
     """The mean of several curves over the steps that all have, in a band from the lowest to the highest."""
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[step] for curve in curves] for step in steps]

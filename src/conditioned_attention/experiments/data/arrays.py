@@ -23,6 +23,10 @@ class ImageArrays(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def subset(self, rows: Sequence[int]) -> ImageArrays:
+        """Some of the images, in this order."""
+        return ImageArrays(*self.__getitems__(rows))
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 

@@ -1,0 +1,73 @@
+"""What GPUs can do at most, by their data sheets: the yardstick of an estimate made before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One GPU; rates are dense (without structured sparsity), products summed in float32, as PyTorch does.
+
+    Attributes:
+        bf16, fp16: tensor cores, TFLOP/s; None where they do not take the type.
+        fp32: outside the tensor cores, TFLOP/s.  PyTorch computes float32 there unless TF32 is switched on.
+        memory: GB on the card, as the data sheet counts them.
+        bandwidth: of that memory, GB/s.
+    """
+
+    bf16: float | None
+    fp16: float
+    fp32: float
+    memory: int
+    bandwidth: int
+
+    @property
+    def usable_bytes(self) -> float:
+        """Nine tenths of the memory; the rest is for the CUDA context, workspaces and fragmentation."""
+        return 0.9e9 * self.memory
+
+    def flops_a_second(self, precision: Precision) -> float | None:
+        """The highest rate of matrix products under that precision; None where the GPU has no hardware for it."""
+        rate = {"no": self.fp32, "bf16": self.bf16, "fp16": self.fp16}[precision]
+        return None if rate is None else 1e12 * rate
+
+
+# NVIDIA's data sheets and architecture white papers; V100, A100, H100, H200 and B200 are the SXM modules (B200 in an
+# HGX board), V100 with 32 GB.
+GPUS = {
+    "T4": GPU(None, 65, 8.1, 16, 320),
+    "V100": GPU(None, 125, 15.7, 32, 900),
+    "RTX 3090": GPU(71, 71, 35.6, 24, 936),
+    "A10": GPU(125, 125, 31.2, 24, 600),
+    "A100-40": GPU(312, 312, 19.5, 40, 1555),
+    "A100-80": GPU(312, 312, 19.5, 80, 2039),
+    "RTX 4090": GPU(165.2, 165.2, 82.6, 24, 1008),
+    "L4": GPU(121, 121, 30.3, 24, 300),
+    "L40S": GPU(362, 362, 91.6, 48, 864),
+    "H100": GPU(989, 989, 67, 80, 3350),
+    "H200": GPU(989, 989, 67, 141, 4800),
+    "B200": GPU(2250, 2250, 75, 180, 7700),
+}
+
+
+def find_gpu(name: str) -> str:
+    """The key of `GPUS` that is meant: case, spaces and hyphens do not matter.
+
+    Raises:
+        ValueError: no such GPU.
+
+    >>> find_gpu("rtx4090")
+    'RTX 4090'
+    """
+    found = [key for key in GPUS if _letters(key) == _letters(name)]
+    if not found:
+        raise ValueError(f"GPU {name!r} is unknown; valid are {', '.join(GPUS)}")
+    return found[0]
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

@@ -1,0 +1,121 @@
+"""The same run on two processes: same numbers, one folder, and an end that all of them agree on."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conditioned_attention.experiments.files import JsonLines
+from conditioned_attention.experiments.launch import Launch
+from tests.experiments import ranks
+
+
+def torchrun(*arguments, processes=2, **environment):
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), *arguments]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "PYTEST"))}
+    return subprocess.run(
+        command, env={**inherited, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+def launched(folder, what, *more, **kwargs):
+    return torchrun("-m", "tests.experiments.ranks", str(folder), what, *more, **kwargs)
+
+
+def history(folder):
+    newest = sorted(folder.glob("checkpoint-*"))[-1]
+    return json.loads((newest / "position.json").read_text())["history"]
+
+
+def assert_close(rows, expected):
+    """Sums over two ranks round otherwise than sums over one, and training multiplies that."""
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected):
+        for key in other.keys() - {"seconds", "log10_kappa", "largest_scale"}:
+            assert row[key] == pytest.approx(other[key], rel=1e-4), key
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, ranks.run(folder, "quiet")
+
+
+def test_two_ranks_train_what_one_process_trains(alone, tmp_path):
+    done = launched(tmp_path, "quiet", "ddp")
+    assert done.returncode == 0, done.stderr
+    assert_close(history(tmp_path), alone[1])
+    for name in ("train.jsonl", "conditions.jsonl"):
+        ours, theirs = (JsonLines(folder / name).read() for folder in (tmp_path, alone[0]))
+        assert [row["step"] for row in ours] == [row["step"] for row in theirs], "written once, not by every rank"
+    for row, other in zip(JsonLines(tmp_path / "train.jsonl").read(), JsonLines(alone[0] / "train.jsonl").read()):
+        for key in ("loss", "lr", "grad_norm", "seen"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4), key
+    newest = sorted(tmp_path.glob("checkpoint-*"))[-1]
+    assert {path.name for path in newest.glob("random_states_*")} == {"random_states_0.pkl", "random_states_1.pkl"}
+
+
+@pytest.mark.slow
+def test_the_same_model_under_fully_shard(tmp_path):
+    """What FSDP2 through Accelerate does on GPUs, with gloo and by hand."""
+    done = launched(tmp_path, "sharded")
+    assert done.returncode == 0, done.stderr
+    expected = ranks.six_steps()
+    assert expected[-1] < expected[0]
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_rank_is_killed_and_the_run_goes_on_later(tmp_path):
+    """Chance everywhere, so that resuming on as many ranks has something to get wrong; bit for bit."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert launched(whole, "shaken").returncode == 0
+    died = launched(broken, "dying")
+    assert died.returncode != 0
+    assert "-9" in died.stderr
+    assert [path.name for path in broken.glob("checkpoint-*")], "steps before it are kept"
+    assert launched(broken, "shaken").returncode == 0
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in history(broken)]
+    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in history(whole)]
+
+
+@pytest.mark.slow
+def test_it_goes_on_with_another_number_of_processes(alone, tmp_path):
+    stopped = launched(tmp_path, "stopped")
+    step = int(re.search(r"stopped at step (\d+) of 14", stopped.stderr)[1])
+    assert 4 < step < 14, "one rank was asked, all of them stopped there"
+    assert len(re.findall("stopped at step", stopped.stderr)) == 1
+    rows = ranks.run(tmp_path, "shaken")
+    assert [row["step"] for row in rows] == [4, 8, 12, 14]
+
+
+def test_another_kind_than_asked_is_an_error(tmp_path, monkeypatch):
+    for wish, words in (
+        ("ddp", "parallel='ddp' was asked for, but this is 'none', 1 process.* on cpu; start it with 'torchrun"),
+        ("fsdp2", "parallel='fsdp2' was asked for, but this is 'none'.*FSDP2 needs GPUs"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            ranks.run(tmp_path, "quiet", parallel=wish)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RuntimeError, match="parallel='fsdp2' was asked for, but this is 'none'"):
+        ranks.run(tmp_path, "quiet")
+    with pytest.raises(ValueError, match="parallel must be one of auto, none, ddp and fsdp2, got 'dpp'"):
+        Launch(parallel="dpp")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="FSDP2 is not refused where there are GPUs")
+def test_launched_as_another_kind_than_asked(tmp_path):
+    for wish, got in (("none", "'ddp', 2 process"), ("fsdp2", "'ddp', 2 process")):
+        done = launched(tmp_path, "quiet", wish)
+        assert done.returncode != 0
+        assert f"parallel='{wish}' was asked for, but this is {got}" in done.stderr
+    done = launched(tmp_path, "quiet", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    assert "parallel='fsdp2' was asked for" in done.stderr
+    assert not list(tmp_path.iterdir())

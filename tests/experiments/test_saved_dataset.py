@@ -1,0 +1,183 @@
+"""Data sets that `datasets` has saved: images with labels."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conditioned_attention.experiments.data.images import without_unreadable
+from conditioned_attention.experiments.data.saved_dataset import is_saved_dataset, saved_images
+from conditioned_attention.experiments.image_folder import ImageFolder
+from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.variants import VARIANTS
+from tests.experiments.test_image_folder import TINY
+
+datasets = pytest.importorskip("datasets")
+from sklearn.datasets import load_digits  # noqa: E402  (after the skip)
+
+DIGITS = load_digits()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def encoded(i, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray((DIGITS.images[i] * 15.9).astype("uint8")).save(file, kind)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def rows(first, count, label=int, damaged=()):
+    """A Dataset of digits; the images at ``damaged`` are cut off."""
+    picture = [encoded(i) for i in range(first, first + count)]
+    for i in damaged:
+        picture[i] = {"bytes": picture[i]["bytes"][:60], "path": None}
+    data = {"image": picture, "label": [label(DIGITS.target[i]) for i in range(first, first + count)]}
+    return datasets.Dataset.from_dict(data).cast_column("image", datasets.Image())
+
+
+def save(path, **splits):
+    datasets.DatasetDict(splits).save_to_disk(str(path))
+    return path
+
+
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_train_and_evaluation(tmp_path, name):
+    source = saved_images(save(tmp_path / "d", train=rows(0, 200), **{name: rows(200, 50)}))
+    assert source.classes == list("0123456789")
+    assert (list(source.train), list(source.evaluation)) == (list(range(200)), list(range(200, 250)))
+    assert source.names[203] == f"{name}[3]"
+    assert source.labels == DIGITS.target[:250].tolist()
+    assert np.array_equal(np.asarray(source.read(203))[..., 1], (DIGITS.images[203] * 15.9).astype("uint8"))
+
+
+def test_one_without_splits(tmp_path):
+    rows(0, 200).save_to_disk(str(tmp_path / "d"))
+    source = saved_images(tmp_path / "d")
+    assert (len(source.train), len(source.evaluation)) == (160, 40)
+    assert set(source.train).isdisjoint(source.evaluation)
+    assert is_saved_dataset(tmp_path / "d")
+    assert not is_saved_dataset(tmp_path)
+
+
+def test_class_labels_and_strings(tmp_path):
+    names = [f"digit {i}" for i in range(10)]
+    features = rows(0, 1).features.copy()
+    features["label"] = datasets.ClassLabel(names=[*names, "never seen"])
+    source = saved_images(save(tmp_path / "a", train=rows(0, 100).cast(features), test=rows(100, 30).cast(features)))
+    assert source.classes == names, "classes that occur"
+    strings = saved_images(save(tmp_path / "b", train=rows(0, 100, "n{}".format), test=rows(100, 30, "n{}".format)))
+    assert strings.classes == [f"n{i}" for i in range(10)]
+    assert strings.labels == source.labels == DIGITS.target[:130].tolist()
+
+
+def test_rows_in_another_order(tmp_path):
+    """A saved selection keeps an index beside the table."""
+    order = list(range(99, -1, -1))
+    source = saved_images(save(tmp_path / "d", train=rows(0, 100).select(order), test=rows(100, 30)))
+    assert source.labels[:100] == DIGITS.target[order].tolist()
+    assert np.array_equal(np.asarray(source.read(1))[..., 0], (DIGITS.images[98] * 15.9).astype("uint8"))
+
+
+def test_columns_are_found_or_asked_for(tmp_path):
+    def both(change, name):
+        return save(tmp_path / name, train=change(rows(0, 100)), test=change(rows(100, 30)))
+
+    two = both(lambda d: d.add_column("weight", range(len(d))), "two")
+    words = r"label_column is not clear, name one: the columns are image \(.*\), label \(int64\), weight \(int64\)"
+    with pytest.raises(ValueError, match=words):
+        saved_images(two)
+    assert saved_images(two, label_column="label").classes == list("0123456789")
+    with pytest.raises(ValueError, match=r"label_column='class' is not there: the columns are image"):
+        saved_images(two, label_column="class")
+    with pytest.raises(ValueError, match=r"label_column='image' must hold class labels, integers or strings"):
+        saved_images(two, label_column="image")
+    with pytest.raises(ValueError, match=r"image_column='label' must hold images: the columns are image"):
+        saved_images(two, image_column="label", label_column="label")
+    with pytest.raises(ValueError, match=r"image_column is not clear"):
+        saved_images(both(lambda d: d.remove_columns("image"), "none"))
+    named = both(lambda d: d.rename_columns({"image": "img", "label": "fine"}).add_column("text", ["x"] * len(d)), "n")
+    features = datasets.load_from_disk(str(named))["train"].features
+    assert saved_images(named, label_column="fine").labels == DIGITS.target[:130].tolist()
+    features["fine"] = datasets.ClassLabel(num_classes=10)
+    typed = both(lambda d: datasets.load_from_disk(str(named))["train"].cast(features), "typed")
+    assert saved_images(typed).classes == list("0123456789"), "the only one of class labels"
+
+
+def test_wrong_splits_and_labels(tmp_path):
+    with pytest.raises(ValueError, match="has no split 'train', only test"):
+        saved_images(save(tmp_path / "a", test=rows(0, 30)))
+    several = save(tmp_path / "b", train=rows(0, 100), validation=rows(100, 30), test=rows(130, 40))
+    with pytest.raises(ValueError, match="has validation and test; choose one with eval_split"):
+        saved_images(several)
+    assert len(saved_images(several, eval_split="test").evaluation) == 40
+    with pytest.raises(ValueError, match="classes of test that are not in train: 10, 11"):
+        saved_images(save(tmp_path / "c", train=rows(0, 50), test=rows(50, 20, lambda t: int(t) + 2)))
+    hidden = rows(100, 30, lambda t: None)
+    hidden = hidden.cast_column("label", datasets.Value("int64"))
+    with pytest.raises(ValueError, match="30 of 30 rows of split 'test' have no label in column 'label'"):
+        saved_images(save(tmp_path / "d", train=rows(0, 100), test=hidden))
+    with pytest.raises(ValueError, match="split 'test' has no column 'label'"):
+        saved_images(save(tmp_path / "e", train=rows(0, 100), test=rows(100, 30).remove_columns("label")))
+
+
+def test_damaged_rows_are_left_out_by_name(tmp_path):
+    path = save(tmp_path / "d", train=rows(0, 200, damaged=(3, 77)), test=rows(200, 50, damaged=(1,)))
+    with pytest.warns(
+        UserWarning, match=r"left out: 3 of 250 items cannot be read: train\[3\] \(.*train\[77\] .*test\[1\]"
+    ):
+        source, notes = without_unreadable(saved_images(path), 10, None)
+    assert (len(source.train), len(source.evaluation), len(notes)) == (198, 49, 3)
+    with pytest.raises(ValueError, match="3 of 250 items cannot be read"):
+        without_unreadable(saved_images(path), 2, None)
+
+
+def test_a_row_without_an_image_is_unreadable(tmp_path):
+    data = datasets.Dataset.from_dict({"image": [None, *(encoded(i) for i in range(99))], "label": [0] * 50 + [1] * 50})
+    data = data.cast_column("image", datasets.Image())
+    with pytest.warns(UserWarning, match=r"train\[0\] \(ValueError: the row has no image\)"):
+        without_unreadable(saved_images(save(tmp_path / "d", train=data, test=data.select(range(1, 100)))), 10, None)
+
+
+def test_it_trains_with_loader_workers(tmp_path):
+    path = save(tmp_path / "d", train=rows(0, 200, damaged=(3,)), test=rows(200, 50))
+    recipe = ImageFolder(path, image_size=8, augment="light", model=TINY, training=Training(epochs=1, batch_size=50))
+    with pytest.warns(UserWarning, match="left out: 1"):
+        task = recipe.task()
+    assert len(task.notes) == 1
+    (row,) = train(task, recipe.training, VARIANTS["preconditioned"], 0, tmp_path / "run")
+    assert 0 <= row["score"] <= 100
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(task.eval_data(), 25, collate_fn=task.collate, num_workers=1, multiprocessing_context="spawn")
+    assert [images.shape for images, _ in loader] == [(25, 3, 8, 8)] * 2
+
+
+def test_a_missing_package_is_named(tmp_path):
+    path = save(tmp_path / "d", train=rows(0, 20), test=rows(20, 10))
+    code = f"""
+import sys
+sys.modules["datasets"] = None
+from conditioned_attention.cli import main
+main(["train", "image_folder", "--data-dir", {str(path)!r}])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'conditioned-attention[datasets]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_data_set_that_cannot_be_loaded(tmp_path):
+    path = save(tmp_path / "d", train=rows(0, 20), test=rows(20, 10))
+    (file,) = (path / "train").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"the saved data set .* cannot be loaded, it is damaged or empty"):
+        saved_images(path)
+    rows(0, 20).select([]).save_to_disk(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"the saved data set .* cannot be loaded, it is damaged or empty"):
+        saved_images(tmp_path / "none")
