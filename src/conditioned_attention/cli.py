@@ -48,7 +48,9 @@ class Compare:
     variants: tuple[VariantName, ...] = ("baseline", "preconditioned")
     """Variants to compare; the first is the baseline."""
     seeds: int = 3
-    """Seeds 0, 1, … for every variant."""
+    """How many seeds every variant is run with."""
+    first_seed: int = 0
+    """The first of them.  Several machines may share the work: see `report`."""
     folder: Path | None = None
     """Where runs and report are kept; default runs/RECIPE."""
     workers: int | None = None
@@ -75,7 +77,7 @@ class Compare:
         result = compare_recipe(
             self.recipe,
             self.variants,
-            self.seeds,
+            range(self.first_seed, self.first_seed + self.seeds),
             folder,
             workers=_default_workers() if self.workers is None else self.workers,
             threads=self.threads,
@@ -170,16 +172,21 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Report:
-    """Write report.html and the pictures of finished comparisons again, and print their tables."""
+    """Write results.json, report.html and the pictures anew from the runs in a folder, and print the table.
+
+    Runs of the same settings that other machines have made can be put together: copy their folders `runs` over this
+    one's, and `tuning` if learning rates were tuned (tune on one machine, and copy it to the others before they start).
+    """
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that `compare` has written."""
+    """Folders that `compare` has written, or is writing."""
 
     def __call__(self) -> int:
+        from conditioned_attention.experiments.gather import gather
         from conditioned_attention.experiments.report import print_table, read_report, write_report
 
         for folder in self.folders:
-            result = read_report(folder)
+            result = gather(folder) or read_report(folder)
             write_report(result, folder)
             print_table(result)
         return 0
@@ -315,12 +322,17 @@ Command = (
     | Annotated[Env, subcommand("env")]
 )
 
+_STOPPED = "stopped; the same command goes on where this one was"
+
 # `--epochs`, not `--recipe.training.epochs`; options of compare may stand before or after the recipe's name
 CONFIG = (OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The console command.  Exit status: 0 done, 1 some runs failed, 2 wrong input, 130 stopped by Ctrl-C."""
+    """The console command.
+
+    Exit status: 0 done, 1 some runs failed, 2 wrong input, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end with this one
     command: Any = tyro.cli(
         Command,
@@ -332,8 +344,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.exit(command())
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where this one was", file=sys.stderr)
+        print(f"\n{_STOPPED}", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 143:
+            print(_STOPPED, file=sys.stderr)
+        raise
     except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ModuleNotFoundError) as error:
         if os.environ.get("CONDITIONED_ATTENTION_TRACEBACK"):
             raise

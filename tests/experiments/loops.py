@@ -1,8 +1,10 @@
 """Loops of a user, in a module that worker processes can import quickly; what they yield needs no training."""
 
 import os
+import signal
 
 import torch
+from torch.utils.data import DataLoader
 
 
 def scores(variant, seed):
@@ -35,3 +37,28 @@ def peaks_at_a_rate(variant, seed, lr):
     best = 4e-3 if variant.name.startswith("baseline") else 1e-3
     yield {"score": 100.0}
     yield {"score": 90 - 10 * abs(torch.tensor(lr / best).log2().item()) + seed % 10}
+
+
+def killed_on_seed_1(variant, seed):
+    yield {"score": 1.0}
+    if seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def trivial(variant, seed):
+    yield {"score": float(seed)}
+
+
+def with_a_loader_process(variant, seed):
+    loader = DataLoader(torch.arange(4.0), num_workers=1)
+    yield {"score": sum(batch.item() for batch in loader)}
+
+
+class NowhereToBeImported:
+    """Pickles well, and ends the process that wants it back."""
+
+    def __call__(self, variant, seed):
+        yield {"score": 1.0}
+
+    def __reduce__(self):
+        return os._exit, (3,)

@@ -58,7 +58,7 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path):
 
 
 def test_a_run_that_fails_does_not_take_the_others_down(tmp_path):
-    with pytest.warns(UserWarning, match="preconditioned, seed 1 failed: ArithmeticError: seed 1 went wrong"):
+    with pytest.warns(UserWarning, match="preconditioned, seed 1 has no result: ArithmeticError: seed 1 went wrong"):
         result = compare(fails_on_seed_1, seeds=3, folder=tmp_path, progress=False)
     assert result.runs["preconditioned"].keys() == {0, 2}
     assert result.summary()[1].difference.n == 2

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 
 from conditioned_attention.experiments.comparison import Comparison, collect
 from conditioned_attention.experiments.folder import check_settings, working_folder
-from conditioned_attention.experiments.progress import progress_bars
-from conditioned_attention.experiments.run import Train, check_origin, job_of, run_job
+from conditioned_attention.experiments.progress import Display, display
+from conditioned_attention.experiments.run import Job, Train, check_origin, job_of, run_job
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant, find_variants
 from conditioned_attention.experiments.workers import run_in_workers
@@ -87,7 +86,7 @@ def compare(
         name, reason = next(iter(result.failures.items()))
         raise RuntimeError(f"no run finished; the first that failed: {name}: {reason}")
     for name, reason in result.failures.items():
-        warnings.warn(f"the run {name} failed: {reason}", stacklevel=2)
+        warnings.warn(f"{name} has no result: {reason}", stacklevel=2)
     return result
 
 
@@ -115,14 +114,13 @@ def run_missing(
             check_origin(job)
         check_settings(path, settings)
         missing = [job for job in jobs if not job.result.exists()]
-        total = getattr(train, "evaluations", None)
-        with progress_bars(missing, total) if progress and missing else nullcontext(lambda: None) as update:
+        for job in missing:
+            job.error.unlink(missing_ok=True)
+        with display(len(missing), getattr(train, "evaluations", None), shown=progress) as shown:
             if workers == 1 or len(missing) <= 1:
-                with _threads(threads):
-                    for job in missing:
-                        run_job(train, job, update)
+                _run_here(train, missing, threads, shown)
             else:
-                run_in_workers(train, missing, min(workers, len(missing)), threads, update)
+                run_in_workers(train, missing, min(workers, len(missing)), threads, shown)
         return collect([v.name for v in variants], jobs, metric, settings)
 
 
@@ -134,12 +132,13 @@ def seed_list(seeds: int | Iterable[int]) -> list[int]:
     return found
 
 
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    """torch's thread count, for as long as it lasts."""
+def _run_here(train: Train, jobs: Sequence[Job], threads: int | None, shown: Display) -> None:
+    """One job after the other in this process, which gets its thread count back."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        yield
+        for job in jobs:
+            shown.started(job)
+            shown.ended(job, run_job(train, job, shown.refresh))
     finally:
         torch.set_num_threads(before)

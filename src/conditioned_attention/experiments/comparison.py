@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.environment import environment
-from conditioned_attention.experiments.run import Job
+from conditioned_attention.experiments.run import Job, reason_of
 from conditioned_attention.experiments.statistics import Summary, summarise, verdict
 from conditioned_attention.experiments.task import Metric
 
@@ -25,7 +25,7 @@ class Comparison:
         runs: for every variant (the baseline first) the history of each finished seed: the rows that ``train``
             yielded.
         metric: what the score is.
-        failures: the first line of the error of each run that failed, by ``"variant, seed n"``.
+        failures: why each other run has no result, in a line, by ``"variant, seed n"``.
         settings: what was run, plain data.
         environment: where this was put together.
         machines: where the runs were made: what differs between machines, and how many runs each made.
@@ -74,11 +74,19 @@ def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settin
         if job.result.exists():
             found.append(json.loads(job.result.read_text()))
             runs[job.variant.name][job.seed] = found[-1]["history"]
-        elif job.error.exists():
-            failures[job.name] = job.error.read_text().splitlines()[0]
         else:
-            failures[job.name] = "its worker process died (killed, out of memory, or unable to import train)"
+            failures[job.name] = reason_of(job.path) or "not run"
     return Comparison(runs, metric, failures, settings, machines=machines_of(found))
+
+
+def describe_machines(machines: Sequence[Mapping[str, Any]]) -> str:
+    """Where the runs were made, in a sentence."""
+    parts = []
+    for machine in machines:
+        devices = [device for device in machine["devices"] if device != "cpu"]
+        versions = f"torch {machine['torch']}, conditioned-attention {machine['conditioned-attention']}"
+        parts.append(f"{machine['runs']} on {', '.join([machine['machine'], *devices, versions])}")
+    return f"Runs: {'; '.join(parts)}."
 
 
 def machines_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

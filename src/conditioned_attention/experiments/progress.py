@@ -3,40 +3,84 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.run import Job
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Display:
+    """What is told of the runs; this one shows nothing."""
+
+    def started(self, job: Job) -> None:
+        """A run begins."""
+
+    def ended(self, job: Job, finished: bool) -> None:
+        """A run has finished or failed."""
+
+    def refresh(self) -> None:
+        """Some time has passed."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+
+
+class Bars(Display):
+    """A bar for each run that is going on, fed from its own file, so that it works across processes; and one for all.
+
+    With hundreds of runs only the files of those that are going on are looked at, and read only if they have grown.
+    """
+
+    def __init__(self, bars: Progress, runs: int, rows: int | None) -> None:
+        self.bars, self.runs, self.rows = bars, runs, rows
+        self.active: dict[str, tuple[Job, TaskID]] = {}
+        self.sizes: dict[str, int] = {}
+        self.done = self.failed = 0
+        self.refreshed = 0.0
+        self.overall = bars.add_task(self._count(), total=runs, score="")
+
+    def _count(self) -> str:
+        return f"{self.done} of {self.runs} runs" + (f", {self.failed} failed" if self.failed else "")
+
+    def started(self, job: Job) -> None:
+        self.active[job.name] = job, self.bars.add_task(job.name, total=self.rows, score="")
+
+    def ended(self, job: Job, finished: bool) -> None:
+        self.bars.remove_task(self.active.pop(job.name)[1])
+        self.sizes.pop(job.name, None)
+        self.done += finished
+        self.failed += not finished
+        self.bars.update(self.overall, completed=self.done + self.failed, description=self._count())
+
+    def refresh(self) -> None:
+        if time.monotonic() - self.refreshed < 0.2:
+            return
+        self.refreshed = time.monotonic()
+        for name, (job, bar) in self.active.items():
+            log = JsonLines(job.path / "metrics.jsonl")
+            size = log.path.stat().st_size if log.path.exists() else 0
+            if size != self.sizes.get(name, 0):
+                self.sizes[name] = size
+                history = log.read()
+                self.bars.update(bar, completed=len(history), score=f"{history[-1]['score']:.2f}" if history else "")
+
+    def say(self, text: str) -> None:
+        self.bars.console.print(text, markup=False, highlight=False)
+
 
 @contextmanager
-def progress_bars(jobs: Sequence[Job], total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar a run, fed from the runs' own files, so that it works across processes."""
+def display(runs: int, rows: int | None, *, shown: bool) -> Iterator[Display]:
+    """Bars for so many runs of ``rows`` rows each (None: unknown), or a `Display` that shows nothing."""
+    if not shown or runs == 0:
+        yield Display()
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[score]}")) as bars:
-        rows = [(bars.add_task(job.name, total=total, score="", start=False), job) for job in jobs]
-        read_at = 0.0
-
-        def update() -> None:
-            nonlocal read_at
-            if time.monotonic() - read_at < 0.2 and not all(bars.tasks[i].finished for i, *_ in rows):
-                return
-            read_at = time.monotonic()
-            for bar, job in rows:
-                history = JsonLines(job.path / "metrics.jsonl").read()
-                if history and not bars.tasks[bar].started:
-                    bars.start_task(bar)
-                score = f"{history[-1]['score']:.2f}" if history and history[-1]["score"] is not None else ""
-                done = job.result.exists()
-                bars.update(bar, completed=len(history), total=len(history) if done else total, score=score)
-                if job.error.exists():
-                    bars.update(bar, score="failed")
-                if done:
-                    bars.stop_task(bar)
-
-        yield update
-        read_at = 0.0
-        update()
+        yield Bars(bars, runs, rows)

@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conditioned_attention.experiments.comparison import Comparison
+from conditioned_attention.experiments.comparison import Comparison, describe_machines
 from conditioned_attention.experiments.files import JsonLines, write_bytes, write_json, write_text
 from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.statistics import Spread, Summary, decimals, epochs, scores
@@ -206,6 +206,7 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         about={name: VARIANTS[name].about for name in comparison.runs if name in VARIANTS},
         pictures=[(captions[name], base64.b64encode(data).decode()) for name, data in pictures.items()],
         settings=json.dumps(comparison.settings, indent=2),
+        machines=describe_machines(comparison.machines) if comparison.machines else "",
         environment=json.dumps(comparison.environment, indent=2),
         cost=json.dumps(comparison.cost, indent=2) if comparison.cost else "",
     )  # fmt: skip
@@ -237,7 +238,7 @@ _TEMPLATE = """<!doctype html>
 {% endfor %}
 {% for sentence in warnings %}<p class="failure">{{ sentence }}</p>
 {% endfor %}
-{% for name, reason in failures.items() %}<p class="failure">The run {{ name }} failed: {{ reason }}</p>
+{% for name, reason in failures.items() %}<p class="failure">{{ name }} has no result: {{ reason }}</p>
 {% endfor %}
 <p>Score: {{ metric }}</p>
 <div class="scroll"><table>
@@ -261,7 +262,8 @@ lowest rate; a rate with a run that failed was not.</p>
 {% endfor %}</table></div>{% endif %}
 <h2>Settings</h2><pre>{{ settings }}</pre>
 {% if cost %}<h2>Cost of a training step</h2><pre>{{ cost }}</pre>{% endif %}
-<h2>Environment</h2><pre>{{ environment }}</pre>
+<h2>Environment</h2>{% if machines %}<p>{{ machines }}</p>{% endif %}
+<p class="small">This report was put together in:</p><pre>{{ environment }}</pre>
 </body>
 </html>
 """
@@ -291,6 +293,7 @@ def print_table(comparison: Comparison) -> None:
         warnings = comparison.tuning.warnings()
     console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
     print_grid(*table(comparison))
-    failed = [f"The run {name} failed: {reason}" for name, reason in comparison.failures.items()]
-    for line in [*comparison.verdicts(), *warnings, *failed]:
+    failed = [f"{name} has no result: {reason}" for name, reason in comparison.failures.items()]
+    machines = [describe_machines(comparison.machines)] if len(comparison.machines) > 1 else []
+    for line in [*comparison.verdicts(), *warnings, *failed, *machines]:
         console.print(line, highlight=False, markup=False)

@@ -73,20 +73,29 @@ def check_origin(job: Job) -> None:
         file = job.path / "begun.json"
     else:
         return
-    check_sets(file, json.loads(file.read_text()) if file.exists() else {}, job.sets)
-
-
-def check_sets(file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises ValueError unless a run's file says that it was set by what is wanted."""
+    found = json.loads(file.read_text()) if file.exists() else {}
     if "settings" not in found:
         raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
-    different = [
-        f"{name.removeprefix('settings.')}: {old} there, {new} now"
-        for key in ("settings", "variant_settings")
-        for name, old, new in differences(found.get(key), wanted[key], key)
-    ]
+    different = ", ".join(
+        f"{name}: {old} there, {new} now" for _, name, old, new in differences_of_sets(found, job.sets)
+    )
     if different:
-        raise ValueError(f"{file.parent} holds a run of other settings ({', '.join(different)}); choose another folder")
+        raise ValueError(f"{job.path} holds a run of other settings ({different}); choose another folder")
+
+
+def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    """Where two runs were set differently: by settings of all or of the variant, by which key, and to what."""
+    return [
+        (key, name.removeprefix("settings."), a, b)
+        for key in ("settings", "variant_settings")
+        for name, a, b in differences(one[key], two[key], key)
+    ]
+
+
+def reason_of(path: Path) -> str | None:
+    """Why the run in this folder failed, in a line; None if it has not."""
+    file = path / "error.txt"
+    return file.read_text().splitlines()[0] if file.exists() else None
 
 
 def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
@@ -96,7 +105,6 @@ def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
         Whether it has.  If ``train`` raised, the reason is in ``error.txt``.
     """
     log = JsonLines(job.path / "metrics.jsonl")
-    job.error.unlink(missing_ok=True)
     log.path.unlink(missing_ok=True)
     about = {"variant": job.variant.name, "seed": job.seed, **job.sets, "environment": short_environment()}
     write_json(job.path / "begun.json", about)
