@@ -7,7 +7,9 @@ import math
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +25,7 @@ try:
     from conditioned_attention.experiments.image_folder import ImageFolder
     from conditioned_attention.experiments.images import Digits, FashionMNIST
     from conditioned_attention.experiments.language import NextByteRecipe
+    from conditioned_attention.experiments.launch import Launch
     from conditioned_attention.experiments.variants import VARIANTS
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -64,6 +67,7 @@ class Compare:
     a tenth of the training set.  Without, all variants have the learning rate `--lr`."""
     tune_seeds: int = 1
     """Runs a variant and learning rate, with other seeds than those of the comparison."""
+    launch: Launch = field(default_factory=Launch)
     dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
@@ -84,6 +88,7 @@ class Compare:
             cost=self.cost,
             tune=self.tune,
             tune_seeds=self.tune_seeds,
+            launch=self.launch,
         )
         write_report(result, folder)
         print_table(result)
@@ -93,7 +98,10 @@ class Compare:
 
 @dataclass(frozen=True)
 class Train:
-    """Train one variant with one seed; called again, it goes on where it stopped."""
+    """Train one variant with one seed; called again, it goes on where it stopped.
+
+    On several processes: torchrun --nproc-per-node N -m conditioned_attention train …
+    """
 
     recipe: AnyRecipe
     variant: VariantName = "preconditioned"
@@ -102,31 +110,30 @@ class Train:
     """Of the initial weights and the order of the data."""
     folder: Path | None = None
     """Where checkpoints and logs are kept; default runs/RECIPE-VARIANT-SEED."""
+    into: Path | None = None
+    """A comparison's folder that the run becomes a part of, instead; then `report` it."""
+    launch: Launch = field(default_factory=Launch)
     dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
-        from rich.progress import track
+        from rich.progress import Progress
 
-        from conditioned_attention.experiments.files import write_json
-        from conditioned_attention.experiments.folder import check_settings, working_folder
-        from conditioned_attention.experiments.recipes import settings_of
-        from conditioned_attention.experiments.training import train
+        from conditioned_attention.experiments.recipes import RecipeTraining, train_recipe
 
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be between 0 and 2**32 - 1, got {self.seed}")
-        settings = settings_of(self.recipe)
-        task, training = self.recipe.task(), self.recipe.training
-        history = []
-        with working_folder(self.folder or Path("runs") / f"{settings['recipe']}-{self.variant}-{self.seed}") as folder:
-            check_settings(folder, {**settings, "variant": self.variant, "seed": self.seed})
-            rows = train(task, training, VARIANTS[self.variant], self.seed, folder)
-            for row in track(rows, total=-(-training.epochs // training.evaluate_every), description=folder.name):
-                print("  ".join(f"{key} {math.nan if value is None else value:.4g}" for key, value in row.items()))
-                history.append(row)
-            write_json(folder / "result.json", {"variant": self.variant, "seed": self.seed, "history": history})
-        print(f"{folder}: result.json, train.jsonl, conditions.jsonl and the last checkpoints")
+        variant, folders = VARIANTS[self.variant], {"folder": self.folder, "into": self.into}
+        with Progress(disable=int(os.environ.get("RANK", "0")) > 0) as progress:
+            say = partial(progress.console.print, highlight=False, soft_wrap=True)
+            bar = progress.add_task(self.variant, total=RecipeTraining(self.recipe, Path()).evaluations)
+
+            def show(row: Mapping[str, Any]) -> None:
+                progress.advance(bar)
+                values = {key: math.nan if value is None else value for key, value in row.items()}
+                say("  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+
+            path = train_recipe(self.recipe, variant, self.seed, launch=self.launch, show=show, **folders)
+            say(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
         return 0
 
 

@@ -106,7 +106,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
     # also before a checkpoint, if no line of the log has shown it; at the latest when the epoch is evaluated
     for log_every, seconds, step in ((1, 0.0, 1), (1000, 0.0, 1), (1000, 1e9, 7)):
-        rows = train(Broken(), Tiny().training, BASELINE, 0, tmp_path, Launch("auto", (), 0, log_every, seconds))
+        rows = train(
+            Broken(), Tiny().training, BASELINE, 0, tmp_path, Launch(log_every=log_every, checkpoint_seconds=seconds)
+        )
         with pytest.raises(FloatingPointError, match=f"training loss is nan at step {step}"):
             list(rows)
         assert not list(tmp_path.glob("checkpoint-*"))

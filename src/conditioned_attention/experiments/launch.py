@@ -21,6 +21,7 @@ class Launch:
             ``"fsdp2"`` raise if that is anything else.
         trackers: where to show the numbers besides the run's folder: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
             ``"trackio"``.
+        name: what trackers call the run, before its variant and seed; default the task's.
         loader_workers: processes that prepare batches, 0 for none.
         log_every: optimizer steps between lines of the training log.
         checkpoint_seconds: a checkpoint is written at the first optimizer step after so many seconds.
@@ -28,6 +29,7 @@ class Launch:
 
     parallel: Parallel = "auto"
     trackers: tuple[str, ...] = ()
+    name: str | None = None
     loader_workers: int = 0
     log_every: int = 10
     checkpoint_seconds: float = 20.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from conditioned_attention.experiments.folder import check_settings, run_folder,
 from conditioned_attention.experiments.image_folder import ImageFolder
 from conditioned_attention.experiments.images import Digits, FashionMNIST
 from conditioned_attention.experiments.language import NextByteRecipe
+from conditioned_attention.experiments.launch import Launch, world_size
+from conditioned_attention.experiments.run import carry_out, check_origin, single_job
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training, train
 from conditioned_attention.experiments.tuning import FIRST_SEED as FIRST_TUNING_SEED
@@ -52,6 +55,7 @@ class RecipeTraining:
     recipe: Recipe
     folder: Path
     tuning: bool = False
+    launch: Launch = field(default_factory=Launch)
 
     @property
     def evaluations(self) -> int | None:
@@ -63,19 +67,83 @@ class RecipeTraining:
         training = self.recipe.training if lr is None else dataclasses.replace(self.recipe.training, lr=lr)
         if self.tuning:
             training = dataclasses.replace(training, monitor_every=0)  # nobody looks at the condition numbers
-        return train(self._task(), training, variant, seed, run_folder(self.folder, variant.name, seed))
+        path = run_folder(self.folder, variant.name, seed)
+        return train(self._task(), training, variant, seed, path, named(self.launch, self.recipe))
 
     def _task(self) -> Task:
         return self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
 
 
+def name_of(recipe: Recipe) -> str:
+    """As on the command line."""
+    return next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
+
+
+def named(launch: Launch, recipe: Recipe) -> Launch:
+    """With the recipe's name, unless it has one."""
+    return dataclasses.replace(launch, name=launch.name or name_of(recipe))
+
+
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
-    name = next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
     values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
     for key in ("data_dir", "path", "cache_dir", "max_unreadable"):
         values.pop(key, None)
-    return {"recipe": name, **values}
+    return {"recipe": name_of(recipe), **values}
+
+
+def train_recipe(
+    recipe: Recipe,
+    variant: Variant,
+    seed: int,
+    *,
+    folder: Path | None = None,
+    into: Path | None = None,
+    launch: Launch | None = None,
+    show: Callable[[Mapping[str, Any]], None] = print,
+) -> Path:
+    """One run of a recipe; under torchrun or accelerate launch every process calls this.
+
+    Args:
+        folder: the run's own; default ``runs/RECIPE-VARIANT-SEED``.
+        into: the folder of a comparison that the run becomes a part of, instead of ``folder``.
+        launch: how it is carried out.
+        show: called with every row, in the main process.
+
+    Returns:
+        The run's folder, which holds ``result.json`` besides what `train` writes.
+
+    Raises:
+        ValueError: a seed out of range; both folders; or a folder that holds something else.
+        Exception: whatever `train` raises.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}")
+    if folder is not None and into is not None:
+        raise ValueError(f"folder={str(folder)!r} and into={str(into)!r}: a run has one place")
+    if into is not None:
+        path = run_folder(into, variant.name, seed)
+    else:
+        path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
+    task, settings = recipe.task(), settings_of(recipe)
+    rows = train(task, recipe.training, variant, seed, path, named(launch or Launch(), recipe))
+    if int(os.environ.get("RANK", "0")) > 0:  # the main process keeps the files
+        for _ in rows:
+            pass
+        return path
+    job = single_job(path, variant, seed, task.metric, settings)
+    with working_folder(path):
+        check_origin(job)
+        if into is not None:
+            check_settings(into, settings)
+        carry_out(lambda *_: _shown(rows, show), job, lambda: None)
+    return path
+
+
+def _shown(rows: Iterable[dict[str, Any]], show: Callable[[Mapping[str, Any]], None]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        show(row)
+        yield row
 
 
 def compare_recipe(
@@ -90,6 +158,7 @@ def compare_recipe(
     progress: bool = True,
     tune: Sequence[float] = (),
     tune_seeds: int = 1,
+    launch: Launch | None = None,
 ) -> Comparison:
     """`compare` on a recipe, then time and memory of each variant, measured when nothing else runs.
 
@@ -100,19 +169,28 @@ def compare_recipe(
         tune_seeds: how many runs a variant and rate.
         recipe, variants, seeds, folder, workers, threads, progress: as for `compare`.
         cost: whether time and memory are measured.
+        launch: how each run is carried out, in one process.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `compare`; and if no learning rate came through for the baseline.
+        ValueError, TypeError, RuntimeError: as `compare`; if no learning rate came through for the baseline; or under
+            a launcher of several processes.
     """
+    if world_size() > 1:
+        raise RuntimeError(
+            "compare starts processes of its own; under torchrun train one run with 'train … --into FOLDER'"
+        )
+    launch = launch or Launch()
     chosen, seeds = find_variants(variants), seed_list(seeds)
     task = recipe.task()  # missing data is an error before anything starts
     how: dict[str, Any] = {"workers": workers, "threads": threads, "metric": task.metric, "progress": progress}
     settings = settings_of(recipe)
     if not tune:
-        result = compare(RecipeTraining(recipe, folder), chosen, seeds, folder=folder, settings=settings, **how)
+        result = compare(
+            RecipeTraining(recipe, folder, launch=launch), chosen, seeds, folder=folder, settings=settings, **how
+        )
     else:
         settings = tuned_settings(settings, grid_of(tune, tune_seeds), seeds)
-        result = _compare_tuned(recipe, chosen, seeds, folder, settings, how)
+        result = _compare_tuned(recipe, chosen, seeds, folder, settings, launch, how)
     if not cost:
         return result
     finished = [variant for variant in chosen if variant.name in result.runs]
@@ -132,12 +210,13 @@ def _compare_tuned(
     seeds: list[int],
     folder: Path,
     settings: dict[str, Any],
+    launch: Launch,
     how: dict[str, Any],
 ) -> Comparison:
     with working_folder(folder):
         check_settings(folder, settings)  # before hours of tuning
     grid, tuning_folder = settings["tuning"], folder / "tuning"
-    search = RecipeTraining(recipe, tuning_folder, tuning=True)
+    search = RecipeTraining(recipe, tuning_folder, True, launch)
     tuning = find_rates(search, variants, grid["rates"], grid["seeds"], folder=tuning_folder, settings=settings, **how)
     rates, failures = tuning.rates(), tuning.failures()
     if variants[0].name in failures:
@@ -147,7 +226,7 @@ def _compare_tuned(
     if how["progress"]:
         print("learning rates tuned on validation data:", ", ".join(f"{lr:g} for {name}" for name, lr in rates.items()))
     result = compare(
-        AtRates(RecipeTraining(recipe, folder), rates),
+        AtRates(RecipeTraining(recipe, folder, launch=launch), rates),
         [variant for variant in variants if variant.name in rates],
         seeds,
         folder=folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import traceback
@@ -62,6 +63,11 @@ def job_of(
     return Job(variant, seed, run_folder(folder, variant.name, seed), json.loads(json.dumps(finite(sets))))
 
 
+def single_job(path: Path, variant: Variant, seed: int, metric: Metric, settings: Any) -> Job:
+    """The job of a run that has a folder for itself."""
+    return dataclasses.replace(job_of(path, variant, seed, metric, settings, {}), path=path)
+
+
 def check_origin(job: Job) -> None:
     """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds a run that other settings have set.
 
@@ -99,13 +105,27 @@ def reason_of(path: Path) -> str | None:
 
 
 def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
-    """Runs it; its rows go to ``metrics.jsonl`` as they come, and to ``result.json`` when it has finished.
+    """`carry_out` for a list of jobs: whatever a loop raises is that run's result, and no other run's business.
 
     Returns:
-        Whether it has.  If ``train`` raised, the reason is in ``error.txt``.
+        Whether the run has finished.
+    """
+    try:
+        carry_out(train, job, update)
+    except Exception:
+        return False
+    return True
+
+
+def carry_out(train: Train, job: Job, update: Callable[[], None]) -> None:
+    """Runs it; its rows go to ``metrics.jsonl`` as they come, and to ``result.json`` when it has finished.
+
+    Raises:
+        Exception: whatever ``train`` raises; the reason is in ``error.txt`` too.
     """
     log = JsonLines(job.path / "metrics.jsonl")
     log.path.unlink(missing_ok=True)
+    job.error.unlink(missing_ok=True)
     about = {"variant": job.variant.name, "seed": job.seed, **job.sets, "environment": short_environment()}
     write_json(job.path / "begun.json", about)
     history: list[Mapping[str, Any]] = []
@@ -116,12 +136,11 @@ def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
             update()
         if not history:
             raise ValueError("train yielded no row")
-    except Exception as error:  # whatever a training loop raises is that run's result, and no other run's business
+    except Exception as error:
         summary = f"{type(error).__name__}: {error}".splitlines()[0]
         write_text(job.error, f"{summary}\n\n{traceback.format_exc()}")
-        return False
+        raise
     write_json(job.result, {**about, "history": history})
-    return True
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from conditioned_attention.experiments.launch import Launch, kind
 from conditioned_attention.experiments.loading import EpochSampler, training_loader
 from conditioned_attention.experiments.optimizer import build_optimizer, build_schedule
 from conditioned_attention.experiments.task import Task
+from conditioned_attention.experiments.trackers import Trackers, check_installed
 from conditioned_attention.experiments.variants import Variant
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.monitor import HeadRecord
@@ -148,12 +149,13 @@ def train(
     run = _Run(task, settings, variant, seed, folder, launch or Launch())
     run.resume()
     yield from list(run.history)
-    if run.step == 0:
-        run.measure()
-    while not run.done or not run.evaluated:
-        with signals_noted() as stop:
-            row = run.until_evaluated(stop)
-        yield row
+    with run.trackers():
+        if run.step == 0:
+            run.measure()
+        while not run.done or not run.evaluated:
+            with signals_noted() as stop:
+                row = run.until_evaluated(stop)
+            yield row
 
 
 class _Run:
@@ -169,6 +171,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
 
+        check_installed(launch.trackers)
         self.accelerator = launch.accelerator(settings.precision, settings.accumulation)
         self.main = self.accelerator.is_main_process
         self.checkpoints = Checkpoints(folder, self.accelerator)
@@ -322,6 +325,20 @@ class _Run:
         if norm is not None:
             row["grad_norm"] = float(norm)
         self._write(self.log, row)
+        self.shown.log("train", row)
+
+    def trackers(self) -> Trackers:
+        """Shows what is written from now on; they get the earlier rows too."""
+        name = f"{self.launch.name or type(self.task).__name__}/{self.variant.name}/seed-{self.seed}"
+        self.shown = Trackers(
+            self.launch.trackers,
+            folder=self.folder,
+            run_name=name,
+            config=self.identity,
+            resume_step=self.step or None,
+            earlier={"train": self.log.read(), "eval": self.history},
+        )
+        return self.shown
 
     def _write(self, log: JsonLines, *rows: dict[str, Any]) -> None:
         if self.main:
@@ -349,6 +366,7 @@ class _Run:
         row |= {"seconds": self.seconds, "train_loss": train_loss} | scores
         row |= self.measure() if self._measure_due() else {}
         self.history.append(finite(row))  # as a checkpoint gives it back
+        self.shown.log("eval", row)
         self.losses.zero_()
         self.loss_count = 0
         return self.history[-1]

@@ -1,0 +1,6 @@
+"""``python -m conditioned_attention``: the command line, for launchers that start modules."""
+
+from conditioned_attention.cli import main
+
+if __name__ == "__main__":
+    main()

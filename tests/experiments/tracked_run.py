@@ -1,0 +1,52 @@
+"""A run of 20 steps with a tracker, in a process of its own: ``tracked_run.py TRACKER FOLDER`` kills itself after step
+13; with ``resume`` behind, it goes on from a checkpoint at step 10."""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from conditioned_attention.experiments.trackers import Trackers
+
+CONFIG = {"training": {"lr": 1e-3, "clip": None}, "variant": "baseline"}
+RUN = "digits/baseline/seed-0"
+# Until the database has what it was sent, so that the resumed run meets it; wandb's file is still empty then.
+SECONDS_TO_WRITE = {"trackio": 2}
+
+
+def train_row(step):
+    return {"step": step, "loss": 1 / step, "grad_norm": None if step == 7 else 2.0}
+
+
+def eval_row(step):
+    return {"step": step, "score": 10.0 + step}
+
+
+def main(name, folder, resume):
+    states = random.getstate(), torch.get_rng_state()
+    begin = 10 if resume else 0
+    earlier = {"train": [train_row(i) for i in range(1, begin + 1)], "eval": [eval_row(i) for i in (5, 10) if begin]}
+    trackers = Trackers(
+        [name], folder=folder, run_name=RUN, config=CONFIG, resume_step=begin or None, earlier=earlier
+    )  # fmt: skip
+    for step in range(begin + 1, 21):
+        trackers.log("train", train_row(step))
+        if step % 5 == 0:
+            trackers.log("eval", eval_row(step))
+        if step == 13 and not resume:
+            (worker,) = trackers._workers
+            while worker._rows.qsize() or worker._busy_since is not None:
+                time.sleep(0.01)
+            time.sleep(SECONDS_TO_WRITE.get(name, 0))
+            os.kill(os.getpid(), signal.SIGKILL)
+    trackers.close()
+    assert random.getstate() == states[0], "a tracker drew from Python's global generator"
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), "resume" in sys.argv)
