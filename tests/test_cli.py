@@ -46,6 +46,13 @@ def test_compare_tunes_and_shares_the_seeds_out(tmp_path, capsys):
     assert len(data["tuning"]["trials"]) == 4
     assert call("report", str(tmp_path)) == 0
     assert json.loads((tmp_path / "results.json").read_text())["tuning"] == data["tuning"]
+    assert call("train", "digits", *QUICK, "--variant", "baseline", "--seed", "9", "--into", str(tmp_path)) == 0
+    assert call("report", str(tmp_path)) == 0
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert {(run["variant"], run["seed"]) for run in report["runs"]} >= {("baseline", 4), ("baseline", 9)}
+    run = json.loads((tmp_path / "runs/baseline/seed-9/result.json").read_text())
+    chosen = [row for row in report["tuning"]["trials"] if row["variant"] == "baseline" and row["chosen"]]
+    assert run["variant_settings"] == {"lr": chosen[0]["lr"]}
     assert call(*base, "--tune", "1e-3", "1e-2", "5e-2") == 2
     assert "tuning.rates: [0.001, 0.01] there, [0.001, 0.01, 0.05] now" in capsys.readouterr().err
     assert call(*base, "--tune", "1e-3", "--tune-seeds", "0") == 2
@@ -86,6 +93,11 @@ def test_train_goes_on(tmp_path, capsys):
         (["compare", "digits", "--workers", "0"], "workers must be at least 1"),
         (["compare", "digits", "--heads", "0", "--workers", "1", "--seeds", "1"], "must be at least 1"),
         (["train", "digits", "--seed", "-1"], "seed must be between 0"),
+        (["train", "digits", "--folder", "a", "--into", "b"], "a run has one place"),
+        (["train", "digits", *QUICK, "--parallel", "ddp"], "start it with 'torchrun"),
+        (["train", "digits", "--trackers", "paper"], "unknown tracker 'paper'; valid are tensorboard, wandb"),
+        (["train", "next_byte", "--text", "wordnet", "--path", "/nowhere"], "apt-get install wordnet-base"),
+        (["compare", "next_byte", "--text", "files"], "text='files' needs a path"),
         (["train", "digits", "--lr", "1e30", "--clip", "None", *QUICK], "training loss is nan"),
         (["bench", "loop", "--rounds", "0"], "rounds, threads and epochs must be at least 1"),
         (["bench"], "operator, step, loop, table"),

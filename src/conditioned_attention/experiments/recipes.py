@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,11 +19,11 @@ from conditioned_attention.experiments.image_folder import ImageFolder
 from conditioned_attention.experiments.images import Digits, FashionMNIST
 from conditioned_attention.experiments.language import NextByteRecipe
 from conditioned_attention.experiments.launch import Launch, world_size
-from conditioned_attention.experiments.run import carry_out, check_origin, single_job
+from conditioned_attention.experiments.run import carry_out, check_origin, job_of, single_job
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training, train
 from conditioned_attention.experiments.tuning import FIRST_SEED as FIRST_TUNING_SEED
-from conditioned_attention.experiments.tuning import AtRates, grid_of
+from conditioned_attention.experiments.tuning import AtRates, grid_of, read_tuning
 from conditioned_attention.experiments.tuning import tune as find_rates
 from conditioned_attention.experiments.variants import Variant, find_variants
 
@@ -106,7 +107,8 @@ def train_recipe(
 
     Args:
         folder: the run's own; default ``runs/RECIPE-VARIANT-SEED``.
-        into: the folder of a comparison that the run becomes a part of, instead of ``folder``.
+        into: the folder of a comparison that the run becomes a part of, instead of ``folder``; if learning rates were
+            tuned there, the variant's replaces the recipe's.
         launch: how it is carried out.
         show: called with every row, in the main process.
 
@@ -121,23 +123,43 @@ def train_recipe(
         raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}")
     if folder is not None and into is not None:
         raise ValueError(f"folder={str(folder)!r} and into={str(into)!r}: a run has one place")
-    if into is not None:
-        path = run_folder(into, variant.name, seed)
-    else:
+    task, training, settings = recipe.task(), recipe.training, settings_of(recipe)
+    if into is None:
         path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
-    task, settings = recipe.task(), settings_of(recipe)
-    rows = train(task, recipe.training, variant, seed, path, named(launch or Launch(), recipe))
+        job = single_job(path, variant, seed, task.metric, settings)
+    else:
+        training, settings, variant_settings = _as_in(into, recipe, variant, seed)
+        job = job_of(into, variant, seed, task.metric, settings, variant_settings)
+    path = job.path
+    rows = train(task, training, variant, seed, path, named(launch or Launch(), recipe))
     if int(os.environ.get("RANK", "0")) > 0:  # the main process keeps the files
         for _ in rows:
             pass
         return path
-    job = single_job(path, variant, seed, task.metric, settings)
     with working_folder(path):
         check_origin(job)
         if into is not None:
             check_settings(into, settings)
         carry_out(lambda *_: _shown(rows, show), job, lambda: None)
     return path
+
+
+def _as_in(
+    folder: Path, recipe: Recipe, variant: Variant, seed: int
+) -> tuple[Training, dict[str, Any], dict[str, Any]]:
+    """Training, settings and the variant's own, as `compare_recipe` has them there: at the rate that it has tuned."""
+    settings, tuning = settings_of(recipe), read_tuning(folder / "tuning")
+    if tuning is None:
+        return recipe.training, settings, {}
+    rates = tuning.rates()
+    if variant.name not in rates:
+        raise ValueError(
+            f"no learning rate was tuned for {variant.name} in {folder / 'tuning'}, only for {', '.join(rates)}"
+        )
+    grid = json.loads((folder / "settings.json").read_text())["tuning"]
+    lr = rates[variant.name]
+    settings = tuned_settings(settings, grid, [seed])
+    return dataclasses.replace(recipe.training, lr=lr), settings, {variant.name: {"lr": lr}}
 
 
 def _shown(rows: Iterable[dict[str, Any]], show: Callable[[Mapping[str, Any]], None]) -> Iterator[dict[str, Any]]:
