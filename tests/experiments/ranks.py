@@ -11,8 +11,9 @@ import torch
 
 import tests.conftest  # noqa: F401 - torchvision
 from conditioned_attention.experiments.launch import Launch
+from conditioned_attention.experiments.loop import train
 from conditioned_attention.experiments.optimizer import build_optimizer
-from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
 

@@ -14,7 +14,8 @@ from conditioned_attention.experiments.counting import autocast_forward, count_s
 from conditioned_attention.experiments.dry_run import print_estimates
 from conditioned_attention.experiments.estimate import OPERATION_SECONDS, UTILISATION, estimate
 from conditioned_attention.experiments.gpus import GPUS, find_gpu
-from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.loop import train
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.measure.memory import held_bytes
 from tests.experiments.tiny import TinyDigits

@@ -15,7 +15,8 @@ from conditioned_attention.experiments.data.text import (
 from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.language import GPT, NextByteRecipe
 from conditioned_attention.experiments.launch import Launch
-from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.loop import train
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 
 SMALL = NextByteRecipe(

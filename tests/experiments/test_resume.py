@@ -13,11 +13,12 @@ import time
 import pytest
 import torch
 
-from conditioned_attention.experiments import checkpoints, training
+from conditioned_attention.experiments import checkpoints, loop
 from conditioned_attention.experiments.checkpoints import damage
 from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.launch import Launch
-from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.loop import train
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.tiny import OFTEN, ShakenDigits
 from tests.models import timm_vit
@@ -65,11 +66,11 @@ def unbroken(tmp_path_factory):
 def kill_at(monkeypatch, place, count):
     """The ``count``-th time that the run comes by ``place`` it dies, before or after what happens there."""
     owner, name, after = {
-        "before a step": (training._Run, "take_step", False),
-        "after a step": (training._Run, "take_step", True),
-        "in the middle of an accumulation": (training._Run, "_next_batch", False),
-        "before an evaluation": (training._Run, "evaluate", False),
-        "after an evaluation": (training._Run, "evaluate", True),
+        "before a step": (loop._Run, "take_step", False),
+        "after a step": (loop._Run, "take_step", True),
+        "in the middle of an accumulation": (loop._Run, "_next_batch", False),
+        "before an evaluation": (loop._Run, "evaluate", False),
+        "after an evaluation": (loop._Run, "evaluate", True),
         "in the middle of a checkpoint": (checkpoints, "_seal", False),
         "when a checkpoint is about to get its name": (checkpoints, "_seal", True),
         "before old checkpoints are removed": (checkpoints.Checkpoints, "list", False),

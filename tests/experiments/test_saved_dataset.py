@@ -11,7 +11,8 @@ from PIL import Image
 from conditioned_attention.experiments.data.images import without_unreadable
 from conditioned_attention.experiments.data.saved_dataset import is_saved_dataset, saved_images
 from conditioned_attention.experiments.image_folder import ImageFolder
-from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.loop import train
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.test_image_folder import TINY
 

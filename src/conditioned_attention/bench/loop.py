@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.images import Digits
 from conditioned_attention.experiments.loading import EpochSampler
+from conditioned_attention.experiments.loop import train
 from conditioned_attention.experiments.optimizer import build_optimizer, build_schedule
 from conditioned_attention.experiments.task import Task
-from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.measure.clock import paired_ratio
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 
-if TYPE_CHECKING:
-    from conditioned_attention.experiments.training import Training
+from conditioned_attention.experiments.training import Training
 
 
 def build_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:

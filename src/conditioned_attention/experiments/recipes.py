@@ -19,9 +19,10 @@ from conditioned_attention.experiments.image_folder import ImageFolder
 from conditioned_attention.experiments.images import Digits, FashionMNIST
 from conditioned_attention.experiments.language import NextByteRecipe
 from conditioned_attention.experiments.launch import Launch, world_size
+from conditioned_attention.experiments.loop import train
 from conditioned_attention.experiments.run import carry_out, check_origin, job_of, single_job
 from conditioned_attention.experiments.task import Task
-from conditioned_attention.experiments.training import Training, train
+from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.tuning import FIRST_SEED as FIRST_TUNING_SEED
 from conditioned_attention.experiments.tuning import AtRates, grid_of, read_tuning
 from conditioned_attention.experiments.tuning import tune as find_rates
