@@ -17,6 +17,7 @@ SOURCE = Path(conditioned_attention.__file__).parent
 
 # Each part may import what stands below it, and itself.
 LAYERS = [
+    {"__main__"},
     {"cli"},
     {"experiments", "bench", "inspection"},
     {"conversion", "measure", "environment", "_torchvision"},
