@@ -101,6 +101,7 @@ def test_another_kind_than_asked_is_an_error(tmp_path, monkeypatch):
     ):
         with pytest.raises(RuntimeError, match=words):
             ranks.run(tmp_path, "quiet", parallel=wish)
+    Launch().accelerator("no", 1)  # the refused request is not taken for the launcher's
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RuntimeError, match="parallel='fsdp2' was asked for, but this is 'none'"):
         ranks.run(tmp_path, "quiet")

@@ -56,9 +56,12 @@ class Launch:
         from accelerate.state import AcceleratorState, GradientState
         from accelerate.utils import GradientAccumulationPlugin
 
-        # One process may train several runs, and Accelerate keeps its settings in singletons.
+        # One process may train several runs, and Accelerate keeps its settings in singletons and in the environment.
         AcceleratorState._reset_state()
         GradientState._reset_state()
+        _forget_earlier_request()
+        if self.parallel == "fsdp2":
+            _note_request()
         accelerator = Accelerator(
             # torchrun on a machine without a GPU: without this word every process would train a run of its own
             cpu=world_size() > 1 and not torch.accelerator.is_available(),
@@ -104,9 +107,26 @@ def kind(accelerator: Accelerator) -> str:
     return "ddp" if name.startswith("MULTI_") else name
 
 
+_FSDP = "ACCELERATE_USE_FSDP"
+_requested_here = False
+
+
 def _fsdp_in_environment() -> bool:
     """``accelerate launch --use_fsdp``, which Accelerate quietly forgets on a CPU."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+    return os.environ.get(_FSDP, "false").lower() in ("true", "1")
+
+
+def _note_request() -> None:
+    """Accelerate writes a plugin's wish into the environment, where it reads like the launcher's."""
+    global _requested_here
+    _requested_here = _FSDP not in os.environ
+
+
+def _forget_earlier_request() -> None:
+    global _requested_here
+    if _requested_here:
+        os.environ.pop(_FSDP, None)
+    _requested_here = False
 
 
 def _fsdp2() -> object:
