@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def test_hundreds_of_runs(tmp_path, capsys):
     result = compare(loops.trivial, seeds=200, folder=tmp_path, workers=2, progress=True)
     assert {len(by_seed) for by_seed in result.runs.values()} == {200}
     assert time.monotonic() - began < 60
-    assert "400 of 400 runs" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()  # not a terminal: a line for each run
+    assert len([line for line in lines if re.search(r" of 400 runs: .*, seed \d+, score \d+, \d+ s$", line)]) == 400
+    assert any(line.startswith("400 of 400 runs ") for line in lines)
 
 
 def test_only_the_files_of_active_runs_are_read_and_only_when_they_grow(tmp_path, monkeypatch, capsys):
@@ -79,7 +82,7 @@ def test_only_the_files_of_active_runs_are_read_and_only_when_they_grow(tmp_path
     printed = capsys.readouterr().out
     assert "298 of 300 runs, 1 failed" in printed
     assert "baseline, seed 299" in printed
-    assert "baseline, seed 298" not in printed
+    assert "baseline, seed 298  " not in printed, "bars of runs that have ended are gone"
 
 
 TRAINING = """

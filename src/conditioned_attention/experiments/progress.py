@@ -34,6 +34,7 @@ class Bars(Display):
     """A bar for each run that is going on, fed from its own file, so that it works across processes; and one for all.
 
     With hundreds of runs only the files of those that are going on are looked at, and read only if they have grown.
+    Where bars cannot be drawn (a log file, a batch system) there is a line for each run that has finished.
     """
 
     def __init__(self, bars: Progress, runs: int, rows: int | None) -> None:
@@ -51,23 +52,31 @@ class Bars(Display):
         self.active[job.name] = job, self.bars.add_task(job.name, total=self.rows, score="")
 
     def ended(self, job: Job, finished: bool) -> None:
-        self.bars.remove_task(self.active.pop(job.name)[1])
+        self._read_on(job.name)
+        bar = self.bars.tasks[self.bars.task_ids.index(self.active.pop(job.name)[1])]
+        self.bars.remove_task(bar.id)
         self.sizes.pop(job.name, None)
         self.done += finished
         self.failed += not finished
         self.bars.update(self.overall, completed=self.done + self.failed, description=self._count())
+        if finished and not self.bars.console.is_terminal:
+            self.say(f"{self._count()}: {job.name}, score {bar.fields['score']}, {bar.elapsed or 0:.0f} s")
 
     def refresh(self) -> None:
         if time.monotonic() - self.refreshed < 0.2:
             return
         self.refreshed = time.monotonic()
-        for name, (job, bar) in self.active.items():
-            log = JsonLines(job.path / "metrics.jsonl")
-            size = log.path.stat().st_size if log.path.exists() else 0
-            if size != self.sizes.get(name, 0):
-                self.sizes[name] = size
-                history = log.read()
-                self.bars.update(bar, completed=len(history), score=f"{history[-1]['score']:.2f}" if history else "")
+        for name in self.active:
+            self._read_on(name)
+
+    def _read_on(self, name: str) -> None:
+        job, bar = self.active[name]
+        log = JsonLines(job.path / "metrics.jsonl")
+        size = log.path.stat().st_size if log.path.exists() else 0
+        if size != self.sizes.get(name, 0):
+            self.sizes[name] = size
+            history = log.read()
+            self.bars.update(bar, completed=len(history), score=f"{history[-1]['score']:.4g}" if history else "")
 
     def say(self, text: str) -> None:
         self.bars.console.print(text, markup=False, highlight=False)
