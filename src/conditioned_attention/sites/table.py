@@ -20,7 +20,8 @@ from torch import nn
 from conditioned_attention.preconditioner import HeadTransform
 from conditioned_attention.sites import registered
 from conditioned_attention.sites.hook import Hook, hook_of
-from conditioned_attention.sites.site import Mechanism, Site, class_name, transform_of
+from conditioned_attention.sites.projections import Projections
+from conditioned_attention.sites.site import Mechanism, Site, class_name, plain_class, transform_of
 from conditioned_attention.sites.swap import swap_of
 from conditioned_attention.sites.versions import unsupported
 
@@ -30,6 +31,15 @@ _LIBRARIES: tuple[tuple[str | None, str], ...] = (
     ("torchvision", "conditioned_attention.sites.torchvision"),
     ("torch", "conditioned_attention.sites.torch_nn"),  # the base classes of every module are of this package
     (None, "conditioned_attention.sites.transformers"),
+)
+
+# the same for W_Q, W_K and W_V: tables by class
+_PROJECTIONS: tuple[tuple[str, str], ...] = (
+    ("timm", "conditioned_attention.sites.projections_timm"),
+    ("torchvision", "conditioned_attention.sites.projections_torch"),
+    ("torch", "conditioned_attention.sites.projections_torch"),
+    ("conditioned_attention", "conditioned_attention.sites.projections_torch"),
+    ("transformers", "conditioned_attention.sites.projections_transformers"),
 )
 
 _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn|mhsa", re.IGNORECASE)
@@ -130,6 +140,20 @@ def _look_up(module: nn.Module) -> Mechanism | str | None:
             reasons = (unsupported(package) for package in sorted(packages))
             return next((reason for reason in reasons if reason), found)
     return None
+
+
+def find_projections(attention: nn.Module) -> Projections | str:
+    """What an attention module makes its queries, keys and values with; the reason if that is not known."""
+    swap = swap_of(type(attention))
+    cls = plain_class(attention) if swap is None else swap.plain
+    package = cls.__module__.partition(".")[0]
+    for name, file in _PROJECTIONS:
+        if package == name:
+            reason = unsupported(package)
+            found = importlib.import_module(file).FOUND.get(class_name(cls))
+            if found is not None:
+                return reason or (found if isinstance(found, str) else found(attention))
+    return f"the projections of {class_name(cls)} are not in the table; see register_attention"
 
 
 def _has_weights_of_its_own(module: nn.Module) -> bool:

@@ -1,0 +1,112 @@
+"""Where an attention module keeps W_Q, W_K and W_V: which rows of which weights make queries, keys and values.
+
+Letters of roles: q, k, v, and - for rows that are none of them (a gate, an MLP beside attention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+ROLES = "qkv"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One weight of an attention module that holds rows of W_Q, W_K or W_V.
+
+    Attributes:
+        path: of the module that owns it, below the attention module; empty if that is the attention module itself.
+        roles: what the rows make, in order.
+        sizes: the number of rows of each role in one group; None if they are equal.
+        groups: how often the roles come one after another: 1 for ``[Q | K | V]``, the number of heads where the rows
+            of each head lie together.
+        parameter: the name of the weight in its owner.
+    """
+
+    path: str
+    roles: str = ROLES
+    sizes: tuple[int, ...] | None = None
+    groups: int = 1
+    parameter: str = "weight"
+
+    def owner(self, attention: nn.Module) -> nn.Module:
+        """The module that holds the weight now; inside of an adapter (PEFT's LoRA) if it has been wrapped since."""
+        owner = attention.get_submodule(self.path)
+        while isinstance(inner := getattr(owner, "base_layer", None), nn.Module):
+            owner = inner
+        return owner
+
+    def rows(self, attention: nn.Module) -> dict[str, Rows]:
+        """The rows of each role, in the weight as a matrix (out, in)."""
+        owner = self.owner(attention)
+        total = as_matrix(owner, getattr(owner, self.parameter)).shape[0]
+        sizes = self.sizes or (total // (self.groups * len(self.roles)),) * len(self.roles)
+        step = sum(sizes)
+        if step * self.groups != total or len(sizes) != len(self.roles):
+            where = f"{self.path}.{self.parameter}".lstrip(".")
+            raise ValueError(f"{where} has {total} rows, which are not {self.groups} × {sizes} for {self.roles!r}")
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        found = zip(self.roles, starts, sizes)
+        return {role: Rows(start, size, self.groups, step) for role, start, size in found if role in ROLES}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ``start + g · step + j`` for groups g and j < size: those of one role, in order."""
+
+    start: int
+    size: int
+    groups: int
+    step: int
+
+    @property
+    def count(self) -> int:
+        return self.groups * self.size
+
+    def indices(self) -> list[int]:
+        """All of them."""
+        return [self.start + g * self.step + j for g in range(self.groups) for j in range(self.size)]
+
+
+@dataclass(frozen=True)
+class Projections:
+    """All weights that an attention module makes its queries, keys and values with.
+
+    Attributes:
+        weights: each weight once; every role is in one of them.
+        heads: the number of query heads.
+        remark: what a report should say about them.
+    """
+
+    weights: tuple[Projection, ...]
+    heads: int
+    remark: str = ""
+
+    def head_widths(self, attention: nn.Module) -> dict[str, int]:
+        """The rows of one head: those of the keys as those of the queries, those of the values for as many key heads.
+
+        Raises ValueError where rows and heads do not come out even.
+        """
+        rows = {role: r.count for weight in self.weights for role, r in weight.rows(attention).items()}
+        width = rows["q"] // self.heads
+        key_heads = rows["k"] // width if width else 0
+        widths = {"q": width, "k": width, "v": rows["v"] // key_heads if key_heads else 0}
+        if width * self.heads != rows["q"] or key_heads * width != rows["k"] or key_heads * widths["v"] != rows["v"]:
+            raise ValueError(f"rows for {rows} do not come out even for {self.heads} heads")
+        return widths
+
+
+def as_matrix(owner: nn.Module, weight: Tensor) -> Tensor:
+    """A weight as (out, in), as a view: transposed for GPT-2's Conv1D, without the kernel for 1 × 1 convolutions."""
+    if weight.dim() > 2:
+        return weight.flatten(1)
+    return weight.t() if _is_transposed(owner) else weight
+
+
+def _is_transposed(owner: nn.Module) -> bool:
+    """Whether the module is transformers' Conv1D, whose weight is (in, out); known without importing transformers."""
+    return any(
+        cls.__qualname__ == "Conv1D" and cls.__module__.startswith("transformers.") for cls in type(owner).__mro__
+    )
