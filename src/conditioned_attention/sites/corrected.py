@@ -1,9 +1,9 @@
 """Lets an attention module compute with W + C, C fixed, while the parameter stays W.
 
 While the module runs, each of its projections shows W + C under the name of its weight, by an entry in its
-``__dict__``, which Python looks up before the registered parameters.  So it does not matter whether the module calls the projection
-or reads the weight, and parameters, state_dict keys and classes stay what they are.  The gradient reaches W; weight
-decay, which acts on the parameter, acts on W alone.
+``__dict__``, which Python looks up before the registered parameters.  So it does not matter whether the module calls
+the projection or reads the weight, and parameters, state_dict keys and classes stay what they are.  The gradient
+reaches W; weight decay, which acts on the parameter, acts on W alone.
 """
 
 from __future__ import annotations
