@@ -1,6 +1,14 @@
 """Preconditioned attention for PyTorch: a drop-in function, one-call model conversion, live condition numbers."""
 
-from conditioned_attention.conversion import apply_conditioning, conditioning, precondition, restore
+from conditioned_attention.conversion import (
+    apply_conditioning,
+    conditioning,
+    fold,
+    precondition,
+    restore,
+    spectral_condition,
+    unfold,
+)
 from conditioned_attention.functional import explain, precondition_rows, preconditioned_attention
 from conditioned_attention.measure import ConditionMonitor, condition_number, log_complexity
 from conditioned_attention.modules import MultiheadAttention
@@ -18,10 +26,13 @@ __all__ = [
     "condition_number",
     "conditioning",
     "explain",
+    "fold",
     "log_complexity",
     "precondition",
     "precondition_rows",
     "preconditioned_attention",
     "register_attention",
     "restore",
+    "spectral_condition",
+    "unfold",
 ]

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 CORRECTIONS = ("identity", "polar")
+PUBLISHED = {
+    "identity": 10.0,
+    "polar": 1.0,
+}  # λ of the paper: the best of its ablation, and the construction of Theorem 3.5
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,15 @@ class Spectral:
         correction: ``"identity"``, C = λ I_k with the rectangular identity (Theorem 3.8), or ``"polar"``,
             C = λ σ_max(W) · U Vᵀ for W = U S Vᵀ (Theorem 3.5), computed once.
         per_head: whether each head's rows count as a matrix of their own, or all heads as one.
+        folded: whether C has been added to the weights themselves.
     """
 
     strength: float
     correction: str = "identity"
     per_head: bool = False
+    folded: bool = False
+
+    kind: ClassVar[str] = "spectral"
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, bool) or not isinstance(self.strength, (int, float)):
@@ -37,8 +46,9 @@ class Spectral:
             raise ValueError(f"strength must be positive and finite, got {self.strength}")
         if self.correction not in CORRECTIONS:
             raise ValueError(f"correction={self.correction!r} is unknown; valid are {CORRECTIONS}")
-        if not isinstance(self.per_head, bool):
-            raise TypeError(f"per_head must be True or False, got {self.per_head!r}")
+        for name in ("per_head", "folded"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
 
 def polar_correction(weight: Tensor, strength: float = 1.0) -> Tensor:
@@ -55,3 +65,35 @@ def polar_correction(weight: Tensor, strength: float = 1.0) -> Tensor:
     u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
     correction: Tensor = strength * s[..., :1, None] * (u @ vh)
     return correction.to(weight.dtype)
+
+
+def auto_strength(width: int) -> float:
+    """The λ at which ``"identity"`` adds about 1 to the logit of a token with itself: d^(-1/4) for heads of width d.
+
+    For inputs x of unit root mean square q · k / √d gains λ² ‖x_h‖² / √d ≈ λ² √d, where x_h are the d features that the
+    identity gives to head h.  Our choice, and not the paper's.
+
+    >>> round(auto_strength(64), 3)
+    0.354
+    """
+    return 1.0 / math.sqrt(math.sqrt(width))
+
+
+def self_logit(strength: float, width: int) -> float:
+    """What λ I adds to the logit of a token with itself, for inputs of unit root mean square: λ² √d.
+
+    >>> round(self_logit(10.0, 64))  # the published λ
+    800
+    """
+    return strength**2 * math.sqrt(width)
+
+
+def swamps(strength: float, weight: Tensor) -> bool:
+    """Whether adding λ to entries of a weight would round away more than a tenth of what such entries are.
+
+    Only half precision can: bfloat16 has steps of 0.002 at λ = 0.3, and of 0.06 at λ = 10.
+    """
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    typical = weight.detach().float().square().mean().sqrt().item()
+    return torch.finfo(weight.dtype).eps * strength > 0.1 * typical

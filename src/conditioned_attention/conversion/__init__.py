@@ -3,6 +3,7 @@
 from conditioned_attention.conversion.convert import convert, precondition, restore
 from conditioned_attention.conversion.persistence import apply_conditioning, conditioning
 from conditioned_attention.conversion.report import ConversionReport, ReportRow
+from conditioned_attention.conversion.spectral import fold, spectral_condition, unfold
 
 __all__ = [
     "ConversionReport",
@@ -10,6 +11,9 @@ __all__ = [
     "apply_conditioning",
     "conditioning",
     "convert",
+    "fold",
     "precondition",
     "restore",
+    "spectral_condition",
+    "unfold",
 ]

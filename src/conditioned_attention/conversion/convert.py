@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
+from conditioned_attention.conversion.change import Change, carry_out
 from conditioned_attention.conversion.guard import check_room, put_guard
-from conditioned_attention.conversion.persistence import already, check_module, conditioning, remember
+from conditioned_attention.conversion.persistence import already, check_module, check_not_folded, conditioning, remember
 from conditioned_attention.conversion.report import ConversionReport, row_for
+from conditioned_attention.conversion.selection import Patterns
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 from conditioned_attention.sites import (
     Site,
@@ -18,13 +19,12 @@ from conditioned_attention.sites import (
     find_sites,
     forget_compiled,
     install,
-    marked,
+    reset_compiled,
     settled,
     uninstall,
     unwrap,
 )
-
-Patterns = str | Sequence[str] | None
+from conditioned_attention.sites.corrected import uncorrect
 
 
 def precondition(
@@ -97,44 +97,33 @@ def convert(
     inner = unwrap(model)
     if guard:
         check_room(inner)
-    if marked(model):
-        raise ValueError(
-            "this checkpoint was trained with conditioned attention: call apply_conditioning(model) to go on with it "
-            "as it was, or restore(model) first to make it a plain model"
-        )
-    report = _convert(model, transform, include, exclude, strict)
+    report = carry_out(model, HeadChange(transform), include, exclude, strict)
     if guard:
         put_guard(inner, conditioning(inner))
     return report
 
 
-def _convert(
-    model: nn.Module, transform: HeadTransform, include: Patterns, exclude: Patterns, strict: bool
-) -> ConversionReport:
-    sites = find_sites(model)
-    chosen = _select(sites, include, exclude)
-    reasons = {site.name: reason for site in chosen if (reason := site.against(transform))}
-    refused = {site.name: reasons[site.name] for site in chosen if site.name in reasons and site.attention}
-    if strict and refused:
-        raise ValueError("strict=True, and these cannot be converted:\n" + _lines(refused))
-    able = [site for site in chosen if site.name not in reasons]
-    optional = {site.name: site.opt_in for site in sites if site.opt_in and site not in chosen}
-    if not able:
-        raise ValueError("nothing to convert in " + type(model).__name__ + _nothing_because(sites, optional | reasons))
-    for site in able:
+@dataclass(frozen=True)
+class HeadChange(Change):
+    """Heads pass through a transform."""
+
+    transform: HeadTransform
+
+    def against(self, site: Site) -> str:
+        return site.against(self.transform)
+
+    def done(self, site: Site) -> bool:
         present = active_transform(site)
-        if present not in (None, transform):
+        if present not in (None, self.transform):
             raise ValueError(already(site, present))
-    new = {site.name for site in able if active_transform(site) is None}
-    status = {site.name: "converted" if site.name in new else "unchanged" for site in able}
-    status |= dict.fromkeys(reasons, "no attention") | dict.fromkeys(refused, "refused")
-    words = optional | reasons
-    rows = tuple(row_for(s, status.get(s.name, "excluded"), words.get(s.name, s.reason)) for s in sites)
-    changed = [site for site in able if site.name in new]
-    install(changed, transform)
-    forget_compiled(changed)
-    remember(model)
-    return ConversionReport(rows, partial(_make_plain, model, changed))
+        return present is not None
+
+    def do(self, sites: Sequence[Site]) -> None:
+        install(sites, self.transform)
+        forget_compiled(sites)
+
+    def undo(self, sites: Sequence[Site]) -> None:
+        forget_compiled(uninstall(sites))
 
 
 def restore(model: nn.Module) -> ConversionReport:
@@ -151,58 +140,18 @@ def restore(model: nn.Module) -> ConversionReport:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: a converted module has got another class since, as torch.nn.utils.parametrize and fully_shard
-            give it; nothing is changed then.
+            give it; or its correction has been folded into its weights (see `unfold`); nothing is changed then.
     """
     check_module(model)
     with settled(model):
         sites = find_sites(model)
-        made_plain = _make_plain(model, sites)
-    restored = {id(site.module) for site in made_plain}
+        check_not_folded(sites)
+        heads = uninstall(sites)
+        corrected = [site for site in sites if uncorrect(site.module)]
+        forget_compiled(heads)
+        if corrected:
+            reset_compiled()
+        remember(model)
+    restored = {id(site.module) for site in (*heads, *corrected)}
     rows = [row_for(site, "restored" if id(site.module) in restored else "unchanged", site.reason) for site in sites]
     return ConversionReport(tuple(rows))
-
-
-def _make_plain(model: nn.Module, sites: Sequence[Site]) -> list[Site]:
-    """Those of the sites that were not plain."""
-    restored = uninstall(sites)
-    forget_compiled(restored)
-    remember(model)
-    return restored
-
-
-def _select(sites: Sequence[Site], include: Patterns, exclude: Patterns) -> list[Site]:
-    names = [site.name for site in sites]
-    by_default = {site.name for site in sites if not site.opt_in or active_transform(site) is not None}
-    chosen = by_default if include is None else _matches("include", include, names)
-    chosen -= set() if exclude is None else _matches("exclude", exclude, names)
-    return [site for site in sites if site.name in chosen]
-
-
-def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    if not isinstance(patterns, (str, Sequence)):
-        raise TypeError(f"{argument} takes glob patterns as strings, got {type(patterns).__name__}")
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"{argument} takes glob patterns as strings, got {type(pattern).__name__}")
-        hits = {name for name in names if fnmatchcase(name, pattern)}
-        if not hits:
-            raise ValueError(
-                f"{argument}={pattern!r} matches no attention module; there are: {', '.join(names) or 'none'}"
-            )
-        found |= hits
-    return found
-
-
-def _nothing_because(sites: Sequence[Site], reasons: Mapping[str, str]) -> str:
-    if reasons:
-        return ":\n" + _lines(reasons)
-    return (
-        ": include and exclude leave no attention module"
-        if sites
-        else ": it holds no attention module that is known, or that calls itself so; see register_attention"
-    )
-
-
-def _lines(reasons: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name or '(the model)'}: {reason}" for name, reason in reasons.items())

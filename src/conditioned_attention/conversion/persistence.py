@@ -16,6 +16,7 @@ from conditioned_attention.sites import (
     MARKER,
     Site,
     active_transform,
+    correct_sites,
     find_sites,
     forget_compiled,
     install,
@@ -23,13 +24,17 @@ from conditioned_attention.sites import (
     settled,
     transform_of,
 )
+from conditioned_attention.sites.corrected import spectral_of
 from conditioned_attention.sites.torch_nn import BuiltIn
+from conditioned_attention.spectral import Spectral
 
 # Key in a Hugging Face config.json
 CONFIG_KEY = "conditioned_attention"
 
 _FORMAT = 1
-_KINDS = {cls.kind: cls for cls in (RowNorm, HeadRMSNorm)}
+_KINDS = {cls.kind: cls for cls in (RowNorm, HeadRMSNorm, Spectral)}
+
+Settings = HeadTransform | Spectral
 
 
 def conditioning(model: nn.Module) -> dict[str, Any]:
@@ -51,8 +56,10 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
         TypeError: ``model`` is not a module.
     """
     check_module(model)
-    modules: dict[HeadTransform, list[str]] = {}
+    modules: dict[Settings, list[str]] = {}
     for site in find_sites(model):
+        if (spectral := spectral_of(site.module)) is not None:
+            modules.setdefault(spectral, []).append(site.name)
         transform = active_transform(site)
         if transform is not None:
             modules.setdefault(transform, []).append(site.name)
@@ -62,7 +69,7 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
                 "unconditioned; call precondition(model) again, or restore(model)",
                 stacklevel=2,
             )
-    entries = [{"kind": t.kind, **asdict(t), "modules": names} for t, names in modules.items()]  # type: ignore[call-overload]
+    entries = [{"kind": t.kind, **asdict(t), "modules": names} for t, names in modules.items()]  # type: ignore[arg-type]
     return {"format": _FORMAT, "transforms": entries}
 
 
@@ -102,8 +109,20 @@ def apply_conditioning(model: nn.Module, data: Mapping[str, Any] | None = None) 
         check_room(_part(model, name))
     with settled(model):
         planned = [pair for part, part_data in plans for pair in _plan(part, part_data)]
-        sites, transforms = [site for site, _ in planned], {id(site.module): transform for site, transform in planned}
-        install(sites, lambda site: transforms[id(site.module)])
+        heads = {id(site.module): done for site, done in planned if isinstance(done, HeadTransform)}
+        corrections = {id(site.module): done for site, done in planned if isinstance(done, Spectral)}
+        sites = [site for site, done in planned if isinstance(done, HeadTransform)]
+        corrected = [site for site, done in planned if isinstance(done, Spectral)]
+        undo = install(sites, lambda site: heads[id(site.module)])
+        try:
+            correct_sites(
+                [site for site in corrected if spectral_of(site.module) is None],
+                lambda site: corrections[id(site.module)],
+                loading=True,
+            )
+        except BaseException:
+            undo()
+            raise
     forget_compiled(sites)
     for name in guards:
         put_guard(_part(model, name), guards[name])
@@ -127,22 +146,28 @@ def _part(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(f"the state_dict was conditioned at {name!r}, which the model does not have") from error
 
 
-def _plan(model: nn.Module, data: Mapping[str, Any]) -> list[tuple[Site, HeadTransform]]:
+def _plan(model: nn.Module, data: Mapping[str, Any]) -> list[tuple[Site, Settings]]:
     """What the record wants done to the model, which nothing has been done to yet."""
     sites = find_sites(model)
-    planned: dict[str, HeadTransform] = {}
+    planned: dict[tuple[str, bool], tuple[Site, Settings]] = {}
     for entry in _entries(data):
-        transform = _transform(entry)
+        settings = _settings(entry)
         for site in _by_name(model, sites, entry["modules"]):
-            present = planned.get(site.name) or active_transform(site)
-            if present not in (None, transform):
+            key = site.name, isinstance(settings, Spectral)
+            present = planned[key][1] if key in planned else _present(site, settings)
+            if present not in (None, settings):
                 raise ValueError(already(site, present))
-            planned[site.name] = transform
+            planned[key] = site, settings
     for site in sites:
-        present = active_transform(site)
-        if present is not None and site.name not in planned:
-            raise ValueError(already(site, present))
-    return [(site, planned[site.name]) for site in sites if site.name in planned]
+        for present in (active_transform(site), spectral_of(site.module)):
+            if present is not None and (site.name, isinstance(present, Spectral)) not in planned:
+                raise ValueError(already(site, present))
+    return list(planned.values())
+
+
+def _present(site: Site, settings: Settings) -> Settings | None:
+    """What has been done to a module already of the kind of ``settings``."""
+    return spectral_of(site.module) if isinstance(settings, Spectral) else active_transform(site)
 
 
 def _remembered(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
@@ -159,12 +184,23 @@ def check_module(model: nn.Module) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
-def already(site: Site, present: HeadTransform) -> str:
+def already(site: Site, present: Settings) -> str:
     """The error for a module that runs with another transform than the one asked for."""
     name = site.name or type(site.module).__qualname__
+    if isinstance(present, Spectral):
+        return f"{name} is already corrected, with {present}; call restore(model) first"
     if isinstance(site.mechanism, BuiltIn):
         return f"{name} was built with {present}, which conversion does not change; build it with other options"
     return f"{name} is already converted, with {present}; call restore(model) first"
+
+
+def check_not_folded(sites: Sequence[Site]) -> None:
+    """Raises ValueError if a correction is part of the weights."""
+    folded = [site.name for site in sites if (spectral := spectral_of(site.module)) is not None and spectral.folded]
+    if folded:
+        raise ValueError(
+            f"the correction has been folded into the weights of {', '.join(folded)}: call unfold(model) first"
+        )
 
 
 def remember(model: nn.Module) -> None:
@@ -218,17 +254,18 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-def _transform(entry: Mapping[str, Any]) -> HeadTransform:
+def _settings(entry: Mapping[str, Any]) -> Settings:
     options = {key: value for key, value in entry.items() if key not in ("kind", "modules")}
     cls = _KINDS.get(entry["kind"])
     if cls is None:
         raise ValueError(f"kind={entry['kind']!r} is unknown; valid are {tuple(_KINDS)}")
     try:
-        return cls(**options)
+        settings: Settings = cls(**options)
     except TypeError as error:
         raise ValueError(
             f"options of {entry['kind']!r} that this version does not know: {options} ({error})"
         ) from error
+    return settings
 
 
 def _by_name(model: nn.Module, sites: Sequence[Site], names: Sequence[str]) -> list[Site]:

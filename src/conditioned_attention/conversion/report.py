@@ -83,7 +83,8 @@ class ConversionReport:
         return "\n".join(lines)
 
 
-def row_for(site: Site, status: str, reason: str = "") -> ReportRow:
-    """The row of one site."""
-    mechanism = "" if site.mechanism is None else site.mechanism.name
+def row_for(site: Site, status: str, reason: str = "", mechanism: str | None = None) -> ReportRow:
+    """The row of one site; without ``mechanism``, with the way in which its heads are reached."""
+    if mechanism is None:
+        mechanism = "" if site.mechanism is None else site.mechanism.name
     return ReportRow(site.name, type(site.module).__qualname__, mechanism, status, reason)

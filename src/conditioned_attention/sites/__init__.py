@@ -3,19 +3,31 @@
 from conditioned_attention.sites.marker import MARKER, is_conditioned, marked, settled, watch
 from conditioned_attention.sites.registered import register_attention
 from conditioned_attention.sites.site import Mechanism, Site, active_transform, transform_of
-from conditioned_attention.sites.table import find_sites, forget_compiled, install, uninstall, unwrap
+from conditioned_attention.sites.table import (
+    correct_sites,
+    find_projections,
+    find_sites,
+    forget_compiled,
+    install,
+    reset_compiled,
+    uninstall,
+    unwrap,
+)
 
 __all__ = [
     "MARKER",
     "Mechanism",
     "Site",
     "active_transform",
+    "correct_sites",
+    "find_projections",
     "find_sites",
     "forget_compiled",
     "install",
     "is_conditioned",
     "marked",
     "register_attention",
+    "reset_compiled",
     "settled",
     "transform_of",
     "uninstall",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from conditioned_attention.spectral import Spectral, polar_correction
 
 SPECTRAL = "_spectral"  # attribute of an attention module: how it is corrected.  Plain data: no key of the state_dict
 _KEY = HOOK_KEY - 1
+_OPEN = "_spectral_open"  # on it while a state_dict has not brought the corrections yet
 _SUFFIX = "_correction"  # of the buffer beside a weight whose correction cannot be computed again
 
 
@@ -30,33 +31,77 @@ def spectral_of(attention: nn.Module) -> Spectral | None:
     return attention.__dict__.get(SPECTRAL)
 
 
-def correct(attention: nn.Module, projections: Projections, spectral: Spectral) -> Callable[[], None]:
-    """From now on the module computes with W + C; the function returned takes that back."""
-    show = _Show(projections, projections.head_widths(attention))
+def corrections_of(attention: nn.Module) -> Corrections:
+    """What a corrected module computes with."""
+    show: Any = attention._forward_pre_hooks[_KEY]
+    corrections: Corrections = show.corrections
+    return corrections
+
+
+def correct(
+    attention: nn.Module, projections: Projections, spectral: Spectral, *, loading: bool = False
+) -> Callable[[], None]:
+    """From now on the module computes with W + C; the function returned takes that back.
+
+    With ``loading`` a correction that has to be computed is left open, for a state_dict that brings it.
+    """
+    corrections = Corrections(projections, projections.head_widths(attention))
     if spectral.correction == "polar":
         for projection in projections.weights:
-            correction = show.polar(attention, projection, spectral)
+            correction = corrections.polar(attention, projection, spectral)
+            if loading:
+                correction.fill_(torch.nan)
+                attention.__dict__[_OPEN] = True
             projection.owner(attention).register_buffer(projection.parameter + _SUFFIX, correction)
     attention.__dict__[SPECTRAL] = spectral
-    attention._forward_pre_hooks[_KEY] = show
-    attention._forward_hooks[_KEY] = _Hide(projections)
-    attention._forward_hooks_always_called[_KEY] = True  # also where the forward raises
+    if not spectral.folded:
+        _put_hooks(attention, corrections)
 
     def undo() -> None:
-        uncorrect(attention)
+        uncorrect(attention, projections)
 
     return undo
 
 
-def uncorrect(attention: nn.Module) -> bool:
+def uncorrect(attention: nn.Module, projections: Projections | None = None) -> bool:
     """The module computes with W again; whether there was a correction to take off."""
     if attention.__dict__.pop(SPECTRAL, None) is None:
         return False
-    show: Any = attention._forward_pre_hooks.pop(_KEY)
-    del attention._forward_hooks[_KEY], attention._forward_hooks_always_called[_KEY]
-    for projection in show.projections.weights:
+    attention.__dict__.pop(_OPEN, None)
+    show: Any = attention._forward_pre_hooks.get(_KEY)
+    _take_hooks(attention)
+    for projection in (projections or show.corrections.projections).weights:
         projection.owner(attention)._buffers.pop(projection.parameter + _SUFFIX, None)
     return True
+
+
+@torch.no_grad()
+def fold_into(attention: nn.Module, projections: Projections, *, folded: bool) -> None:
+    """Adds C to the weights themselves and takes the hooks off, or subtracts it and puts them on; in float32."""
+    spectral: Spectral = attention.__dict__[SPECTRAL]
+    corrections = Corrections(projections, projections.head_widths(attention))
+    for projection in projections.weights:
+        weight = getattr(projection.owner(attention), projection.parameter)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        correction = corrections.of(attention, projection, spectral).to(exact)
+        weight.copy_(weight.to(exact) + (correction if folded else -correction))
+    attention.__dict__[SPECTRAL] = replace(spectral, folded=folded)
+    if folded:
+        _take_hooks(attention)
+    else:
+        _put_hooks(attention, corrections)
+
+
+def _put_hooks(attention: nn.Module, corrections: Corrections) -> None:
+    attention._forward_pre_hooks[_KEY] = _Show(corrections)
+    attention._forward_hooks[_KEY] = _Hide(corrections.projections)
+    attention._forward_hooks_always_called[_KEY] = True  # also where the forward raises
+
+
+def _take_hooks(attention: nn.Module) -> None:
+    attention._forward_pre_hooks.pop(_KEY, None)
+    attention._forward_hooks.pop(_KEY, None)
+    attention._forward_hooks_always_called.pop(_KEY, None)
 
 
 @contextmanager
@@ -72,21 +117,25 @@ def shown(attention: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Show:
-    """Stands before the attention module."""
+class Corrections:
+    """C for the projections of an attention module, from its settings.
+
+    Attributes:
+        projections: where W_Q, W_K and W_V are.
+        widths: the rows of one head, for each role.
+    """
 
     projections: Projections
     widths: Mapping[str, int] = field(hash=False)
 
-    def __call__(self, attention: nn.Module, args: tuple[Any, ...]) -> None:
-        spectral = attention.__dict__[SPECTRAL]
-        for projection in self.projections.weights:
-            owner = projection.owner(attention)
-            weight = getattr(owner, projection.parameter)
-            correction = owner._buffers.get(projection.parameter + _SUFFIX)
-            if correction is None:
-                correction = self.identity(attention, projection, spectral)
-            owner.__dict__[projection.parameter] = weight + _like(correction, weight)
+    def of(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
+        """C for one weight, as it is now: in its shape, its dtype and on its devices."""
+        weight = getattr(projection.owner(attention), projection.parameter)
+        if spectral.correction == "identity":
+            return _like(self.identity(attention, projection, spectral), weight)
+        kept = projection.owner(attention)._buffers[projection.parameter + _SUFFIX]
+        assert kept is not None
+        return _like(kept, weight)
 
     @torch.no_grad()
     def identity(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
@@ -113,6 +162,34 @@ class _Show:
             blocks = source[indices].unflatten(0, (-1, width))
             target[indices] = polar_correction(blocks, spectral.strength).flatten(0, 1)
         return correction
+
+
+@dataclass(frozen=True)
+class _Show:
+    """Stands before the attention module."""
+
+    corrections: Corrections
+
+    def __call__(self, attention: nn.Module, args: tuple[Any, ...]) -> None:
+        spectral = attention.__dict__[SPECTRAL]
+        if _OPEN in attention.__dict__:
+            self._close(attention)
+        for projection in self.corrections.projections.weights:
+            owner = projection.owner(attention)
+            weight = getattr(owner, projection.parameter)
+            owner.__dict__[projection.parameter] = weight + self.corrections.of(attention, projection, spectral)
+
+    def _close(self, attention: nn.Module) -> None:
+        """Raises RuntimeError unless the corrections have come."""
+        for projection in self.corrections.projections.weights:
+            kept = projection.owner(attention)._buffers[projection.parameter + _SUFFIX]
+            if torch.compiler.is_compiling() or kept is None or kept.isnan().any():
+                raise RuntimeError(
+                    f"the correction {projection.parameter + _SUFFIX!r} of {projection.path!r} is not there yet: after "
+                    "apply_conditioning(model), load the checkpoint's state_dict into the model"
+                    + (", and run it once before torch.compile" if torch.compiler.is_compiling() else "")
+                )
+        del attention.__dict__[_OPEN]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,14 @@ from torch import nn
 
 from conditioned_attention.preconditioner import HeadTransform
 from conditioned_attention.sites import registered
+from conditioned_attention.sites.corrected import correct
+from conditioned_attention.sites.effect import check_effect
 from conditioned_attention.sites.hook import Hook, hook_of
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.sites.site import Mechanism, Site, class_name, plain_class, transform_of
 from conditioned_attention.sites.swap import swap_of
 from conditioned_attention.sites.versions import unsupported
+from conditioned_attention.spectral import Spectral
 
 # top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
 _LIBRARIES: tuple[tuple[str | None, str], ...] = (
@@ -189,6 +192,36 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
     return undo_all
 
 
+def correct_sites(
+    sites: Sequence[Site], settings: Callable[[Site], Spectral], *, loading: bool = False
+) -> Callable[[], None]:
+    """Corrects the projections of every site; the function returned takes all of it back.
+
+    Raises ValueError, and changes nothing, if those of one are not known.  With ``loading`` corrections that have to be
+    computed are left to a state_dict.
+    """
+    plans = [(site, find_projections(site.module), settings(site)) for site in sites]
+    undo: list[Callable[[], None]] = []
+
+    def undo_all() -> None:
+        while undo:
+            undo.pop()()
+        reset_compiled()
+
+    try:
+        for site, projections, spectral in plans:
+            if isinstance(projections, str):
+                raise ValueError(f"{site.name or 'the model'} cannot be corrected: {projections}")
+            undo.append(correct(site.module, projections, spectral, loading=loading))
+            if not loading and not spectral.folded:
+                check_effect(site.module)
+    except BaseException:
+        undo_all()
+        raise
+    reset_compiled()
+    return undo_all
+
+
 def uninstall(sites: Sequence[Site]) -> list[Site]:
     """Takes the transforms off every site of a model; returns those that had one to take off.
 
@@ -206,6 +239,11 @@ def forget_compiled(sites: Sequence[Site]) -> None:
 
     It has no way to forget one model, so all that the process has compiled is compiled again when it is next called.
     """
-    unguarded = any(site.mechanism is not None and not site.mechanism.guarded for site in sites)
-    if unguarded and "torch._dynamo" in sys.modules:
+    if any(site.mechanism is not None and not site.mechanism.guarded for site in sites):
+        reset_compiled()
+
+
+def reset_compiled() -> None:
+    """Makes torch.compile compile everything anew."""
+    if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

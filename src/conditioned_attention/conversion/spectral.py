@@ -1,0 +1,228 @@
+"""Spectral conditioning of a model in place (arXiv 2603.07162): W_Q, W_K, W_V -> W + C."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from conditioned_attention.conversion.change import Change, carry_out
+from conditioned_attention.conversion.persistence import check_module, remember
+from conditioned_attention.conversion.report import ConversionReport
+from conditioned_attention.conversion.selection import Patterns
+from conditioned_attention.sites import Site, correct_sites, find_projections, find_sites, reset_compiled
+from conditioned_attention.sites.corrected import fold_into, spectral_of, uncorrect
+from conditioned_attention.sites.projections import Projections
+from conditioned_attention.spectral import PUBLISHED, Spectral, auto_strength, self_logit, swamps
+
+AUTO = "auto"
+
+# From here on a softmax over a few thousand tokens looks at the token itself and little else: log(4096) is 8.3.
+_SATURATED = 10.0
+
+
+def spectral_condition(
+    model: nn.Module,
+    strength: float | str | None = None,
+    *,
+    correction: str = "identity",
+    per_head: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    strict: bool = False,
+) -> ConversionReport:
+    """Adds a fixed correction C to the query, key and value projections of a model's attention, in place.
+
+    W stays the parameter, under its name and with its values; the model computes with W + C, and weight decay acts on
+    W alone (arXiv 2603.07162, Theorems 3.5 and 3.8).  Everything is checked before anything is changed, and afterwards
+    that every projection gives λ x[..., :k] more than it did.
+
+    Args:
+        model: any module that contains attention of a known class; it may be converted by `precondition` as well,
+            before or after.
+        strength: λ.  None: what the paper takes, 10 for ``"identity"`` and 1 for ``"polar"``.  ``"auto"``: d^(-1/4) for
+            heads of width d, with which ``"identity"`` adds about 1 to the logit of a token with itself for inputs of
+            unit root mean square, as layer norms make them; 1 for ``"polar"``.
+        correction: ``"identity"``, C = λ I_k with the rectangular identity; or ``"polar"``, C = λ σ_max(W) U Vᵀ for
+            W = U S Vᵀ, computed once from the weights as they are now, so that κ(W + C) ≤ 1 + 1/λ.  Trained weights do
+            not tell what it was, so it is kept in buffers ``…_correction``, the one exception to unchanged
+            state_dict keys.
+        per_head: an identity, or polar factor, for the rows of every head; else one for all rows of W_Q, W_K, W_V each.
+        include, exclude: glob patterns over module names, as for `precondition`.
+        strict: raise if an attention module that was not excluded cannot be corrected.
+
+    Returns:
+        A report with one row for every attention module.  In a ``with`` statement it makes the correction temporary.
+
+    Raises:
+        TypeError: ``model`` is not a module, or an option is of a wrong type.
+        ValueError: nothing to correct; an unknown option; a module that is corrected otherwise already; with
+            ``strict``, an attention module that cannot be corrected.  The model is then unchanged.
+
+    Warns:
+        UserWarning: λ is so large that attention would look at the token itself and little else.
+
+    >>> import torch
+    >>> from conditioned_attention import restore, spectral_condition
+    >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
+    >>> spectral_condition(layer, 0.3).converted
+    ['self_attn']
+    >>> restore(layer).names("restored")
+    ['self_attn']
+    """
+    change = SpectralChange(strength, correction, per_head)
+    return carry_out(model, change, include, exclude, strict)
+
+
+def fold(model: nn.Module) -> list[str]:
+    """Makes corrections part of the weights: W becomes W + C, and the model runs without hooks, as one of its kind.
+
+    The sum is taken in float32 (float64 for float64 weights).  For other programs that read the weights; train before,
+    as weight decay would act on C as well from now on.  `conditioning` remembers it, and `unfold` takes it back.
+
+    Args:
+        model: a module that was given to `spectral_condition`.
+
+    Returns:
+        The names of the attention modules whose weights were changed.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: nothing is corrected, or half-precision weights would lose more than a tenth of themselves to
+            rounding at λ.  Nothing is changed then.
+
+    >>> import torch
+    >>> from conditioned_attention import fold, spectral_condition, unfold
+    >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
+    >>> _ = spectral_condition(layer, 0.3)
+    >>> fold(layer), unfold(layer)
+    (['self_attn'], ['self_attn'])
+    """
+    return _refold(model, folded=True)
+
+
+def unfold(model: nn.Module) -> list[str]:
+    """Undoes `fold`: the parameters are W again, entries outside of C bit for bit, others within rounding at λ.
+
+    Args:
+        model: a module that was given to `fold`, or one loaded from its checkpoint and given to `apply_conditioning`.
+
+    Returns:
+        The names of the attention modules whose weights were changed.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: nothing is folded.
+    """
+    return _refold(model, folded=False)
+
+
+def _refold(model: nn.Module, *, folded: bool) -> list[str]:
+    """Folds the corrections of a model that are not, or the other way round."""
+    check_module(model)
+    plans: list[tuple[Site, Projections]] = []
+    for site in find_sites(model):
+        spectral = spectral_of(site.module)
+        if spectral is not None and spectral.folded != folded:
+            projections = find_projections(site.module)
+            assert isinstance(projections, Projections)
+            plans.append((site, projections))
+            if folded:
+                _check_precision(site, projections, spectral)
+    if not plans:
+        raise ValueError(f"there is nothing to {'fold: no projection is corrected' if folded else 'unfold'}")
+    for site, projections in plans:
+        fold_into(site.module, projections, folded=folded)
+    reset_compiled()
+    remember(model)
+    return [site.name for site, _ in plans]
+
+
+def _check_precision(site: Site, projections: Projections, spectral: Spectral) -> None:
+    for projection in projections.weights:
+        weight = getattr(projection.owner(site.module), projection.parameter)
+        if spectral.correction == "identity" and swamps(spectral.strength, weight):
+            raise ValueError(
+                f"{site.name}: adding {spectral.strength:g} to {weight.dtype} weights would round away more than a "
+                "tenth of what they are there: fold a float32 copy of the model"
+            )
+
+
+@dataclass(frozen=True)
+class SpectralChange(Change):
+    """Projections are corrected."""
+
+    strength: float | str | None
+    correction: str
+    per_head: bool
+    plans: dict[int, tuple[Projections, Spectral]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strength, str) and self.strength != AUTO:
+            raise ValueError(f"strength={self.strength!r} is unknown; valid are a number, {AUTO!r} and None")
+        self._spectral(64)  # raises for what is wrong whatever the module
+
+    def _spectral(self, width: int) -> Spectral:
+        strength = self.strength
+        if strength == AUTO and self.correction == "identity":
+            strength = auto_strength(width)
+        elif strength is None or strength == AUTO:
+            strength = PUBLISHED.get(self.correction, 1.0)
+        assert not isinstance(strength, str)
+        return Spectral(strength, self.correction, self.per_head)
+
+    def against(self, site: Site) -> str:
+        if not site.attention:
+            return site.reason
+        found = find_projections(site.module)
+        if isinstance(found, str):
+            return found
+        try:
+            widths = found.head_widths(site.module)
+        except ValueError as error:
+            return str(error)
+        self.plans[id(site.module)] = found, self._spectral(widths["q"])
+        return ""
+
+    def done(self, site: Site) -> bool:
+        present, wanted = spectral_of(site.module), self.plans[id(site.module)][1]
+        if present not in (None, wanted):
+            raise ValueError(
+                f"{site.name or type(site.module).__qualname__} is already corrected, with {present}; "
+                "call restore(model) first"
+            )
+        return present is not None
+
+    def do(self, sites: Sequence[Site]) -> None:
+        correct_sites(sites, lambda site: self.plans[id(site.module)][1])
+        self._warn(sites)
+
+    def undo(self, sites: Sequence[Site]) -> None:
+        for site in sites:
+            uncorrect(site.module)
+        reset_compiled()
+
+    def how(self, site: Site) -> str | None:
+        return "W + C" if id(site.module) in self.plans else ""
+
+    def remark(self, site: Site) -> str:
+        return self.plans[id(site.module)][0].remark
+
+    def _warn(self, sites: Sequence[Site]) -> None:
+        """Before somebody trains for a week with attention that looks at nothing but the token itself."""
+        if self.correction != "identity":
+            return
+        for site in sites:
+            projections, spectral = self.plans[id(site.module)]
+            width = projections.head_widths(site.module)["q"]
+            if (logit := self_logit(spectral.strength, width)) > _SATURATED:
+                warnings.warn(
+                    f"strength={spectral.strength:g} adds about {logit:.3g} to the logit of a token with itself, for "
+                    f"inputs of unit root mean square and heads of width {width} (first at {site.name!r}): attention "
+                    "would look at the token itself and little else. A small ViT with a class token trained to chance "
+                    f"that way; strength={AUTO!r} is {auto_strength(width):.2g} here",
+                    stacklevel=5,
+                )
+                return

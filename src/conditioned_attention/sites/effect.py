@@ -1,0 +1,79 @@
+"""A look at whether a correction does what it should: on the projections themselves, and not on how it was built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conditioned_attention.sites.corrected import corrections_of, shown, spectral_of
+from conditioned_attention.sites.projections import Projection, as_matrix
+from conditioned_attention.spectral import Spectral
+
+
+@torch.no_grad()
+def check_effect(attention: nn.Module) -> None:
+    """Raises RuntimeError unless every projection of a corrected module gives C x more than W x, to rounding.
+
+    For C = λ I_k this is λ x[..., :k] in the rows of each role and nothing in others; for the polar correction
+    κ(W + C) ≤ 1 + 1/λ is checked.  Weights without values (meta) or spread over devices are not looked at.
+    """
+    spectral, corrections = spectral_of(attention), corrections_of(attention)
+    assert spectral is not None
+    for projection in corrections.projections.weights:
+        owner = projection.owner(attention)
+        weight = getattr(owner, projection.parameter)
+        if weight.is_meta or hasattr(weight, "device_mesh"):
+            continue
+        look = _gains_identity if spectral.correction == "identity" else _is_conditioned
+        if not look(attention, projection, corrections.widths, spectral):
+            raise RuntimeError(
+                f"the correction of {projection.path or type(attention).__qualname__}.{projection.parameter} does not "
+                f"have the effect it should, so nothing was changed: {type(owner).__qualname__} may compute something "
+                "else than W x + b, or the entry of this class in the table of projections is wrong"
+            )
+
+
+def _gains_identity(attention: nn.Module, projection: Projection, widths: Any, spectral: Spectral) -> bool:
+    owner = projection.owner(attention)
+    matrix = as_matrix(owner, getattr(owner, projection.parameter))
+    x = torch.randn(3, matrix.shape[1], dtype=matrix.dtype, device=matrix.device, generator=_generator(matrix.device))
+    before = _project(owner, projection, x)
+    with shown(attention):
+        gain = (_project(owner, projection, x) - before).double()
+    expected = torch.zeros_like(gain)
+    for role, rows in projection.rows(attention).items():
+        width = widths[role] if spectral.per_head else rows.count
+        for i, row in enumerate(rows.indices()):
+            if i % width < x.shape[1]:
+                expected[:, row] = spectral.strength * x[:, i % width].double()
+    size = x.double().abs() @ matrix.double().abs().t() + expected.abs() + before.double().abs()
+    return bool(((gain - expected).abs() <= 8 * torch.finfo(matrix.dtype).eps * size).all())
+
+
+def _is_conditioned(attention: nn.Module, projection: Projection, widths: Any, spectral: Spectral) -> bool:
+    owner = projection.owner(attention)
+    with shown(attention):
+        matrix = as_matrix(owner, getattr(owner, projection.parameter)).double()
+    for role, rows in projection.rows(attention).items():
+        width = widths[role] if spectral.per_head else rows.count
+        values = torch.linalg.svdvals(matrix[rows.indices()].unflatten(0, (-1, width)))
+        if not bool((values[..., 0] <= (1 + 1 / spectral.strength) * values[..., -1] * (1 + 1e-2)).all()):
+            return False
+    return True
+
+
+def _project(owner: nn.Module, projection: Projection, x: Tensor) -> Tensor:
+    """What the projection makes of x, by its own forward where that is all there is to it."""
+    weight = getattr(owner, projection.parameter)
+    if projection.path and weight.dim() == 2 and projection.parameter == "weight":
+        y: Tensor = owner(x)
+        return y
+    return F.linear(x, as_matrix(owner, weight))
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """Of its own, so that conversion draws nothing from the user's."""
+    return torch.Generator(device).manual_seed(0)
