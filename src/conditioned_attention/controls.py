@@ -1,14 +1,18 @@
-"""What else one could do to a head's output: the controls without which a claim about C says nothing."""
+"""What else one could do to attention's heads: the controls without which a claim about C says nothing.
+
+Shapes: B batch, H heads, N queries, M keys, D head width.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from conditioned_attention.preconditioner import HeadTransform, check_eps
+from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_eps, row_norm
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,89 @@ class HeadRMSNorm(HeadTransform):
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         return F.rms_norm(output, output.shape[-1:], eps=self.eps)
+
+
+@dataclass(frozen=True)
+class PowerNorm(HeadTransform):
+    """``output -> C^α · output`` times √D if ``scaled``, C of the output's rows and without gradient.
+
+    With α < 1 rows keep part of what their norms say: ``‖row‖^(1-α)``.  With α = 1 and ``scaled`` it is head-wise
+    RMSNorm in forward and the preconditioner in backward.
+
+    Args:
+        alpha: the power of C, in (0, 1].
+        scaled: whether rows are multiplied by √D, so that their entries, and not their norms, are about 1 for α = 1.
+        eps: smallest row norm that is divided by.
+    """
+
+    alpha: float = 0.5
+    scaled: bool = False
+    eps: float = 1e-6
+
+    kind: ClassVar[str] = "power_norm"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
+            raise TypeError(f"alpha must be a number, got {type(self.alpha).__name__}")
+        if not 0.0 < self.alpha <= 1.0:
+            raise ValueError(f"alpha must be in (0, 1], got {self.alpha}")
+        if not isinstance(self.scaled, bool):
+            raise TypeError(f"scaled must be True or False, got {self.scaled!r}")
+        check_eps(self.eps)
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        norm = row_norm(output, RowNorm(eps=self.eps).floor(output.dtype)) ** self.alpha
+        factor = math.sqrt(output.shape[-1]) if self.scaled else 1.0
+        return (output * (factor / norm)).to(output.dtype)
+
+
+@dataclass(frozen=True)
+class ConstantGain(HeadTransform):
+    """``output -> gain · output``: one number for all rows of a layer, such as the mean of C at the start of training.
+
+    Does C help because of its scale alone?  `calibrated_gains` measures the mean.
+
+    Args:
+        gain: the factor.
+    """
+
+    gain: float
+
+    kind: ClassVar[str] = "constant_gain"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gain, bool) or not isinstance(self.gain, (int, float)):
+            raise TypeError(f"gain must be a number, got {type(self.gain).__name__}")
+        if not 0.0 < self.gain < math.inf:
+            raise ValueError(f"gain must be positive and finite, got {self.gain}")
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        return output * self.gain
+
+
+@dataclass(frozen=True)
+class QKNorm(HeadTransform):
+    """Queries and keys of every head to root mean square 1, without gain; the heads themselves are left alone.
+
+    Logits are then at most √D in size.  Without a gain the norm commutes with rotary positions.
+
+    Args:
+        eps: added to the mean square, as in ``torch.nn.functional.rms_norm``.
+    """
+
+    eps: float = 1e-6
+
+    kind: ClassVar[str] = "qk_norm"
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
+    @property
+    def changes_queries(self) -> bool:
+        return True
+
+    def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return F.rms_norm(query, query.shape[-1:], eps=self.eps), F.rms_norm(key, key.shape[-1:], eps=self.eps)
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        return output

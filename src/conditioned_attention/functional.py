@@ -164,6 +164,8 @@ def attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Attention followed by any `HeadTransform`: what converted models call.  Arguments as above."""
+    if transform.changes_queries:
+        query, key = transform.queries(query, key)
     arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     return _attend(transform, arguments, "auto")
 

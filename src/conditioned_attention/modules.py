@@ -361,6 +361,8 @@ def _attend_with_weights(
 ) -> tuple[Tensor, Tensor]:
     """Transformed heads (B, H, L, D) and the weights (B, H, L, S) behind them, in stock's order of operations."""
     batch = q.shape[0] // heads
+    if transform.changes_queries:
+        q, k = (t.flatten(0, 1) for t in transform.queries(q.unflatten(0, (batch, -1)), k.unflatten(0, (batch, -1))))
     scaled = q * math.sqrt(1.0 / float(q.shape[-1]))
     if mask is None:
         weights = torch.softmax(torch.bmm(scaled, k.transpose(-2, -1)), dim=-1)

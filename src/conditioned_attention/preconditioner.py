@@ -40,6 +40,20 @@ class HeadTransform(ABC):
         """True if the transform reads the attention weights, which fused attention never builds."""
         return False
 
+    @property
+    def changes_queries(self) -> bool:
+        """True if `queries` is to be called before attention, which only some mechanisms can do."""
+        return False
+
+    @property
+    def settings(self) -> HeadTransform:
+        """The transform as it was asked for, without what belongs to one module."""
+        return self
+
+    def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps queries (B, H, N, D) and keys (B, H, M, D) before their product is taken."""
+        return query, key
+
     @abstractmethod
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         """Maps head outputs (B, H, N, D) to head outputs; ``weights`` (B, H, N, M) come only if needed."""

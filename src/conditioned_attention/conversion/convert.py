@@ -16,6 +16,7 @@ from conditioned_attention.preconditioner import HeadTransform, RowNorm
 from conditioned_attention.sites import (
     Site,
     active_transform,
+    against,
     find_sites,
     forget_compiled,
     install,
@@ -110,7 +111,7 @@ class HeadChange(Change):
     transform: HeadTransform
 
     def against(self, site: Site) -> str:
-        return site.against(self.transform)
+        return against(site, self.transform)
 
     def done(self, site: Site) -> bool:
         present = active_transform(site)

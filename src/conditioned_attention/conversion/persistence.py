@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.controls import HeadRMSNorm
+from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm, QKNorm
 from conditioned_attention.conversion.guard import check_room, is_guarded, put_guard, records_in, take_guard
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 from conditioned_attention.sites import (
@@ -25,6 +25,7 @@ from conditioned_attention.sites import (
     transform_of,
 )
 from conditioned_attention.sites.corrected import spectral_of
+from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
 from conditioned_attention.sites.torch_nn import BuiltIn
 from conditioned_attention.spectral import Spectral
 
@@ -32,7 +33,12 @@ from conditioned_attention.spectral import Spectral
 CONFIG_KEY = "conditioned_attention"
 
 _FORMAT = 1
-_KINDS = {cls.kind: cls for cls in (RowNorm, HeadRMSNorm, Spectral)}
+_KINDS = {
+    cls.kind: cls
+    for cls in (
+        RowNorm, HeadRMSNorm, HeadRMSNormWithGain, PowerNorm, ConstantGain, QKNorm, SigmoidGate, Spectral
+    )
+}  # fmt: skip
 
 Settings = HeadTransform | Spectral
 

@@ -95,7 +95,7 @@ class _Run:
 
         torch.manual_seed(seed)
         model = task.build_model()
-        variant.apply(model)
+        variant.apply(model, task.probe())
         self._seed_randomness(0)
         self.monitor = ConditionMonitor(model, self._to_device(task.probe())) if settings.monitor_every else None
         self.ema = self._average(model)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.measure.spectra import condition_number, log_complexity
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, active_transform, find_sites, install, unwrap
+from conditioned_attention.sites import Site, active_transform, find_sites, install, transform_of, unwrap
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,13 @@ def head_outputs(model: nn.Module, probe: Any) -> list[HeadOutputs]:
     sites = [site for site in find_sites(model) if site.reachable]
     with ExitStack() as stack:
         stack.enter_context(_undisturbed(model))
-        stack.callback(install(sites, lambda site: _Recording(site, active_transform(site), calls)))
+        stack.callback(install(sites, lambda site: _Recording(site, _acting(site), calls)))
         _call(model, probe)
     return calls
+
+
+def _acting(site: Site) -> HeadTransform | None:
+    return None if active_transform(site) is None else transform_of(site.module)
 
 
 class _Recording(HeadTransform):
@@ -173,6 +177,13 @@ class _Recording(HeadTransform):
     @property
     def needs_weights(self) -> bool:
         return self.inner is not None and self.inner.needs_weights
+
+    @property
+    def changes_queries(self) -> bool:
+        return self.inner is not None and self.inner.changes_queries
+
+    def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return (query, key) if self.inner is None else self.inner.queries(query, key)
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         after = RowNorm()(output) if self.inner is None else self.inner(output, weights)

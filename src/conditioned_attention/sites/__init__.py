@@ -4,6 +4,7 @@ from conditioned_attention.sites.marker import MARKER, is_conditioned, marked, s
 from conditioned_attention.sites.registered import register_attention
 from conditioned_attention.sites.site import Mechanism, Site, active_transform, transform_of
 from conditioned_attention.sites.table import (
+    against,
     correct_sites,
     find_projections,
     find_sites,
@@ -19,6 +20,7 @@ __all__ = [
     "Mechanism",
     "Site",
     "active_transform",
+    "against",
     "correct_sites",
     "find_projections",
     "find_sites",

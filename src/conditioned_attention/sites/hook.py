@@ -140,6 +140,8 @@ class Hook(Mechanism):
     def refusal(self, site: Site, transform: HeadTransform) -> str:
         if transform.needs_weights:
             return "its heads are reached by a hook, which never sees the attention weights: take rows='output'"
+        if transform.changes_queries:
+            return "its heads are reached by a hook, which never sees queries and keys"
         return ""
 
     def _heads(self, module: nn.Module) -> Any:

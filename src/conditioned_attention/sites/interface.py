@@ -237,10 +237,23 @@ def _conditioned(
     function = _base_function(module, name)
     if transform is not None and name == "sdpa" and stands_in_for(function, query, kwargs):
         return attend_like_sdpa(transform, module, query, *args, **kwargs)
+    if transform is not None and transform.changes_queries:
+        query, args, kwargs = _with_queries(transform, query, args, kwargs)
     # Flash attention reads from the config which kernel it is to load.
     caller = _Seen(module, config=_Seen(module.config, _attn_implementation=name)) if name in _FLASH else module
     output, weights = function(caller, query, *args, **kwargs)
     return output if transform is None else transform(output.transpose(1, 2)).transpose(1, 2), weights
+
+
+def _with_queries(
+    transform: HeadTransform, query: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an attention function with the queries and keys that the transform makes of its own."""
+    if "key" in kwargs:
+        query, key = transform.queries(query, kwargs["key"])
+        return query, args, {**kwargs, "key": key}
+    query, key = transform.queries(query, args[0])
+    return query, (key, *args[1:]), kwargs
 
 
 class _Seen:
@@ -266,6 +279,7 @@ def _conditioned_by_weights(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The module's eager function, whose weights the transform reads, under the masks that ``name`` was given."""
+    query, key = transform.queries(query, key)
     if name == "sdpa":  # its masks are boolean, or None and a flag; eager functions add a number
         n, m = query.shape[2], key.shape[2]
         if attention_mask is None and causal(module, is_causal) and n > 1:

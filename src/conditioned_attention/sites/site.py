@@ -98,7 +98,8 @@ class Site:
 
 def transform_of(module: nn.Module) -> HeadTransform | None:
     """The transform that was left on an attention module, or None."""
-    return module.__dict__.get(TRANSFORM)
+    found: HeadTransform | None = module.__dict__.get(TRANSFORM)
+    return found
 
 
 def active_transform(site: Site) -> HeadTransform | None:
@@ -107,7 +108,8 @@ def active_transform(site: Site) -> HeadTransform | None:
     Not the one left on it, if somebody has changed the attention implementation of a Hugging Face model since.
     """
     acts = site.mechanism is not None and site.mechanism.acts(site.module)
-    return transform_of(site.module) if acts else None
+    found = transform_of(site.module) if acts else None
+    return None if found is None else found.settings
 
 
 # Where torch derives a class from a module's own to put in its place; what it computes stays what it was.

@@ -25,12 +25,14 @@ M = TypeVar("M", bound=type[nn.Module])
 class Swap(Mechanism):
     """Instances of ``plain`` become ``conditioned``, which reads its transform from ``__dict__[TRANSFORM]``.
 
-    ``weights`` says whether the conditioned forward can give the attention weights to the transform.
+    ``weights`` says whether the conditioned forward can give the attention weights to the transform, ``queries``
+    whether it lets the transform change queries and keys.
     """
 
     plain: type[nn.Module]
     conditioned: type[nn.Module]
     weights: bool = True
+    queries: bool = True
 
     name: ClassVar[str] = "class swap"
 
@@ -72,6 +74,8 @@ class Swap(Mechanism):
             return f"it has become a {type(site.module).__qualname__}: convert before fully_shard or parametrize"
         if transform.needs_weights and not self.weights:
             return f"{self.plain.__qualname__} does not give its attention weights to {transform}"
+        if transform.changes_queries and not self.queries:
+            return f"{self.plain.__qualname__} does not give its queries and keys to {transform}"
         return ""
 
     def stuck(self, module: nn.Module) -> str:
@@ -83,11 +87,13 @@ class Swap(Mechanism):
         return ""
 
 
-def swapped_for(plain: type[nn.Module], mechanism: type[Swap] = Swap, *, weights: bool = True) -> Callable[[M], M]:
+def swapped_for(
+    plain: type[nn.Module], mechanism: type[Swap] = Swap, *, weights: bool = True, queries: bool = True
+) -> Callable[[M], M]:
     """Decorates the subclass that instances of ``plain`` are switched to."""
 
     def decorate(conditioned: M) -> M:
-        setattr(conditioned, _SWAP, mechanism(plain, conditioned, weights))
+        setattr(conditioned, _SWAP, mechanism(plain, conditioned, weights, queries))
         return conditioned
 
     return decorate

@@ -12,16 +12,18 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from conditioned_attention.preconditioner import HeadTransform
-from conditioned_attention.sites import registered
+from conditioned_attention.sites import learned, registered
 from conditioned_attention.sites.corrected import correct
 from conditioned_attention.sites.effect import check_effect
 from conditioned_attention.sites.hook import Hook, hook_of
+from conditioned_attention.sites.learned import Learned
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.sites.site import Mechanism, Site, class_name, plain_class, transform_of
 from conditioned_attention.sites.swap import swap_of
@@ -173,7 +175,7 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
     """
     chosen = [(site, transform if isinstance(transform, HeadTransform) else transform(site)) for site in sites]
     for site, its_transform in chosen:
-        reason = site.against(its_transform)
+        reason = against(site, its_transform)
         if reason:
             raise ValueError(f"{site.name or 'the model'} cannot be converted: {reason}")
     undo: list[Callable[[], Any]] = []
@@ -185,6 +187,11 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
     try:
         for site, its_transform in chosen:
             assert site.mechanism is not None
+            if isinstance(its_transform, Learned):
+                projections = find_projections(site.module)
+                assert isinstance(projections, Projections)
+                undo.append(partial(learned.unbind, site.module, its_transform))
+                its_transform = learned.bind(site.module, its_transform, projections)
             undo.append(site.mechanism.install(site, its_transform))
     except BaseException:
         undo_all()
@@ -231,7 +238,24 @@ def uninstall(sites: Sequence[Site]) -> list[Site]:
         reason = site.mechanism.stuck(site.module) if site.mechanism is not None else ""
         if reason:
             raise ValueError(f"{site.name or 'the model'} cannot be restored: {reason}")
-    return [site for site in sites if site.mechanism is not None and site.mechanism.uninstall(site)]
+    return [site for site in sites if _uninstall(site)]
+
+
+def _uninstall(site: Site) -> bool:
+    transform = transform_of(site.module)
+    if site.mechanism is None or not site.mechanism.uninstall(site):
+        return False
+    if transform is not None and isinstance(transform.settings, Learned):
+        learned.unbind(site.module, transform.settings)
+    return True
+
+
+def against(site: Site, transform: HeadTransform) -> str:
+    """Why a transform cannot be put on a site; empty if it can."""
+    reason = site.against(transform)
+    if reason or not isinstance(transform, Learned) or site.mechanism is None:
+        return reason
+    return learned.against(site.module, site.mechanism, transform, find_projections(site.module))
 
 
 def forget_compiled(sites: Sequence[Site]) -> None:

@@ -23,7 +23,7 @@ from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.swap import swapped_for
 
 
-@swapped_for(OutlookAttention)
+@swapped_for(OutlookAttention, queries=False)
 class ConditionedOutlookAttention(OutlookAttention):
     """VOLO: a row is one place of a k × k window, taken before the windows are added up where they overlap."""
 
@@ -44,7 +44,7 @@ class ConditionedOutlookAttention(OutlookAttention):
         return z
 
 
-@swapped_for(MultiScaleAttention)
+@swapped_for(MultiScaleAttention, queries=False)
 class ConditionedMultiScaleAttention(MultiScaleAttention):
     """MViT-v2: before the pooled queries are added."""
 
@@ -73,7 +73,7 @@ class ConditionedMultiScaleAttention(MultiScaleAttention):
         return x if norm is None else norm(x), size
 
 
-@swapped_for(Attention2d)
+@swapped_for(Attention2d, queries=False)
 class ConditionedAttention2d(Attention2d):
     """EfficientFormer-v2: before the local branch, upsampling and activation; the weights are mixed across heads."""
 
@@ -93,7 +93,7 @@ class ConditionedAttention2d(Attention2d):
         return z
 
 
-@swapped_for(Attention2dDownsample)
+@swapped_for(Attention2dDownsample, queries=False)
 class ConditionedAttention2dDownsample(Attention2dDownsample):
     """EfficientFormer-v2 with fewer queries than keys: before the local branch and the activation."""
 
@@ -110,7 +110,7 @@ class ConditionedAttention2dDownsample(Attention2dDownsample):
         return z
 
 
-@swapped_for(CascadedGroupAttention)
+@swapped_for(CascadedGroupAttention, queries=False)
 class ConditionedCascadedGroupAttention(CascadedGroupAttention):
     """EfficientViT of MSRA: the transformed output of each head goes to the projection and into the next head.
 
@@ -132,7 +132,7 @@ class ConditionedCascadedGroupAttention(CascadedGroupAttention):
         return y
 
 
-@swapped_for(SHSA)
+@swapped_for(SHSA, queries=False)
 class ConditionedSHSA(SHSA):
     """SHViT: one head on some of the channels, before the others are put beside it."""
 
@@ -146,7 +146,7 @@ class ConditionedSHSA(SHSA):
         return y
 
 
-@swapped_for(MultiQueryAttentionV2)
+@swapped_for(MultiQueryAttentionV2, queries=False)
 class ConditionedMultiQueryAttentionV2(MultiQueryAttentionV2):
     """Many queries on one key and value head; its output projection is a bare parameter."""
 

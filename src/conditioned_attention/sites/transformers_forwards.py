@@ -27,7 +27,7 @@ def _transform(module: torch.nn.Module) -> HeadTransform:
     return transform
 
 
-@swapped_for(NystromformerSelfAttention, weights=False)
+@swapped_for(NystromformerSelfAttention, weights=False, queries=False)
 class ConditionedNystromformer(NystromformerSelfAttention):
     """The rows of F Z B v are scaled before the convolution of the values is added to them."""
 
@@ -65,7 +65,7 @@ def _masked(scores: Tensor, attention_mask: Tensor | None) -> Tensor:
     return scores if attention_mask is None else scores + attention_mask
 
 
-@swapped_for(XLNetRelativeAttention)
+@swapped_for(XLNetRelativeAttention, queries=False)
 class ConditionedXLNet(XLNetRelativeAttention):
     """Its output projection is a parameter and no module; heads are (N, B, H, D)."""
 
@@ -77,7 +77,7 @@ class ConditionedXLNet(XLNetRelativeAttention):
         return (heads, weights) if output_attentions else heads
 
 
-@swapped_for(ConvBertSelfAttention)
+@swapped_for(ConvBertSelfAttention, queries=False)
 class ConditionedConvBert(ConvBertSelfAttention):
     """Attention heads, and beside them as many heads of a convolution, which stay what they are."""
 
@@ -89,7 +89,7 @@ class ConditionedConvBert(ConvBertSelfAttention):
         return torch.cat([heads, convolution], -1), weights
 
 
-@swapped_for(LukeSelfAttention, weights=False)
+@swapped_for(LukeSelfAttention, weights=False, queries=False)
 class ConditionedLuke(LukeSelfAttention):
     """Returns the heads of words and those of entities apart from each other."""
 
@@ -99,7 +99,7 @@ class ConditionedLuke(LukeSelfAttention):
         return (*both, *rest)
 
 
-@swapped_for(LiltSelfAttention, weights=False)
+@swapped_for(LiltSelfAttention, weights=False, queries=False)
 class ConditionedLilt(LiltSelfAttention):
     """Returns the heads of the text and, with weights of their own, those of its layout."""
 
@@ -108,7 +108,7 @@ class ConditionedLilt(LiltSelfAttention):
         return (*(_side_by_side(self, x, "B N H*D") for x in (text, layout)), *rest)
 
 
-@swapped_for(SqueezeBertSelfAttention, weights=False)
+@swapped_for(SqueezeBertSelfAttention, weights=False, queries=False)
 class ConditionedSqueezeBert(SqueezeBertSelfAttention):
     """Returns a dictionary, with the channels of the heads before the tokens."""
 

@@ -1,0 +1,162 @@
+"""Controls with parameters of their own: a gain, a gate.
+
+The parameters stand on the attention module under keys of their own, the stated exception to unchanged state_dict keys.
+Shapes: B batch, H heads, N tokens, D head width, C features of the attention module's input.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conditioned_attention.preconditioner import HeadTransform, check_eps
+from conditioned_attention.sites.hook import Hook
+from conditioned_attention.sites.projections import Projections, as_matrix
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism
+
+_KEY = HOOK_KEY - 2
+_INPUT = "_head_gate_input"  # attribute of an attention module while it runs
+_NAMES_OF_INPUT = ("hidden_states", "x", "query", "input")
+
+
+class Learned(HeadTransform):
+    """A transform with a parameter, as it is asked for; conversion puts a `Bound` one on every module."""
+
+    parameter: ClassVar[str]  # its name on the attention module
+    reads_input: ClassVar[bool] = False  # whether `apply` needs what the attention module is called with
+
+    @abstractmethod
+    def initial(self, heads: int, width: int, features: int) -> Tensor:
+        """The parameter's first value, for H heads of width D and C features."""
+
+    @abstractmethod
+    def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
+        """Maps head outputs (B, H, N, D) with the parameter that stands on the module."""
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        raise TypeError(f"{self} has parameters: it acts on modules that it was put on by conversion")
+
+
+@dataclass(frozen=True)
+class HeadRMSNormWithGain(Learned):
+    """`HeadRMSNorm` times a learned gain (D,), the same for all heads, as in Differential Transformer.  It starts at 1.
+
+    Args:
+        eps: added to the mean square of the row.
+    """
+
+    eps: float = 1e-6
+
+    kind: ClassVar[str] = "head_rmsnorm_gain"
+    parameter: ClassVar[str] = "head_gain"
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
+    def initial(self, heads: int, width: int, features: int) -> Tensor:
+        return torch.ones(width)
+
+    def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
+        gain: Tensor = getattr(attention, self.parameter)
+        return F.rms_norm(output, output.shape[-1:], gain.to(output.dtype), eps=self.eps)
+
+
+@dataclass(frozen=True)
+class SigmoidGate(Learned):
+    """``output -> 2 σ(W_g x) ∘ output`` with x the input of the attention module: gated attention (arXiv 2505.06708).
+
+    One gate for every entry of every head.  W_g (H · D, C) starts at 0, where the gate is 1.
+    """
+
+    kind: ClassVar[str] = "sigmoid_gate"
+    parameter: ClassVar[str] = "head_gate"
+    reads_input: ClassVar[bool] = True
+
+    def initial(self, heads: int, width: int, features: int) -> Tensor:
+        return torch.zeros(heads * width, features)
+
+    def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
+        x: Tensor = attention.__dict__[_INPUT]
+        weight: Tensor = getattr(attention, self.parameter)
+        gate = 2 * torch.sigmoid(F.linear(x, weight.to(x.dtype)))
+        heads: Tensor = gate.unflatten(-1, (output.shape[1], -1)).transpose(1, 2)
+        return output * heads.to(output.dtype)
+
+
+@dataclass(eq=False)
+class Bound(HeadTransform):
+    """A transform with parameters, and the attention module that they stand on."""
+
+    learned: Learned
+    attention: nn.Module
+
+    kind: ClassVar[str] = "bound"
+
+    @property
+    def settings(self) -> HeadTransform:
+        return self.learned
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        return self.learned.apply(self.attention, output)
+
+
+def bind(attention: nn.Module, learned: Learned, projections: Projections) -> Bound:
+    """Puts the parameter of a transform on an attention module."""
+    value = projections.weights[-1]
+    owner = value.owner(attention)
+    weight = getattr(owner, value.parameter)
+    rows = projections.weights[0].rows(attention)["q"].count
+    widths = projections.head_widths(attention)
+    initial = learned.initial(projections.heads, widths["v"], as_matrix(owner, weight).shape[1])
+    assert rows == projections.heads * widths["q"]
+    attention.register_parameter(learned.parameter, nn.Parameter(initial.to(weight)))
+    if learned.reads_input:
+        attention._forward_pre_hooks[_KEY] = _remember_input
+        attention._forward_pre_hooks_with_kwargs[_KEY] = True
+        attention._forward_hooks[_KEY] = _forget_input
+        attention._forward_hooks_always_called[_KEY] = True
+    return Bound(learned, attention)
+
+
+def unbind(attention: nn.Module, learned: Learned) -> None:
+    """Takes the parameter off again."""
+    attention._parameters.pop(learned.parameter, None)
+    for hooks in (
+        attention._forward_pre_hooks,
+        attention._forward_pre_hooks_with_kwargs,
+        attention._forward_hooks,
+        attention._forward_hooks_always_called,
+    ):
+        hooks.pop(_KEY, None)
+
+
+def against(attention: nn.Module, mechanism: Mechanism, learned: Learned, projections: Projections | str) -> str:
+    """Why a transform with parameters cannot be put on a module; empty if it can."""
+    if isinstance(projections, str):
+        return projections
+    if isinstance(mechanism, Hook) and (mechanism.layout.axes != "B N H*D" or mechanism.layout.along != "D"):
+        return f"{learned} wants heads that lie as tokens, and here they lie as {mechanism.layout.axes!r}"
+    if learned.reads_input and isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
+        return f"{learned} wants inputs (batch, tokens, features), and this module takes (tokens, batch, features)"
+    if hasattr(attention, learned.parameter):
+        return f"{learned} needs the name {learned.parameter!r}, which this module has already"
+    return ""
+
+
+def _remember_input(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    inputs = [*args[:1], *(kwargs[name] for name in _NAMES_OF_INPUT if name in kwargs)]
+    if not inputs:
+        raise TypeError(
+            f"this {type(attention).__qualname__} was called without any of {_NAMES_OF_INPUT}, from which its gate is "
+            "computed"
+        )
+    attention.__dict__[_INPUT] = inputs[0]
+
+
+def _forget_input(attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    attention.__dict__.pop(_INPUT, None)
