@@ -13,8 +13,8 @@ from conditioned_attention.sites.projections import as_matrix
 def orthogonal_projections(model: nn.Module) -> list[str]:
     """Draws W_Q, W_K and W_V anew, each a multiple of a semi-orthogonal matrix of the Frobenius norm that it had.
 
-    κ is then 1 (Conditioned Initialization, openreview cKNOCYPo2W, does the same for queries and keys).  The norm is kept so
-    that the spectrum alone changes, and not the scale.  Draws from torch's global generator.
+    κ is then 1 (Conditioned Initialization, openreview cKNOCYPo2W, does the same for queries and keys).  The norm is
+    kept so that the spectrum alone changes, and not the scale.  Draws from torch's global generator.
 
     Args:
         model: a freshly built module with attention of known classes, before any conversion.

@@ -85,7 +85,7 @@ VARIANTS = {
     for variant in (
         Variant("baseline", None, "plain attention"),
         Variant("preconditioned", RowNorm(), "each head's rows to unit length, C without gradient (2603.27153)"),
-        Variant("preconditioned_weights", RowNorm("weights"), "C from the rows of softmax(q kᵀ): Algorithm 1, literally"),
+        Variant("preconditioned_weights", RowNorm("weights"), "C from the rows of softmax(q kᵀ): Algorithm 1"),
         Variant("preconditioned_scaled", PowerNorm(1.0, scaled=True), "C · √d: rows to the length √d"),
         Variant("preconditioned_power", PowerNorm(0.5), "C to the power ½: keeps part of what row norms say"),
         Variant("spectral", None, "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)", _AUTO),
