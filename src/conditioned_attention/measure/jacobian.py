@@ -2,7 +2,8 @@
 
 Of a head A = P X W_Vᵀ with P = softmax(s X W_Qᵀ W_K Xᵀ) token i changes with the weights by
 
-    dA_i = M_i dW_Q x_i + N_i dW_Kᵀ q_i + dW_V (P X)_i,    M_i = s Vᵀ Λ_i K,  N_i = s Vᵀ Λ_i X,  Λ_i = diag(p_i) - p_i p_iᵀ
+    dA_i = M_i dW_Q x_i + N_i dW_Kᵀ q_i + dW_V (P X)_i
+    M_i = s Vᵀ Λ_i K,   N_i = s Vᵀ Λ_i X,   Λ_i = diag(p_i) - p_i p_iᵀ
 
 So every part of J has rows B_i ⊗ a_iᵀ, and J v and Jᵀ u need nothing larger than B and a: J itself, n·e × d·D, need
 not be built.  Weights of one head act on that head's output alone, so the singular values of a layer are those of its
@@ -108,8 +109,8 @@ def jacobian_bound(
 ) -> float:
     """The bound of Theorem 3.4: κ(X)³ κ(Λ) κ(W_V) (κ(W_Q) + κ(W_K)) + κ(X) κ(P), with Λ the derivative of the softmax.
 
-    Λ_i = diag(p_i) - p_i p_iᵀ has the eigenvector (1, …, 1) with eigenvalue 0, so that κ(Λ), and the bound, are infinite
-    as they are written.  Here, as in `jacobian_condition`, zero singular values are left out, of every matrix.
+    Λ_i = diag(p_i) - p_i p_iᵀ has the eigenvector (1, …, 1) with eigenvalue 0, so that κ(Λ), and the bound, are
+    infinite as they are written.  Here, as in `jacobian_condition`, zero singular values are left out, of every matrix.
     Arguments as there.
     """
     _check(x, w_q, w_k, w_v)

@@ -206,7 +206,7 @@ class _Hide:
 def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[Tensor]:
     """Views of the entries that are 1 in I_k: one identity over all rows of a role, or one for every ``width`` rows."""
     along, across = matrix.stride()
-    start = matrix.storage_offset() + rows.start * along
+    start = rows.start * along  # the matrix is fresh memory: it begins at its beginning
     columns = matrix.shape[1]
     if width is not None:
         shape = (rows.groups, rows.size // width, min(width, columns))

@@ -1,0 +1,356 @@
+"""`spectral_condition`: what is computed, what is trained, what is kept, and what is refused."""
+
+import copy
+import io
+import json
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from conditioned_attention import (
+    apply_conditioning,
+    conditioning,
+    fold,
+    precondition,
+    restore,
+    spectral_condition,
+    unfold,
+)
+from conditioned_attention.measure.weights import projection_records
+from conditioned_attention.sites import find_projections, find_sites
+from conditioned_attention.sites.corrected import shown
+from conditioned_attention.sites.projections import Projection, Projections, as_matrix
+from conditioned_attention.spectral import Spectral, auto_strength, self_logit
+from tests.models import MODELS, build, inputs, output, weigh
+
+STRENGTH = 0.7
+
+
+def weights_by_hand(model, correction):
+    """Adds to every weight of W_Q, W_K, W_V what ``correction(rows of the role, head width)`` says."""
+    with torch.no_grad():
+        for site in find_sites(model):
+            projections = find_projections(site.module)
+            for projection in projections.weights:
+                owner = projection.owner(site.module)
+                matrix = as_matrix(owner, getattr(owner, projection.parameter))
+                for role, rows in projection.rows(site.module).items():
+                    indices = rows.indices()
+                    matrix[indices] += correction(matrix[indices], projections.head_widths(site.module)[role])
+    return model
+
+
+def rectangular_identity(matrix, width):
+    return STRENGTH * torch.eye(*matrix.shape)
+
+
+def identity_of_each_head(matrix, width):
+    return STRENGTH * torch.eye(width, matrix.shape[1]).repeat(matrix.shape[0] // width, 1)
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize(("per_head", "correction"), [(False, rectangular_identity), (True, identity_of_each_head)])
+@pytest.mark.parametrize("name", MODELS)
+def test_it_computes_with_w_plus_lambda_identity(name, per_head, correction):
+    model = build(name)
+    plain, keys = output(model), list(model.state_dict())
+    report = spectral_condition(model, STRENGTH, per_head=per_head, strict=True)
+    assert len(report.converted) == MODELS[name][1]
+    corrected = output(model)
+    assert_same(corrected, output(weights_by_hand(build(name), correction)))
+    assert (corrected - plain).abs().max() > 1e-2 * plain.abs().max()
+    assert list(model.state_dict()) == keys
+    assert restore(model).names("restored") == report.converted
+    assert torch.equal(output(model), plain)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("name", ["timm_vit", "gpt2", "torch_mha", "llama"])
+def test_the_polar_correction(name, per_head):
+    def correction(matrix, width):
+        blocks = matrix.unflatten(0, (-1, width if per_head else matrix.shape[0]))
+        u, s, vh = torch.linalg.svd(blocks.double(), full_matrices=False)
+        return (s[:, :1, None] * (u @ vh)).flatten(0, 1).float()
+
+    model = build(name)
+    spectral_condition(model, correction="polar", per_head=per_head)
+    assert_same(output(model), output(weights_by_hand(build(name), correction)))
+    if not per_head:
+        assert all(r.kappa > 2 >= r.kappa_corrected for r in projection_records(model))
+
+
+def train(model, steps, decay):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=decay)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        weigh(output(model)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "gpt2", "torch_mha"])
+def test_the_gradient_reaches_w(name):
+    model, baked = build(name), weights_by_hand(build(name), rectangular_identity)
+    spectral_condition(model, STRENGTH)
+    for each in (model, baked):
+        weigh(output(each)).backward()
+    for (key, ours), theirs in zip(model.named_parameters(), baked.parameters()):
+        assert_same(ours.grad, theirs.grad), key
+
+
+def test_weight_decay_acts_on_w_alone():
+    """Without decay W + C trains as a weight that began there; with it that weight's λ would decay."""
+    for decay, same in ((0.0, True), (1.0, False)):
+        model, baked = build("timm_vit"), weights_by_hand(build("timm_vit"), rectangular_identity)
+        spectral_condition(model, STRENGTH)
+        train(model, 20, decay), train(baked, 20, decay)
+        fold(model)
+        ours, theirs = (m.blocks[0].attn.qkv.weight[:32] for m in (model, baked))
+        gap = (ours - theirs).diagonal().mean().item()
+        expected = 0.0 if same else STRENGTH * (1 - (1 - 1e-2 * decay) ** 20)
+        assert gap == pytest.approx(expected, abs=0.02)
+
+
+def test_copies_pickles_and_whole_files():
+    model = build("gpt2")
+    spectral_condition(model, STRENGTH)
+    truth = output(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
+        assert torch.equal(output(again), truth)
+        restore(again)
+        assert torch.equal(output(again), output(build("gpt2")))
+    assert torch.equal(output(model), truth)
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "gpt2", "torch_encoder"])
+def test_compile(name):
+    model = build(name)
+    plain = torch.compile(model, backend="aot_eager", fullgraph=name != "gpt2")
+    before = output(model)
+    assert_same(_first(plain, model), before)
+    spectral_condition(model, STRENGTH)
+    truth = output(model)
+    assert (truth - before).abs().max() > 1e-2
+    assert_same(_first(plain, model), truth)
+    weigh(_first(plain, model)).backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if "attn" in n and n.endswith("weight"))
+
+
+def _first(compiled, model):
+    result = compiled(**inputs(model))
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+def test_an_exception_in_forward_leaves_w_behind():
+    model = build("timm_vit")
+    spectral_condition(model, STRENGTH)
+    with pytest.raises(RuntimeError):
+        model.blocks[0].attn(torch.zeros(2, 3, 7))
+    assert "weight" not in vars(model.blocks[0].attn.qkv)
+    assert model.blocks[0].attn.qkv.weight is model.blocks[0].attn.qkv._parameters["weight"]
+
+
+def test_lora():
+    model = build("timm_vit")
+    spectral_condition(model, STRENGTH)
+    truth = output(model)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["qkv"]))
+    assert_same(output(adapted.base_model.model), truth)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    trained = output(adapted.base_model.model)
+    assert (trained - truth).abs().max() > 1e-2
+    merged = adapted.merge_and_unload()
+    assert_same(output(merged), trained)
+    restore(merged)
+
+
+def test_both_methods_in_any_order():
+    models = [build("timm_vit") for _ in range(2)]
+    precondition(models[0]), spectral_condition(models[0], STRENGTH)
+    spectral_condition(models[1], STRENGTH), precondition(models[1])
+    truth = output(models[0])
+    assert torch.equal(output(models[1]), truth)
+    baked = weights_by_hand(build("timm_vit"), rectangular_identity)
+    precondition(baked)
+    assert_same(truth, output(baked))
+    assert conditioning(models[0])["transforms"][0]["kind"] == "spectral"
+    with spectral_condition(build("timm_vit"), STRENGTH) as report:
+        assert report.converted
+    restore(models[0])
+    assert torch.equal(output(models[0]), output(build("timm_vit")))
+
+
+def test_as_a_context_it_leaves_the_preconditioner_alone():
+    model = build("timm_vit")
+    precondition(model)
+    truth = output(model)
+    with spectral_condition(model, STRENGTH):
+        assert not torch.equal(output(model), truth)
+    assert torch.equal(output(model), truth)
+    with precondition(model):
+        pass
+    assert torch.equal(output(model), truth), "it was there before"
+
+
+@pytest.mark.parametrize("options", [{"strength": STRENGTH}, {"correction": "polar", "per_head": True}])
+def test_records_and_loading(options):
+    model = build("gpt2")
+    spectral_condition(model, **options)
+    train(model, 3, 0.1)
+    truth, record = output(model.eval()), json.loads(json.dumps(conditioning(model)))
+    loaded = build("gpt2")
+    apply_conditioning(loaded, record)
+    if "correction" in options:
+        with pytest.raises(RuntimeError, match="is not there yet: after apply_conditioning"):
+            output(loaded)
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(output(loaded), truth)
+    assert conditioning(loaded) == record
+    apply_conditioning(loaded, record)  # nothing is left to do
+    with pytest.raises(ValueError, match="is already corrected, with Spectral"):
+        spectral_condition(loaded, 0.1)
+    assert torch.equal(output(loaded), truth)
+
+
+def test_a_checkpoint_of_hugging_face_remembers(tmp_path):
+    model = build("gpt2")
+    spectral_condition(model, STRENGTH)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    with pytest.raises(Exception, match="apply_conditioning"):
+        output(loaded.eval())
+    apply_conditioning(loaded)
+    assert torch.equal(output(loaded.eval()), output(model))
+
+
+@pytest.mark.parametrize(
+    "options", [{"strength": 3.0}, {"strength": STRENGTH, "per_head": True}, {"correction": "polar"}]
+)
+def test_fold_and_unfold(options):
+    model = build("timm_vit")
+    spectral_condition(model, **options)
+    truth = output(model)
+    weight = model.blocks[0].attn.qkv.weight
+    before = weight.detach().clone()
+    assert fold(model) == ["blocks.0.attn", "blocks.1.attn"]
+    assert torch.equal(output(model), truth)
+    assert not model.blocks[0].attn._forward_pre_hooks
+    with pytest.raises(ValueError, match=r"has been folded into the weights of blocks.0.attn, blocks.1.attn: call"):
+        restore(model)
+    loaded = build("timm_vit")
+    apply_conditioning(loaded, conditioning(model))
+    loaded.load_state_dict(model.state_dict())
+    for each in (model, loaded):
+        unfold(each)
+        change = (each.blocks[0].attn.qkv.weight - before).abs()
+        if options.get("correction") != "polar":
+            with shown(each.blocks[0].attn):
+                corrected = each.blocks[0].attn.qkv.weight - each.blocks[0].attn.qkv._parameters["weight"]
+            assert torch.equal(change[corrected == 0], torch.zeros_like(change[corrected == 0])), "bit for bit"
+            assert change.max() <= torch.finfo(torch.float32).eps * (options["strength"] + before.abs().max())
+        assert_same(output(each), truth)
+    with pytest.raises(ValueError, match="there is nothing to unfold"):
+        unfold(model)
+
+
+def test_fold_refuses_weights_that_would_be_lost():
+    model = build("timm_vit").to(torch.bfloat16)
+    with pytest.warns(UserWarning, match="adds about 283 to the logit of a token with itself"):
+        spectral_condition(model)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"adding 10 to torch.bfloat16 weights would round away more than a tenth"):
+        fold(model)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_the_strength():
+    model = build("timm_vit")
+    spectral_condition(model, "auto")
+    assert conditioning(model)["transforms"][0]["strength"] == pytest.approx(8**-0.25)
+    assert self_logit(auto_strength(64), 64) == pytest.approx(1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spectral_condition(build("timm_vit"), 1.0)
+    with pytest.warns(UserWarning, match=r"first at 'blocks.0.attn'.*strength='auto' is 0.59 here") as caught:
+        spectral_condition(build("timm_vit"), 3.0)
+    assert caught[0].filename == __file__
+
+
+def test_the_logit_of_a_token_with_itself():
+    """The estimate behind the warning, on inputs of unit root mean square."""
+    model = nn.MultiheadAttention(512, 8, bias=False)
+    nn.init.zeros_(model.in_proj_weight)
+    spectral_condition(model, 1.5)
+    x = nn.functional.rms_norm(torch.randn(200, 512), (512,))
+    with shown(model):
+        q, k, _ = nn.functional.linear(x, model.in_proj_weight).unflatten(-1, (3, 8, 64)).unbind(1)
+    logits = (q * k).sum(-1) / 8
+    assert logits.mean().item() == pytest.approx(self_logit(1.5, 64), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"strength": "much"}, ValueError, "strength='much' is unknown; valid are a number, 'auto' and None"),
+        ({"strength": -1}, ValueError, "strength must be positive and finite, got -1"),
+        ({"strength": math.inf}, ValueError, "strength must be positive and finite, got inf"),
+        ({"strength": True}, TypeError, "strength must be a number or 'auto', got True"),
+        ({"correction": "unit"}, ValueError, r"correction='unit' is unknown; valid are \('identity', 'polar'\)"),
+        ({"per_head": 1}, TypeError, "per_head must be True or False, got 1"),
+        ({"include": "mlp*"}, ValueError, "include='mlp\\*' matches no attention module; there are: blocks.0.attn"),
+        ({"exclude": "*"}, ValueError, "nothing to convert in VisionTransformer: include and exclude leave no"),
+    ],
+)
+def test_wrong_options_change_nothing(options, error, words):
+    model = build("timm_vit")
+    with pytest.raises(error, match=words):
+        spectral_condition(model, **options)
+    assert conditioning(model)["transforms"] == []
+
+
+def test_wrong_entries_of_the_table_are_noticed(monkeypatch):
+    from conditioned_attention.sites import projections_timm
+
+    def rows_that_are_not_there(module):
+        return Projections((Projection("qkv", sizes=(32, 32, 33)),), module.num_heads)
+
+    def not_a_projection(module):
+        return Projections((Projection("qkv", "qk"), Projection("scaled", "v")), module.num_heads)
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = build("timm_vit")
+    name = "timm.layers.attention.Attention"
+    monkeypatch.setitem(projections_timm.FOUND, name, rows_that_are_not_there)
+    with pytest.raises(ValueError, match=r"qkv.weight has 96 rows, which are not 1 × \(32, 32, 33\)"):
+        spectral_condition(model, STRENGTH)
+    for block in model.blocks:
+        block.attn.scaled = Scaled(32, 32)
+    monkeypatch.setitem(projections_timm.FOUND, name, not_a_projection)
+    with pytest.raises(ValueError, match="rows for"):
+        spectral_condition(model, STRENGTH)
+    for block in model.blocks:
+        block.attn.qkv = nn.Linear(32, 64)
+    with pytest.raises(RuntimeError, match="scaled.weight does not have the effect it should, so nothing was changed"):
+        spectral_condition(model, STRENGTH)
+    assert conditioning(model)["transforms"] == []
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_settings_are_checked_when_they_are_read():
+    with pytest.raises(TypeError, match="folded must be True or False, got 'no'"):
+        Spectral(1.0, folded="no")
