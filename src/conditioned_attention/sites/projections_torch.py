@@ -1,10 +1,17 @@
-"""W_Q, W_K and W_V of ``torch.nn.MultiheadAttention`` and of torchvision's attention classes."""
+"""W_Q, W_K and W_V of ``torch.nn.MultiheadAttention`` and of torchvision's attention classes.
+
+Nothing of torchvision is imported here.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
 from conditioned_attention.sites.projections import Projection, Projections
+
+_NORMED = "its weights are corrected before the norm that follows them"
 
 
 def multihead_attention(module: nn.MultiheadAttention) -> Projections:
@@ -15,8 +22,34 @@ def multihead_attention(module: nn.MultiheadAttention) -> Projections:
     return Projections(apart, module.num_heads)
 
 
+def swin(module: Any) -> Projections:
+    """``qkv`` as [Q | K | V]."""
+    return Projections((Projection("qkv"),), module.num_heads)
+
+
+def cosines(module: Any) -> Projections:
+    """The same, where queries and keys are then made as long as 1."""
+    return Projections((Projection("qkv"),), module.num_heads, _NORMED)
+
+
+def mvit(module: Any) -> Projections:
+    """The same, where queries or keys and values may be pooled, which ends in a norm."""
+    pooled = module.pool_q is not None or module.pool_k is not None
+    return Projections((Projection("qkv"),), module.num_heads, _NORMED if pooled else "")
+
+
+def maxvit(module: Any) -> Projections:
+    """``to_qkv`` as [Q | K | V]."""
+    return Projections((Projection("to_qkv"),), module.n_heads)
+
+
 # class -> what makes its queries, keys and values
 FOUND = {
     "torch.nn.modules.activation.MultiheadAttention": multihead_attention,
     "conditioned_attention.modules.MultiheadAttention": multihead_attention,
+    "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": maxvit,
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": swin,
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": cosines,
+    "torchvision.models.video.mvit.MultiscaleAttention": mvit,
+    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": swin,
 }
