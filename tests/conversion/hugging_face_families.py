@@ -78,7 +78,7 @@ def _slim(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 @contextmanager
-def _limited(seconds: int) -> Iterator[None]:
+def limited(seconds: int) -> Iterator[None]:
     def give_up(signum: int, frame: object) -> None:
         raise TimeoutError(f"takes more than {seconds} seconds")
 
@@ -96,7 +96,7 @@ def main() -> None:
     not_built: list[str] = []
     for model_type in sorted(CONFIG_MAPPING):
         try:
-            with _limited(SECONDS):
+            with limited(SECONDS):
                 classes = attention_classes(model_type)
         except (Exception, SystemExit) as error:
             not_built.append(model_type)

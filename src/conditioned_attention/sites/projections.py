@@ -99,14 +99,16 @@ class Projections:
 
 
 def as_matrix(owner: nn.Module, weight: Tensor) -> Tensor:
-    """A weight as (out, in), as a view: transposed for GPT-2's Conv1D, without the kernel for 1 × 1 convolutions."""
-    if weight.dim() > 2:
-        return weight.flatten(1)
-    return weight.t() if _is_transposed(owner) else weight
+    """A weight as (out, in), as a view: transposed where it is (in, ...), without the kernel for 1 × 1 convolutions."""
+    matrix = weight.flatten(1) if weight.dim() > 2 else weight
+    return matrix.t() if _is_transposed(owner) else matrix
+
+
+# Of transformers, which is not imported for it: their weights are (in, out) and (in, heads, width).
+_TRANSPOSED = ("Conv1D", "XLNetRelativeAttention")
 
 
 def _is_transposed(owner: nn.Module) -> bool:
-    """Whether the module is transformers' Conv1D, whose weight is (in, out); known without importing transformers."""
     return any(
-        cls.__qualname__ == "Conv1D" and cls.__module__.startswith("transformers.") for cls in type(owner).__mro__
+        cls.__qualname__ in _TRANSPOSED and cls.__module__.startswith("transformers.") for cls in type(owner).__mro__
     )

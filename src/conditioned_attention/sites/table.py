@@ -38,7 +38,7 @@ _LIBRARIES: tuple[tuple[str | None, str], ...] = (
     (None, "conditioned_attention.sites.transformers"),
 )
 
-# the same for W_Q, W_K and W_V: tables by class
+# the same for W_Q, W_K and W_V: tables by class, and for what is not in them `recognise`, where a file has that
 _PROJECTIONS: tuple[tuple[str, str], ...] = (
     ("timm", "conditioned_attention.sites.projections_timm"),
     ("torchvision", "conditioned_attention.sites.projections_torch"),
@@ -155,9 +155,11 @@ def find_projections(attention: nn.Module) -> Projections | str:
     for name, file in _PROJECTIONS:
         if package == name:
             reason = unsupported(package)
-            found = importlib.import_module(file).FOUND.get(class_name(cls))
-            if found is not None:
-                return reason or (found if isinstance(found, str) else found(attention))
+            library = importlib.import_module(file)
+            found = library.FOUND.get(class_name(cls), getattr(library, "recognise", None))
+            projections: Projections | str | None = found(attention) if callable(found) else found
+            if projections is not None:
+                return reason or projections
     return f"the projections of {class_name(cls)} are not in the table; see register_attention"
 
 
