@@ -18,6 +18,10 @@ def call(*arguments):
     return ended.value.code
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_compare_then_report_then_more_seeds(tmp_path, capsys):
     base = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", *QUICK]
     assert call(*base, "--seeds", "1") == 0
@@ -80,8 +84,12 @@ def test_train_goes_on(tmp_path, capsys):
     first = json.loads((tmp_path / "result.json").read_text())
     assert call(*base) == 0
     assert json.loads((tmp_path / "result.json").read_text()) == first
+    before = contents(tmp_path)
     assert call(*base, "--seed", "3") == 2
     assert "seed: 0 there, 3 now" in capsys.readouterr().err
+    assert call(*base, "--variant", "baseline") == 2
+    assert "variant: preconditioned there, baseline now" in capsys.readouterr().err
+    assert contents(tmp_path) == before, "what was refused has changed nothing"
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,10 @@ def single_job(path: Path, variant: Variant, seed: int, metric: Metric, settings
 
 
 def check_origin(job: Job) -> None:
-    """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds a run that other settings have set.
+    """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds another run: of another variant,
+    seed or setting.
 
-    What counts is a result, or a checkpoint that the run would go on from.
+    What counts is a result, or a checkpoint that the run would go on from.  Nothing is written.
     """
     if job.result.exists():
         file = job.result
@@ -82,6 +83,9 @@ def check_origin(job: Job) -> None:
     found = json.loads(file.read_text()) if file.exists() else {}
     if "settings" not in found:
         raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
+    who = [("variant", job.variant.name), ("seed", job.seed)]
+    if other := [f"{key}: {found[key]} there, {now} now" for key, now in who if found[key] != now]:
+        raise ValueError(f"{job.path} holds another run ({', '.join(other)}); choose another folder")
     different = ", ".join(
         f"{name}: {old} there, {new} now" for _, name, old, new in differences_of_sets(found, job.sets)
     )
