@@ -15,7 +15,8 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from conditioned_attention.experiments import compare
+from conditioned_attention.experiments import compare, run
+from conditioned_attention.experiments.files import write_json
 from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.images import Digits, VisionTransformer
 from conditioned_attention.experiments.recipes import compare_recipe
@@ -66,6 +67,29 @@ def test_a_run_that_fails_does_not_take_the_others_down(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not compare(scores, seeds=3, folder=tmp_path, progress=False).failures, "failed runs are tried again"
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
+    """Of ``train --into``, in the folder of a comparison that is running."""
+    path = run_folder(tmp_path, "baseline", 1)
+    path.mkdir(parents=True)
+    (path / "metrics.jsonl").write_text('{"score": 1.0}\n')
+    with FileLock(path / ".lock"), pytest.warns(UserWarning, match="baseline, seed 1 has no result: RuntimeError: another"):
+        result = compare(scores, seeds=2, folder=tmp_path, progress=False)
+    assert result.runs["baseline"].keys() == {0}
+    assert (path / "metrics.jsonl").read_text() == '{"score": 1.0}\n', "that process's own"
+    assert not compare(scores, seeds=2, folder=tmp_path, progress=False).failures
+
+
+def test_a_result_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    def full(path, data):
+        if path.parent.parent.name == "preconditioned" and path.name == "result.json":
+            raise OSError(28, "No space left on device")
+        write_json(path, data)
+
+    monkeypatch.setattr(run, "write_json", full)
+    with pytest.warns(UserWarning, match="preconditioned, seed 0 has no result: OSError: .* No space left on device"):
+        compare(scores, seeds=1, folder=tmp_path, progress=False)
 
 
 def test_a_worker_that_dies_does_not_take_the_others_down(tmp_path):

@@ -7,13 +7,14 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.environment import short_environment
 from conditioned_attention.experiments.files import JsonLines, finite, write_json, write_text
-from conditioned_attention.experiments.folder import differences, run_folder
+from conditioned_attention.experiments.folder import differences, run_folder, working_folder
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant
 
@@ -115,8 +116,12 @@ def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
         Whether the run has finished.
     """
     try:
-        carry_out(train, job, update)
-    except Exception:
+        with working_folder(job.path):  # a `train --into` may be at it
+            carry_out(train, job, update)
+    except Exception as error:
+        if not job.error.exists():  # it could not begin, or not write its result
+            with suppress(OSError):  # nor perhaps this
+                _write_error(job.error, error)
         return False
     return True
 
@@ -141,10 +146,15 @@ def carry_out(train: Train, job: Job, update: Callable[[], None]) -> None:
         if not history:
             raise ValueError("train yielded no row")
     except Exception as error:
-        summary = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_text(job.error, f"{summary}\n\n{traceback.format_exc()}")
+        _write_error(job.error, error)
         raise
     write_json(job.result, {**about, "history": history})
+
+
+def _write_error(file: Path, error: Exception) -> None:
+    """The reason in a line, and the traceback."""
+    summary = f"{type(error).__name__}: {error}".splitlines()[0]
+    write_text(file, f"{summary}\n\n{traceback.format_exc()}")
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
