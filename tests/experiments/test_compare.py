@@ -25,6 +25,7 @@ from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant
 from tests.experiments.loops import dies_on_seed_1, fails_on_seed_1, scores
+from tests.experiments.tiny import Tiny
 
 
 def test_a_users_own_loop_without_a_folder():
@@ -185,6 +186,24 @@ def test_report_of_a_recipe(reported):
     assert 0.5 < data["cost"]["variants"]["preconditioned"]["time_ratio"] < 3
     assert 1 < data["cost"]["variants"]["preconditioned"]["memory_ratio"] < 1.5
     assert text_table(read_report(folder)) == text_table(result)
+
+
+def test_a_variant_that_cannot_be_built_costs_the_others_nothing(tmp_path):
+    class Unbuildable(Variant):
+        def apply(self, model):
+            raise RuntimeError("no attention that is known")
+
+    recipe = Tiny(Training(epochs=1, batch_size=30, monitor_every=0))
+    broken = Unbuildable("broken", None)
+    with pytest.warns(UserWarning, match="broken, seed 0 has no result: RuntimeError: no attention"):
+        result = compare_recipe(recipe, ["baseline", broken], 1, tmp_path / "one", progress=False)
+    assert result.cost["variants"].keys() == {"baseline"}
+    write_report(result, tmp_path / "one")
+    with pytest.warns(UserWarning, match="broken, seed 0 has no result"):
+        result = compare_recipe(recipe, [broken, "baseline"], 1, tmp_path / "two", progress=False)
+    assert result.cost is None, "nothing to be relative to"
+    write_report(result, tmp_path / "two")
+    assert "broken    0      -" in text_table(result)
 
 
 def test_page_is_self_contained_and_says_what_the_table_says(reported):

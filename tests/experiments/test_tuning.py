@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 
 from conditioned_attention.experiments.files import JsonLines
-from conditioned_attention.experiments.recipes import compare_recipe
+from conditioned_attention.experiments.gather import gather
+from conditioned_attention.experiments.recipes import compare_recipe, train_recipe
 from conditioned_attention.experiments.report import print_table, read_report, to_json, write_report
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import FIRST_SEED, Trial, Tuning, read_tuning, tune
+from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.loops import peaks_at_a_rate
 from tests.experiments.tiny import Tiny
 
@@ -161,6 +164,25 @@ def test_more_variants_may_come_later_but_no_more_rates(tuned):
         compare_recipe(recipe, BOTH, 1, folder, tune=[3e-3], progress=False)
     with pytest.raises(ValueError, match=r"training\.lr: tuned there, 0\.001 now"):
         compare_recipe(recipe, BOTH, 1, folder, progress=False)
+
+
+def test_a_run_elsewhere_takes_the_rate_of_a_copied_tuning(tuned, tmp_path):
+    """What another machine needs is small: no runs, and no settings.json but that of the tuning."""
+    folder, recipe, _ = tuned
+    (tmp_path / "tuning").mkdir()
+    for name in ("tuning.json", "settings.json"):
+        shutil.copy(folder / "tuning" / name, tmp_path / "tuning")
+    other = Tiny(dataclasses.replace(recipe.training, batch_size=70))
+    for use in (
+        lambda: train_recipe(other, VARIANTS["baseline"], 7, into=tmp_path),
+        lambda: tune(peaks_at_a_rate, BOTH, (1e-6, 3e-3, 1e6), folder=tmp_path / "tuning", progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"tuning holds runs of other settings \(runs"):
+            use()
+    assert [path.name for path in tmp_path.iterdir()] == ["tuning"]
+    path = train_recipe(recipe, VARIANTS["baseline"], 7, into=tmp_path)
+    assert set(rates_of(path)) == {3e-3}
+    assert gather(tmp_path).runs["baseline"].keys() == {7}
 
 
 def test_seeds_of_tuning_are_refused_for_the_comparison(tmp_path):

@@ -38,7 +38,7 @@ def working_folder(folder: str | Path | None) -> Iterator[Path]:
 def check_settings(folder: Path, settings: Any) -> None:
     """Writes what is run into a folder; raises if it already holds runs of something else."""
     file, now = folder / "settings.json", json.loads(json.dumps(finite(settings)))
-    begun = any(folder.rglob("result.json")) or any(folder.rglob("checkpoint-*"))
+    begun = any(any(folder.rglob(name)) for name in ("result.json", "checkpoint-*", "tuning.json"))
     if not file.exists() or not begun:  # an attempt that came to nothing does not claim the folder
         write_json(file, settings)
         return

@@ -185,7 +185,7 @@ def tune(
         ValueError, TypeError, RuntimeError: as `compare`; that runs failed is no error here.
     """
     chosen, grid, metric = find_variants(variants), grid_of(rates, seeds), metric or Metric("score")
-    settings, tuning_seeds = {"grid": grid, "runs": settings}, range(FIRST_SEED, FIRST_SEED + seeds)
+    settings, tuning_seeds = settings_of_tuning(grid, settings), range(FIRST_SEED, FIRST_SEED + seeds)
     with working_folder(folder):
         check_settings(folder, settings)
     known = read_tuning(folder)
@@ -211,6 +211,17 @@ def tune(
             trials.setdefault(variant.name, {})[lr] = Trial(scores, failures)
         write_json(folder / "tuning.json", Tuning(trials, metric).to_json())
     return Tuning({variant.name: trials[variant.name] for variant in chosen}, metric)
+
+
+def settings_of_tuning(grid: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """What a folder of tuning says that it holds: the grid, and the settings of the comparison."""
+    return {"grid": grid, "runs": settings}
+
+
+def read_grid(folder: Path) -> dict[str, Any]:
+    """The grid that a folder of tuning was made with, as `grid_of` gives it."""
+    grid: dict[str, Any] = json.loads((folder / "settings.json").read_text())["grid"]
+    return grid
 
 
 def read_tuning(folder: Path) -> Tuning | None:
