@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ def test_compare_then_report_then_more_seeds(tmp_path, capsys):
         ("baseline", 0), ("baseline", 1), ("head_rmsnorm", 0), ("head_rmsnorm", 1),
     ]  # fmt: skip
     (tmp_path / "report.html").unlink()
+    assert call("train", "digits", "--folder", str(tmp_path), *QUICK) == 2
+    assert "is the folder of a comparison" in capsys.readouterr().err
     assert call("report", str(tmp_path)) == 0
     assert (tmp_path / "report.html").exists()
     assert call(*base, "--lr", "0.5") == 2
@@ -81,6 +84,7 @@ def test_sigterm_says_how_to_go_on(tmp_path):
 def test_train_goes_on(tmp_path, capsys):
     base = ["train", "digits", "--folder", str(tmp_path), *QUICK, "--library", "timm"]
     assert call(*base) == 0
+    assert re.match(r"epoch 1  step 5  seen 1280  seconds \d+\.\d+  train_loss", capsys.readouterr().out)
     first = json.loads((tmp_path / "result.json").read_text())
     assert call(*base) == 0
     assert json.loads((tmp_path / "result.json").read_text()) == first
@@ -89,6 +93,8 @@ def test_train_goes_on(tmp_path, capsys):
     assert "seed: 0 there, 3 now" in capsys.readouterr().err
     assert call(*base, "--variant", "baseline") == 2
     assert "variant: preconditioned there, baseline now" in capsys.readouterr().err
+    assert call("compare", "digits", "--folder", str(tmp_path), "--workers", "1", *QUICK) == 2
+    assert "is the folder of a single run" in capsys.readouterr().err
     assert contents(tmp_path) == before, "what was refused has changed nothing"
 
 
@@ -97,7 +103,8 @@ def test_train_goes_on(tmp_path, capsys):
     [
         (["compare", "fashion_mnist", "--data-dir", "/nowhere"], "apt-get install dataset-fashion-mnist"),
         (["compare", "digits", "--patch-size", "3", "--workers", "1", "--seeds", "1"], "patch_size=3 must divide"),
-        (["report", "/nowhere"], "holds no results.json"),
+        (["report", "/nowhere"], "holds no results.json; run 'conditioned-attention compare' into it first"),
+        (["report"], "name at least one folder"),
         (["compare", "digits", "--workers", "0"], "workers must be at least 1"),
         (["compare", "digits", "--heads", "0", "--workers", "1", "--seeds", "1"], "must be at least 1"),
         (["train", "digits", "--seed", "-1"], "seed must be between 0"),

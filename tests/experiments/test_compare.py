@@ -75,7 +75,8 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
     path = run_folder(tmp_path, "baseline", 1)
     path.mkdir(parents=True)
     (path / "metrics.jsonl").write_text('{"score": 1.0}\n')
-    with FileLock(path / ".lock"), pytest.warns(UserWarning, match="baseline, seed 1 has no result: RuntimeError: another"):
+    warning = "baseline, seed 1 has no result: RuntimeError: another process is working in"
+    with FileLock(path / ".lock"), pytest.warns(UserWarning, match=warning):
         result = compare(scores, seeds=2, folder=tmp_path, progress=False)
     assert result.runs["baseline"].keys() == {0}
     assert (path / "metrics.jsonl").read_text() == '{"score": 1.0}\n', "that process's own"

@@ -64,6 +64,23 @@ def test_one_failed_seed_of_two_is_a_failed_rate():
     assert Tuning({"baseline": trials}, Metric("score")).chosen("baseline") == 1e-3
 
 
+def test_a_rate_that_was_lost_by_accident_is_named_and_may_be_tried_again(tmp_path):
+    def train(variant, seed, lr):
+        if lr == 4e-3 and not (tmp_path / "room").exists():
+            raise OSError("No space left on device")
+        yield from peaks_at_a_rate(variant, seed, lr)
+
+    tuning = tune(train, ["baseline"], GRID, folder=tmp_path, progress=False)
+    assert tuning.rates() == {"baseline": 2e-3}
+    assert tuning.warnings() == [
+        "baseline: the learning rate 0.004 had no part in the choice, because a run failed (OSError: No space left on "
+        "device); if that was an accident, remove tuning.json and call again."
+    ]
+    (tmp_path / "room").touch()
+    (tmp_path / "tuning.json").unlink()
+    assert tune(train, ["baseline"], GRID, folder=tmp_path, progress=False).rates() == {"baseline": 4e-3}
+
+
 def test_a_variant_that_no_rate_suits_has_no_rate_and_says_why(tmp_path):
     def train(variant, seed, lr):
         if variant.name.startswith("preconditioned"):

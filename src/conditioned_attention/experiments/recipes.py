@@ -126,6 +126,8 @@ def train_recipe(
     task, training, settings = recipe.task(), recipe.training, settings_of(recipe)
     if into is None:
         path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
+        if (path / "settings.json").exists():
+            raise ValueError(f"{path} is the folder of a comparison, which runs go into with into={str(path)!r}")
         job = single_job(path, variant, seed, task.metric, settings)
     else:
         training, settings, variant_settings = _as_in(into, recipe, variant, seed)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.environment import short_environment
-from conditioned_attention.experiments.files import JsonLines, finite, write_json, write_text
+from conditioned_attention.experiments.files import JsonLines, finite, read_json, write_json, write_text
 from conditioned_attention.experiments.folder import differences, run_folder, working_folder
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant
@@ -81,7 +81,7 @@ def check_origin(job: Job) -> None:
         file = job.path / "begun.json"
     else:
         return
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = read_json(file) if file.exists() else {}
     if "settings" not in found:
         raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
     who = [("variant", job.variant.name), ("seed", job.seed)]
