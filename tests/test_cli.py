@@ -81,6 +81,16 @@ def test_sigterm_says_how_to_go_on(tmp_path):
     assert list(tmp_path.glob("runs/*/*/checkpoint-*"))
 
 
+def test_a_warning_is_a_line(tmp_path):
+    for name in ("good.txt", "better.txt"):
+        (tmp_path / name).write_text("It was the best of times, it was the worst of times. " * 200)
+    (tmp_path / "empty.txt").touch()
+    command = [sys.executable, "-m", "conditioned_attention.cli", "train", "next_byte", "--text", "files"]
+    command += ["--path", str(tmp_path), "--context", "8", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["warning: left out: 1 of 3 items cannot be read: empty.txt (it is empty)"]
+
+
 def test_train_goes_on(tmp_path, capsys):
     base = ["train", "digits", "--folder", str(tmp_path), *QUICK, "--library", "timm"]
     assert call(*base) == 0

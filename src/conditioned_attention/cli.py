@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -343,6 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit status: 0 done, 1 some runs failed, 2 wrong input, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
+    warnings.formatwarning = _warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end with this one
     command: Any = tyro.cli(
         Command,
@@ -369,8 +370,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     """A row of metrics for people; in it None stands for a number that is not finite."""
-    values = {key: math.nan if value is None else value for key, value in row.items()}
-    return "  ".join(f"{key} {value if isinstance(value, int) else f'{value:.4g}'}" for key, value in values.items())
+    values = {key: "not finite" if value is None else value for key, value in row.items()}
+    return "  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items())
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings in a line, without the place in our source."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    return f"warning: {message}\n" if ours else _with_place(message, category, filename, lineno, line)
+
+
+_with_place = warnings.formatwarning
 
 
 def _default_workers() -> int:
