@@ -16,6 +16,7 @@ import torch
 from conditioned_attention.experiments import checkpoints, loop
 from conditioned_attention.experiments.checkpoints import damage
 from conditioned_attention.experiments.files import JsonLines
+from conditioned_attention.experiments.interruption import Stop, signals_noted
 from conditioned_attention.experiments.launch import Launch
 from conditioned_attention.experiments.loop import train
 from conditioned_attention.experiments.training import Training
@@ -228,10 +229,30 @@ def test_stopped_in_the_middle_of_an_evaluation(unbroken, tmp_path):
     assert_same_run(tmp_path, unbroken[0])
 
 
-def test_a_second_ctrl_c_is_obeyed_at_once():
-    from conditioned_attention.experiments.interruption import signals_noted
+@pytest.mark.parametrize(("checkpoint", "rows"), [(4, 1), (STEPS, 4)])
+def test_a_signal_while_a_checkpoint_is_written_is_not_forgotten(unbroken, tmp_path, monkeypatch, checkpoint, rows):
+    """The one after the evaluation of step 4, when the loop hands out a row; and the last of the run."""
+    seal = checkpoints._seal
 
-    with signals_noted() as stop:
+    def interrupted(folder):
+        seal(folder)
+        position = json.loads((folder / "position.json").read_text())
+        if (position["step"], len(position["history"])) == (checkpoint, rows):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_seal", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path)
+    assert ended.value.code == 143
+    assert sorted(tmp_path.glob("checkpoint-*"))[-1].name == f"checkpoint-{min(checkpoint + 1, STEPS):08d}"
+    assert without_time(run(tmp_path)) == without_time(unbroken[1])
+    assert_same_run(tmp_path, unbroken[0])
+
+
+def test_a_second_ctrl_c_is_obeyed_at_once():
+    stop = Stop()
+    with signals_noted(stop):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop
         with pytest.raises(KeyboardInterrupt):

@@ -68,10 +68,13 @@ def train(
     with run.trackers():
         if run.step == 0:
             run.measure()
+        stop = Stop()
         while not run.done or not run.evaluated:
-            with signals_noted() as stop:
+            with signals_noted(stop):
                 row = run.until_evaluated(stop)
             yield row
+        if stop:  # it came while the last checkpoint was written
+            stop.obey()
 
 
 class _Run:
