@@ -19,6 +19,8 @@ from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.interruption import Stop, signals_noted
 from conditioned_attention.experiments.launch import Launch
 from conditioned_attention.experiments.loop import train
+from conditioned_attention.experiments.run import carry_out, single_job
+from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.tiny import OFTEN, ShakenDigits
@@ -62,6 +64,30 @@ def assert_same_run(a, b):
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     return folder, run(folder)
+
+
+def test_whoever_stops_between_two_rows_leaves_a_checkpoint(tmp_path, unbroken):
+    folder, rows = unbroken
+    seldom = dataclasses.replace(OFTEN, checkpoint_seconds=1e6)
+    for stopped_at in (4, 8):
+        going = train(ShakenDigits(), SETTINGS, VARIANTS["preconditioned"], 0, tmp_path, seldom)
+        assert next(row for row in going if row["step"] == stopped_at)
+        going.close()
+        assert sorted(tmp_path.glob("checkpoint-*"))[-1].name == f"checkpoint-{stopped_at:08}"
+    assert without_time(run(tmp_path)) == without_time(rows)
+    assert_same_run(tmp_path, folder)
+
+
+def test_a_signal_between_two_rows_of_a_comparison_leaves_a_checkpoint(tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    seldom = dataclasses.replace(OFTEN, checkpoint_seconds=1e6)
+    job = single_job(tmp_path, VARIANTS["preconditioned"], 0, Metric("score"), {})
+    with pytest.raises(KeyboardInterrupt) as caught:  # which keeps a reference to every frame
+        carry_out(lambda v, s: train(ShakenDigits(), SETTINGS, v, s, tmp_path, seldom), job, interrupted)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000004"]
+    del caught
 
 
 def kill_at(monkeypatch, place, count):

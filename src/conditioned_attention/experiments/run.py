@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +138,9 @@ def carry_out(train: Train, job: Job, update: Callable[[], None]) -> None:
     about = {"variant": job.variant.name, "seed": job.seed, **job.sets, "environment": short_environment()}
     write_json(job.path / "begun.json", about)
     history: list[Mapping[str, Any]] = []
+    rows = train(job.variant, job.seed)
     try:
-        for row in train(job.variant, job.seed):
+        for row in rows:
             history.append(_plain_row(row))
             log.append(history[-1])
             update()
@@ -148,6 +149,9 @@ def carry_out(train: Train, job: Job, update: Callable[[], None]) -> None:
     except Exception as error:
         _write_error(job.error, error)
         raise
+    finally:
+        if isinstance(rows, Generator):  # now, and not when the last reference to it goes
+            rows.close()
     write_json(job.result, {**about, "history": history})
 
 
