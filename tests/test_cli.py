@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,10 @@ def call(*arguments):
     return ended.value.code
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_compare_then_report_then_more_seeds(tmp_path, capsys):
     base = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", *QUICK]
     assert call(*base, "--seeds", "1") == 0
@@ -28,6 +33,8 @@ def test_compare_then_report_then_more_seeds(tmp_path, capsys):
         ("baseline", 0), ("baseline", 1), ("head_rmsnorm", 0), ("head_rmsnorm", 1),
     ]  # fmt: skip
     (tmp_path / "report.html").unlink()
+    assert call("train", "digits", "--folder", str(tmp_path), *QUICK) == 2
+    assert "is the folder of a comparison" in capsys.readouterr().err
     assert call("report", str(tmp_path)) == 0
     assert (tmp_path / "report.html").exists()
     assert call(*base, "--lr", "0.5") == 2
@@ -74,14 +81,31 @@ def test_sigterm_says_how_to_go_on(tmp_path):
     assert list(tmp_path.glob("runs/*/*/checkpoint-*"))
 
 
+def test_a_warning_is_a_line(tmp_path):
+    for name in ("good.txt", "better.txt"):
+        (tmp_path / name).write_text("It was the best of times, it was the worst of times. " * 200)
+    (tmp_path / "empty.txt").touch()
+    command = [sys.executable, "-m", "conditioned_attention.cli", "train", "next_byte", "--text", "files"]
+    command += ["--path", str(tmp_path), "--context", "8", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["warning: left out: 1 of 3 items cannot be read: empty.txt (it is empty)"]
+
+
 def test_train_goes_on(tmp_path, capsys):
     base = ["train", "digits", "--folder", str(tmp_path), *QUICK, "--library", "timm"]
     assert call(*base) == 0
+    assert re.match(r"epoch 1  step 5  seen 1280  seconds \d+\.\d+  train_loss", capsys.readouterr().out)
     first = json.loads((tmp_path / "result.json").read_text())
     assert call(*base) == 0
     assert json.loads((tmp_path / "result.json").read_text()) == first
+    before = contents(tmp_path)
     assert call(*base, "--seed", "3") == 2
     assert "seed: 0 there, 3 now" in capsys.readouterr().err
+    assert call(*base, "--variant", "baseline") == 2
+    assert "variant: preconditioned there, baseline now" in capsys.readouterr().err
+    assert call("compare", "digits", "--folder", str(tmp_path), "--workers", "1", *QUICK) == 2
+    assert "is the folder of a single run" in capsys.readouterr().err
+    assert contents(tmp_path) == before, "what was refused has changed nothing"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +113,8 @@ def test_train_goes_on(tmp_path, capsys):
     [
         (["compare", "fashion_mnist", "--data-dir", "/nowhere"], "apt-get install dataset-fashion-mnist"),
         (["compare", "digits", "--patch-size", "3", "--workers", "1", "--seeds", "1"], "patch_size=3 must divide"),
-        (["report", "/nowhere"], "holds no results.json"),
+        (["report", "/nowhere"], "holds no results.json; run 'conditioned-attention compare' into it first"),
+        (["report"], "name at least one folder"),
         (["compare", "digits", "--workers", "0"], "workers must be at least 1"),
         (["compare", "digits", "--heads", "0", "--workers", "1", "--seeds", "1"], "must be at least 1"),
         (["train", "digits", "--seed", "-1"], "seed must be between 0"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -123,17 +123,18 @@ class Train:
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
         variant, folders = VARIANTS[self.variant], {"folder": self.folder, "into": self.into}
-        with Progress(disable=int(os.environ.get("RANK", "0")) > 0) as progress:
-            say = partial(progress.console.print, highlight=False, soft_wrap=True)
+        speaks = os.environ.get("RANK", "0") == "0"  # one of several processes
+        with Progress(transient=True, disable=not (speaks and sys.stdout.isatty())) as progress:
+            say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
             bar = progress.add_task(self.variant, total=RecipeTraining(self.recipe, Path()).evaluations)
 
             def show(row: Mapping[str, Any]) -> None:
                 progress.advance(bar)
-                values = {key: math.nan if value is None else value for key, value in row.items()}
-                say("  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+                say(_line(row))
 
             path = train_recipe(self.recipe, variant, self.seed, launch=self.launch, show=show, **folders)
-            say(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
+            if speaks:
+                say(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
         return 0
 
 
@@ -192,6 +193,8 @@ class Report:
         from conditioned_attention.experiments.gather import gather
         from conditioned_attention.experiments.report import print_table, read_report, write_report
 
+        if not self.folders:
+            raise ValueError("name at least one folder that 'conditioned-attention compare' has written")
         for folder in self.folders:
             result = gather(folder) or read_report(folder)
             write_report(result, folder)
@@ -340,6 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit status: 0 done, 1 some runs failed, 2 wrong input, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
+    warnings.formatwarning = _warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end with this one
     command: Any = tyro.cli(
         Command,
@@ -362,6 +366,23 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A row of metrics for people; in it None stands for a number that is not finite."""
+    values = {key: "not finite" if value is None else value for key, value in row.items()}
+    return "  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items())
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings in a line, without the place in our source."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    return f"warning: {message}\n" if ours else _with_place(message, category, filename, lineno, line)
+
+
+_with_place = warnings.formatwarning
 
 
 def _default_workers() -> int:

@@ -15,7 +15,8 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from conditioned_attention.experiments import compare
+from conditioned_attention.experiments import compare, run
+from conditioned_attention.experiments.files import write_json
 from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.images import Digits, VisionTransformer
 from conditioned_attention.experiments.recipes import compare_recipe
@@ -24,6 +25,7 @@ from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant
 from tests.experiments.loops import dies_on_seed_1, fails_on_seed_1, scores
+from tests.experiments.tiny import Tiny
 
 
 def test_a_users_own_loop_without_a_folder():
@@ -66,6 +68,30 @@ def test_a_run_that_fails_does_not_take_the_others_down(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not compare(scores, seeds=3, folder=tmp_path, progress=False).failures, "failed runs are tried again"
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
+    """Of ``train --into``, in the folder of a comparison that is running."""
+    path = run_folder(tmp_path, "baseline", 1)
+    path.mkdir(parents=True)
+    (path / "metrics.jsonl").write_text('{"score": 1.0}\n')
+    warning = "baseline, seed 1 has no result: RuntimeError: another process is working in"
+    with FileLock(path / ".lock"), pytest.warns(UserWarning, match=warning):
+        result = compare(scores, seeds=2, folder=tmp_path, progress=False)
+    assert result.runs["baseline"].keys() == {0}
+    assert (path / "metrics.jsonl").read_text() == '{"score": 1.0}\n', "that process's own"
+    assert not compare(scores, seeds=2, folder=tmp_path, progress=False).failures
+
+
+def test_a_result_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    def full(path, data):
+        if path.parent.parent.name == "preconditioned" and path.name == "result.json":
+            raise OSError(28, "No space left on device")
+        write_json(path, data)
+
+    monkeypatch.setattr(run, "write_json", full)
+    with pytest.warns(UserWarning, match="preconditioned, seed 0 has no result: OSError: .* No space left on device"):
+        compare(scores, seeds=1, folder=tmp_path, progress=False)
 
 
 def test_a_worker_that_dies_does_not_take_the_others_down(tmp_path):
@@ -161,6 +187,24 @@ def test_report_of_a_recipe(reported):
     assert 0.5 < data["cost"]["variants"]["preconditioned"]["time_ratio"] < 3
     assert 1 < data["cost"]["variants"]["preconditioned"]["memory_ratio"] < 1.5
     assert text_table(read_report(folder)) == text_table(result)
+
+
+def test_a_variant_that_cannot_be_built_costs_the_others_nothing(tmp_path):
+    class Unbuildable(Variant):
+        def apply(self, model):
+            raise RuntimeError("no attention that is known")
+
+    recipe = Tiny(Training(epochs=1, batch_size=30, monitor_every=0))
+    broken = Unbuildable("broken", None)
+    with pytest.warns(UserWarning, match="broken, seed 0 has no result: RuntimeError: no attention"):
+        result = compare_recipe(recipe, ["baseline", broken], 1, tmp_path / "one", progress=False)
+    assert result.cost["variants"].keys() == {"baseline"}
+    write_report(result, tmp_path / "one")
+    with pytest.warns(UserWarning, match="broken, seed 0 has no result"):
+        result = compare_recipe(recipe, [broken, "baseline"], 1, tmp_path / "two", progress=False)
+    assert result.cost is None, "nothing to be relative to"
+    write_report(result, tmp_path / "two")
+    assert "broken    0      -" in text_table(result)
 
 
 def test_page_is_self_contained_and_says_what_the_table_says(reported):

@@ -104,7 +104,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(merged):
     with pytest.raises(ValueError, match=r"begun\.json does not say with which settings"):
         run(merged, 6)
     shutil.copy(run_folder(merged, "baseline", 0) / "begun.json", path)
-    change(path / "begun.json", settings={"lr": 2, "model": {"depth": 2}})
+    change(path / "begun.json", seed=5, settings={"lr": 2, "model": {"depth": 2}})
     with pytest.raises(ValueError, match=r"seed-5 holds a run of other settings \(lr: 2 there, 1 now\)"):
         run(merged, 6)
     change(path / "begun.json", settings={"lr": 1, "model": {"depth": 2}})
@@ -147,8 +147,19 @@ def test_the_baseline_of_an_earlier_report_stays_and_so_does_its_cost(merged):
     assert gather(merged).cost is None, "measured with other settings"
 
 
-def test_nothing_to_gather(tmp_path):
+def test_nothing_to_gather(tmp_path, capsys):
     assert gather(tmp_path) is None
+    run_folder(tmp_path, "baseline", 0).mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path)])
+    assert "holds no results.json; none of its runs has finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["runs/baseline/seed-1/result.json", "settings.json", "results.json"])
+def test_a_damaged_file_is_named(merged, name):
+    (merged / name).write_text('{"settings": {')
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is damaged: it holds no JSON \(Expecting"):
+        gather(merged)
 
 
 def test_tuned_runs_need_the_tuning_that_explains_them(tmp_path):

@@ -16,8 +16,11 @@ import torch
 from conditioned_attention.experiments import checkpoints, loop
 from conditioned_attention.experiments.checkpoints import damage
 from conditioned_attention.experiments.files import JsonLines
+from conditioned_attention.experiments.interruption import Stop, signals_noted
 from conditioned_attention.experiments.launch import Launch
 from conditioned_attention.experiments.loop import train
+from conditioned_attention.experiments.run import carry_out, single_job
+from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.tiny import OFTEN, ShakenDigits
@@ -61,6 +64,30 @@ def assert_same_run(a, b):
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     return folder, run(folder)
+
+
+def test_whoever_stops_between_two_rows_leaves_a_checkpoint(tmp_path, unbroken):
+    folder, rows = unbroken
+    seldom = dataclasses.replace(OFTEN, checkpoint_seconds=1e6)
+    for stopped_at in (4, 8):
+        going = train(ShakenDigits(), SETTINGS, VARIANTS["preconditioned"], 0, tmp_path, seldom)
+        assert next(row for row in going if row["step"] == stopped_at)
+        going.close()
+        assert sorted(tmp_path.glob("checkpoint-*"))[-1].name == f"checkpoint-{stopped_at:08}"
+    assert without_time(run(tmp_path)) == without_time(rows)
+    assert_same_run(tmp_path, folder)
+
+
+def test_a_signal_between_two_rows_of_a_comparison_leaves_a_checkpoint(tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    seldom = dataclasses.replace(OFTEN, checkpoint_seconds=1e6)
+    job = single_job(tmp_path, VARIANTS["preconditioned"], 0, Metric("score"), {})
+    with pytest.raises(KeyboardInterrupt) as caught:  # which keeps a reference to every frame
+        carry_out(lambda v, s: train(ShakenDigits(), SETTINGS, v, s, tmp_path, seldom), job, interrupted)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000004"]
+    del caught
 
 
 def kill_at(monkeypatch, place, count):
@@ -228,10 +255,30 @@ def test_stopped_in_the_middle_of_an_evaluation(unbroken, tmp_path):
     assert_same_run(tmp_path, unbroken[0])
 
 
-def test_a_second_ctrl_c_is_obeyed_at_once():
-    from conditioned_attention.experiments.interruption import signals_noted
+@pytest.mark.parametrize(("checkpoint", "rows"), [(4, 1), (STEPS, 4)])
+def test_a_signal_while_a_checkpoint_is_written_is_not_forgotten(unbroken, tmp_path, monkeypatch, checkpoint, rows):
+    """The one after the evaluation of step 4, when the loop hands out a row; and the last of the run."""
+    seal = checkpoints._seal
 
-    with signals_noted() as stop:
+    def interrupted(folder):
+        seal(folder)
+        position = json.loads((folder / "position.json").read_text())
+        if (position["step"], len(position["history"])) == (checkpoint, rows):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_seal", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path)
+    assert ended.value.code == 143
+    assert sorted(tmp_path.glob("checkpoint-*"))[-1].name == f"checkpoint-{min(checkpoint + 1, STEPS):08d}"
+    assert without_time(run(tmp_path)) == without_time(unbroken[1])
+    assert_same_run(tmp_path, unbroken[0])
+
+
+def test_a_second_ctrl_c_is_obeyed_at_once():
+    stop = Stop()
+    with signals_noted(stop):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop
         with pytest.raises(KeyboardInterrupt):

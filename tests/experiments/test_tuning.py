@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 
 from conditioned_attention.experiments.files import JsonLines
-from conditioned_attention.experiments.recipes import compare_recipe
+from conditioned_attention.experiments.gather import gather
+from conditioned_attention.experiments.recipes import compare_recipe, train_recipe
 from conditioned_attention.experiments.report import print_table, read_report, to_json, write_report
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import FIRST_SEED, Trial, Tuning, read_tuning, tune
+from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.loops import peaks_at_a_rate
 from tests.experiments.tiny import Tiny
 
@@ -59,6 +62,23 @@ def test_a_rate_that_fails_loses_to_every_one_that_does_not(tmp_path):
 def test_one_failed_seed_of_two_is_a_failed_rate():
     trials = {1e-3: Trial({0: 50.0}, {}), 2e-3: Trial({0: 99.0}, {1: "FloatingPointError: nan"})}
     assert Tuning({"baseline": trials}, Metric("score")).chosen("baseline") == 1e-3
+
+
+def test_a_rate_that_was_lost_by_accident_is_named_and_may_be_tried_again(tmp_path):
+    def train(variant, seed, lr):
+        if lr == 4e-3 and not (tmp_path / "room").exists():
+            raise OSError("No space left on device")
+        yield from peaks_at_a_rate(variant, seed, lr)
+
+    tuning = tune(train, ["baseline"], GRID, folder=tmp_path, progress=False)
+    assert tuning.rates() == {"baseline": 2e-3}
+    assert tuning.warnings() == [
+        "baseline: the learning rate 0.004 had no part in the choice, because a run failed (OSError: No space left on "
+        "device); if that was an accident, remove tuning.json and call again."
+    ]
+    (tmp_path / "room").touch()
+    (tmp_path / "tuning.json").unlink()
+    assert tune(train, ["baseline"], GRID, folder=tmp_path, progress=False).rates() == {"baseline": 4e-3}
 
 
 def test_a_variant_that_no_rate_suits_has_no_rate_and_says_why(tmp_path):
@@ -161,6 +181,25 @@ def test_more_variants_may_come_later_but_no_more_rates(tuned):
         compare_recipe(recipe, BOTH, 1, folder, tune=[3e-3], progress=False)
     with pytest.raises(ValueError, match=r"training\.lr: tuned there, 0\.001 now"):
         compare_recipe(recipe, BOTH, 1, folder, progress=False)
+
+
+def test_a_run_elsewhere_takes_the_rate_of_a_copied_tuning(tuned, tmp_path):
+    """What another machine needs is small: no runs, and no settings.json but that of the tuning."""
+    folder, recipe, _ = tuned
+    (tmp_path / "tuning").mkdir()
+    for name in ("tuning.json", "settings.json"):
+        shutil.copy(folder / "tuning" / name, tmp_path / "tuning")
+    other = Tiny(dataclasses.replace(recipe.training, batch_size=70))
+    for use in (
+        lambda: train_recipe(other, VARIANTS["baseline"], 7, into=tmp_path),
+        lambda: tune(peaks_at_a_rate, BOTH, (1e-6, 3e-3, 1e6), folder=tmp_path / "tuning", progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"tuning holds runs of other settings \(runs"):
+            use()
+    assert [path.name for path in tmp_path.iterdir()] == ["tuning"]
+    path = train_recipe(recipe, VARIANTS["baseline"], 7, into=tmp_path)
+    assert set(rates_of(path)) == {3e-3}
+    assert gather(tmp_path).runs["baseline"].keys() == {7}
 
 
 def test_seeds_of_tuning_are_refused_for_the_comparison(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.environment import environment
+from conditioned_attention.experiments.files import read_json
 from conditioned_attention.experiments.run import Job, reason_of
 from conditioned_attention.experiments.statistics import Summary, summarise, verdict
 from conditioned_attention.experiments.task import Metric
@@ -73,7 +74,7 @@ def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settin
     found = []
     for job in jobs:
         if job.result.exists():
-            found.append(json.loads(job.result.read_text()))
+            found.append(read_json(job.result))
             runs[job.variant.name][job.seed] = found[-1]["history"]
         else:
             failures[job.name] = reason_of(job.path) or "not run"

@@ -30,14 +30,16 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class StepCount:
     """What a model is, and what one micro-batch of it costs.
 
-        Attributes:
-            parameters, trainable: numbers; shared ones count once.
-            forward_flops, backward_flops: of matrix products, convolutions and attention; a multiplication and an
-    X: parameters and buffers.
-            trainable_bytes: of the parameters that have gradients.
-            saved_bytes: parameters and those buffers that a state_dict holds.
-            activation_bytes: different storages that the loss holds for backward, weights not counted; under autocast
-                with the copies of the weights that it casts.
+    Attributes:
+        parameters, trainable: numbers; shared ones count once.
+        forward_flops, backward_flops: of matrix products, convolutions and attention; a multiplication and an
+            addition are two.
+        operations: of forward and backward that compute something; views do not.
+        weight_bytes: parameters and buffers.
+        trainable_bytes: of the parameters that have gradients.
+        saved_bytes: parameters and those buffers that a state_dict holds.
+        activation_bytes: different storages that the loss holds for backward, weights not counted; under autocast
+            with the copies of the weights that it casts.
     """
 
     parameters: int

@@ -35,6 +35,14 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(finite(data), indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The data of a JSON file; raises ValueError with its name if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # also what is not UTF-8
+        raise ValueError(f"{path} is damaged: it holds no JSON ({error})") from error
+
+
 def finite(data: Any) -> Any:
     """The same data with every number that JSON cannot hold replaced by None."""
     if isinstance(data, float):

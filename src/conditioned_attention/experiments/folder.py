@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conditioned_attention.experiments.files import finite, write_json
+from conditioned_attention.experiments.files import finite, read_json, write_json
 
 
 def run_folder(folder: Path, variant: str, seed: int) -> Path:
@@ -36,13 +36,15 @@ def working_folder(folder: str | Path | None) -> Iterator[Path]:
 
 
 def check_settings(folder: Path, settings: Any) -> None:
-    """Writes what is run into a folder; raises if it already holds runs of something else."""
+    """Writes what is run into a folder; raises ValueError if it already holds runs of something else."""
+    if (folder / "begun.json").exists():
+        raise ValueError(f"{folder} is the folder of a single run; choose another folder")
     file, now = folder / "settings.json", json.loads(json.dumps(finite(settings)))
-    begun = any(folder.rglob("result.json")) or any(folder.rglob("checkpoint-*"))
+    begun = any(any(folder.rglob(name)) for name in ("result.json", "checkpoint-*", "tuning.json"))
     if not file.exists() or not begun:  # an attempt that came to nothing does not claim the folder
         write_json(file, settings)
         return
-    there = json.loads(file.read_text())
+    there = read_json(file)
     if there != now:
         different = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in differences(there, now))
         raise ValueError(f"{folder} holds runs of other settings ({different}); choose another folder")

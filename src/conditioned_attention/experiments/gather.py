@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.comparison import Comparison, machines_of
+from conditioned_attention.experiments.files import read_json
 from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.run import differences_of_sets, reason_of
 from conditioned_attention.experiments.task import Metric
@@ -29,7 +29,8 @@ def gather(folder: Path) -> Comparison | None:
     found = _results(folder)
     if not found:
         return None
-    earlier = _read(folder / "results.json") or {}
+    report = folder / "results.json"
+    earlier = read_json(report) if report.exists() else {}
     settings = _check_settings(folder, found)
     tuning = _tuning(folder, settings, found)
     names = {result["variant"] for result in found.values()}
@@ -55,7 +56,7 @@ def _results(folder: Path) -> dict[Path, dict[str, Any]]:
     """Every ``result.json`` by its path."""
     found = {}
     for file in sorted(folder.glob("runs/*/seed-*/result.json")):
-        result = json.loads(file.read_text())
+        result = read_json(file)
         if "settings" not in result:
             raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
         place = run_folder(folder, result["variant"], result["seed"])
@@ -69,7 +70,7 @@ def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> An
     """The settings of all runs; those of ``settings.json``, or of the first run, are the ones to agree with."""
     first = next(iter(found))
     there = folder / "settings.json"
-    settings = json.loads(there.read_text()) if there.exists() else found[first]["settings"]
+    settings = read_json(there) if there.exists() else found[first]["settings"]
     models: dict[str, Path] = {}  # of each variant the first run
     for file, result in found.items():
         model = models.setdefault(result["variant"], file)
@@ -109,10 +110,6 @@ def _unfinished(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.glob("runs/*/seed-*/begun.json")):
         if not (file.parent / "result.json").exists():
-            begun = json.loads(file.read_text())
+            begun = read_json(file)
             found[f"{begun['variant']}, seed {begun['seed']}"] = reason_of(file.parent) or "not finished"
     return found
-
-
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.exists() else None

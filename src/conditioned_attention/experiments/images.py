@@ -191,5 +191,5 @@ class FashionMNIST:
     training: Training = field(default_factory=lambda: Training(epochs=10, batch_size=128))
 
     def task(self, *, tuning: bool = False) -> Task:
-        data = load_fashion_mnist(self.data_dir, self.train_limit)
+        data = load_fashion_mnist(self.data_dir.expanduser(), self.train_limit)
         return ImageClassification(tuning_split(data[0]) if tuning else data, self.model)

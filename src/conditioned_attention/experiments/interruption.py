@@ -34,18 +34,17 @@ class Stop:
 
 
 @contextmanager
-def signals_noted() -> Iterator[Stop]:
-    """While it lasts, the first SIGINT or SIGTERM is noted in what it yields.
+def signals_noted(stop: Stop) -> Iterator[None]:
+    """While it lasts, the first SIGINT or SIGTERM is noted in ``stop``.
 
     Outside the main thread Python has no say in signals, and nothing is ever noted.
     """
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
     before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,8 +10,10 @@ import dataclasses
 import logging
 import math
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +70,17 @@ def train(
     with run.trackers():
         if run.step == 0:
             run.measure()
+        stop = Stop()
         while not run.done or not run.evaluated:
-            with signals_noted() as stop:
+            with signals_noted(stop):
                 row = run.until_evaluated(stop)
-            yield row
+            try:
+                yield row
+            except GeneratorExit:  # whoever takes the rows was stopped between two of them
+                run.leave()
+                raise
+        if stop:  # it came while the last checkpoint was written
+            stop.obey()
 
 
 class _Run:
@@ -85,7 +94,7 @@ class _Run:
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), 0
 
         check_installed(launch.trackers)
         self.accelerator = launch.accelerator(settings.precision, settings.accumulation)
@@ -349,8 +358,14 @@ class _Run:
             "run": self.identity,
         }
         path = self.checkpoints.save(self.step, position, None if self.ema is None else self.ema.state_dict())
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), self.step
         return path
+
+    def leave(self) -> None:
+        """Writes a checkpoint if the newest is older, unless other processes would have to take part."""
+        if self.accelerator.num_processes == 1 and self.saved_step != self.step and not sys.is_finalizing():
+            with suppress(OSError):  # what stopped the run may be a full disk
+                self.save()
 
     def resume(self) -> None:
         """Goes to the newest good checkpoint, if there is one, and cuts the logs back to it."""
@@ -365,6 +380,7 @@ class _Run:
             self.losses.fill_(position["losses"])
             if self.ema is not None and average is not None:
                 self.ema.load_state_dict(average)
+            self.saved_step = self.step
             if position["processes"] != self.accelerator.num_processes:
                 self._seed_randomness(self.step)
         if self.main:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from conditioned_attention.experiments.run import carry_out, check_origin, job_o
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.tuning import FIRST_SEED as FIRST_TUNING_SEED
-from conditioned_attention.experiments.tuning import AtRates, grid_of, read_tuning
+from conditioned_attention.experiments.tuning import AtRates, grid_of, read_grid, read_tuning, settings_of_tuning
 from conditioned_attention.experiments.tuning import tune as find_rates
 from conditioned_attention.experiments.variants import Variant, find_variants
 
@@ -127,6 +126,8 @@ def train_recipe(
     task, training, settings = recipe.task(), recipe.training, settings_of(recipe)
     if into is None:
         path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
+        if (path / "settings.json").exists():
+            raise ValueError(f"{path} is the folder of a comparison, which runs go into with into={str(path)!r}")
         job = single_job(path, variant, seed, task.metric, settings)
     else:
         training, settings, variant_settings = _as_in(into, recipe, variant, seed)
@@ -157,9 +158,9 @@ def _as_in(
         raise ValueError(
             f"no learning rate was tuned for {variant.name} in {folder / 'tuning'}, only for {', '.join(rates)}"
         )
-    grid = json.loads((folder / "settings.json").read_text())["tuning"]
-    lr = rates[variant.name]
+    grid, lr = read_grid(folder / "tuning"), rates[variant.name]
     settings = tuned_settings(settings, grid, [seed])
+    check_settings(folder / "tuning", settings_of_tuning(grid, settings))  # it may be all that was copied
     return dataclasses.replace(recipe.training, lr=lr), settings, {variant.name: {"lr": lr}}
 
 
@@ -214,9 +215,9 @@ def compare_recipe(
     else:
         settings = tuned_settings(settings, grid_of(tune, tune_seeds), seeds)
         result = _compare_tuned(recipe, chosen, seeds, folder, settings, launch, how)
-    if not cost:
+    finished = [variant for variant in chosen if result.runs.get(variant.name)]
+    if not cost or chosen[0] not in finished:  # it is measured relative to the baseline
         return result
-    finished = [variant for variant in chosen if variant.name in result.runs]
     return dataclasses.replace(result, cost=measure_cost(task, recipe.training, finished, threads=threads))
 
 

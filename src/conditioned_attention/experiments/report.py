@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.experiments.comparison import Comparison, describe_machines
-from conditioned_attention.experiments.files import JsonLines, write_bytes, write_json, write_text
+from conditioned_attention.experiments.files import JsonLines, read_json, write_bytes, write_json, write_text
 from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.statistics import Spread, Summary, decimals, epochs, scores
 from conditioned_attention.experiments.task import Metric
@@ -157,9 +157,11 @@ def read_report(folder: Path) -> Comparison:
     """
     file = folder / "results.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no results.json; run 'conditioned-attention compare' into it first")
+        begun = any(folder.glob("runs/*/seed-*"))
+        why = "none of its runs has finished" if begun else "run 'conditioned-attention compare' into it first"
+        raise FileNotFoundError(f"{folder} holds no results.json; {why}")
     try:
-        data = json.loads(file.read_text())
+        data = read_json(file)
         runs: dict[str, dict[int, list[dict[str, Any]]]] = {row["variant"]: {} for row in data["table"]}
         for run in data["runs"]:
             runs[run["variant"]][run["seed"]] = run["history"]
@@ -169,7 +171,7 @@ def read_report(folder: Path) -> Comparison:
             runs, metric, data["failures"], data["settings"], data["environment"], data["cost"],
             machines=data.get("machines", []), tuning=tuning,
         )  # fmt: skip
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a comparison's results ({type(error).__name__}: {error})") from error
 
 

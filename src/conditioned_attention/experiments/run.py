@@ -6,14 +6,15 @@ import dataclasses
 import json
 import math
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.environment import short_environment
-from conditioned_attention.experiments.files import JsonLines, finite, write_json, write_text
-from conditioned_attention.experiments.folder import differences, run_folder
+from conditioned_attention.experiments.files import JsonLines, finite, read_json, write_json, write_text
+from conditioned_attention.experiments.folder import differences, run_folder, working_folder
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant
 
@@ -69,9 +70,10 @@ def single_job(path: Path, variant: Variant, seed: int, metric: Metric, settings
 
 
 def check_origin(job: Job) -> None:
-    """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds a run that other settings have set.
+    """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds another run: of another variant,
+    seed or setting.
 
-    What counts is a result, or a checkpoint that the run would go on from.
+    What counts is a result, or a checkpoint that the run would go on from.  Nothing is written.
     """
     if job.result.exists():
         file = job.result
@@ -79,9 +81,12 @@ def check_origin(job: Job) -> None:
         file = job.path / "begun.json"
     else:
         return
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = read_json(file) if file.exists() else {}
     if "settings" not in found:
         raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
+    who = [("variant", job.variant.name), ("seed", job.seed)]
+    if other := [f"{key}: {found[key]} there, {now} now" for key, now in who if found[key] != now]:
+        raise ValueError(f"{job.path} holds another run ({', '.join(other)}); choose another folder")
     different = ", ".join(
         f"{name}: {old} there, {new} now" for _, name, old, new in differences_of_sets(found, job.sets)
     )
@@ -111,8 +116,12 @@ def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
         Whether the run has finished.
     """
     try:
-        carry_out(train, job, update)
-    except Exception:
+        with working_folder(job.path):  # a `train --into` may be at it
+            carry_out(train, job, update)
+    except Exception as error:
+        if not job.error.exists():  # it could not begin, or not write its result
+            with suppress(OSError):  # nor perhaps this
+                _write_error(job.error, error)
         return False
     return True
 
@@ -129,18 +138,27 @@ def carry_out(train: Train, job: Job, update: Callable[[], None]) -> None:
     about = {"variant": job.variant.name, "seed": job.seed, **job.sets, "environment": short_environment()}
     write_json(job.path / "begun.json", about)
     history: list[Mapping[str, Any]] = []
+    rows = train(job.variant, job.seed)
     try:
-        for row in train(job.variant, job.seed):
+        for row in rows:
             history.append(_plain_row(row))
             log.append(history[-1])
             update()
         if not history:
             raise ValueError("train yielded no row")
     except Exception as error:
-        summary = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_text(job.error, f"{summary}\n\n{traceback.format_exc()}")
+        _write_error(job.error, error)
         raise
+    finally:
+        if isinstance(rows, Generator):  # now, and not when the last reference to it goes
+            rows.close()
     write_json(job.result, {**about, "history": history})
+
+
+def _write_error(file: Path, error: Exception) -> None:
+    """The reason in a line, and the traceback."""
+    summary = f"{type(error).__name__}: {error}".splitlines()[0]
+    write_text(file, f"{summary}\n\n{traceback.format_exc()}")
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:

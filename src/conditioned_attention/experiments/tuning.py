@@ -7,7 +7,6 @@ where that one rate happens to stand.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.compare import run_missing
-from conditioned_attention.experiments.files import write_json
+from conditioned_attention.experiments.files import read_json, write_json
 from conditioned_attention.experiments.folder import check_settings, working_folder
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant, find_variants
@@ -81,9 +80,17 @@ class Tuning:
         return found
 
     def warnings(self) -> list[str]:
-        """A sentence for every variant whose best rate stands at an edge of the grid."""
+        """A sentence for every rate that failed for another reason than a loss that is not finite, such as a full
+        disk, and for every variant whose best rate stands at an edge of the grid."""
         found = []
         for variant, lr in self.rates().items():
+            for rate, trial in self.trials[variant].items():
+                accidents = [why for why in trial.failures.values() if not why.startswith("FloatingPointError")]
+                if accidents:
+                    found.append(
+                        f"{variant}: the learning rate {rate:g} had no part in the choice, because a run failed "
+                        f"({accidents[0]}); if that was an accident, remove tuning.json and call again."
+                    )
             grid = list(self.trials[variant])
             edges = [word for word, edge in (("lowest", grid[0]), ("highest", grid[-1])) if lr == edge]
             if edges:
@@ -185,7 +192,7 @@ def tune(
         ValueError, TypeError, RuntimeError: as `compare`; that runs failed is no error here.
     """
     chosen, grid, metric = find_variants(variants), grid_of(rates, seeds), metric or Metric("score")
-    settings, tuning_seeds = {"grid": grid, "runs": settings}, range(FIRST_SEED, FIRST_SEED + seeds)
+    settings, tuning_seeds = settings_of_tuning(grid, settings), range(FIRST_SEED, FIRST_SEED + seeds)
     with working_folder(folder):
         check_settings(folder, settings)
     known = read_tuning(folder)
@@ -213,7 +220,18 @@ def tune(
     return Tuning({variant.name: trials[variant.name] for variant in chosen}, metric)
 
 
+def settings_of_tuning(grid: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """What a folder of tuning says that it holds: the grid, and the settings of the comparison."""
+    return {"grid": grid, "runs": settings}
+
+
+def read_grid(folder: Path) -> dict[str, Any]:
+    """The grid that a folder of tuning was made with, as `grid_of` gives it."""
+    grid: dict[str, Any] = read_json(folder / "settings.json")["grid"]
+    return grid
+
+
 def read_tuning(folder: Path) -> Tuning | None:
     """What `tune` has written into a folder; None if it has not finished there."""
     file = folder / "tuning.json"
-    return Tuning.from_json(json.loads(file.read_text())) if file.exists() else None
+    return Tuning.from_json(read_json(file)) if file.exists() else None

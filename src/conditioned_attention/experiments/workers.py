@@ -194,6 +194,7 @@ def _sigterm_raises() -> Iterator[None]:
 def _work(train: Train, pipe: Any, threads: int) -> None:
     """A worker process: runs jobs until there are none, and ends with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that a loop may write first
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     pipe.send(_READY)

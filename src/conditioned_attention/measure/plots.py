@@ -74,10 +74,19 @@ def plot_condition_numbers(
 
 
 def plot_band(ax: Axes, curves: Sequence[Mapping[Any, float]], label: str, colour: str) -> None:
-    """The mean of several curves over the steps that all have, in a band from the lowest to the highest."""
+    """The mean of several curves over the steps that all have, in a band from the lowest to the highest.
+
+    A step without finite neighbours, which no line would show, is a dot in a range.
+    """
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[step] for curve in curves] for step in steps]
-    ax.plot(steps, [_mean(v) for v in values], color=colour, label=label, linewidth=1.6)
+    means = [_mean(v) for v in values]
+    ax.plot(steps, means, color=colour, label=label, linewidth=1.6)
+    drawn = [False, *(math.isfinite(mean) for mean in means), False]
+    for i, step in enumerate(steps):
+        if drawn[i + 1] and not drawn[i] and not drawn[i + 2]:
+            ax.plot([step], [means[i]], color=colour, marker="o", markersize=4)
+            ax.vlines([step], min(values[i]), max(values[i]), color=colour, alpha=0.4)
     if len(curves) > 1:
         ax.fill_between(
             steps, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, linewidth=0
