@@ -25,7 +25,7 @@ LAYERS = [
     {"modules"},
     {"functional"},
     {"attention", "controls"},
-    {"preconditioner", "reference", "_on_import"},
+    {"preconditioner", "reference", "spectral", "_on_import"},
 ]
 LEVEL = {part: i for i, layer in enumerate(LAYERS) for part in layer}
 SIDEWAYS = {("bench", "experiments")}

@@ -145,8 +145,8 @@ class Corrections:
         correction = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
         matrix = as_matrix(owner, correction)
         for role, rows in projection.rows(attention).items():
-            for diagonal in _diagonals(matrix, rows, self.widths[role] if spectral.per_head else None):
-                diagonal.fill_(spectral.strength)
+            for place in _diagonals(matrix, rows, self.widths[role] if spectral.per_head else None):
+                correction.as_strided(*place).fill_(spectral.strength)
         return correction
 
     @torch.no_grad()
@@ -203,19 +203,22 @@ class _Hide:
             projection.owner(attention).__dict__.pop(projection.parameter, None)
 
 
-def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[Tensor]:
-    """Views of the entries that are 1 in I_k: one identity over all rows of a role, or one for every ``width`` rows."""
+def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[tuple[Any, Any, int]]:
+    """Sizes, strides and offsets of the entries that are 1 in I_k.
+
+    One identity over all rows of a role, or one for every ``width`` rows.
+    """
     along, across = matrix.stride()
     start = rows.start * along  # the matrix is fresh memory: it begins at its beginning
     columns = matrix.shape[1]
     if width is not None:
         shape = (rows.groups, rows.size // width, min(width, columns))
-        return [matrix.as_strided(shape, (rows.step * along, width * along, along + across), start)]
+        return [(shape, (rows.step * along, width * along, along + across), start)]
     step = rows.step * along + rows.size * across
     whole, rest = divmod(min(rows.count, columns), rows.size)
-    found = [matrix.as_strided((whole, rows.size), (step, along + across), start)]
+    found: list[tuple[Any, Any, int]] = [((whole, rows.size), (step, along + across), start)]
     if rest:
-        found.append(matrix.as_strided((rest,), (along + across,), start + whole * step))
+        found.append(((rest,), (along + across,), start + whole * step))
     return found
 
 

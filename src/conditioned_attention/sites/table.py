@@ -158,6 +158,8 @@ def find_projections(attention: nn.Module) -> Projections | str:
             library = importlib.import_module(file)
             found = library.FOUND.get(class_name(cls), getattr(library, "recognise", None))
             projections: Projections | str | None = found(attention) if callable(found) else found
+            if isinstance(projections, str):
+                return reason or f"{cls.__qualname__} {projections}"
             if projections is not None:
                 return reason or projections
     return f"the projections of {class_name(cls)} are not in the table; see register_attention"
