@@ -34,6 +34,7 @@ from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.monitor import HeadRecord
+from conditioned_attention.measure.weights import ProjectionRecord, projection_records, value_norm
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +102,14 @@ class _Run:
         self.main = self.accelerator.is_main_process
         self.checkpoints = Checkpoints(folder, self.accelerator)
         self.log, self.conditions = JsonLines(folder / "train.jsonl"), JsonLines(folder / "conditions.jsonl")
+        self.projections = JsonLines(folder / "projections.jsonl")
 
         torch.manual_seed(seed)
         model = task.build_model()
         variant.apply(model, task.probe())
         self._seed_randomness(0)
         self.monitor = ConditionMonitor(model, self._to_device(task.probe())) if settings.monitor_every else None
+        self.value_norm_before = value_norm(model)
         self.ema = self._average(model)
         self._prepare(model)
         self.losses, self.loss_count = torch.zeros((), device=self.accelerator.device), 0  # since the last evaluation
@@ -310,12 +313,15 @@ class _Run:
         return self.done or self.step // every > before // every
 
     def measure(self) -> dict[str, float]:
-        """Condition numbers of every head, into their file; and their summary."""
+        """Condition numbers of every head and every projection, into their files; and their summary."""
         if self.monitor is None:
             return {}
         records = self.monitor.measure(self.step)
         self._write(self.conditions, *(record.to_json() for record in records))
-        return summarise_conditions(records)
+        model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
+        projections = projection_records(model)
+        self._write(self.projections, *({"step": self.step} | record.to_json() for record in projections))
+        return summarise_conditions(records) | summarise_projections(projections, self.value_norm_before)
 
     def finish(self) -> None:
         """Writes what the task has to show of the trained model."""
@@ -386,7 +392,8 @@ class _Run:
         if self.main:
             self.log.cut_after(-1 if found is None else self.step)
             # measured with the evaluation, which comes after the step's own checkpoint
-            self.conditions.cut_after(-1 if found is None else self.step - (not self.evaluated))
+            for measured in (self.conditions, self.projections):
+                measured.cut_after(-1 if found is None else self.step - (not self.evaluated))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -408,4 +415,15 @@ def summarise_conditions(records: list[HeadRecord]) -> dict[str, float]:
         "log10_kappa": statistics.median(values),
         "floor_share": sum(math.isinf(value) for value in values) / len(values),
         "largest_scale": max(record.largest_scale for record in records),
+    }
+
+
+def summarise_projections(records: list[ProjectionRecord], value_norm_before: float) -> dict[str, float]:
+    """Median log₁₀ κ of W_Q, W_K and W_V as the model uses them, and ‖W_V‖ over that before training."""
+    if not records:
+        return {}
+    values = [record.norm for record in records if record.role == "value"]
+    return {
+        "log10_kappa_weights": statistics.median(math.log10(record.kappa_corrected) for record in records),
+        "value_growth": math.sqrt(statistics.fmean(norm**2 for norm in values)) / value_norm_before,
     }

@@ -17,7 +17,7 @@ from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.statistics import Spread, Summary, decimals, epochs, scores
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import Tuning
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.variants import descriptions
 from conditioned_attention.measure.monitor import HeadRecord
 from conditioned_attention.measure.plots import COLOURS, legend_above, plot_band, plot_condition_numbers
 
@@ -205,7 +205,7 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         tuning=tuning_table(comparison.tuning) if comparison.tuning else None,
         failures=comparison.failures,
         explanation=EXPLANATION,
-        about={name: VARIANTS[name].about for name in comparison.runs if name in VARIANTS},
+        about=descriptions(comparison.runs),
         pictures=[(captions[name], base64.b64encode(data).decode()) for name, data in pictures.items()],
         settings=json.dumps(comparison.settings, indent=2),
         machines=describe_machines(comparison.machines) if comparison.machines else "",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm, QKNorm
-from conditioned_attention.conversion import ConversionReport, convert, spectral_condition
+from conditioned_attention.conversion import ConversionReport, convert, fold, spectral_condition
+from conditioned_attention.conversion.spectral import SpectralChange
 from conditioned_attention.experiments.initialise import orthogonal_projections
 from conditioned_attention.measure.monitor import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
@@ -27,6 +28,8 @@ class Variant:
         transform: what every attention head passes through; None leaves the heads as they are.
         about: one line for the report.
         spectral: arguments of `spectral_condition`; None leaves the projections as they are.
+        at_start_only: whether the correction becomes part of the weights before training, which then change and decay
+            whole.
         orthogonal: whether projections are drawn anew, semi-orthogonal, before training.
         calibrated: whether the heads of each layer are multiplied by the mean that C has there before training.
     """
@@ -35,13 +38,14 @@ class Variant:
     transform: HeadTransform | None = None
     about: str = ""
     spectral: Mapping[str, Any] | None = field(default=None, hash=False)
+    at_start_only: bool = False
     orthogonal: bool = False
     calibrated: bool = False
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+=-]*", self.name):
             raise ValueError(
-                f"a variant's name is also a folder's: letters, digits and _ . + - only, got {self.name!r}"
+                f"a variant's name is also a folder's: letters, digits and _ . + - = only, got {self.name!r}"
             )
 
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport | None:
@@ -62,6 +66,8 @@ class Variant:
             orthogonal_projections(model)
         if self.spectral is not None:
             report = spectral_condition(model, strict=True, **self.spectral)
+            if self.at_start_only:
+                fold(model)
         if self.transform is not None:
             report = convert(model, self.transform, strict=True)
         if self.calibrated:
@@ -78,7 +84,7 @@ def _scale_by_mean_of_c(model: nn.Module, batch: Any) -> ConversionReport:
     return ConversionReport(tuple(row for report in reports for row in report.rows if row.status == "converted"))
 
 
-_AUTO = MappingProxyType({"strength": "auto"})
+_AUTO: dict[str, Any] = {"strength": "auto"}
 
 VARIANTS = {
     variant.name: variant
@@ -89,11 +95,9 @@ VARIANTS = {
         Variant("preconditioned_scaled", PowerNorm(1.0, scaled=True), "C · √d: rows to the length √d"),
         Variant("preconditioned_power", PowerNorm(0.5), "C to the power ½: keeps part of what row norms say"),
         Variant("spectral", None, "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)", _AUTO),
-        Variant("spectral_published", None, "W + 10 I, the λ of the paper", MappingProxyType({})),
-        Variant(
-            "spectral_polar", None, "W + σ_max(W) U Vᵀ: κ at most 2 at the start",
-            MappingProxyType({"correction": "polar"}),
-        ),
+        Variant("spectral_published", None, "W + 10 I, the λ of the paper", {}),
+        Variant("spectral_polar", None, "W + σ_max(W) U Vᵀ: κ at most 2 at the start", {"correction": "polar"}),
+        Variant("identity_init", None, "control: λ I of spectral at the start only, decayed like W", _AUTO, at_start_only=True),
         Variant("preconditioned+spectral", RowNorm(), "both methods, λ = d^(-1/4)", _AUTO),
         Variant("head_l2", RowNorm(gradient="through"), "control: rows to unit length, ordinary gradient"),
         Variant("head_rmsnorm", HeadRMSNorm(), "control: RMSNorm of each head's row without gain, ordinary gradient"),
@@ -106,16 +110,59 @@ VARIANTS = {
 }  # fmt: skip
 
 
+# What a number after the name of a variant sets: spectral=0.3, preconditioned_power=0.25
+_NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
+    "preconditioned_power": lambda variant, alpha: replace(variant, transform=PowerNorm(alpha), about=f"C^{alpha:g}"),
+    **dict.fromkeys(
+        ("spectral", "spectral_polar", "preconditioned+spectral"),
+        lambda variant, strength: replace(
+            variant,
+            spectral={**(variant.spectral or {}), "strength": strength},
+            about=f"{variant.about.split(', λ')[0]}, λ = {strength:g}",
+        ),
+    ),
+}
+
+
+def find_variant(name: str) -> Variant:
+    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…`` and ``preconditioned+spectral=…`` set λ, and
+    ``preconditioned_power=0.25`` sets α.
+
+    Raises:
+        ValueError: no variant is called that, or takes that number.
+
+    >>> find_variant("preconditioned_power=0.25").transform
+    PowerNorm(alpha=0.25, scaled=False, eps=1e-06)
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    base, equals, number = name.partition("=")
+    if equals and base in _NUMBERS:
+        try:
+            value = float(number)
+        except ValueError:
+            raise ValueError(f"variant {name!r}: {number!r} is not a number") from None
+        variant = replace(_NUMBERS[base](VARIANTS[base], value), name=name)
+        if variant.spectral is not None:
+            SpectralChange(**{"correction": "identity", "per_head": False, **variant.spectral})  # raises for a bad λ
+        return variant
+    if equals and base in VARIANTS:
+        raise ValueError(f"variant {name!r}: {base} takes no number; {', '.join(_NUMBERS)} do")
+    raise ValueError(f"variant {name!r} is unknown; valid are {', '.join(VARIANTS)}")
+
+
+def descriptions(names: Iterable[str]) -> dict[str, str]:
+    """What the report says about the variants of these names, as far as they are known here."""
+    found = {}
+    for name in names:
+        with suppress(ValueError):
+            found[name] = find_variant(name).about
+    return found
+
+
 def find_variants(variants: Sequence[str | Variant]) -> list[Variant]:
-    """The variants of these names; raises ValueError for one that is unknown or given twice."""
-    found = []
-    for variant in variants:
-        if isinstance(variant, Variant):
-            found.append(variant)
-        elif variant in VARIANTS:
-            found.append(VARIANTS[variant])
-        else:
-            raise ValueError(f"variant {variant!r} is unknown; valid are {', '.join(VARIANTS)}")
+    """The variants of these names (see `find_variant`); raises ValueError for one unknown or given twice."""
+    found = [variant if isinstance(variant, Variant) else find_variant(variant) for variant in variants]
     names = [variant.name for variant in found]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"variants must be at least one and all different, got {names}")

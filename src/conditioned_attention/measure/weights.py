@@ -104,10 +104,15 @@ def _matrices(site: Site, projections: Projections) -> dict[str, Tensor]:
     found = {}
     for projection in projections.weights:
         owner = projection.owner(site.module)
-        matrix = as_matrix(owner, getattr(owner, projection.parameter)).detach()
+        matrix = as_matrix(owner, _whole(getattr(owner, projection.parameter))).detach()
         for role, rows in projection.rows(site.module).items():
             found[role] = matrix[rows.indices()]
     return found
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A weight that FSDP2 has sharded, gathered; every process has to call this."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _kappa(values: Tensor) -> float:
