@@ -70,7 +70,7 @@ MUTATIONS = [
     ("timm, heads and width exchanged", "sites/timm.py", '"B N D*H"', '"B N H*D"', TIMM),
     ("timm, tokens for channels", "sites/timm.py", ', along="N"', "", TIMM),
     ("timm, LeViT's images as tokens", "sites/timm.py", "_IMAGE if module.use_conv else _TOKENS", "_TOKENS", TIMM),
-    ("pools converted unasked", "conversion/convert.py", "if not site.opt_in or active_transform(site) is not None", "if True", TIMM),
+    ("pools converted unasked", "conversion/selection.py", "if not site.opt_in or active_transform(site) is not None", "if True", TIMM),
     ("compiled code not forgotten", "sites/table.py", "torch.compiler.reset()", "pass", HOOK),
     ("module, mask inverted", "modules.py", "masked_fill_(mask, -math.inf)", "masked_fill_(~mask, -math.inf)", MODULES),
     ("module, dropout in eval", "modules.py", "self.dropout if self.training else 0.0", "self.dropout", MODULES),

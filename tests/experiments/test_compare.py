@@ -191,7 +191,7 @@ def test_report_of_a_recipe(reported):
 
 def test_a_variant_that_cannot_be_built_costs_the_others_nothing(tmp_path):
     class Unbuildable(Variant):
-        def apply(self, model):
+        def apply(self, model, batch=None):
             raise RuntimeError("no attention that is known")
 
     recipe = Tiny(Training(epochs=1, batch_size=30, monitor_every=0))

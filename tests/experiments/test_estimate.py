@@ -136,7 +136,7 @@ def test_activations_are_those_of_a_real_step(variant, precision):
     task = TinyDigits()
     batch = task.train_data().__getitems__(range(15))
     model = task.build_model()
-    variant.apply(model)
+    variant.apply(model, task.probe())
     model.train()
     autocast_forward(model, precision, "cpu")
     held = held_bytes(lambda: task.loss(model, batch), [*model.parameters(), *model.buffers()])

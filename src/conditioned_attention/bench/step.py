@@ -16,7 +16,7 @@ from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import begin, write_rows
 from conditioned_attention.experiments.folder import working_folder
-from conditioned_attention.experiments.variants import VARIANTS, Variant
+from conditioned_attention.experiments.variants import Variant, find_variants
 from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.measure.memory import held_bytes, peak_bytes
 
@@ -34,6 +34,7 @@ class StepSettings:
         dtype: of parameters and data.
         batch_size: instead of each model's own.
         layers: blocks, instead of each model's own number.
+        variants: what takes turns, the first the baseline.
     """
 
     rounds: int = 20
@@ -42,6 +43,7 @@ class StepSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_size: int | None = None
     layers: int | None = None
+    variants: tuple[str, ...] = ("baseline", "preconditioned", "head_rmsnorm")
 
     def check(self) -> None:
         """Raises ValueError for what cannot be measured."""
@@ -50,6 +52,7 @@ class StepSettings:
             raise ValueError(f"rounds, threads, batch_size and layers must be at least 1, got {given}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device='cuda', but this torch sees no CUDA device")
+        find_variants(self.variants)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
     """One row a variant, the baseline first."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     batch_size, layers = settings.batch_size or model.batch_size, settings.layers or model.layers
-    variants = list(VARIANTS.values())
+    variants = find_variants(settings.variants)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         batch = tuple(_to(tensor, device, dtype) for tensor in model.batch(batch_size))
@@ -148,7 +151,7 @@ def _trainee(
 ) -> _Trainee:
     torch.manual_seed(0)
     network: nn.Module = model.build(layers)
-    report = variant.apply(network)
+    report = variant.apply_structure(network)
     network.to(device, dtype).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     exist = [*network.parameters(), *network.buffers(), *batch]

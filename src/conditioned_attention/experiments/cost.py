@@ -68,7 +68,7 @@ def _training_step(
     """A function that takes one optimizer step, and the bytes that parameters and optimizer state hold."""
     torch.manual_seed(0)
     model = task.build_model()
-    variant.apply(model)
+    variant.apply_structure(model)
     model.to(device).train()
     optimizer = build_optimizer(model, settings)
 

@@ -248,7 +248,7 @@ def _time(task: Task, settings: Training, variant: Variant, batch: Any) -> Timin
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = task.build_model()
-        variant.apply(model)
+        variant.apply_structure(model)
         model.to(device).train()
         autocast_forward(model, settings.precision, device.type)
         optimizer = build_optimizer(model, settings)

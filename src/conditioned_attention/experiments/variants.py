@@ -61,19 +61,28 @@ class Variant:
         Raises:
             ValueError: an attention module cannot be changed, or a calibrated variant has no batch.
         """
-        report = None
         if self.orthogonal:
             orthogonal_projections(model)
+        report = self._convert(model)
+        if self.calibrated:
+            if batch is None:
+                raise ValueError(f"variant {self.name!r} is calibrated: call apply(model, batch) with some inputs")
+            report = _scale_by_mean_of_c(model, batch)
+        return report
+
+    def apply_structure(self, model: nn.Module) -> ConversionReport | None:
+        """As `apply` with numbers that mean nothing: to count or time what a model does, without data or on meta."""
+        report = self._convert(model)
+        return convert(model, ConstantGain(1.0), strict=True) if self.calibrated else report
+
+    def _convert(self, model: nn.Module) -> ConversionReport | None:
+        report = None
         if self.spectral is not None:
             report = spectral_condition(model, strict=True, **self.spectral)
             if self.at_start_only:
                 fold(model)
         if self.transform is not None:
             report = convert(model, self.transform, strict=True)
-        if self.calibrated:
-            if batch is None:
-                raise ValueError(f"variant {self.name!r} is calibrated: call apply(model, batch) with some inputs")
-            report = _scale_by_mean_of_c(model, batch)
         return report
 
 
