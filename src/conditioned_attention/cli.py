@@ -25,7 +25,7 @@ try:
     from conditioned_attention.experiments.image_folder import ImageFolder
     from conditioned_attention.experiments.images import Digits, FashionMNIST
     from conditioned_attention.experiments.language import NextByteRecipe
-    from conditioned_attention.experiments.launch import Launch
+    from conditioned_attention.experiments.launch import Launch, leave
     from conditioned_attention.experiments.variants import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -350,20 +350,28 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         config=CONFIG,
     )
+    status = _carried_out(command)
+    leave()
+    sys.exit(status)
+
+
+def _carried_out(command: Any) -> int:
+    """The exit status of a command."""
     try:
-        sys.exit(command())
+        return int(command())
     except KeyboardInterrupt:
         print(f"\n{_STOPPED}", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except SystemExit as ended:
-        if ended.code == 143:
-            print(_STOPPED, file=sys.stderr)
-        raise
+        if ended.code != 143:
+            raise
+        print(_STOPPED, file=sys.stderr)
+        return 143
     except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ModuleNotFoundError) as error:
         if os.environ.get("CONDITIONED_ATTENTION_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
 
 
 def _line(row: Mapping[str, Any]) -> str:

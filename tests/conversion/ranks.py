@@ -26,6 +26,7 @@ from tests.conversion.survivors import (
     output,
     truth,
 )
+from tests.processes import end
 
 
 def own(batch):
@@ -140,4 +141,4 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as file:
             json.dump(errors, file)
-    dist.destroy_process_group()
+    end()

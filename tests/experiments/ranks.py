@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 import tests.conftest  # noqa: F401 - torchvision
-from conditioned_attention.experiments.launch import Launch
+from conditioned_attention.experiments.launch import Launch, leave
 from conditioned_attention.experiments.loop import train
 from conditioned_attention.experiments.optimizer import build_optimizer
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
+from tests.processes import end
 
 # no dropout: each rank would draw masks of its own
 SETTINGS = Training(epochs=2, batch_size=30, accumulation=1, evaluate_every=0.5, ema=0.9)
@@ -71,7 +72,7 @@ def sharded(folder):
     losses = six_steps(prepare, lambda tensor: tensor.chunk(2)[rank], mean)
     if rank == 0:
         (Path(folder) / "losses.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
+    end()
 
 
 def six_steps(prepare=lambda model: model, part=lambda tensor: tensor, mean=lambda loss: loss):
@@ -92,6 +93,11 @@ def six_steps(prepare=lambda model: model, part=lambda tensor: tensor, mean=lamb
     return losses
 
 
+def threads():
+    """Names of the threads of this process, also of those that are not Python's."""
+    return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+
+
 TASKS = {"quiet": Quiet, "shaken": ShakenDigits, "dying": DyingRank, "stopped": AskedToStop}
 
 
@@ -108,3 +114,5 @@ if __name__ == "__main__":
         sharded(sys.argv[1])
     else:
         run(sys.argv[1], sys.argv[2], parallel=sys.argv[3] if len(sys.argv) > 3 else Launch().parallel)
+        leave()
+        assert not any("gloo" in name for name in threads()), threads()

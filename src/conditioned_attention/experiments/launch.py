@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -105,6 +106,21 @@ def kind(accelerator: Accelerator) -> str:
         return "none"
     name = str(accelerator.distributed_type.value)
     return "ddp" if name.startswith("MULTI_") else name
+
+
+def leave() -> None:
+    """Ends what connects this process to the others; the last thing that a launched process does.
+
+    Threads of a process group that still run while Python shuts down can abort the process, and a run that has
+    ended well would be reported as failed.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    gc.collect()  # DistributedDataParallel holds its group, and a training loop's objects hold one another
+    dist.destroy_process_group()
+    gc.collect()
 
 
 _FSDP = "ACCELERATE_USE_FSDP"

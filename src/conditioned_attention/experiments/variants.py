@@ -106,7 +106,7 @@ VARIANTS = {
         Variant("spectral", None, "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)", _AUTO),
         Variant("spectral_published", None, "W + 10 I, the λ of the paper", {}),
         Variant("spectral_polar", None, "W + σ_max(W) U Vᵀ: κ at most 2 at the start", {"correction": "polar"}),
-        Variant("identity_init", None, "control: λ I of spectral at the start only, decayed like W", _AUTO, at_start_only=True),
+        Variant("identity_init", None, "control: spectral's λ I at the start only", _AUTO, at_start_only=True),
         Variant("preconditioned+spectral", RowNorm(), "both methods, λ = d^(-1/4)", _AUTO),
         Variant("head_l2", RowNorm(gradient="through"), "control: rows to unit length, ordinary gradient"),
         Variant("head_rmsnorm", HeadRMSNorm(), "control: RMSNorm of each head's row without gain, ordinary gradient"),
