@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from conditioned_attention.environment import environment
 
@@ -153,6 +153,8 @@ class Inspect:
     """Download timm's weights; else they are random."""
     unpickle: bool = False
     """Trust a saved module, which runs code when it is loaded."""
+    spectral: float | Literal["auto"] | None = None
+    """Show singular values of W_Q, W_K and W_V as well, with and without λ I for this λ (of large models: minutes)."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -162,11 +164,13 @@ class Inspect:
 
         if self.structure and self.input is not None:
             raise ValueError("--structure runs nothing, so it takes no --input")
+        if self.structure and self.spectral is not None:
+            raise ValueError("--structure loads no weights, so it takes no --spectral")
         probe = None if self.input is None else load_input(self.input)
         model = load_model(self.model, pretrained=self.pretrained, weights=not self.structure, unpickle=self.unpickle)
         if probe is None and not self.structure:
             probe = synthetic_input(model)
-        inspection = inspect_model(model, probe)
+        inspection = inspect_model(model, probe, spectral=self.spectral)
         source = "random numbers" if self.input is None else str(self.input)
         if self.json:
             data = {"model": self.model, "input": source, **inspection.to_json()}

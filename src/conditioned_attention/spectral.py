@@ -19,6 +19,9 @@ PUBLISHED = {
     "polar": 1.0,
 }  # λ of the paper: the best of its ablation, and the construction of Theorem 3.5
 
+# From here on a softmax over a few thousand tokens looks at the token itself and little else: log(4096) is 8.3.
+SATURATED = 10.0
+
 
 @dataclass(frozen=True)
 class Spectral:

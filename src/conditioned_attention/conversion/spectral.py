@@ -15,12 +15,9 @@ from conditioned_attention.conversion.selection import Patterns
 from conditioned_attention.sites import Site, correct_sites, find_projections, find_sites, reset_compiled
 from conditioned_attention.sites.corrected import fold_into, spectral_of, uncorrect
 from conditioned_attention.sites.projections import Projections
-from conditioned_attention.spectral import PUBLISHED, Spectral, auto_strength, self_logit, swamps
+from conditioned_attention.spectral import PUBLISHED, SATURATED, Spectral, auto_strength, self_logit, swamps
 
 AUTO = "auto"
-
-# From here on a softmax over a few thousand tokens looks at the token itself and little else: log(4096) is 8.3.
-_SATURATED = 10.0
 
 
 def spectral_condition(
@@ -216,8 +213,10 @@ class SpectralChange(Change):
             return
         for site in sites:
             projections, spectral = self.plans[id(site.module)]
+            if projections.bound_logits(site.module):
+                continue
             width = projections.head_widths(site.module)["q"]
-            if (logit := self_logit(spectral.strength, width)) > _SATURATED:
+            if (logit := self_logit(spectral.strength, width)) > SATURATED:
                 warnings.warn(
                     f"strength={spectral.strength:g} adds about {logit:.3g} to the logit of a token with itself, for "
                     f"inputs of unit root mean square and heads of width {width} (first at {site.name!r}): attention "

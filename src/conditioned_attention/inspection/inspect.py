@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 from torch import nn
 
+from conditioned_attention.conversion import spectral_condition
+from conditioned_attention.inspection.logits import SelfLogit, strongest_self_logit
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.monitor import HeadRecord
+from conditioned_attention.measure.weights import ProjectionRecord, projection_records
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import Site, active_transform, find_sites
+from conditioned_attention.sites.corrected import spectral_of
 
 _HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head")
 
@@ -56,11 +61,18 @@ class Inspection:
         rows: one for each.
         parameters: how many the model has.
         not_measured: why there are no condition numbers; empty if there are.
+        self_logit: what spectral conditioning would do to the logits, in the module where it does most; None where no
+            projections are known, or nothing was run.
+        projections: W_Q, W_K and W_V with and without C, if asked for.
+        strength: λ of that C, or ``"auto"``; None where the model is corrected already, or if not asked for.
     """
 
     rows: tuple[InspectionRow, ...]
     parameters: int
     not_measured: str = ""
+    self_logit: SelfLogit | None = None
+    projections: tuple[ProjectionRecord, ...] = ()
+    strength: float | str | None = None
 
     @property
     def complete(self) -> bool:
@@ -70,10 +82,16 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Plain data; numbers that are not finite become None, which JSON has."""
         rows = [{key: _finite(value) for key, value in asdict(row).items()} for row in self.rows]
-        return {"parameters": self.parameters, "not_measured": self.not_measured, "modules": rows}
+        data = {"parameters": self.parameters, "not_measured": self.not_measured, "modules": rows}
+        if self.self_logit is not None:
+            data["self_logit"] = asdict(self.self_logit)
+        if self.projections:
+            data["strength"] = self.strength
+            data["projections"] = [record.to_json() for record in self.projections]
+        return data
 
 
-def inspect_model(model: nn.Module, probe: Any = None) -> Inspection:
+def inspect_model(model: nn.Module, probe: Any = None, *, spectral: float | str | None = None) -> Inspection:
     """What conversion would do to each attention module of ``model``, and its condition numbers on ``probe``.
 
     The model is not changed.
@@ -82,9 +100,12 @@ def inspect_model(model: nn.Module, probe: Any = None) -> Inspection:
         model: any module.
         probe: what the model is called with: a mapping (keywords), a tuple (positional) or one tensor; None to measure
             nothing.
+        spectral: λ or ``"auto"``: look at W_Q, W_K and W_V too, with and without λ I.  Of a model that is corrected
+            already its own corrections are looked at.
 
     Raises:
         TypeError: ``model`` is not a module.
+        ValueError: ``spectral`` is no strength, or no projections are known.
 
     >>> import torch
     >>> from conditioned_attention.inspection import inspect_model
@@ -97,6 +118,7 @@ def inspect_model(model: nn.Module, probe: Any = None) -> Inspection:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     sites = find_sites(model)
     records: list[HeadRecord] = []
+    logit = None
     not_measured = "there was nothing to run the model on (--input)"
     if not any(site.reachable for site in sites):
         not_measured = "there is no attention whose heads can be reached"
@@ -104,10 +126,29 @@ def inspect_model(model: nn.Module, probe: Any = None) -> Inspection:
         not_measured = ""
         try:
             records = ConditionMonitor(model, probe).measure(0)
+            logit = strongest_self_logit(model, probe)
         except Exception as error:  # a model of anybody's, on an input that may not be its own
             not_measured = f"the model does not run on this input: {type(error).__name__}: {error}"
     rows = [_row(site, [record for record in records if record.module == site.name]) for site in sites]
-    return Inspection(tuple(rows), sum(p.numel() for p in model.parameters()), not_measured)
+    parameters = sum(p.numel() for p in model.parameters())
+    inspection = Inspection(tuple(rows), parameters, not_measured, logit)
+    if spectral is None:
+        return inspection
+    corrected = any(spectral_of(site.module) is not None for site in sites)
+    return replace(
+        inspection,
+        projections=tuple(_projections(model, None if corrected else spectral)),
+        strength=None if corrected else spectral,
+    )
+
+
+def _projections(model: nn.Module, strength: float | str | None) -> list[ProjectionRecord]:
+    if strength is None:
+        return projection_records(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that λ is large: nothing is going to train with it
+        with spectral_condition(model, strength):
+            return projection_records(model)
 
 
 def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from conditioned_attention.inspection.inspect import Inspection, InspectionRow
+from conditioned_attention.measure.weights import ProjectionRecord
 
 _COLUMNS = ("module", "class", "heads", "conversion", "log10 κ", "after C", "largest C")
+_PROJECTION_COLUMNS = ("projection", "shape", "‖W‖", "κ(W)", "σ_min(W)", "κ(W + C)", "σ_min(W + C)")
 _PIPED = 160  # columns where the output is no terminal
 
 
@@ -37,6 +39,27 @@ def print_inspection(inspection: Inspection, source: str) -> None:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"{names[0]}{more}: {reason}", markup=False, highlight=False)
     console.print(_summary(inspection, source), markup=False, highlight=False)
+    if inspection.self_logit is not None:
+        console.print(inspection.self_logit.sentence(), markup=False, highlight=False)
+    if inspection.projections:
+        grid = Table(*_PROJECTION_COLUMNS, title=_title(inspection), title_justify="left")
+        for record in inspection.projections:
+            grid.add_row(*(escape(cell) for cell in _projection_cells(record)))
+        console.print(grid)
+
+
+def _title(inspection: Inspection) -> str:
+    strength = inspection.strength
+    if strength is None:
+        return "projections, and as they are corrected"
+    return f"projections, and with λ I, λ = {strength if isinstance(strength, str) else f'{strength:g}'}"
+
+
+def _projection_cells(record: ProjectionRecord) -> tuple[str, ...]:
+    name = f"{record.module or '(the model)'}, {record.role}"
+    size = "×".join(map(str, record.shape))
+    numbers = (record.norm, record.kappa, record.smallest, record.kappa_corrected, record.smallest_corrected)
+    return name, size, *(f"{number:.3g}" for number in numbers)
 
 
 def _cells(row: InspectionRow) -> tuple[str, ...]:

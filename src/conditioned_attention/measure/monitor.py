@@ -156,9 +156,9 @@ def head_outputs(model: nn.Module, probe: Any) -> list[HeadOutputs]:
     calls: list[HeadOutputs] = []
     sites = [site for site in find_sites(model) if site.reachable]
     with ExitStack() as stack:
-        stack.enter_context(_undisturbed(model))
+        stack.enter_context(undisturbed(model))
         stack.callback(install(sites, lambda site: _Recording(site, _acting(site), calls)))
-        _call(model, probe)
+        call(model, probe)
     return calls
 
 
@@ -192,7 +192,7 @@ class _Recording(HeadTransform):
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradient, no autocast; afterwards everything that hangs on the modules is as it was."""
     attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
@@ -222,7 +222,8 @@ def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
             now[name] = value
 
 
-def _call(model: nn.Module, probe: Any) -> None:
+def call(model: nn.Module, probe: Any) -> None:
+    """Runs the model on a mapping (keywords), a tuple (positional) or one tensor."""
     if isinstance(probe, Mapping):
         model(**probe)
     elif isinstance(probe, (tuple, list)):

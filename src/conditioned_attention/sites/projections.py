@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 ROLES = "qkv"
+NORMED = "its weights are corrected before the norm that follows them"  # remark
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Projections:
     weights: tuple[Projection, ...]
     heads: int
     remark: str = ""
+
+    def bound_logits(self, attention: nn.Module) -> bool:
+        """Whether queries and keys go through a norm behind the projections, which keeps logits small for any λ."""
+        return NORMED in self.remark or hasattr(attention, "logit_scale")  # cosine attention, as in Swin V2
 
     def head_widths(self, attention: nn.Module) -> dict[str, int]:
         """The rows of one head: those of the keys as those of the queries, those of the values for as many key heads.

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.sites.projections import Projection, Projections
+from conditioned_attention.sites.projections import NORMED, Projection, Projections
 
 _APART = (
     ("q_proj", "k_proj", "v_proj"),
@@ -41,7 +41,7 @@ _REMARKS: tuple[tuple[str, str], ...] = (
     ("", "relative_position_bias_table continuous_position_bias_mlp lambda_q1 lambda_k1 lambda_q2 lambda_k2"),
     ("", "pooling_attention_query"),
     (
-        "the correction comes before the norm of queries and keys",
+        NORMED,
         "q_norm k_norm v_norm qk_norm q_layernorm k_layernorm query_layernorm key_layernorm q_layer_norm k_layer_norm "
         "q_l2_clip k_l2_clip",
     ),

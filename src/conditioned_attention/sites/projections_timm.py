@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.sites.projections import ROLES, Projection, Projections
+from conditioned_attention.sites.projections import NORMED, ROLES, Projection, Projections
 from conditioned_attention.sites.site import NoAttention
 from conditioned_attention.sites.timm import _REFUSED
 
-_NORMED = "its weights are corrected before the norm that follows them"
 _NORMS = ("q_norm", "k_norm", "v_norm", "norm_q", "norm_k", "norm_v")
 
 
@@ -81,26 +80,26 @@ def halo(module: Any) -> Projections:
 def levit_downsample(module: Any) -> Projections:
     """The same, before batch norms."""
     keys_values = Projection("kv.linear", "kv", (module.key_dim, module.val_dim), module.num_heads)
-    return Projections((Projection("q.ln.linear", "q"), keys_values), module.num_heads, _NORMED)
+    return Projections((Projection("q.ln.linear", "q"), keys_values), module.num_heads, NORMED)
 
 
 def cascaded(module: Any) -> Projections:
     """A weight [Q | K | V] for each head, which gets what the head before it returns."""
     sizes = (module.key_dim, module.key_dim, module.val_dim)
     weights = tuple(Projection(f"qkvs.{i}.conv", sizes=sizes) for i in range(module.num_heads))
-    return Projections(weights, 1, _NORMED)
+    return Projections(weights, 1, NORMED)
 
 
 def one_head_of_some_channels(module: Any) -> Projections:
     """SHViT: ``qkv`` of the channels that take part."""
     sizes = (module.qk_dim, module.qk_dim, module.pdim)
-    return Projections((Projection("qkv.c", sizes=sizes),), 1, _NORMED)
+    return Projections((Projection("qkv.c", sizes=sizes),), 1, NORMED)
 
 
 def one_head_and_gate(module: Any) -> Projections:
     """iFormer: ``q``, ``k``, and ``v_gate`` as [V | gate], before batch norms."""
     weights = (Projection("q.c", "q"), Projection("k.c", "k"), Projection("v_gate.c", "v-"))
-    return Projections(weights, 1, f"{_NORMED}, that of the values before a sigmoid too")
+    return Projections(weights, 1, f"{NORMED}, that of the values before a sigmoid too")
 
 
 def non_local(module: Any) -> Projections:
@@ -123,7 +122,7 @@ def global_queries(module: Any) -> Projections | str:
 def norm_remark(module: Any) -> str:
     """What to say of a module with norms behind its projections."""
     norms = (getattr(module, name, None) for name in _NORMS)
-    return _NORMED if any(norm is not None and not isinstance(norm, nn.Identity) for norm in norms) else ""
+    return NORMED if any(norm is not None and not isinstance(norm, nn.Identity) for norm in norms) else ""
 
 
 _LINEAR = "is linear attention: spectral conditioning is about softmax(q kᵀ) v"
@@ -154,7 +153,7 @@ _TABLE: tuple[tuple[Callable[[Any], Projections | str] | str, tuple[str, ...]], 
         ),
     ),
     (
-        partial(fused, remark=_NORMED),
+        partial(fused, remark=NORMED),
         (
             "models.edgenext.CrossCovarianceAttn",
             "models.swin_transformer_v2.WindowAttention",
@@ -169,14 +168,14 @@ _TABLE: tuple[tuple[Callable[[Any], Projections | str] | str, tuple[str, ...]], 
     (partial(head_by_head, path="pwise"), ("models.cpubone.ConvAttention", "models.lowformer.ConvAttention")),
     (as_built, ("layers.attention2d.Attention2d", "models.maxxvit.Attention2d", "models.maxxvit.AttentionCl")),
     (with_key_dim, ("models.efficientformer.Attention", "models.tiny_vit.Attention")),
-    (partial(with_key_dim, path="qkv.linear", remark=_NORMED), ("models.levit.Attention",)),
+    (partial(with_key_dim, path="qkv.linear", remark=NORMED), ("models.levit.Attention",)),
     (apart, ("models.cait.ClassAttn", "models.nextvit.EfficientAttention")),
     (partial(apart, q="wq", k="wk", v="wv"), ("models.crossvit.CrossAttention",)),
     (partial(apart, q="query.proj", k="key.proj", v="value.proj"), ("layers.attention2d.MultiQueryAttention2d",)),
     (partial(apart, q="q_proj.linear", k="k_proj.linear", v="v_proj.linear"), ("models.gemma4_vit.Gemma4Attention",)),
-    (partial(apart, q="q.conv", k="k.conv", v="v.conv", remark=_NORMED), ("models.efficientformer_v2.Attention2d",)),
+    (partial(apart, q="q.conv", k="k.conv", v="v.conv", remark=NORMED), ("models.efficientformer_v2.Attention2d",)),
     (
-        partial(apart, q="q.proj.conv", k="k.conv", v="v.conv", remark=_NORMED),
+        partial(apart, q="q.proj.conv", k="k.conv", v="v.conv", remark=NORMED),
         ("models.efficientformer_v2.Attention2dDownsample",),
     ),
     (

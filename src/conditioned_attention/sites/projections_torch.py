@@ -9,9 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.sites.projections import Projection, Projections
-
-_NORMED = "its weights are corrected before the norm that follows them"
+from conditioned_attention.sites.projections import NORMED, Projection, Projections
 
 
 def multihead_attention(module: nn.MultiheadAttention) -> Projections:
@@ -29,13 +27,13 @@ def swin(module: Any) -> Projections:
 
 def cosines(module: Any) -> Projections:
     """The same, where queries and keys are then made as long as 1."""
-    return Projections((Projection("qkv"),), module.num_heads, _NORMED)
+    return Projections((Projection("qkv"),), module.num_heads, NORMED)
 
 
 def mvit(module: Any) -> Projections:
     """The same, where queries or keys and values may be pooled, which ends in a norm."""
     pooled = module.pool_q is not None or module.pool_k is not None
-    return Projections((Projection("qkv"),), module.num_heads, _NORMED if pooled else "")
+    return Projections((Projection("qkv"),), module.num_heads, NORMED if pooled else "")
 
 
 def maxvit(module: Any) -> Projections:

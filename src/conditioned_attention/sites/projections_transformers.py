@@ -12,12 +12,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from conditioned_attention.sites.projections import Projection, Projections
+from conditioned_attention.sites.projections import NORMED, Projection, Projections
 from conditioned_attention.sites.projections_by_name import RELATIVE, apart, heads_of, recognise, remark_of
 
 __all__ = ["FOUND", "recognise"]
 
-_BEFORE_BATCH_NORM = "the correction comes before batch normalisation"
 _CONVOLVED = "the input of the projections passes through convolutions first"
 _QKV = ("query", "key", "value")
 
@@ -71,8 +70,8 @@ def _levit(module: Any) -> Projections:
     sizes = (width, width, module.attention_ratio * width)
     if hasattr(module, "queries"):
         weights = (Projection("queries.linear", "q"), Projection("keys_values.linear", "kv", sizes[1:], heads))
-        return Projections(weights, heads, _BEFORE_BATCH_NORM)
-    return Projections((Projection("queries_keys_values.linear", "qkv", sizes, heads),), heads, _BEFORE_BATCH_NORM)
+        return Projections(weights, heads, NORMED)
+    return Projections((Projection("queries_keys_values.linear", "qkv", sizes, heads),), heads, NORMED)
 
 
 def _with_gate(module: Any) -> Projections:

@@ -1,0 +1,83 @@
+"""What spectral conditioning would do to a model's attention logits, on inputs that attention really gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from conditioned_attention.measure.monitor import call, undisturbed
+from conditioned_attention.sites import Site, find_projections, find_sites
+from conditioned_attention.sites.projections import Projections
+from conditioned_attention.spectral import PUBLISHED, SATURATED, auto_strength, self_logit
+
+
+@dataclass(frozen=True)
+class SelfLogit:
+    """How strongly λ I makes tokens of one attention module look at themselves.
+
+    Attributes:
+        module: its name.
+        width: d, of a head's queries.
+        input_square: mean square of the entries of what comes in; 1 behind a layer norm.
+        bounded: whether queries and keys are normed behind the projections, so that no λ makes logits large.
+    """
+
+    module: str
+    width: int
+    input_square: float
+    bounded: bool
+
+    def at(self, strength: float) -> float:
+        """What λ adds to the logit of a token with itself: λ² x² √d; 0 where the logits are bounded."""
+        return 0.0 if self.bounded else self.input_square * self_logit(strength, self.width)
+
+    def sentence(self) -> str:
+        """For people: at the published λ and at ``"auto"``."""
+        if self.bounded:
+            return "spectral conditioning: queries and keys are normed behind the projections, which bounds the logits"
+        published, auto = PUBLISHED["identity"], auto_strength(self.width)
+        consequence = ": attention looks at itself and little else" if self.at(published) > SATURATED else ""
+        return (
+            f"spectral conditioning: λ = {published:g}, as published, adds {self.at(published):.3g} to the logit of a "
+            f"token with itself{consequence}; strength='auto' is {auto:.2g} and adds {self.at(auto):.2g} "
+            f"(most in {self.module or 'the model'})"
+        )
+
+
+def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
+    """That of the module where λ I adds most; None if no projections are known.  Leaves the model as it was.
+
+    >>> import torch
+    >>> from conditioned_attention.inspection.logits import strongest_self_logit
+    >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
+    >>> found = strongest_self_logit(layer, torch.ones(10, 2, 64))
+    >>> found.module, found.width, found.at(10.0)
+    ('self_attn', 16, 400.0)
+    """
+    found: list[SelfLogit] = []
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        for site in find_sites(model):
+            projections = find_projections(site.module) if site.attention else ""
+            if isinstance(projections, Projections):
+                note = _noting(site, projections, found)
+                stack.callback(site.module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        call(model, probe)
+    return max(found, key=lambda logit: logit.at(1.0), default=None)
+
+
+def _noting(site: Site, projections: Projections, found: list[SelfLogit]) -> Callable[..., None]:
+    """A hook before the attention module, whose first tensor of numbers is what the projections get."""
+
+    def note(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
+        if (x := next(tensors, None)) is not None:
+            width = projections.head_widths(attention)["q"]
+            square = x.detach().float().square().mean().item()
+            found.append(SelfLogit(site.name, width, square, projections.bound_logits(attention)))
+
+    return note
