@@ -190,7 +190,7 @@ def test_figure_3_averages_over_heads_then_layers():
     line = ax.get_lines()[0]
     assert list(line.get_ydata()) == [7.0]
     assert ax.get_yscale() == "log"
-    assert "20% of heads at the floor left out" in ax.get_legend().get_texts()[0].get_text()
+    assert "20% at the floor" in ax.get_legend().get_texts()[0].get_text()
 
 
 def inked(ax, colour):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from conditioned_attention.environment import environment
 from conditioned_attention.experiments.files import read_json
 from conditioned_attention.experiments.run import Job, reason_of
-from conditioned_attention.experiments.statistics import Summary, summarise, verdict
+from conditioned_attention.experiments.statistics import Summary, many_compared, summarise, verdict
 from conditioned_attention.experiments.task import Metric
 
 if TYPE_CHECKING:
@@ -48,17 +48,18 @@ class Comparison:
         return summarise(self.runs, self.metric)
 
     def verdicts(self) -> list[str]:
-        """One sentence a variant (but the baseline), which says no more than the statistics do."""
+        """One sentence a variant (but the baseline), and one on all; they say no more than the statistics do."""
         rows = self.summary()
         sentences = [verdict(row, rows[0].variant, self.metric) for row in rows[1:]]
+        many = [sentence for sentence in [many_compared(rows)] if sentence]
         if self.tuning is None:
-            return sentences
+            return sentences + many
         rates = self.tuning.rates()
         return [
             f"{sentence} Each at the learning rate tuned for it on validation data: {rates[rows[0].variant]:g} for "
             f"{rows[0].variant}, {rates[row.variant]:g} for {row.variant}."
             for sentence, row in zip(sentences, rows[1:])
-        ]
+        ] + many
 
     def __str__(self) -> str:
         from conditioned_attention.experiments.report import text_table

@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import Tuning
 from conditioned_attention.experiments.variants import descriptions
 from conditioned_attention.measure.monitor import HeadRecord
-from conditioned_attention.measure.plots import COLOURS, legend_above, plot_band, plot_condition_numbers
+from conditioned_attention.measure.plots import legend_above, legend_height, plot_band, plot_condition_numbers, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,18 +27,44 @@ EXPLANATION = (
     "final and best: mean ± standard deviation over seeds of the last and of the best score (the best is chosen on "
     "the data it is measured on, so it flatters). difference: of the final scores, same seeds in pairs, with its 95 % "
     "t interval. reaches baseline: median epoch at which a run reached the baseline's final score with its seed; "
-    "'never' if half of the runs or more did not. κ: median over heads of log10 of the condition number at the end of "
-    "training, median over seeds; floor: share of heads whose κ is not told from infinity in float32. time and memory: "
-    "of a training step, relative to the baseline, measured afterwards in one process, variants taking turns; in "
-    "brackets the 20th and 80th percentile of the rounds."
+    "'never' if half of the runs or more did not. time and memory: of a training step, relative to the baseline, "
+    "measured afterwards in one process, variants taking turns; in brackets the 20th and 80th percentile of the rounds."
+)
+CONDITIONING = (
+    "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
+    "seeds; floor: share of heads whose κ is not told from infinity in float32. largest C: the largest factor on a row "
+    "(of the baseline: what C would be). κ(W): median over W_Q, W_K and W_V, corrections included. ‖W_V‖ ×: over that "
+    "at the start, mean over seeds."
 )
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table, as text."""
+    """Header and rows of the table of scores, as text."""
     header = ["variant", "seeds", "final", "best", "difference [95 %]", "reaches baseline"]
-    header += ["log10 κ", "floor"] + (["time ×", "memory ×"] if comparison.cost else [])
+    header += ["time ×", "memory ×"] if comparison.cost else []
     return header, [_row(summary, comparison.cost) for summary in comparison.summary()]
+
+
+def conditioning_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was measured of heads and projections, as text; no rows if nothing was."""
+    header = ["variant", "log10 κ(heads)", "floor", "largest C", "log10 κ(W)", "‖W_V‖ ×"]
+    rows = [
+        [
+            summary.variant,
+            _number(summary.log10_kappa, ".2f"),
+            _number(summary.floor_share, ".0%"),
+            _number(summary.largest_scale, ".3g"),
+            _number(summary.log10_kappa_weights, ".2f"),
+            _number(summary.value_growth, ".2f"),
+        ]
+        for summary in comparison.summary()
+        if summary.measured
+    ]
+    return header, rows
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _row(summary: Summary, cost: Mapping[str, Any] | None) -> list[str]:
@@ -47,10 +72,8 @@ def _row(summary: Summary, cost: Mapping[str, Any] | None) -> list[str]:
     difference = "" if summary.difference is None else f"{summary.difference.mean:+.{digits}f}"
     if summary.difference is not None and summary.difference.n > 1:
         difference += f" [{summary.difference.low:+.{digits}f}, {summary.difference.high:+.{digits}f}]"
-    kappa = "-" if math.isnan(summary.log10_kappa) else f"{summary.log10_kappa:.2f}"
-    floor = "-" if math.isnan(summary.floor_share) else f"{summary.floor_share:.0%}"
     row = [summary.variant, str(summary.final.n), _spread(summary.final), _spread(summary.best)]
-    row += [difference, str(summary.reached), kappa, floor]
+    row += [difference, str(summary.reached)]
     if cost:
         costs = cost["variants"].get(summary.variant)
         row += [_time(costs), f"{costs['memory_ratio']:.3f}"] if costs else ["-", "-"]
@@ -69,11 +92,15 @@ def _time(costs: Mapping[str, Any]) -> str:
 
 
 def text_table(comparison: Comparison) -> str:
-    """The table for a terminal or a file, columns aligned by spaces."""
-    header, rows = table(comparison)
+    """The tables for a terminal or a file, columns aligned by spaces."""
+    tables = [table(comparison), conditioning_table(comparison)]
+    return "\n\n".join([f"score: {comparison.metric.name}", *(_aligned(*found) for found in tables if found[1])])
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *rows]]
-    return "\n".join([f"score: {comparison.metric.name}", lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def tuning_table(tuning: Tuning) -> tuple[list[str], list[list[str]]]:
@@ -92,10 +119,10 @@ def tuning_table(tuning: Tuning) -> tuple[list[str], list[list[str]]]:
 
 def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
     """Score by epoch: mean over seeds, in a band from the lowest to the highest."""
-    for colour, (variant, by_seed) in zip(cycle(COLOURS), comparison.runs.items()):
+    for style, (variant, by_seed) in zip(styles(), comparison.runs.items()):
         curves = [dict(zip(epochs(history), scores(history))) for history in by_seed.values()]
         if curves:
-            plot_band(ax, curves, f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})", colour)
+            plot_band(ax, curves, f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})", style)
     if ax.get_xlim()[1] > 5:
         ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
@@ -130,11 +157,13 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The whole comparison as plain data: settings, environment, every score, the table and its sentences."""
     header, rows = table(comparison)
+    conditioning = conditioning_table(comparison)
     return {
         "settings": comparison.settings,
         "environment": comparison.environment,
         "metric": {"name": comparison.metric.name, "higher_is_better": comparison.metric.higher_is_better},
         "table": [dict(zip(header, row)) for row in rows],
+        "conditioning": [dict(zip(conditioning[0], row)) for row in conditioning[1]],
         "verdicts": comparison.verdicts(),
         "failures": comparison.failures,
         "cost": comparison.cost,
@@ -179,8 +208,8 @@ def _picture(draw: Any) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    draw(figure.add_subplot())
+    figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+    figure.set_figheight(3.6 + legend_height(draw(figure.add_subplot())))
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
     return stream.getvalue()
@@ -202,6 +231,8 @@ def _page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         metric=comparison.metric.name,
         verdicts=comparison.verdicts() or ["One variant only: nothing is compared."],
         warnings=comparison.tuning.warnings() if comparison.tuning else [],
+        conditioning=conditioning_table(comparison),
+        conditioning_explanation=CONDITIONING,
         tuning=tuning_table(comparison.tuning) if comparison.tuning else None,
         failures=comparison.failures,
         explanation=EXPLANATION,
@@ -248,6 +279,11 @@ _TEMPLATE = """<!doctype html>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 <p class="small">{{ explanation }}</p>
+{% if conditioning[1] %}<div class="scroll"><table>
+<tr>{% for cell in conditioning[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in conditioning[1] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+<p class="small">{{ conditioning_explanation }}</p>{% endif %}
 {% for caption, data in pictures %}<figure><img alt="{{ caption }}" src="data:image/png;base64,{{ data }}">
 <figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
@@ -295,6 +331,10 @@ def print_table(comparison: Comparison) -> None:
         warnings = comparison.tuning.warnings()
     console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
     print_grid(*table(comparison))
+    if (conditioning := conditioning_table(comparison))[1]:
+        console.print()
+        print_grid(*conditioning)
+        console.print()
     failed = [f"{name} has no result: {reason}" for name, reason in comparison.failures.items()]
     machines = [describe_machines(comparison.machines)] if len(comparison.machines) > 1 else []
     for line in [*comparison.verdicts(), *warnings, *failed, *machines]:

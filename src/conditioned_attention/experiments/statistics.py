@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,10 @@ class Summary:
         log10_kappa: median over seeds of the last median log₁₀ κ over heads; inf at the numerical floor, nan if it
             was not measured.
         floor_share: mean over seeds of the share of heads at the numerical floor; nan if not measured.
+        largest_scale: the largest factor that C, or what stands in its place, put on a row at the end; of all seeds.
+        log10_kappa_weights: median over seeds of the last median log₁₀ κ of W_Q, W_K and W_V with their corrections.
+        value_growth: mean over seeds of ‖W_V‖ at the end over that at the start.
+        p_value: of the difference, by the paired t test; nan with fewer than two pairs or no spread.
     """
 
     variant: str
@@ -86,6 +90,15 @@ class Summary:
     reached: Reached
     log10_kappa: float
     floor_share: float
+    largest_scale: float = math.nan
+    log10_kappa_weights: float = math.nan
+    value_growth: float = math.nan
+    p_value: float = math.nan
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to say of conditioning."""
+        return not math.isnan(self.floor_share)
 
 
 def paired_interval(differences: Sequence[float]) -> Interval:
@@ -129,8 +142,8 @@ def summarise(runs: Mapping[str, Mapping[int, History]], metric: Metric) -> list
     """One `Summary` a variant; the first variant is the baseline.
 
     Args:
-        runs: for every variant the history of each seed: rows with ``"score"``, and ``"epoch"``, ``"log10_kappa"``
-            and ``"floor_share"`` if known.
+        runs: for every variant the history of each seed: rows with ``"score"``, and ``"epoch"`` and what
+            `ConditionMonitor` and `projection_records` measured, if known.
         metric: which way is up.
     """
     names = list(runs)
@@ -154,15 +167,61 @@ def _summary(
         for history in by_seed.values()
         if any(row.get("floor_share") is not None for row in history)
     ]
-    kappas = [math.inf if row.get("log10_kappa") is None else float(row["log10_kappa"]) for row in measured]
+    differences = [final[seed] - goal[seed] for seed in pairs]
+
+    def last(key: str, over_seeds: Callable[[list[float]], float]) -> float:
+        values = [math.inf if row[key] is None else float(row[key]) for row in measured if key in row]
+        return over_seeds(values) if values else math.nan
+
     return Summary(
         variant=name,
         final=Spread.of(list(final.values())),
         best=Spread.of([best(s for s in scores(h) if not math.isnan(s)) for h in by_seed.values() if not _all_nan(h)]),
-        difference=None if other is None else paired_interval([final[seed] - goal[seed] for seed in pairs]),
+        difference=None if other is None else paired_interval(differences),
         reached=reached([(by_seed[seed], goal[seed]) for seed in pairs], metric),
-        log10_kappa=statistics.median(kappas) if kappas else math.nan,
-        floor_share=statistics.fmean([float(row["floor_share"]) for row in measured]) if measured else math.nan,
+        log10_kappa=last("log10_kappa", statistics.median),
+        floor_share=last("floor_share", statistics.fmean),
+        largest_scale=last("largest_scale", max),
+        log10_kappa_weights=last("log10_kappa_weights", statistics.median),
+        value_growth=last("value_growth", statistics.fmean),
+        p_value=math.nan if other is None else _p_value(differences),
+    )
+
+
+def _p_value(differences: Sequence[float]) -> float:
+    """Of the hypothesis that the mean is 0, by the t test."""
+    from scipy import stats
+
+    if len(differences) < 2 or max(differences) - min(differences) <= 1e-9 * abs(statistics.fmean(differences)):
+        return math.nan
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's correction for many comparisons: p-values that may be held against one level, all together.
+
+    >>> {name: round(p, 3) for name, p in holm({"a": 0.01, "b": 0.04, "c": 0.03}).items()}
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p))
+        adjusted[name] = largest
+    return adjusted
+
+
+def many_compared(rows: Sequence[Summary]) -> str:
+    """What is left of the differences when it is taken into account how many were looked at; empty for one alone."""
+    p_values = {row.variant: row.p_value for row in rows[1:] if not math.isnan(row.p_value)}
+    if len(p_values) < 2:
+        return ""
+    adjusted = holm(p_values)
+    left = [f"{name} (p = {p:.2g})" for name, p in adjusted.items() if p < 0.05]
+    return (
+        f"{len(p_values)} variants were compared with {rows[0].variant}: that an interval among them leaves out zero "
+        f"by chance has a probability of up to {1 - 0.95 ** len(p_values):.0%}. With Holm's correction "
+        + (f"these still differ: {', '.join(left)}." if left else "none of them differs.")
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by every common kind of colour vision; black stays for the baseline.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINES = ("-", "--", ":")  # where there are more curves than colours
+_LEGEND_COLUMN = 6  # entries
 
 
 def average_condition_number(records: Iterable[HeadRecord]) -> dict[int, float]:
@@ -56,12 +58,12 @@ def plot_condition_numbers(
     """
     ax = _axes(ax)
     drawn: list[float] = []
-    for colour, (label, seeds) in zip(cycle(COLOURS), runs.items()):
+    for style, (label, seeds) in zip(styles(), runs.items()):
         curves = [average_condition_number(records) for records in seeds]
         floor = share_at_floor(record for records in seeds for record in records)
         share = "under 1%" if 0 < floor < 0.005 else f"{floor:.0%}"
-        note = f" ({share} of heads at the floor left out)" if floor > 0 else ""
-        plot_band(ax, curves, label + note, colour)
+        note = f" ({share} at the floor)" if floor > 0 else ""
+        plot_band(ax, curves, label + note, style)
         drawn += [value for curve in curves for value in curve.values() if math.isfinite(value)]
     if drawn:
         ax.set_yscale("log")
@@ -73,15 +75,21 @@ def plot_condition_numbers(
     return ax
 
 
-def plot_band(ax: Axes, curves: Sequence[Mapping[Any, float]], label: str, colour: str) -> None:
+def styles() -> Iterator[tuple[str, str]]:
+    """Colour and kind of line for one curve after the other."""
+    return cycle((colour, line) for line in _LINES for colour in COLOURS)
+
+
+def plot_band(ax: Axes, curves: Sequence[Mapping[Any, float]], label: str, style: tuple[str, str]) -> None:
     """The mean of several curves over the steps that all have, in a band from the lowest to the highest.
 
     A step without finite neighbours, which no line would show, is a dot in a range.
     """
+    colour, line = style
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[step] for curve in curves] for step in steps]
     means = [_mean(v) for v in values]
-    ax.plot(steps, means, color=colour, label=label, linewidth=1.6)
+    ax.plot(steps, means, color=colour, linestyle=line, label=label, linewidth=1.6)
     drawn = [False, *(math.isfinite(mean) for mean in means), False]
     for i, step in enumerate(steps):
         if drawn[i + 1] and not drawn[i] and not drawn[i + 2]:
@@ -95,7 +103,20 @@ def plot_band(ax: Axes, curves: Sequence[Mapping[Any, float]], label: str, colou
 
 def legend_above(ax: Axes) -> None:
     """The legend above the picture, where it covers no curve."""
-    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+    columns = _legend_columns(ax)
+    size = "medium" if columns == 1 else "small"
+    ax.legend(
+        frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, ncols=columns, fontsize=size
+    )
+
+
+def legend_height(ax: Axes) -> float:
+    """Inches that the legend above takes."""
+    return 0.2 * math.ceil(len(ax.get_legend_handles_labels()[0]) / _legend_columns(ax))
+
+
+def _legend_columns(ax: Axes) -> int:
+    return 1 if len(ax.get_legend_handles_labels()[0]) <= _LEGEND_COLUMN else 2
 
 
 def _axes(ax: Axes | None) -> Axes:
