@@ -129,7 +129,7 @@ class Hook(Mechanism):
         """Why the hook finds nothing to hold on to in this module; empty if it does."""
         if self.at is not None and _find(module, self.at) is None:
             return f"this {type(module).__qualname__} has no module at {self.at!r}, where its heads should pass"
-        if not isinstance(self._heads(module), int):
+        if not isinstance(self.number_of_heads(module), int):
             return f"this {type(module).__qualname__} has no number of heads in the attribute {self.heads!r}"
         return ""
 
@@ -144,7 +144,8 @@ class Hook(Mechanism):
             return "its heads are reached by a hook, which never sees queries and keys"
         return ""
 
-    def _heads(self, module: nn.Module) -> Any:
+    def number_of_heads(self, module: nn.Module) -> Any:
+        """What was given, or what the attribute of the module holds; None if there is none."""
         if isinstance(self.heads, int):
             return self.heads
         found: Any = module
@@ -154,7 +155,7 @@ class Hook(Mechanism):
 
     def _put(self, module: nn.Module, transform: HeadTransform) -> None:
         module.__dict__[TRANSFORM] = transform
-        rewrite = _Rewrite(transform, self.layout, self._heads(module))
+        rewrite = _Rewrite(transform, self.layout, self.number_of_heads(module))
         if self.at is None:
             put_first(module._forward_hooks, _OnOutput(self, rewrite))
             return

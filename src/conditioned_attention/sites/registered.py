@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from torch import nn
 
 from conditioned_attention.sites.hook import Hook, Layout
+from conditioned_attention.sites.projections import Projection, Projections
 from conditioned_attention.sites.site import Mechanism, plain_class
 from conditioned_attention.sites.swap import subclass_reason
 
+Rows = str | tuple[str, Sequence[int]]
+Places = Mapping[str, Rows]
+
 _registered: dict[type, Hook] = {}
+_projections: dict[type, Places | Callable[[Any], Places]] = {}
 
 
 def register_attention(
@@ -18,6 +27,7 @@ def register_attention(
     heads: str | int = "num_heads",
     layout: str = "B N H*D",
     along: str = "D",
+    projections: Places | Callable[[Any], Places] | None = None,
 ) -> None:
     """Tells the library where the heads of an attention class of your own are, so that `precondition` converts it.
 
@@ -36,14 +46,19 @@ def register_attention(
             ``(batch, channels, height, width)``, ``"B H N D"`` heads that are not merged yet.
         along: the axis that a row of the attention output runs along: ``"D"``, one row a token; ``"N"`` in attention
             between channels, where a row is one channel over all tokens.
+        projections: for `spectral_condition`: by the path of each submodule that makes queries, keys or values, what
+            its rows make, in order: ``{"qkv": "qkv"}`` for [Q | K | V], ``{"q": "q", "kv": "kv"}``, ``"H*qkv"`` where
+            each head has its rows together, ``"-"`` for rows that are something else, and ``("qkv", (64, 16, 16))``
+            with the number of rows of each (in one head after ``H*``) where they are not equal; or a function that
+            makes this of an instance.  A path that ends in a parameter, as ``"in_proj_weight"``, is that parameter.
 
     Raises:
-        TypeError: ``cls`` is not a class of modules, or ``at`` or ``heads`` has a wrong type.
-        ValueError: ``layout`` or ``along`` is unknown, or ``heads`` below 1.
+        TypeError: ``cls`` is not a class of modules, or ``at``, ``heads`` or ``projections`` has a wrong type.
+        ValueError: ``layout``, ``along`` or what rows make is unknown, or ``heads`` below 1.
 
     >>> import torch
     >>> from torch import nn
-    >>> from conditioned_attention import precondition, register_attention
+    >>> from conditioned_attention import precondition, register_attention, spectral_condition
     >>> class MyAttention(nn.Module):
     ...     def __init__(self, width, heads):
     ...         super().__init__()
@@ -53,9 +68,10 @@ def register_attention(
     ...         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
     ...         y = nn.functional.scaled_dot_product_attention(q, k, v)
     ...         return self.out(y.transpose(1, 2).flatten(2))
-    >>> register_attention(MyAttention, at="out", heads="heads")
-    >>> precondition(nn.Sequential(MyAttention(32, 4), MyAttention(32, 4))).converted
-    ['0', '1']
+    >>> register_attention(MyAttention, at="out", heads="heads", projections={"qkv": "qkv"})
+    >>> model = nn.Sequential(MyAttention(32, 4), MyAttention(32, 4))
+    >>> precondition(model).converted, spectral_condition(model, "auto").converted
+    (['0', '1'], ['0', '1'])
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise TypeError(f"cls must be a subclass of torch.nn.Module, got {cls!r}")
@@ -65,7 +81,14 @@ def register_attention(
         raise TypeError(f"heads must be a number or the name of an attribute, got {type(heads).__name__}")
     if isinstance(heads, int) and heads < 1:
         raise ValueError(f"heads must be at least 1, got {heads}")
+    if projections is not None and not (isinstance(projections, Mapping) or callable(projections)):
+        raise TypeError(f"projections must be a mapping or a function, got {type(projections).__name__}")
+    if isinstance(projections, Mapping):
+        _check(projections)
     _registered[cls] = Hook(at, heads, Layout(layout, along))
+    _projections.pop(cls, None)
+    if projections is not None:
+        _projections[cls] = projections
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
@@ -75,3 +98,61 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
         return _registered[cls].missing(module) or _registered[cls]
     bases = [base for base in cls.__mro__[1:] if base in _registered]
     return subclass_reason(cls, bases[0]) if bases else None
+
+
+def projections_of(module: nn.Module) -> Projections | str | None:
+    """Where its class was said to make queries, keys and values; a reason if that fits it not; None if nothing was."""
+    cls = plain_class(module)
+    if cls not in _registered:
+        return None
+    if cls not in _projections:
+        return "was registered without its projections: call register_attention(…, projections=…)"
+    places = _projections[cls]
+    if callable(places):
+        places = places(module)
+        _check(places)
+    heads = _registered[cls].number_of_heads(module)
+    weights = []
+    for path, rows in places.items():
+        roles, sizes = (rows, None) if isinstance(rows, str) else (rows[0], tuple(rows[1]))
+        owner, parameter = _place(module, path)
+        if parameter is None:
+            return f"has no weight {path!r}, which register_attention was told"
+        groups = heads if roles.startswith("H*") else 1
+        weights.append(Projection(owner, roles.removeprefix("H*"), sizes, groups, parameter))
+    found = Projections(tuple(weights), heads)
+    try:
+        found.head_widths(module)
+    except (ValueError, KeyError) as error:
+        return f"does not have the projections that register_attention was told: {error}"
+    return found
+
+
+def _place(module: nn.Module, path: str) -> tuple[str, str | None]:
+    """The path of the submodule and the name of its weight."""
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        above, _, name = path.rpartition(".")
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        return above, name if path in parameters else None
+    while isinstance(inner := getattr(owner, "base_layer", None), nn.Module):  # of an adapter
+        owner = inner
+    return path, "weight" if getattr(owner, "weight", None) is not None else None
+
+
+def _check(places: Places) -> None:
+    """Raises unless queries, keys and values are each in one place."""
+    if not isinstance(places, Mapping):
+        raise TypeError(f"projections must give a mapping from paths to rows, got {type(places).__name__}")
+    all_roles = ""
+    for path, rows in places.items():
+        roles = rows if isinstance(rows, str) else rows[0] if isinstance(rows, tuple) and len(rows) == 2 else None
+        if not (isinstance(path, str) and isinstance(roles, str) and re.fullmatch(r"(H\*)?[qkv-]+", roles)):
+            raise ValueError(
+                f"projections[{path!r}] must be letters of q, k, v and -, with 'H*' before them where each head's rows "
+                f"lie together, or such letters and the numbers of rows; got {rows!r}"
+            )
+        all_roles += roles
+    if sorted(all_roles.replace("H*", "").replace("-", "")) != ["k", "q", "v"]:
+        raise ValueError(f"projections must make queries, keys and values once each, got {dict(places)!r}")

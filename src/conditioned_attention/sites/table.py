@@ -152,6 +152,9 @@ def find_projections(attention: nn.Module) -> Projections | str:
     swap = swap_of(type(attention))
     cls = plain_class(attention) if swap is None else swap.plain
     package = cls.__module__.partition(".")[0]
+    own = registered.projections_of(attention)
+    if own is not None:
+        return f"{cls.__qualname__} {own}" if isinstance(own, str) else own
     for name, file in _PROJECTIONS:
         if package == name:
             reason = unsupported(package)
@@ -162,7 +165,7 @@ def find_projections(attention: nn.Module) -> Projections | str:
                 return reason or f"{cls.__qualname__} {projections}"
             if projections is not None:
                 return reason or projections
-    return f"the projections of {class_name(cls)} are not in the table; see register_attention"
+    return f"the projections of {class_name(cls)} are not in the table: register_attention(…, projections=…)"
 
 
 def _has_weights_of_its_own(module: nn.Module) -> bool:
