@@ -2,17 +2,23 @@
 
 import json
 import math
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention, AttentionPoolLatent
+from timm.models import VisionTransformer
 from torch import nn
 from transformers import BertConfig, Wav2Vec2Config, Wav2Vec2Model, WhisperConfig, WhisperModel
 
-from conditioned_attention import ConditionMonitor, conditioning, precondition
+from conditioned_attention import ConditionMonitor, conditioning, precondition, spectral_condition
 from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
+from conditioned_attention.inspection.logits import strongest_self_logit
+from conditioned_attention.sites import find_projections, find_sites
 from tests.models import MODELS, build, inputs, output
 from tests.test_cli import call
 
@@ -157,3 +163,68 @@ def test_command(tmp_path, capsys):
     assert "takes no --input" in capsys.readouterr().err
     assert call("inspect", str(tmp_path / "nothing")) == 2
     assert "is no timm model, no folder and no file" in capsys.readouterr().err
+
+
+@contextmanager
+def head_logits(seen):
+    """What attention multiplies with the softmax of, (B, H, N, M)."""
+
+    def attention(query, key, value, *args, **kwargs):
+        seen.append(query @ key.mT / query.shape[-1] ** 0.5)
+        return original(query, key, value, *args, **kwargs)
+
+    original = F.scaled_dot_product_attention
+    with patch.object(F, "scaled_dot_product_attention", attention):
+        yield
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "bert", "gpt2", "torch_encoder"])
+def test_the_logit_that_lambda_adds_is_the_one_that_it_adds(name):
+    """Against attention with W_Q = W_K = 0, where λ I is all there is: the mean logit of a token with itself."""
+    model = build(name)
+    sites = [site for site in find_sites(model) if site.attention]
+    with torch.no_grad():
+        for site in sites:
+            for projection in find_projections(site.module).weights:
+                getattr(projection.owner(site.module), projection.parameter).zero_()
+                if (bias := getattr(projection.owner(site.module), "bias", None)) is not None:
+                    bias.zero_()
+    found = strongest_self_logit(model, inputs(model))
+    assert found.width == 8
+    seen = []
+    with head_logits(seen), spectral_condition(model, 1.0):
+        output(model)
+    expected = max(logits.diagonal(dim1=-2, dim2=-1).mean().item() for logits in seen)
+    assert found.at(1.0) == pytest.approx(expected, rel=1e-4)
+
+
+def test_logits_that_a_norm_bounds():
+    model = VisionTransformer(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=1, num_heads=4, qk_norm=True)
+    found = inspect_model(model, torch.randn(2, 1, 8, 8)).self_logit
+    assert found.bounded
+    assert found.at(10.0) == 0.0
+    assert "bounds the logits" in found.sentence()
+
+
+def test_projections_with_and_without_c():
+    model = build("timm_vit")
+    assert inspect_model(model).projections == ()
+    inspection = inspect_model(model, spectral=10.0)
+    weight = model.blocks[1].attn.qkv.weight.detach().double()[32:64]
+    expected = np.linalg.svd(weight.numpy(), compute_uv=False), np.linalg.svd((weight + 10 * torch.eye(32)).numpy())[1]
+    record = inspection.projections[4]
+    assert (record.module, record.role, record.shape) == ("blocks.1.attn", "key", (32, 32))
+    assert (record.kappa, record.smallest) == pytest.approx((expected[0][0] / expected[0][-1], expected[0][-1]))
+    assert record.kappa_corrected == pytest.approx(expected[1][0] / expected[1][-1])
+    assert conditioning(model)["transforms"] == [], "nothing stays"
+    spectral_condition(model, 0.5)
+    assert inspect_model(model, spectral="auto").strength is None, "it is corrected already, with another λ"
+    with pytest.raises(ValueError, match="strength must be positive"):
+        inspect_model(build("timm_vit"), spectral=-1.0)
+
+
+def test_the_command_says_what_lambda_does(capsys):
+    assert call("inspect", "vit_tiny_patch16_224", "--spectral", "auto") == 0
+    said = capsys.readouterr().out
+    assert "λ = 10, as published, adds 8" in said.replace("\n", " ")
+    assert "σ_min(W + C)" in said

@@ -6,7 +6,15 @@ import pytest
 import torch
 from scipy import stats
 
-from conditioned_attention.experiments.statistics import decimals, paired_interval, reached, summarise, verdict
+from conditioned_attention.experiments.statistics import (
+    decimals,
+    holm,
+    many_compared,
+    paired_interval,
+    reached,
+    summarise,
+    verdict,
+)
 from conditioned_attention.experiments.task import Metric
 
 UP, DOWN = Metric("accuracy (%)"), Metric("loss", higher_is_better=False)
@@ -84,3 +92,40 @@ def test_the_sentence_says_what_the_interval_supports(metric, differences, words
         "new": {seed: history(50.0 + d) for seed, d in enumerate(differences)},
     }
     assert words in verdict(summarise(runs, metric)[1], "base", metric)
+
+
+def test_conditioning_in_the_summary():
+    last = {"log10_kappa": 2.0, "floor_share": 0.0, "log10_kappa_weights": 1.0}
+    runs = {
+        "baseline": {
+            0: history(1, **last, largest_scale=3.0, value_growth=1.5),
+            1: history(2, **last, largest_scale=9.0, value_growth=2.5),
+        },
+        "other": {0: history(1, floor_share=0.0, log10_kappa=1.0), 1: history(1)},
+    }
+    base, other = summarise(runs, UP)
+    assert (base.largest_scale, base.log10_kappa_weights, base.value_growth) == (9.0, 1.0, 2.0)
+    assert math.isnan(other.value_growth)
+    assert other.measured
+    assert not summarise({"baseline": {0: history(1)}}, UP)[0].measured
+
+
+def test_many_comparisons_are_corrected_for():
+    """p-values against scipy; Holm's by its definition, and one difference that does not survive him."""
+    noise = torch.randn(20, 6, generator=torch.Generator().manual_seed(1)).double()
+    noise[0] = torch.tensor([2.0, 2.1, 1.9, 2.0, 2.2, 1.8])
+    runs = {"base": {seed: history(0.0) for seed in range(6)}}
+    runs |= {f"v{i}": {seed: history(noise[i, seed].item()) for seed in range(6)} for i in range(20)}
+    rows = summarise(runs, UP)
+    p_values = {row.variant: stats.ttest_1samp(noise[i].tolist(), 0.0).pvalue for i, row in enumerate(rows[1:])}
+    assert {row.variant: row.p_value for row in rows[1:]} == pytest.approx(p_values)
+    adjusted = holm(p_values)
+    for name, p in p_values.items():
+        smaller = sorted(other for other in p_values.values() if other <= p)
+        assert adjusted[name] == pytest.approx(min(1.0, max((20 - i) * other for i, other in enumerate(smaller))))
+    assert sum(p < 0.05 for p in p_values.values()) > sum(p < 0.05 for p in adjusted.values()) == 1
+    said = many_compared(rows)
+    assert said.startswith("20 variants were compared with base")
+    assert f"these still differ: v0 (p = {adjusted['v0']:.2g})." in said
+    assert "none of them differs" in many_compared([rows[0], *rows[2:]])
+    assert many_compared(rows[:2]) == ""
