@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from conditioned_attention.bench.tables import readme_text, split_at_marks
 from conditioned_attention.sites import registered
@@ -12,6 +13,7 @@ from conditioned_attention.sites.versions import SUPPORTED
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONVERSION = (ROOT / "docs" / "conversion.md").read_text()
+SPECTRAL = (ROOT / "docs" / "spectral.md").read_text()
 
 
 def run_page(text, number):
@@ -44,12 +46,20 @@ def test_python_of_the_page_on_conversion_runs(tmp_path, monkeypatch, capsys):
     assert re.search(r"^2 +MyAttention +hook +converted", printed, re.MULTILINE)
 
 
+def test_python_of_the_page_on_spectral_conditioning_runs(monkeypatch, capsys):
+    for name in ("_registered", "_projections"):
+        monkeypatch.setattr(registered, name, {})
+    names = run_page(SPECTRAL, 4)
+    assert not torch.equal(names["corrected"], names["plain"])
+    assert "W + C" in capsys.readouterr().out
+
+
 def test_versions_of_the_page_on_conversion_are_those_supported():
     for package, (first, end) in SUPPORTED.items():
         assert f"| {package} ≥ {first}, < {end} |" in CONVERSION
 
 
-@pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", README + CONVERSION, re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", README + CONVERSION + SPECTRAL, re.MULTILINE))
 def test_command_lines_of_the_readme_parse(line):
     import tyro
 
