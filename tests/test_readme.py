@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conditioned_attention.bench.tables import readme_text, split_at_marks
+from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.sites import registered
 from conditioned_attention.sites.versions import SUPPORTED
 
@@ -52,6 +53,13 @@ def test_python_of_the_page_on_spectral_conditioning_runs(monkeypatch, capsys):
     names = run_page(SPECTRAL, 4)
     assert not torch.equal(names["corrected"], names["plain"])
     assert "W + C" in capsys.readouterr().out
+
+
+def test_the_page_on_experiments_has_every_variant():
+    """In the tables' first column."""
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    assert set(VARIANTS) <= {name for row in rows for name in re.findall(r"`(.*?)`", row)}
 
 
 def test_versions_of_the_page_on_conversion_are_those_supported():
