@@ -67,7 +67,9 @@ def test_versions_of_the_page_on_conversion_are_those_supported():
         assert f"| {package} ≥ {first}, < {end} |" in CONVERSION
 
 
-@pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", README + CONVERSION + SPECTRAL, re.MULTILINE))
+@pytest.mark.parametrize(
+    "line", re.findall(r"^conditioned-attention .*$", README + CONVERSION + SPECTRAL, re.MULTILINE)
+)
 def test_command_lines_of_the_readme_parse(line):
     import tyro
 
