@@ -29,7 +29,7 @@ def run_page(text, number):
 
 def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = run_page(README, 3)
+    names = run_page(README, 4)
     assert names["y"] is not None
     assert len(names["monitor"].records) == 8
     printed = capsys.readouterr().out
