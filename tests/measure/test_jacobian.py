@@ -111,11 +111,12 @@ def test_zeros_that_are_known_by_hand():
         assert (alone.kappa, alone.largest, alone.smallest) == (math.inf, 0.0, 0.0)
 
 
-def test_sharp_attention_is_not_lost_in_rounding():
-    """Two tokens: M_i = s a (1 - a) (v_1 - v_2) (k_1 - k_2)ᵀ, here with 1 - a = e^-46; v and k are far from zero."""
+@pytest.mark.parametrize("gap", [20.0, 46.0])
+def test_sharp_attention_is_not_lost_in_rounding(gap):
+    """Two tokens: M_i = s a (1 - a) (v_1 - v_2) (k_1 - k_2)ᵀ with a = σ(gap); v and k are far from zero."""
     one = torch.eye(2, dtype=torch.float64)
-    w_k, w_v = 46 * one + 100.3, 1e3 + torch.tensor([[1.1, 0.0], [0.0, 2.2], [0.7, 0.7]], dtype=torch.float64)
-    largest = math.exp(-46) * math.hypot(1.1, 2.2) * math.hypot(46, 46)
+    w_k, w_v = gap * one + 100.3, 1e3 + torch.tensor([[1.1, 0.0], [0.0, 2.2], [0.7, 0.7]], dtype=torch.float64)
+    largest = sigmoid(gap) * sigmoid(-gap) * math.hypot(1.1, 2.2) * math.hypot(gap, gap)
     found = jacobian_condition(one, one, w_k, w_v, wrt="query", scale=1.0)
     assert found.largest == pytest.approx(largest, rel=1e-9)
     assert (found.kappa, found.zeros) == (pytest.approx(1.0), 2)
