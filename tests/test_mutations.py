@@ -18,6 +18,9 @@ HOOK, SDPA = "tests/conversion/test_hook.py", "tests/conversion/test_transformer
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
 TIMM, PERSISTENCE = "tests/conversion/test_timm.py", "tests/conversion/test_persistence.py"
 INSPECTION, VERSIONS = "tests/test_inspection.py", "tests/conversion/test_versions.py"
+SPECTRAL, CONTROLS = "tests/conversion/test_spectral.py", "tests/test_controls.py"
+LEARNED, VARIANTS = "tests/sites/test_learned.py", "tests/experiments/test_variants.py"
+JACOBIAN, WEIGHTS = "tests/measure/test_jacobian.py", "tests/measure/test_weights.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -92,6 +95,30 @@ MUTATIONS = [
     ("changed implementation unnoticed", "sites/interface.py", "if not is_conditioned(name):", "if False:", CONVERSION),
     ("versions not looked at", "sites/versions.py", "<= _numbers(installed) < _numbers(end)", "<= _numbers(installed)", VERSIONS),
     ("inspect, refusals overlooked", "inspection/inspect.py", 'row.conversion != "refused"', 'row.conversion != ""', INSPECTION),
+    ("corrected, per_head ignored", "sites/corrected.py", "self.widths[role] if spectral.per_head else None", "None", SPECTRAL),
+    ("corrected, W + C stays in sight", "sites/corrected.py", "owner(attention).__dict__.pop(projection.parameter, None)", "owner(attention)", SPECTRAL),
+    ("corrected, W + C after an error", "sites/corrected.py", "attention._forward_hooks_always_called[_KEY] = True", "pass", SPECTRAL),
+    ("corrected, unfold adds", "sites/corrected.py", "(correction if folded else -correction)", "correction", SPECTRAL),
+    ("polar, without the largest value", "spectral.py", "strength * s[..., :1, None] * (u @ vh)", "strength * (u @ vh)", SPECTRAL),
+    ("effect not looked at", "sites/table.py", "check_effect(site.module)", "pass", SPECTRAL),
+    ("effect, anything will do", "sites/effect.py", "8 * torch.finfo(matrix.dtype).eps", "1e9", SPECTRAL),
+    ("fold, rounding away weights", "conversion/spectral.py", "_check_precision(site, projections, spectral)\n    if", "pass\n    if", SPECTRAL),
+    ("spectral, two corrections", "conversion/spectral.py", "if present not in (None, wanted):", "if False:", SPECTRAL),
+    ("spectral, no warning", "conversion/spectral.py", "        self._warn(sites)", "        pass", SPECTRAL),
+    ("power norm, gradient not stopped", "controls.py", ".floor(output.dtype)) ** self.alpha", ".floor(output.dtype), gradient='through') ** self.alpha", CONTROLS),
+    ("QK-norm of queries alone", "controls.py", "F.rms_norm(key, key.shape[-1:], eps=self.eps)", "key", CONTROLS),
+    ("gate, without the factor 2", "sites/learned.py", "2 * torch.sigmoid", "torch.sigmoid", LEARNED),
+    ("gate, as wide as the values' input", "sites/learned.py", 'if "q" in weight.roles', 'if "v" in weight.roles', LEARNED),
+    ("gate, holds on to its input", "sites/learned.py", "attention.__dict__.pop(_INPUT, None)", "pass", LEARNED),
+    ("learned, parameters stay", "sites/table.py", "learned.unbind(site.module, transform.settings)", "pass", LEARNED),
+    ("learned, begun anew", "sites/learned.py", "if learned.parameter not in attention._parameters:", "if True:", LEARNED),
+    ("Jacobian, covariance not about the means", "measure/jacobian.py", "(right - of_right)", "right", JACOBIAN),
+    ("Jacobian, once is enough", "measure/jacobian.py", "for _ in range(2)", "for _ in range(1)", JACOBIAN),
+    ("weights, as if not corrected", "measure/weights.py", "spectral is None or spectral.folded", "True", WEIGHTS),
+    ("identity_init, C stays fixed", "experiments/variants.py", "                fold(model)", "                pass", VARIANTS),
+    ("constant_gain, not the mean", "experiments/variants.py", ".mean().item()", ".amax().item()", VARIANTS),
+    ("orthogonal_init, another norm", "experiments/initialise.py", "(drawn * scale).to(matrix)", "drawn.to(matrix)", VARIANTS),
+    ("projections of a run that was killed", "experiments/loop.py", "(self.conditions, self.projections)", "(self.conditions,)", VARIANTS),
 ]  # fmt: skip
 
 

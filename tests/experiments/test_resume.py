@@ -53,7 +53,7 @@ def tensors(folder):
 
 
 def assert_same_run(a, b):
-    for name in ("train.jsonl", "conditions.jsonl"):
+    for name in ("train.jsonl", "conditions.jsonl", "projections.jsonl"):
         assert without_time(JsonLines(a / name).read()) == without_time(JsonLines(b / name).read())
     left, right = tensors(a), tensors(b)
     assert left.keys() == right.keys()

@@ -16,6 +16,7 @@ from conditioned_attention.conversion.spectral import SpectralChange
 from conditioned_attention.experiments.initialise import orthogonal_projections
 from conditioned_attention.measure.monitor import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
+from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
 
 
@@ -59,7 +60,8 @@ class Variant:
             The report of the last conversion, or None if there was none.
 
         Raises:
-            ValueError: an attention module cannot be changed, or a calibrated variant has no batch.
+            ValueError: an attention module cannot be changed, or a calibrated variant has no batch, or one that does
+                not reach every attention module.
         """
         if self.orthogonal:
             orthogonal_projections(model)
@@ -89,7 +91,11 @@ class Variant:
 def _scale_by_mean_of_c(model: nn.Module, batch: Any) -> ConversionReport:
     """Multiplies the heads of each layer by the mean of C = 1 / ‖row‖ on a batch."""
     gains = {call.module: (1 / row_norm(call.before, RowNorm.eps)).mean().item() for call in head_outputs(model, batch)}
-    reports = [convert(model, ConstantGain(gain), include=name, strict=True) for name, gain in gains.items()]
+    sites = [site for site in find_sites(model) if site.attention and not site.opt_in]
+    idle = [f"{site.name}: {site.reason or 'the batch does not reach it'}" for site in sites if site.name not in gains]
+    if idle:
+        raise ValueError("there is no mean of C for\n" + "\n".join(idle))
+    reports = [convert(model, ConstantGain(gains[site.name]), include=site.name, strict=True) for site in sites]
     return ConversionReport(tuple(row for report in reports for row in report.rows if row.status == "converted"))
 
 

@@ -67,7 +67,8 @@ def jacobian_condition(
 
     Args:
         x: (n, D), the tokens that go into attention.
-        w_q, w_k, w_v: (d, D), (d, D) and (e, D), the rows of one head; biases change nothing but x and are left out.
+        w_q, w_k, w_v: (d, D), (d, D) and (e, D), the rows of one head.  A bias is one more column of a weight, for a
+            feature of x that is 1; the paper has none.
         wrt: with respect to ``"query"``, ``"key"`` or ``"value"``, or several of them together, as the paper has it.
         is_causal: whether tokens attend to themselves and those before them only.
         scale: s, default 1 / √d.
@@ -76,7 +77,8 @@ def jacobian_condition(
         steps: of Lanczos.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown option.
+        TypeError: something that is not a tensor of real numbers.
+        ValueError: shapes that do not fit, an unknown option, or ``steps`` below 1.
 
     >>> import torch
     >>> from conditioned_attention.measure.jacobian import jacobian_condition
@@ -87,6 +89,8 @@ def jacobian_condition(
     names = _names(wrt)
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; valid are {METHODS}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     _check(x, w_q, w_k, w_v)
     x, w_q, w_k, w_v = (t.detach().double() for t in (x, w_q, w_k, w_v))
     parts = _parts(x, w_q, w_k, w_v, is_causal, 1 / math.sqrt(w_q.shape[0]) if scale is None else scale)
@@ -107,10 +111,11 @@ def jacobian_condition(
 def jacobian_bound(
     x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, *, is_causal: bool = False, scale: float | None = None
 ) -> float:
-    """The bound of Theorem 3.4: κ(X)³ κ(Λ) κ(W_V) (κ(W_Q) + κ(W_K)) + κ(X) κ(P), with Λ the derivative of the softmax.
+    """The right side of Theorem 3.4: κ(X)³ κ(Λ) κ(W_V) (κ(W_Q) + κ(W_K)) + κ(X) κ(P), Λ the derivative of the softmax.
 
     Λ_i = diag(p_i) - p_i p_iᵀ has the eigenvector (1, …, 1) with eigenvalue 0, so that κ(Λ), and the bound, are
     infinite as they are written.  Here, as in `jacobian_condition`, zero singular values are left out, of every matrix.
+    It is then no bound: with W_V → c W_V two of the three parts of J grow c-fold, κ(J) with them, and this stays.
     Arguments as there.
     """
     _check(x, w_q, w_k, w_v)
@@ -118,7 +123,7 @@ def jacobian_bound(
     p = _weights(x @ w_q.t(), x @ w_k.t(), is_causal, 1 / math.sqrt(w_q.shape[0]) if scale is None else scale)
     derivatives = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     blocks = torch.linalg.svdvals(derivatives).flatten().sort(descending=True).values
-    softmax = _condition(blocks, x.shape[0]).kappa
+    softmax = _condition(blocks, x.shape[0], subtracted=1.0).kappa
     kappa = {
         name: _condition(torch.linalg.svdvals(m), max(m.shape)).kappa
         for name, m in {"x": x, "p": p, "q": w_q, "k": w_k, "v": w_v}.items()
@@ -155,7 +160,8 @@ class _Part:
 
     def transposed(self, u: Tensor) -> Tensor:
         """Jᵀ u for u (n e), as (p q)."""
-        moved = torch.einsum("iap,ia->ip", self.blocks, u.view(self.blocks.shape[:2]))
+        n, e, _ = self.blocks.shape
+        moved = torch.bmm(u.view(n, 1, e), self.blocks).squeeze(1)  # einsum would take four times as long
         return (moved.t() @ self.vectors).flatten()
 
 
@@ -165,8 +171,9 @@ def _parts(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, is_causal: bool, sc
 
     def through_softmax(right: Tensor) -> Tensor:
         """s Vᵀ Λ_i right for every i: the covariance of v and ``right`` under p_i."""
-        together = torch.einsum("ij,ja,jb->iab", p, v, right)
-        return scale * (together - torch.einsum("ia,ib->iab", p @ v, p @ right))
+        # both less their means, for E[vr] - E[v]E[r] is nothing but rounding where attention is sharp
+        means = zip(p, p @ v, p @ right)
+        return scale * torch.stack([(p_i * (v - of_v).t()) @ (right - of_right) for p_i, of_v, of_right in means])
 
     identity = torch.eye(w_v.shape[0], dtype=x.dtype, device=x.device).expand(x.shape[0], -1, -1)
     return {
@@ -184,29 +191,33 @@ def _weights(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
 
 
 def _lanczos(parts: Sequence[_Part], rows: int, steps: int) -> Tensor:
-    """Singular values of the bidiagonal matrix after so many steps of Golub and Kahan, fully reorthogonalised."""
+    """Singular values of the bidiagonal matrix after so many steps of Golub and Kahan.
+
+    The left vectors are reorthogonalised; the right ones, which are many times as long, follow (Simon and Zha 2000).
+    """
     sizes = [part.columns for part in parts]
     steps = min(steps, rows, sum(sizes))
-    left, right = parts[0].blocks.new_empty(steps + 1, rows), parts[0].blocks.new_empty(steps, sum(sizes))
-    start = torch.randn(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    left[0] = start / start.norm()
+    left, right = parts[0].blocks.new_zeros(steps + 1, rows), parts[0].blocks.new_zeros(sum(sizes))
+    left[0] = torch.randn(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left[0] /= left[0].norm()
     bidiagonal = torch.zeros(steps + 1, steps, dtype=torch.float64)
+    beta = 0.0
     for i in range(steps):
-        v = _without(torch.cat([part.transposed(left[i]) for part in parts]), right[:i])
-        bidiagonal[i, i] = alpha = v.norm()
+        right = torch.cat([part.transposed(left[i]) for part in parts]) - beta * right
+        bidiagonal[i, i] = alpha = float(right.norm())
         if alpha <= 1e-14 * bidiagonal[0, 0]:
             bidiagonal = bidiagonal[: i + 1, :i]
             break
-        right[i] = v / alpha
-        moved = [part.apply(piece) for part, piece in zip(parts, right[i].split(sizes))]
+        right /= alpha
+        moved = [part.apply(piece) for part, piece in zip(parts, right.split(sizes))]
         u = _without(torch.stack(moved).sum(0), left[: i + 1])
-        bidiagonal[i + 1, i] = beta = u.norm()
+        bidiagonal[i + 1, i] = beta = float(u.norm())
         if beta <= 1e-14 * bidiagonal[0, 0]:
             bidiagonal = bidiagonal[: i + 2, : i + 1]
             break
         left[i + 1] = u / beta
     values: Tensor = torch.linalg.svdvals(bidiagonal)
-    return values
+    return values if len(values) else values.new_zeros(1)  # no step could be taken: J = 0
 
 
 def _without(vector: Tensor, basis: Tensor) -> Tensor:
@@ -216,9 +227,13 @@ def _without(vector: Tensor, basis: Tensor) -> Tensor:
     return vector
 
 
-def _condition(values: Tensor, size: int, precision: float = 1.0) -> JacobianCondition:
-    """From singular values in descending order; ``precision`` is ½ where they are roots of eigenvalues."""
-    floor = values[0] * (size * torch.finfo(torch.float64).eps) ** precision
+def _condition(values: Tensor, size: int, precision: float = 1.0, subtracted: float = 0.0) -> JacobianCondition:
+    """From singular values in descending order.
+
+    ``precision`` is ½ where they are roots of eigenvalues; ``subtracted`` the size of numbers whose difference the
+    matrix is, if they may be larger than its own.
+    """
+    floor = max(float(values[0]), subtracted) * (size * torch.finfo(torch.float64).eps) ** precision
     kept = values[values > floor]
     if len(kept) == 0:
         return JacobianCondition(math.inf, float(values[0]), 0.0, len(values), exact=True)
@@ -238,6 +253,9 @@ def _names(wrt: str | Sequence[str]) -> list[str]:
 
 def _check(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> None:
     for name, matrix in (("x", x), ("w_q", w_q), ("w_k", w_k), ("w_v", w_v)):
+        if not isinstance(matrix, Tensor) or matrix.is_complex():
+            what = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise TypeError(f"{name} must be a tensor of real numbers, got {what}")
         if matrix.dim() != 2 or 0 in matrix.shape:
             raise ValueError(f"{name} must be a matrix, got shape {tuple(matrix.shape)}")
         if matrix.shape[1] != x.shape[1]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from conditioned_attention.preconditioner import HeadTransform, check_eps
 from conditioned_attention.sites.hook import Hook
 from conditioned_attention.sites.projections import Projections, as_matrix
-from conditioned_attention.sites.site import HOOK_KEY, Mechanism
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism, transform_of
 
 _KEY = HOOK_KEY - 2
 _INPUT = "_head_gate_input"  # attribute of an attention module while it runs
@@ -82,10 +82,16 @@ class SigmoidGate(Learned):
 
     def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
         x: Tensor = attention.__dict__[_INPUT]
+        x = x.to_padded_tensor(0.0) if x.is_nested else x  # as torch.nn's attention goes on with it
         weight: Tensor = getattr(attention, self.parameter)
-        gate = 2 * torch.sigmoid(F.linear(x, weight.to(x.dtype)))
-        heads: Tensor = gate.unflatten(-1, (output.shape[1], -1)).transpose(1, 2)
-        return output * heads.to(output.dtype)
+        gate: Tensor = 2 * torch.sigmoid(F.linear(x, weight.to(x.dtype)))
+        gate = gate.unflatten(-1, (output.shape[1], -1)).transpose(-3, -2)
+        if gate.shape != output.shape[-gate.dim() :]:
+            raise ValueError(
+                f"the gate of this {type(attention).__qualname__}, computed from its input, has shape "
+                f"{tuple(gate.shape)}, and its heads {tuple(output.shape)}: leave the module out (exclude)"
+            )
+        return output * gate.to(output.dtype)
 
 
 @dataclass(eq=False)
@@ -107,14 +113,13 @@ class Bound(HeadTransform):
 
 def bind(attention: nn.Module, learned: Learned, projections: Projections) -> Bound:
     """Puts the parameter of a transform on an attention module."""
-    value = projections.weights[-1]
-    owner = value.owner(attention)
-    weight = getattr(owner, value.parameter)
-    rows = projections.weights[0].rows(attention)["q"].count
-    widths = projections.head_widths(attention)
-    initial = learned.initial(projections.heads, widths["v"], as_matrix(owner, weight).shape[1])
-    assert rows == projections.heads * widths["q"]
-    attention.register_parameter(learned.parameter, nn.Parameter(initial.to(weight)))
+    query = next(weight for weight in projections.weights if "q" in weight.roles)
+    owner = query.owner(attention)
+    weight = getattr(owner, query.parameter)
+    width = projections.head_widths(attention)["v"]
+    initial = learned.initial(projections.heads, width, as_matrix(owner, weight).shape[1])
+    if learned.parameter not in attention._parameters:  # or it is its own, from before somebody changed how it runs
+        attention.register_parameter(learned.parameter, nn.Parameter(initial.to(weight)))
     if learned.reads_input:
         attention._forward_pre_hooks[_KEY] = _remember_input
         attention._forward_pre_hooks_with_kwargs[_KEY] = True
@@ -139,11 +144,15 @@ def against(attention: nn.Module, mechanism: Mechanism, learned: Learned, projec
     """Why a transform with parameters cannot be put on a module; empty if it can."""
     if isinstance(projections, str):
         return projections
-    if isinstance(mechanism, Hook) and (mechanism.layout.axes != "B N H*D" or mechanism.layout.along != "D"):
-        return f"{learned} wants heads that lie as tokens, and here they lie as {mechanism.layout.axes!r}"
+    if isinstance(mechanism, Hook) and mechanism.layout.along != "D":
+        return f"{learned} wants heads whose rows are tokens, and here they are channels"
+    if isinstance(mechanism, Hook) and mechanism.layout.axes != "B N H*D":
+        return f"{learned} wants heads that lie as 'B N H*D', and here they lie as {mechanism.layout.axes!r}"
     if learned.reads_input and isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
         return f"{learned} wants inputs (batch, tokens, features), and this module takes (tokens, batch, features)"
-    if hasattr(attention, learned.parameter):
+    present = transform_of(attention)
+    its_own = present is not None and isinstance(present.settings, type(learned))
+    if hasattr(attention, learned.parameter) and not its_own:
         return f"{learned} needs the name {learned.parameter!r}, which this module has already"
     return ""
 

@@ -1,0 +1,303 @@
+"""Every variant on real tasks, what the less obvious ones do, and the rows that a run writes about its projections."""
+
+import dataclasses
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from timm.layers.attention import Attention
+from timm.layers.attention_pool import AttentionPoolLatent
+from timm.models.efficientvit_mit import LiteMLA
+from timm.models.volo import OutlookAttention
+from torch import nn
+
+from conditioned_attention import conditioning
+from conditioned_attention.controls import PowerNorm
+from conditioned_attention.experiments.data.text import split_windows, standard_library_text
+from conditioned_attention.experiments.files import JsonLines
+from conditioned_attention.experiments.initialise import orthogonal_projections
+from conditioned_attention.experiments.language import GPT, NextByte
+from conditioned_attention.experiments.launch import Launch
+from conditioned_attention.experiments.loop import train
+from conditioned_attention.experiments.training import Training
+from conditioned_attention.experiments.variants import VARIANTS, Variant, descriptions, find_variant, find_variants
+from conditioned_attention.measure.weights import projection_records
+from conditioned_attention.sites import find_sites
+from conditioned_attention.sites.site import transform_of
+from tests.experiments.test_resume import Killed, assert_same_run, kill_at, without_time
+from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
+from tests.models import build, inputs, output
+
+each_variant = pytest.mark.parametrize("name", VARIANTS)
+pytestmark = pytest.mark.filterwarnings("ignore:strength=10 adds about:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def text():
+    return split_windows(standard_library_text()[:30_000], 32)
+
+
+# All of them
+
+
+def assert_trains_a_step(task, name, folder):
+    seldom = Launch(checkpoint_seconds=1e9, log_every=1)
+    settings = Training(epochs=1, batch_size=200, accumulation=4)
+    (row,) = train(task, settings, VARIANTS[name], 0, folder, seldom)
+    assert row["step"] == 1
+    for key in ("score", "train_loss", "log10_kappa_weights", "value_growth"):
+        assert math.isfinite(row[key]), key
+    assert row["value_growth"] != 1.0, "W_V was trained"
+    measured = JsonLines(folder / "projections.jsonl").read()
+    assert [line["step"] for line in measured] == [0] * 6 + [1] * 6, "2 layers, 3 roles"
+    (log,) = JsonLines(folder / "train.jsonl").read()
+    assert log["grad_norm"] > 0
+    assert row["value_growth"] == pytest.approx(growth(measured, 1), rel=1e-6)
+
+
+def growth(measured, step):
+    """‖W_V‖ over all layers, against that before training."""
+    squares = {s: sum(x["norm"] ** 2 for x in measured if (x["step"], x["role"]) == (s, "value")) for s in (0, step)}
+    return math.sqrt(squares[step] / squares[0])
+
+
+@each_variant
+def test_it_trains_a_vision_transformer_on_digits(name, tmp_path):
+    assert_trains_a_step(TinyDigits(), name, tmp_path)
+
+
+@each_variant
+def test_it_trains_a_gpt_on_text(name, tmp_path, text):
+    windows = type(text[0])(text[0].windows[:200])
+    task = NextByte((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
+    assert_trains_a_step(task, name, tmp_path)
+
+
+@each_variant
+def test_its_structure_on_meta(name):
+    """The classes, parameters and kinds of a real model, without any numbers."""
+    real, task = build("timm_vit"), TinyDigits()
+    VARIANTS[name].apply(real, task.probe())
+    model = build("timm_vit").to("meta")
+    report = VARIANTS[name].apply_structure(model)
+    assert (report is None) is (name in ("baseline", "orthogonal_init"))
+    assert [type(module) for module in model.modules()] == [type(module) for module in real.modules()]
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in real.state_dict().items()}
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    kinds = [[entry["kind"] for entry in conditioning(m)["transforms"]] for m in (model, real)]
+    assert set(kinds[0]) == set(kinds[1])
+    if name != "preconditioned_weights":  # which asks for autocast, and that knows no meta device
+        assert output(model, x=inputs(model)["x"].to("meta")).shape == (2, 10)
+
+
+def test_they_differ():
+    """Of the same weights each makes another model; only those that begin as the plain one do not."""
+    task, results = TinyDigits(), {}
+    for name, variant in VARIANTS.items():
+        model = build("timm_vit")
+        variant.apply(model, task.probe())
+        results[name] = output(model).detach()
+    plain = results.pop("baseline")
+    assert torch.allclose(results.pop("sigmoid_gate"), plain, rtol=1e-4, atol=1e-4)
+    same = {("preconditioned", "head_l2"), ("spectral", "identity_init"), *pairs_of_rmsnorm()}
+    found = {(a, b) for a in results for b in results if a < b and torch.allclose(results[a], results[b], 1e-3, 1e-3)}
+    assert {frozenset(pair) for pair in found} == {frozenset(pair) for pair in same}
+    assert not any(torch.allclose(result, plain, 1e-3, 1e-3) for result in results.values())
+
+
+def pairs_of_rmsnorm():
+    names = ("preconditioned_scaled", "head_rmsnorm", "head_rmsnorm_gain")
+    return [(a, b) for a in names for b in names if a < b]
+
+
+# Names and numbers
+
+
+def test_numbers_in_names():
+    assert find_variant("spectral") is VARIANTS["spectral"]
+    assert find_variant("spectral=0.3").spectral == {"strength": 0.3}
+    assert find_variant("spectral=0.3").about == "W + λ I for queries, keys, values (2603.07162), λ = 0.3"
+    assert find_variant("spectral_polar=2").spectral == {"correction": "polar", "strength": 2.0}
+    both = find_variant("preconditioned+spectral=1e-1")
+    assert (both.name, both.spectral) == ("preconditioned+spectral=1e-1", {"strength": 0.1})
+    assert both.transform == VARIANTS["preconditioned"].transform
+    power = find_variant("preconditioned_power=0.25")
+    assert (power.transform, power.about) == (PowerNorm(0.25), "C^0.25")
+    assert VARIANTS["spectral"].spectral == {"strength": "auto"}, "the variant itself is what it was"
+    model = build("timm_vit")
+    find_variant("spectral=0.3").apply(model)
+    assert conditioning(model)["transforms"][0]["strength"] == 0.3
+    known = descriptions(["baseline", "spectral=0.3", "of another version"])
+    assert list(known) == ["baseline", "spectral=0.3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("magic", "variant 'magic' is unknown; valid are baseline, preconditioned, "),
+        ("magic=1", "variant 'magic=1' is unknown; valid are"),
+        ("=1", "variant '=1' is unknown"),
+        ("spectral=", "variant 'spectral=': '' is not a number"),
+        ("spectral=much", "variant 'spectral=much': 'much' is not a number"),
+        ("spectral=1=2", "'1=2' is not a number"),
+        ("baseline=2", r"variant 'baseline=2': baseline takes no number; preconditioned_power, spectral, .* do"),
+        ("spectral_published=2", "spectral_published takes no number"),
+        ("spectral=-1", "strength must be positive and finite, got -1"),
+        ("spectral_polar=nan", "strength must be positive and finite, got nan"),
+        ("preconditioned+spectral=inf", "strength must be positive and finite, got inf"),
+        ("preconditioned_power=1.5", r"alpha must be in \(0, 1\], got 1.5"),
+        ("spectral= 0.3", "a variant's name is also a folder's"),
+    ],
+)
+def test_wrong_names(name, words):
+    with pytest.raises(ValueError, match=words):
+        find_variant(name)
+    with pytest.raises(ValueError, match=words):
+        find_variants(["baseline", name])
+
+
+@pytest.mark.parametrize("names", [[], ["spectral=1", "baseline", "spectral=1"]])
+def test_none_or_one_twice(names):
+    with pytest.raises(ValueError, match="variants must be at least one and all different, got"):
+        find_variants(names)
+
+
+def test_a_name_that_is_no_folder():
+    with pytest.raises(ValueError, match=r"letters, digits and _ . \+ - = only, got '../up'"):
+        Variant("../up")
+
+
+# The controls that are more than a transform
+
+
+def test_constant_gains_are_the_mean_of_c_by_hand():
+    model, probe, rows = build("timm_vit"), TinyDigits().probe(), []
+
+    def measure(qkv, args, projected):
+        q, k, v = projected.unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        rows.append((q @ k.mT / 8**0.5).softmax(-1) @ v)
+
+    handles = [block.attn.qkv.register_forward_hook(measure) for block in model.blocks]
+    with torch.no_grad():
+        model(**probe) if isinstance(probe, dict) else model(probe)
+    for handle in handles:
+        handle.remove()
+    report = VARIANTS["constant_gain"].apply(model, probe)
+    assert report.converted == ["blocks.0.attn", "blocks.1.attn"]
+    gains = [transform_of(block.attn).gain for block in model.blocks]
+    assert gains == pytest.approx([(1 / heads.norm(dim=-1)).mean().item() for heads in rows], rel=1e-5)
+    assert gains[0] != pytest.approx(gains[1], rel=1e-3)
+
+
+def test_constant_gains_of_a_bare_module_and_without_a_batch():
+    x = torch.randn(2, 7, 32)
+    attention = nn.MultiheadAttention(32, 4, batch_first=True)
+    assert VARIANTS["constant_gain"].apply(attention, (x, x, x)).converted == [""]
+    with pytest.raises(ValueError, match=r"'constant_gain' is calibrated: call apply\(model, batch\) with some inputs"):
+        VARIANTS["constant_gain"].apply(build("timm_vit"))
+
+
+def test_a_layer_that_the_batch_does_not_reach_has_no_mean():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = (nn.MultiheadAttention(32, 4, batch_first=True) for _ in range(2))
+
+        def forward(self, x):
+            return self.used(x, x, x)[0]
+
+    model = Half()
+    with pytest.raises(ValueError, match="there is no mean of C for\nidle: the batch does not reach it"):
+        VARIANTS["constant_gain"].apply(model, torch.randn(2, 7, 32))
+    model.idle = LiteMLA(32, 32)
+    with pytest.raises(ValueError, match="there is no mean of C for\nidle: LiteMLA is linear attention"):
+        VARIANTS["constant_gain"].apply(model, torch.randn(2, 7, 32))
+    assert conditioning(model)["transforms"] == []
+
+
+def test_constant_gains_leave_pools_alone_as_all_variants_do():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.pool = Attention(32, 4), AttentionPoolLatent(32, num_heads=4)
+
+        def forward(self, x):
+            return self.pool(self.attention(x))
+
+    for name in ("preconditioned", "constant_gain"):
+        assert VARIANTS[name].apply(Pooled(), torch.randn(2, 7, 32)).converted == ["attention"]
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_identity_init_is_spectral_but_for_weight_decay(decay, tmp_path):
+    settings = Training(epochs=2, batch_size=42, lr=5e-3, weight_decay=decay, schedule="constant")
+    runs = {
+        name: list(train(TinyDigits(0.0), settings, VARIANTS[name], 0, tmp_path / name))
+        for name in ("spectral", "identity_init", "baseline")
+    }
+    losses = {name: [row["train_loss"] for row in rows] for name, rows in runs.items()}
+    same = losses["identity_init"] == pytest.approx(losses["spectral"], rel=1e-4)
+    assert same is (decay == 0.0)
+    assert losses["baseline"] != pytest.approx(losses["spectral"], rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "gpt2", "llama", "torch_mha"])
+def test_orthogonal_init(name):
+    model = build(name)
+    before = projection_records(model)
+    others = {k: v.clone() for k, v in model.state_dict().items()}
+    names = orthogonal_projections(model)
+    assert names == [site.name for site in find_sites(model)]
+    for old, new in zip(before, projection_records(model), strict=True):
+        assert new.kappa == pytest.approx(1.0, rel=1e-5) != old.kappa
+        assert new.norm == pytest.approx(old.norm, rel=1e-5)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, others[key])}
+    of_attention = ("qkv.weight", "c_attn.weight", "q_proj", "k_proj", "v_proj")
+    assert changed
+    assert all(any(part in key for part in of_attention) for key in changed), changed
+
+
+def test_orthogonal_init_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="Linear holds no attention whose projections are known"):
+        orthogonal_projections(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="0: OutlookAttention makes its attention weights from queries alone"):
+        orthogonal_projections(nn.Sequential(OutlookAttention(32, 4)))
+
+
+# Killed and started again
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("constant_gain", "preconditioned+spectral=0.3")]
+
+
+@pytest.mark.parametrize("name", ["spectral_polar", "sigmoid_gate", *SLOW])
+def test_a_killed_run_goes_on_exactly(name, tmp_path, monkeypatch):
+    settings = Training(epochs=1, batch_size=42, accumulation=2, ema=0.9, evaluate_every=0.4, monitor_every=0.4)
+
+    def run(folder):
+        return list(train(ShakenDigits(), settings, find_variant(name), 0, folder, OFTEN))
+
+    expected = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, "after an evaluation", 2)
+        with pytest.raises(Killed):
+            run(tmp_path / "broken")
+    assert len(JsonLines(tmp_path / "broken" / "projections.jsonl").read()) == 18, "at steps 0, 2 and 4"
+    assert without_time(run(tmp_path / "broken")) == without_time(expected)
+    assert_same_run(tmp_path / "broken", tmp_path / "whole")
+    measured = JsonLines(tmp_path / "broken" / "projections.jsonl").read()
+    assert sorted({row["step"] for row in measured}) == [0, 2, 4, 5]
+    assert [row["value_growth"] for row in expected] == pytest.approx([growth(measured, step) for step in (2, 4, 5)])
+    for row in expected:
+        kappas = [line["kappa_corrected"] for line in measured if line["step"] == row["step"]]
+        assert row["log10_kappa_weights"] == pytest.approx(statistics.median(math.log10(kappa) for kappa in kappas))
+
+
+def test_without_a_monitor_nothing_is_written_about_projections(tmp_path):
+    settings = dataclasses.replace(Training(epochs=1, batch_size=210), monitor_every=0)
+    (row,) = train(TinyDigits(), settings, VARIANTS["spectral"], 0, tmp_path)
+    assert not {"value_growth", "log10_kappa_weights"} & row.keys()
+    assert JsonLines(tmp_path / "projections.jsonl").read() == []
+    assert json.loads(json.dumps(row)) == row
