@@ -91,12 +91,12 @@ def self_logit(strength: float, width: int) -> float:
     return strength**2 * math.sqrt(width)
 
 
-def swamps(strength: float, weight: Tensor) -> bool:
-    """Whether adding λ to entries of a weight would round away more than a tenth of what such entries are.
+def swamps(largest: float, weight: Tensor) -> bool:
+    """Whether adding numbers up to ``largest`` to a weight would round away more than a tenth of what its entries are.
 
     Only half precision can: bfloat16 has steps of 0.002 at λ = 0.3, and of 0.06 at λ = 10.
     """
     if weight.dtype not in (torch.float16, torch.bfloat16):
         return False
     typical = weight.detach().float().square().mean().sqrt().item()
-    return torch.finfo(weight.dtype).eps * strength > 0.1 * typical
+    return torch.finfo(weight.dtype).eps * largest > 0.1 * typical

@@ -275,6 +275,16 @@ def test_fold_refuses_weights_that_would_be_lost():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_large_polar_correction_is_refused_too():
+    model = build("timm_vit").to(torch.bfloat16)
+    spectral_condition(model, 1e4, correction="polar")
+    with pytest.raises(ValueError, match=r"would round away more than a tenth"):
+        fold(model)
+    restore(model)
+    spectral_condition(model, correction="polar")
+    assert fold(model) == ["blocks.0.attn", "blocks.1.attn"]
+
+
 def test_the_strength():
     model = build("timm_vit")
     spectral_condition(model, "auto")

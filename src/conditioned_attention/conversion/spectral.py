@@ -13,7 +13,7 @@ from conditioned_attention.conversion.persistence import check_module, remember
 from conditioned_attention.conversion.report import ConversionReport
 from conditioned_attention.conversion.selection import Patterns
 from conditioned_attention.sites import Site, correct_sites, find_projections, find_sites, reset_compiled
-from conditioned_attention.sites.corrected import fold_into, spectral_of, uncorrect
+from conditioned_attention.sites.corrected import fold_into, largest_correction, spectral_of, uncorrect
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, Spectral, auto_strength, self_logit, swamps
 
@@ -140,10 +140,11 @@ def _refold(model: nn.Module, *, folded: bool) -> list[str]:
 def _check_precision(site: Site, projections: Projections, spectral: Spectral) -> None:
     for projection in projections.weights:
         weight = getattr(projection.owner(site.module), projection.parameter)
-        if spectral.correction == "identity" and swamps(spectral.strength, weight):
+        largest = largest_correction(site.module, projection, spectral)
+        if swamps(largest, weight):
             raise ValueError(
-                f"{site.name}: adding {spectral.strength:g} to {weight.dtype} weights would round away more than a "
-                "tenth of what they are there: fold a float32 copy of the model"
+                f"{site.name}: adding {largest:.3g} to {weight.dtype} weights would round away more than a tenth of what "
+                "they are there: fold a float32 copy of the model"
             )
 
 

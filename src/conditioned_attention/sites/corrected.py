@@ -92,6 +92,15 @@ def fold_into(attention: nn.Module, projections: Projections, *, folded: bool) -
         _put_hooks(attention, corrections)
 
 
+def largest_correction(attention: nn.Module, projection: Projection, spectral: Spectral) -> float:
+    """The largest entry of C for one weight."""
+    if spectral.correction == "identity":
+        return spectral.strength
+    kept = projection.owner(attention)._buffers[projection.parameter + _SUFFIX]
+    assert kept is not None
+    return float(kept.abs().max())
+
+
 def _put_hooks(attention: nn.Module, corrections: Corrections) -> None:
     attention._forward_pre_hooks[_KEY] = _Show(corrections)
     attention._forward_hooks[_KEY] = _Hide(corrections.projections)

@@ -34,7 +34,7 @@ _REMARKS: tuple[tuple[str, str], ...] = (
     # the output with its norms and gates, and norms of the input
     ("", "o_proj out_proj o proj projection projection_layer output dense out_lin linear_out linear_o Wo to_out post"),
     ("", "post_proj proj_out attention_out output_projection c_proj LayerNorm layer_norm groupnorm attn_sub_norm"),
-    ("", "inner_attn_ln o_norm gate_proj gate_bias g_proj linear_g head_gain head_gate"),
+    ("", "inner_attn_ln o_norm gate_proj gate_bias g_proj linear_g"),
     ("", "layernorm1 layernorm2 norm global_input_layer_norm pre_norm"),
     ("", "head_gain head_gate"),  # the parameters of this library's own controls, in sites/learned.py
     # what is added to the scores or scales them, whatever queries and keys are
