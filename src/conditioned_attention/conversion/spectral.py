@@ -143,8 +143,8 @@ def _check_precision(site: Site, projections: Projections, spectral: Spectral) -
         largest = largest_correction(site.module, projection, spectral)
         if swamps(largest, weight):
             raise ValueError(
-                f"{site.name}: adding {largest:.3g} to {weight.dtype} weights would round away more than a tenth of what "
-                "they are there: fold a float32 copy of the model"
+                f"{site.name}: adding {largest:.3g} to {weight.dtype} weights would round away more than a tenth of "
+                "what they are there: fold a float32 copy of the model"
             )
 
 
