@@ -140,7 +140,7 @@ def test_a_real_comparison_at_tuned_rates(tuned):
     assert "loss is" in result.tuning.trials["baseline"][1e6].failures[FIRST_SEED]
     assert {lr for run in folder.glob("runs/*/*") for lr in rates_of(run)} == {3e-3}
     assert {lr for run in folder.glob("tuning/runs/*-lr-1e-06/*") for lr in rates_of(run)} == {1e-6}
-    assert "Each at the learning rate tuned for it on validation data: 0.003 for baseline, 0.003" in str(result)
+    assert "Learning rates, tuned on validation data: 0.003 for baseline, 0.003" in str(result)
     for path in folder.glob("runs/*/*/result.json"):
         run = json.loads(path.read_text())
         assert run["variant_settings"] == {"lr": 3e-3}

@@ -56,8 +56,8 @@ class Comparison:
             return sentences + many
         rates = self.tuning.rates()
         return [
-            f"{sentence} Each at the learning rate tuned for it on validation data: {rates[rows[0].variant]:g} for "
-            f"{rows[0].variant}, {rates[row.variant]:g} for {row.variant}."
+            f"{sentence} Learning rates, tuned on validation data: {rates[rows[0].variant]:g} for {rows[0].variant}, "
+            f"{rates[row.variant]:g} for {row.variant}."
             for sentence, row in zip(sentences, rows[1:])
         ] + many
 

@@ -81,8 +81,8 @@ class Tuning:
 
     def warnings(self) -> list[str]:
         """A sentence for every rate that failed for another reason than a loss that is not finite, such as a full
-        disk, and for every variant whose best rate stands at an edge of the grid."""
-        found = []
+        disk, and for the variants whose best rate stands at an edge of the grid."""
+        found, at_edge = [], dict[str, list[str]]()
         for variant, lr in self.rates().items():
             for rate, trial in self.trials[variant].items():
                 accidents = [why for why in trial.failures.values() if not why.startswith("FloatingPointError")]
@@ -94,11 +94,11 @@ class Tuning:
             grid = list(self.trials[variant])
             edges = [word for word, edge in (("lowest", grid[0]), ("highest", grid[-1])) if lr == edge]
             if edges:
-                found.append(
-                    f"{variant}: the best learning rate, {lr:g}, is the {' and '.join(edges)} of the grid: "
-                    "widen it before believing a difference."
-                )
-        return found
+                at_edge.setdefault(f"{lr:g}, is the {' and '.join(edges)}", []).append(variant)
+        return found + [
+            f"{', '.join(names)}: the best learning rate, {edge} of the grid: widen it before believing a difference."
+            for edge, names in at_edge.items()
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: one row a variant and learning rate, and the choice."""
