@@ -27,37 +27,20 @@ from conditioned_attention import (
     unfold,
 )
 from conditioned_attention.measure.weights import projection_records
-from conditioned_attention.sites import find_projections, find_sites
 from conditioned_attention.sites.corrected import shown
-from conditioned_attention.sites.projections import Projection, Projections, as_matrix
+from conditioned_attention.sites.projections import Projection, Projections
 from conditioned_attention.spectral import Spectral, auto_strength, self_logit
+from tests.conversion.by_hand import (
+    STRENGTH,
+    identity_of_each_head,
+    polar,
+    polar_of_each_head,
+    rectangular_identity,
+    weights_by_hand,
+)
 from tests.models import MODELS, build, inputs, output, weigh
 
-STRENGTH = 0.7
-
 replication = sys.modules["torch.nn.parallel.replicate"]  # hidden by the function of that name
-
-
-def weights_by_hand(model, correction):
-    """Adds to every weight of W_Q, W_K, W_V what ``correction(rows of the role, head width)`` says."""
-    with torch.no_grad():
-        for site in find_sites(model):
-            projections = find_projections(site.module)
-            for projection in projections.weights:
-                owner = projection.owner(site.module)
-                matrix = as_matrix(owner, getattr(owner, projection.parameter))
-                for role, rows in projection.rows(site.module).items():
-                    indices = rows.indices()
-                    matrix[indices] += correction(matrix[indices], projections.head_widths(site.module)[role])
-    return model
-
-
-def rectangular_identity(matrix, width):
-    return STRENGTH * torch.eye(*matrix.shape)
-
-
-def identity_of_each_head(matrix, width):
-    return STRENGTH * torch.eye(width, matrix.shape[1]).repeat(matrix.shape[0] // width, 1)
 
 
 def assert_same(a, b):
@@ -82,14 +65,9 @@ def test_it_computes_with_w_plus_lambda_identity(name, per_head, correction):
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize("name", ["timm_vit", "gpt2", "torch_mha", "llama"])
 def test_the_polar_correction(name, per_head):
-    def correction(matrix, width):
-        blocks = matrix.unflatten(0, (-1, width if per_head else matrix.shape[0]))
-        u, s, vh = torch.linalg.svd(blocks.double(), full_matrices=False)
-        return (s[:, :1, None] * (u @ vh)).flatten(0, 1).float()
-
     model = build(name)
     spectral_condition(model, correction="polar", per_head=per_head)
-    assert_same(output(model), output(weights_by_hand(build(name), correction)))
+    assert_same(output(model), output(weights_by_hand(build(name), polar_of_each_head if per_head else polar)))
     if not per_head:
         assert all(r.kappa > 2 >= r.kappa_corrected for r in projection_records(model))
 
@@ -184,7 +162,11 @@ def test_copies_of_data_parallel(name, monkeypatch):
     """They have no parameters, but attributes; nn.DataParallel makes such copies on GPUs only, so by hand here."""
     model = build(name)
     spectral_condition(model, STRENGTH)
-    monkeypatch.setattr(replication, "_broadcast_coalesced_reshape", lambda tensors, *_: [[t.clone() for t in tensors]])
+
+    def copy_all(tensors, devices, detach=False):
+        return [[tensor.clone() for tensor in tensors]]
+
+    monkeypatch.setattr(replication, "_broadcast_coalesced_reshape", copy_all)
     (copied,) = replicate(model, [0])
     assert not list(copied.parameters())
     for _ in range(2):
