@@ -160,7 +160,7 @@ class Corrections:
     def polar(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
         """λ σ_max(W) · U Vᵀ for every role in a weight, in the weight's shape."""
         owner = projection.owner(attention)
-        weight = getattr(owner, projection.parameter)
+        weight = _whole(getattr(owner, projection.parameter))
         correction = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         source, target = as_matrix(owner, weight), as_matrix(owner, correction)
         for role, rows in projection.rows(attention).items():
@@ -250,6 +250,11 @@ def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[tuple[Any,
     if rest:
         found.append(((rest,), (along + across,), start + whole * step))
     return found
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A weight that FSDP2 or tensor parallelism has spread over devices, gathered; every process has to call this."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _like(correction: Tensor, weight: Tensor) -> Tensor:
