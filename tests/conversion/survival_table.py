@@ -82,8 +82,8 @@ test every cell.
 ✓: outputs, and gradients where there are any, are those of the plain model with all attention rows normalised from
 outside, or with C added to the weights themselves (float32, relative error below 2e-5; rounded to bfloat16 or 8 bits:
 far nearer to it than the plain model is).  Where the thing is undone, the plain model's output comes back.  "no" is an
-error with this reason, not a wrong number; but nothing tells that adapters are passed by before they are merged, where
-the plain model does so too.
+error with this reason, not a wrong number.  One exception: that adapters are passed by, as the plain model does before
+they are merged, is found by the test and told by nobody.
 
 """
 
@@ -114,7 +114,8 @@ Also good to know:
 - A weight of W_Q, W_K, W_V that is replaced after `spectral_condition` (`torch.nn.utils.parametrize`, weight norm,
   pruning, `quantize_dynamic`) makes the next call an error; `restore` works.  One that is replaced before is refused.
 - Distributed rows are two processes on CPUs (gloo), compared with one process: with one half of the batch each, or
-  under tensor parallelism with half of the heads.
+  under tensor parallelism with half of the heads.  Where q, k and v are one weight nothing was tried: `ColwiseParallel`
+  would cut it between them.
 """
 
 

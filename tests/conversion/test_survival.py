@@ -128,7 +128,7 @@ def compiled(name):
 def compiled_first(name):
     torch.compiler.reset()
     model = build(name)
-    compiled_model = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled_model = torch.compile(model, fullgraph=True, backend="eager")  # half the time; `compiled` has the other
     assert_plain(compiled_model, name)
     convert(model, name)
     assert_conditioned(compiled_model, name)

@@ -181,7 +181,6 @@ class _Show:
         spectral = attention.__dict__[SPECTRAL]
         if _OPEN in attention.__dict__:
             self._close(attention)
-        _hide(attention)  # what an interrupt may have left
         attention.__dict__[_SHOWN] = shown = []
         for projection in self.corrections.projections.weights:
             owner, weight = projection.owner(attention), projection.weight(attention)
