@@ -1,6 +1,7 @@
 """Converted models on two processes; torchrun starts this file.  What went wrong on either goes to a file, as JSON.
 
-Every process has one sequence of a batch of two, and must compute and learn what one process does with both.
+Every process has one sequence of a batch of two, and must compute and learn what one process does with both; under
+tensor parallelism every process has both, and a part of the heads.
 """
 
 import json
@@ -12,14 +13,18 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from conditioned_attention import precondition, restore
+from conditioned_attention import restore
 from tests.conversion.survivors import (
     SURVIVORS,
     assert_close,
+    assert_conditioned,
     assert_gradients,
+    assert_plain,
     build,
+    convert,
     converted,
     gradients,
     inputs,
@@ -37,17 +42,12 @@ def check(model, name):
     """Output of the own half of the batch, gradients of the whole."""
     expected, expected_gradients, _ = truth(name)
     result = output(model, **{key: own(value) for key, value in inputs(name).items()})
-    found = {n: full(gradient) for n, gradient in gradients(model, result).items()}
     assert_close(result, own(expected))
-    assert_gradients(found, expected_gradients)
+    assert_gradients(gradients(model, result), expected_gradients)
 
 
 def check_plain(model, name):
     assert_close(output(model, **{key: own(value) for key, value in inputs(name).items()}), own(truth(name)[2]))
-
-
-def full(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard(model, *parts):
@@ -65,7 +65,7 @@ def ddp(name):
 
 def ddp_then_converted(name):
     model = DistributedDataParallel(build(name))
-    precondition(model, strict=True)
+    convert(model, name)
     check(model, name)
     restore(model)
     check_plain(model, name)
@@ -80,7 +80,7 @@ def converted_then_sharded(name):
 
 def sharded_then_converted(name):
     model = shard(build(name), *SURVIVORS[name].blocks)
-    precondition(model, strict=True)
+    convert(model, name)
     check(model, name)
     restore(model)
     check_plain(model, name)
@@ -98,7 +98,7 @@ def converted_then_attention_sharded(name):
 
 def attention_sharded_then_converted(name):
     model = _shard_attention(build(name), name)
-    precondition(model, strict=True)
+    convert(model, name)
     check(model, name)
 
 
@@ -106,6 +106,38 @@ def restored_with_attention_sharded(name):
     model = _shard_attention(converted(name), name)
     restore(model)
     check_plain(model, name)
+
+
+def _split_heads(model, name):
+    """Some heads for every process."""
+    survivor, mesh = SURVIVORS[name], init_device_mesh("cpu", (2,))
+    if len(survivor.qkv) < 3:
+        raise ValueError(
+            "q, k and v are one weight, which ColwiseParallel would cut between them and not between heads"
+        )
+    for path in survivor.blocks:
+        block = model.get_submodule(path)
+        names = [n for n, _ in block.named_modules()]
+        plan = {n: ColwiseParallel() for n in names if n.rpartition(".")[2] in survivor.qkv}
+        plan |= {n: RowwiseParallel() for n in names if n.endswith(survivor.proj[0])}
+        assert len(plan) == 4
+        parallelize_module(block, mesh, plan)
+    return model
+
+
+def converted_then_split(name):
+    model = _split_heads(converted(name), name)
+    assert_conditioned(model, name)
+    restore(model)
+    assert_plain(model, name)
+
+
+def split_then_converted(name):
+    model = _split_heads(build(name), name)
+    convert(model, name)
+    assert_conditioned(model, name)
+    restore(model)
+    assert_plain(model, name)
 
 
 THINGS = {
@@ -116,6 +148,8 @@ THINGS = {
     "fully_shard on the attention module itself, of a converted model": converted_then_attention_sharded,
     "fully_shard on the attention module itself, then conversion": attention_sharded_then_converted,
     "restore with the attention module itself sharded": restored_with_attention_sharded,
+    "tensor parallelism (parallelize_module on q, k, v, output) of a converted model; restore": converted_then_split,
+    "tensor parallelism, then conversion; restore": split_then_converted,
 }
 
 

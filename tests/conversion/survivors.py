@@ -1,8 +1,8 @@
-"""One model for every way in which heads are reached, and what each has to compute once it is converted."""
+"""One model for every way in which heads, or projections, are reached, and what each has to compute once converted."""
 
 import copy
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -11,8 +11,9 @@ from timm.models.metaformer import Attention, LayerNormNoBias, MetaFormer
 from torch import nn
 from torchvision.models.swin_transformer import SwinTransformer
 
-from conditioned_attention import precondition, register_attention
+from conditioned_attention import precondition, register_attention, spectral_condition
 from tests import models
+from tests.conversion.by_hand import STRENGTH, corrections_by_hand, polar, rectangular_identity
 from tests.models import output
 from tests.oracle import NormalisedHeads
 
@@ -54,7 +55,10 @@ def swin():
 
 @dataclass(frozen=True)
 class Survivor:
-    """Where the parts of a model are: its blocks, and what an adapter on q, k, v or on the output wraps."""
+    """Where the parts of a model are: its blocks, and what an adapter on q, k, v or on the output wraps.
+
+    ``change`` is what is done to it, a name in `CHANGES`.
+    """
 
     build: object
     inputs: object
@@ -62,6 +66,7 @@ class Survivor:
     attention: str
     qkv: list[str] = field(default_factory=lambda: ["qkv"])
     proj: list[str] = field(default_factory=lambda: ["attn.proj"])
+    change: str = "precondition"
 
 
 def _tokens():
@@ -120,6 +125,35 @@ SURVIVORS = {
 }
 
 
+GPT2 = Survivor(
+    models.gpt2,
+    _tokens_once,
+    ("transformer.h.0", "transformer.h.1"),
+    "transformer.h.0.attn",
+    ["c_attn"],
+    ["attn.c_proj"],
+)
+
+SURVIVORS |= {
+    "fused weight: timm ViT": replace(SURVIVORS["class swap: timm ViT"], change="spectral"),
+    "weight that is read: torchvision Swin": replace(SURVIVORS["class swap: torchvision Swin"], change="spectral"),
+    "packed weight: torch.nn.TransformerEncoder": replace(
+        SURVIVORS["class swap: torch.nn.TransformerEncoder"], change="spectral"
+    ),
+    "three weights: Llama": replace(SURVIVORS["interface: Llama"], change="spectral"),
+    "transposed weight: GPT-2": replace(GPT2, change="spectral"),
+    "polar: timm ViT": replace(SURVIVORS["class swap: timm ViT"], change="polar"),
+}
+
+# what is done to a model; and what that adds to the rows of W_Q, W_K and W_V, where it is that
+CHANGES = {
+    "precondition": lambda model: precondition(model, strict=True),
+    "spectral": lambda model: spectral_condition(model, STRENGTH, strict=True),
+    "polar": lambda model: spectral_condition(model, correction="polar", strict=True),
+}
+ADDED = {"spectral": rectangular_identity, "polar": polar}
+
+
 def build(name):
     torch.manual_seed(1)
     model = SURVIVORS[name].build().eval()
@@ -129,9 +163,14 @@ def build(name):
     return model
 
 
+def convert(model, name):
+    """What is done to this model."""
+    return CHANGES[SURVIVORS[name].change](model)
+
+
 def converted(name):
     model = build(name)
-    precondition(model, strict=True)
+    convert(model, name)
     return model
 
 
@@ -149,10 +188,14 @@ def loss_of(result):
 
 
 def gradients(model, result):
-    """Of all parameters, by their names without the traces of wrappers."""
+    """Of all parameters, whole, by their names without the traces of wrappers."""
     model.zero_grad()
     loss_of(result).backward()
-    return {plain_name(n): p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {plain_name(n): whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def plain_name(name):
@@ -160,17 +203,37 @@ def plain_name(name):
 
 
 @contextmanager
-def oracle():
-    """Everything that attention computes here gets rows of unit length."""
-    with NormalisedHeads():
+def oracle(model, name):
+    """What the plain model computes here is what the converted one has to.
+
+    Attention gets rows of unit length; or W_Q, W_K and W_V have C added to them.
+    """
+    if SURVIVORS[name].change == "precondition":
+        with NormalisedHeads():
+            yield
+        return
+    weights = {key: model.get_parameter(key) for key in corrections(name)}
+    before = {key: weight.detach().clone() for key, weight in weights.items()}
+    try:
+        for key, weight in weights.items():
+            weight.data.add_(corrections(name)[key])
         yield
+    finally:
+        for key, weight in weights.items():
+            weight.data.copy_(before[key])
+
+
+@cache
+def corrections(name):
+    """Of the weights as they are built."""
+    return corrections_by_hand(build(name), ADDED[SURVIVORS[name].change])
 
 
 @cache
 def truth(name):
     """Output and gradients of the plain model under the oracle, and the plain output."""
     model = build(name)
-    with torch.enable_grad(), oracle():
+    with torch.enable_grad(), oracle(model, name):
         result = run(model, name)
         found = gradients(model, result)
     plain = run(model, name).detach()

@@ -5,12 +5,17 @@ import io
 import json
 import math
 import pickle
+import sys
 import warnings
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.ao.quantization import quantize_dynamic
+from torch.nn.parallel import replicate
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from conditioned_attention import (
     apply_conditioning,
@@ -22,35 +27,20 @@ from conditioned_attention import (
     unfold,
 )
 from conditioned_attention.measure.weights import projection_records
-from conditioned_attention.sites import find_projections, find_sites
 from conditioned_attention.sites.corrected import shown
-from conditioned_attention.sites.projections import Projection, Projections, as_matrix
+from conditioned_attention.sites.projections import Projection, Projections
 from conditioned_attention.spectral import Spectral, auto_strength, self_logit
+from tests.conversion.by_hand import (
+    STRENGTH,
+    identity_of_each_head,
+    polar,
+    polar_of_each_head,
+    rectangular_identity,
+    weights_by_hand,
+)
 from tests.models import MODELS, build, inputs, output, weigh
 
-STRENGTH = 0.7
-
-
-def weights_by_hand(model, correction):
-    """Adds to every weight of W_Q, W_K, W_V what ``correction(rows of the role, head width)`` says."""
-    with torch.no_grad():
-        for site in find_sites(model):
-            projections = find_projections(site.module)
-            for projection in projections.weights:
-                owner = projection.owner(site.module)
-                matrix = as_matrix(owner, getattr(owner, projection.parameter))
-                for role, rows in projection.rows(site.module).items():
-                    indices = rows.indices()
-                    matrix[indices] += correction(matrix[indices], projections.head_widths(site.module)[role])
-    return model
-
-
-def rectangular_identity(matrix, width):
-    return STRENGTH * torch.eye(*matrix.shape)
-
-
-def identity_of_each_head(matrix, width):
-    return STRENGTH * torch.eye(width, matrix.shape[1]).repeat(matrix.shape[0] // width, 1)
+replication = sys.modules["torch.nn.parallel.replicate"]  # hidden by the function of that name
 
 
 def assert_same(a, b):
@@ -75,14 +65,9 @@ def test_it_computes_with_w_plus_lambda_identity(name, per_head, correction):
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize("name", ["timm_vit", "gpt2", "torch_mha", "llama"])
 def test_the_polar_correction(name, per_head):
-    def correction(matrix, width):
-        blocks = matrix.unflatten(0, (-1, width if per_head else matrix.shape[0]))
-        u, s, vh = torch.linalg.svd(blocks.double(), full_matrices=False)
-        return (s[:, :1, None] * (u @ vh)).flatten(0, 1).float()
-
     model = build(name)
     spectral_condition(model, correction="polar", per_head=per_head)
-    assert_same(output(model), output(weights_by_hand(build(name), correction)))
+    assert_same(output(model), output(weights_by_hand(build(name), polar_of_each_head if per_head else polar)))
     if not per_head:
         assert all(r.kappa > 2 >= r.kappa_corrected for r in projection_records(model))
 
@@ -149,6 +134,43 @@ def test_compile(name):
 def _first(compiled, model):
     result = compiled(**inputs(model))
     return result if isinstance(result, torch.Tensor) else result[0]
+
+
+def test_an_interrupt_in_forward_adds_nothing_twice():
+    """It passes by the hooks that hide W + C again."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    model = build("timm_vit")
+    spectral_condition(model, STRENGTH)
+    truth, attention = output(model), model.blocks[0].attn
+    for after in (output, restore, fold):
+        handle = attention.proj.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            output(model)
+        handle.remove()
+        after(model)
+        assert attention.qkv.weight is attention.qkv._parameters["weight"]
+        assert_same(output(model), output(build("timm_vit")) if after is restore else truth)
+        if after is restore:
+            spectral_condition(model, STRENGTH)
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "torch_encoder"])
+def test_copies_of_data_parallel(name, monkeypatch):
+    """They have no parameters, but attributes; nn.DataParallel makes such copies on GPUs only, so by hand here."""
+    model = build(name)
+    spectral_condition(model, STRENGTH)
+
+    def copy_all(tensors, devices, detach=False):
+        return [[tensor.clone() for tensor in tensors]]
+
+    monkeypatch.setattr(replication, "_broadcast_coalesced_reshape", copy_all)
+    (copied,) = replicate(model, [0])
+    assert not list(copied.parameters())
+    for _ in range(2):
+        assert torch.equal(output(copied), output(model))
 
 
 def test_an_exception_in_forward_leaves_w_behind():
@@ -357,6 +379,99 @@ def test_wrong_entries_of_the_table_are_noticed(monkeypatch):
         spectral_condition(model, STRENGTH)
     assert conditioning(model)["transforms"] == []
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def weight_norm_of_old(module):
+    with pytest.warns(FutureWarning, match="is deprecated in favor"):
+        torch.nn.utils.weight_norm(module)
+
+
+# what puts something else in the place of a weight -> how it is undone
+REPLACED = {
+    "parametrizations.weight_norm": (parametrizations.weight_norm, remove_parametrizations),
+    "parametrizations.orthogonal": (parametrizations.orthogonal, None),
+    "utils.weight_norm": (weight_norm_of_old, torch.nn.utils.remove_weight_norm),
+    "utils.spectral_norm": (torch.nn.utils.spectral_norm, None),
+    "prune": (lambda module: prune.random_unstructured(module, "weight", 0.5), None),
+}
+
+
+def projection_of(name, model):
+    return model.blocks[0].attn.qkv if name == "timm_vit" else model.model.layers[0].self_attn.k_proj
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "llama"])
+@pytest.mark.parametrize("kind", REPLACED)
+def test_a_weight_that_is_replaced_later_is_no_silent_w(kind, name):
+    replace, undo = REPLACED[kind]
+    model, plain = build(name), build(name)
+    spectral_condition(model, STRENGTH)
+    truth = output(model)
+    for each in (model, plain):
+        torch.manual_seed(3), replace(projection_of(name, each))
+    where = "qkv" if name == "timm_vit" else "k_proj"
+    words = (
+        rf"^this \w*Attention was given to spectral_condition, and since then {where}\.weight is no parameter of its"
+    )
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=words):
+            output(model)
+    with pytest.raises(ValueError, match=rf"cannot be folded: {where}\.weight is no parameter of its"):
+        fold(model)
+    if undo is not None:
+        undo(projection_of(name, model), "weight")
+        assert_same(output(model), truth)
+        torch.manual_seed(3), replace(projection_of(name, model))
+    restore(model)
+    assert_same(output(model), output(plain))
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "llama"])
+@pytest.mark.parametrize("kind", REPLACED)
+def test_a_weight_that_is_replaced_before_is_refused(kind, name):
+    model = build(name)
+    REPLACED[kind][0](projection_of(name, model))
+    plain, record = output(model), conditioning(model)
+    with pytest.raises(ValueError, match=r"strict=True.*\n.*0.*weight is no parameter of its .*; call spectral_cond"):
+        spectral_condition(model, STRENGTH, strict=True)
+    with pytest.raises(ValueError, match=r"attn cannot be corrected: .*weight is no parameter of its"):
+        apply_conditioning(model, _of_all(name))
+    assert conditioning(model) == record
+    assert torch.equal(output(model), plain)
+    report = spectral_condition(model, STRENGTH)
+    assert len(report.refused) == len(report.converted) == 1
+    restore(model)
+    assert torch.equal(output(model), plain)
+
+
+def _of_all(name):
+    model = build(name)
+    spectral_condition(model, STRENGTH)
+    return conditioning(model)
+
+
+def test_quantized_weights():
+    """Of `quantize_dynamic`: a method by the name of the weight; folded before, it keeps W + C."""
+    model = build("timm_vit")
+    spectral_condition(model, STRENGTH)
+    truth, plain = output(model), output(build("timm_vit"))
+    with pytest.raises(RuntimeError, match=r"since then qkv\.weight is no parameter of its Linear, so C would not"):
+        output(quantize_dynamic(model))
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn: qkv\.weight is no parameter of its Linear"):
+        spectral_condition(quantize_dynamic(build("timm_vit")), STRENGTH, strict=True)
+    fold(model)
+    quantized = quantize_dynamic(model)
+    assert (output(quantized) - truth).norm() < 0.2 * (plain - truth).norm()
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn cannot be unfolded: qkv\.weight is no parameter"):
+        unfold(quantized)
+
+
+def test_weights_of_integers():
+    model = build("timm_vit")
+    weight = model.blocks[0].attn.qkv.weight
+    model.blocks[0].attn.qkv.weight = nn.Parameter(weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"qkv\.weight is of torch\.int8, to which C cannot be added"):
+        spectral_condition(model, STRENGTH, strict=True)
 
 
 def test_settings_are_checked_when_they_are_read():

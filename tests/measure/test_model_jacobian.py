@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from conditioned_attention import precondition, spectral_condition
+from conditioned_attention import fold, precondition, spectral_condition
 from conditioned_attention.measure.jacobian import jacobian_condition
 from conditioned_attention.measure.model_jacobian import jacobian_records
 from tests.models import build, inputs, output, tokens, vectors
@@ -32,6 +32,15 @@ def test_one_head_of_a_vit_on_a_digit(wrt, strength):
     found = getattr(record, wrt)
     assert (found.kappa, found.smallest) == pytest.approx((expected.kappa, expected.smallest), rel=1e-4)
     assert found.zeros == expected.zeros
+
+
+def test_a_folded_correction_counts_once():
+    model = build("timm_vit")
+    spectral_condition(model, 0.5)
+    before = jacobian_records(model, DIGITS)
+    fold(model)
+    for record, other in zip(before, jacobian_records(model, DIGITS)):
+        assert record.together.kappa == pytest.approx(other.together.kappa, rel=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,8 @@ def fold(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is corrected, or half-precision weights would lose more than a tenth of themselves to
-            rounding at λ.  Nothing is changed then.
+        ValueError: nothing is corrected; a weight is no longer a parameter; half-precision weights would lose more
+            than a tenth of themselves to rounding at λ.  Nothing is changed then.
 
     >>> import torch
     >>> from conditioned_attention import fold, spectral_condition, unfold
@@ -111,7 +111,7 @@ def unfold(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is folded.
+        ValueError: nothing is folded; a weight is no longer a parameter.  Nothing is changed then.
     """
     return _refold(model, folded=False)
 
@@ -124,6 +124,9 @@ def _refold(model: nn.Module, *, folded: bool) -> list[str]:
         spectral = spectral_of(site.module)
         if spectral is not None and spectral.folded != folded:
             projections = find_projections(site.module)
+            reason = projections if isinstance(projections, str) else projections.against(site.module)
+            if reason:
+                raise ValueError(f"{site.name} cannot be {'folded' if folded else 'unfolded'}: {reason}")
             assert isinstance(projections, Projections)
             plans.append((site, projections))
             if folded:
@@ -177,6 +180,8 @@ class SpectralChange(Change):
         found = find_projections(site.module)
         if isinstance(found, str):
             return found
+        if reason := found.against(site.module):
+            return f"{reason}; call spectral_condition(model) and fold(model) before that is done to it"
         try:
             widths = found.head_widths(site.module)
         except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from conditioned_attention.measure.jacobian import JacobianCondition, jacobian_condition
 from conditioned_attention.measure.monitor import call, head_outputs, undisturbed
 from conditioned_attention.sites import Site, find_projections, find_sites
-from conditioned_attention.sites.corrected import shown, spectral_of
+from conditioned_attention.sites.corrected import shown
 from conditioned_attention.sites.projections import Projections, as_matrix
 
 _SLACK = 1e-3  # largest relative difference between the model's heads and those of the formula
@@ -91,7 +91,7 @@ def _noting(site: Site, inputs: dict[str, Tensor]) -> Any:
 def _records(
     site: Site, projections: Projections, x: Tensor, expected: Tensor, method: str, steps: int
 ) -> Iterator[JacobianRecord]:
-    with nullcontext() if spectral_of(site.module) is None else shown(site.module):
+    with shown(site.module):
         weights = _with_biases(site.module, projections)
     widths = projections.head_widths(site.module)
     x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conditioned_attention.sites import Site, find_projections, find_sites
-from conditioned_attention.sites.corrected import shown, spectral_of
+from conditioned_attention.sites.corrected import shown
 from conditioned_attention.sites.projections import Projections, as_matrix
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
@@ -81,9 +80,8 @@ def _known(model: nn.Module) -> Iterator[tuple[Site, Projections]]:
 
 
 def _records(site: Site, projections: Projections) -> Iterator[ProjectionRecord]:
-    spectral = spectral_of(site.module)
     plain = _matrices(site, projections)
-    with nullcontext() if spectral is None or spectral.folded else shown(site.module):
+    with shown(site.module):
         corrected = _matrices(site, projections)
     for role, name in _ROLES.items():
         values, others = (torch.linalg.svdvals(m[role].double()) for m in (plain, corrected))

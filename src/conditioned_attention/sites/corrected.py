@@ -4,6 +4,9 @@ While the module runs, each of its projections shows W + C under the name of its
 ``__dict__``, which Python looks up before the registered parameters.  So it does not matter whether the module calls
 the projection or reads the weight, and parameters, state_dict keys and classes stay what they are.  The gradient
 reaches W; weight decay, which acts on the parameter, acts on W alone.
+
+A property of the class comes before that entry, and a hook may overwrite it.  Where something else has taken the place
+of the parameter (torch.nn.utils.parametrize, weight norm, quantize_dynamic), the module raises.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from conditioned_attention.spectral import Spectral, polar_correction
 SPECTRAL = "_spectral"  # attribute of an attention module: how it is corrected.  Plain data: no key of the state_dict
 _KEY = HOOK_KEY - 1
 _OPEN = "_spectral_open"  # on it while a state_dict has not brought the corrections yet
+_SHOWN = "_spectral_shown"  # on it while it runs: what is shown, where, and in place of what
 _SUFFIX = "_correction"  # of the buffer beside a weight whose correction cannot be computed again
 
 
@@ -68,6 +72,7 @@ def uncorrect(attention: nn.Module, projections: Projections | None = None) -> b
     if attention.__dict__.pop(SPECTRAL, None) is None:
         return False
     attention.__dict__.pop(_OPEN, None)
+    _hide(attention)  # an interrupt, which is no Exception, passes by the hook that does
     show: Any = attention._forward_pre_hooks.get(_KEY)
     _take_hooks(attention)
     for projection in (projections or show.corrections.projections).weights:
@@ -80,8 +85,10 @@ def fold_into(attention: nn.Module, projections: Projections, *, folded: bool) -
     """Adds C to the weights themselves and takes the hooks off, or subtracts it and puts them on; in float32."""
     spectral: Spectral = attention.__dict__[SPECTRAL]
     corrections = Corrections(projections, projections.head_widths(attention))
+    _hide(attention)
     for projection in projections.weights:
-        weight = getattr(projection.owner(attention), projection.parameter)
+        weight = projection.weight(attention)
+        assert weight is not None
         exact = torch.promote_types(weight.dtype, torch.float32)
         correction = corrections.of(attention, projection, spectral).to(exact)
         weight.copy_(weight.to(exact) + (correction if folded else -correction))
@@ -103,7 +110,7 @@ def largest_correction(attention: nn.Module, projection: Projection, spectral: S
 
 def _put_hooks(attention: nn.Module, corrections: Corrections) -> None:
     attention._forward_pre_hooks[_KEY] = _Show(corrections)
-    attention._forward_hooks[_KEY] = _Hide(corrections.projections)
+    attention._forward_hooks[_KEY] = _hide_after
     attention._forward_hooks_always_called[_KEY] = True  # also where the forward raises
 
 
@@ -115,14 +122,16 @@ def _take_hooks(attention: nn.Module) -> None:
 
 @contextmanager
 def shown(attention: nn.Module) -> Iterator[None]:
-    """Within the block the projections of a corrected module show W + C, as they do while it runs."""
-    show: Any = attention._forward_pre_hooks[_KEY]
-    hide: Any = attention._forward_hooks[_KEY]
+    """Within the block projections show what the module computes with: W + C if it is corrected, and W if not."""
+    show: Any = attention._forward_pre_hooks.get(_KEY)
+    if show is None:  # not corrected, or C is part of W
+        yield
+        return
     show(attention, ())
     try:
         yield
     finally:
-        hide(attention, (), None)
+        _hide_after(attention, (), None)
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ class Corrections:
     def polar(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
         """λ σ_max(W) · U Vᵀ for every role in a weight, in the weight's shape."""
         owner = projection.owner(attention)
-        weight = getattr(owner, projection.parameter)
+        weight = _whole(getattr(owner, projection.parameter))
         correction = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         source, target = as_matrix(owner, weight), as_matrix(owner, correction)
         for role, rows in projection.rows(attention).items():
@@ -183,10 +192,14 @@ class _Show:
         spectral = attention.__dict__[SPECTRAL]
         if _OPEN in attention.__dict__:
             self._close(attention)
+        attention.__dict__[_SHOWN] = shown = []
         for projection in self.corrections.projections.weights:
-            owner = projection.owner(attention)
-            weight = getattr(owner, projection.parameter)
-            owner.__dict__[projection.parameter] = weight + self.corrections.of(attention, projection, spectral)
+            owner, weight = projection.owner(attention), projection.weight(attention)
+            if weight is None:
+                raise _replaced(attention, projection)
+            corrected = weight + self.corrections.of(attention, projection, spectral)
+            owner.__dict__[projection.parameter] = corrected
+            shown.append((projection, weight, corrected))
 
     def _close(self, attention: nn.Module) -> None:
         """Raises RuntimeError unless the corrections have come."""
@@ -201,15 +214,33 @@ class _Show:
         del attention.__dict__[_OPEN]
 
 
-@dataclass(frozen=True)
-class _Hide:
+def _hide_after(attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Stands behind it."""
+    lost = _hide(attention)
+    if lost:
+        raise _replaced(attention, lost[0])
 
-    projections: Projections
 
-    def __call__(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        for projection in self.projections.weights:
-            projection.owner(attention).__dict__.pop(projection.parameter, None)
+def _hide(attention: nn.Module) -> list[Projection]:
+    """The projections show W again; those are returned that something else has come over meanwhile."""
+    lost = []
+    for projection, weight, corrected in attention.__dict__.pop(_SHOWN, ()):
+        owner = projection.owner(attention)
+        if owner.__dict__.get(projection.parameter) is not corrected:
+            lost.append(projection)
+        elif projection.parameter in owner._parameters:
+            del owner.__dict__[projection.parameter]
+        else:
+            owner.__dict__[projection.parameter] = weight
+    return lost
+
+
+def _replaced(attention: nn.Module, projection: Projection) -> RuntimeError:
+    return RuntimeError(
+        f"this {type(attention).__qualname__} was given to spectral_condition, and since then "
+        f"{projection.replaced(attention)}. Undo that, or call restore(model); to have it with C, call fold(model) "
+        "before it"
+    )
 
 
 def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[tuple[Any, Any, int]]:
@@ -229,6 +260,11 @@ def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[tuple[Any,
     if rest:
         found.append(((rest,), (along + across,), start + whole * step))
     return found
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A weight that FSDP2 or tensor parallelism has spread over devices, gathered; every process has to call this."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _like(correction: Tensor, weight: Tensor) -> Tensor:

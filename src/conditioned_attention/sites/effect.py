@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ def check_effect(attention: nn.Module) -> None:
         if weight.is_meta or hasattr(weight, "device_mesh"):
             continue
         look = _gains_identity if spectral.correction == "identity" else _is_conditioned
-        if not look(attention, projection, corrections.widths, spectral):
+        with _exactly(weight.device):
+            right = look(attention, projection, corrections.widths, spectral)
+        if not right:
             raise RuntimeError(
                 f"the correction of {projection.path or type(attention).__qualname__}.{projection.parameter} does not "
                 f"have the effect it should, so nothing was changed: {type(owner).__qualname__} may compute something "
@@ -72,6 +75,13 @@ def _project(owner: nn.Module, projection: Projection, x: Tensor) -> Tensor:
         y: Tensor = owner(x)
         return y
     return F.linear(x, as_matrix(owner, weight))
+
+
+def _exactly(device: torch.device) -> AbstractContextManager[object]:
+    """Without the user's autocast, which would round what is compared."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _generator(device: torch.device) -> torch.Generator:

@@ -39,6 +39,32 @@ class Projection:
             owner = inner
         return owner
 
+    def weight(self, attention: nn.Module) -> Tensor | None:
+        """The parameter; or the tensor that is set in its place for a call, as DataParallel and PEFT do; or None.
+
+        None: it has become a property, a method, or nothing.
+        """
+        owner = self.owner(attention)
+        found = owner._parameters.get(self.parameter)
+        return owner.__dict__.get(self.parameter) if found is None else found
+
+    def against(self, attention: nn.Module) -> str:
+        """Why C cannot be added to the weight; empty if it can."""
+        owner = self.owner(attention)
+        weight = owner._parameters.get(self.parameter)
+        if weight is None:
+            return self.replaced(attention)
+        where = f"{self.path}.{self.parameter}".lstrip(".")
+        return "" if weight.is_floating_point() else f"{where} is of {weight.dtype}, to which C cannot be added"
+
+    def replaced(self, attention: nn.Module) -> str:
+        """What is to be said of a weight that is no parameter, and computed anew in every call."""
+        return (
+            f"{self.path}.{self.parameter}".lstrip(".")
+            + f" is no parameter of its {type(self.owner(attention)).__qualname__}, so C would not reach it: "
+            "torch.nn.utils.parametrize, weight norm, pruning and quantize_dynamic put something else in its place"
+        )
+
     def rows(self, attention: nn.Module) -> dict[str, Rows]:
         """The rows of each role, in the weight as a matrix (out, in)."""
         owner = self.owner(attention)
@@ -88,6 +114,10 @@ class Projections:
     def bound_logits(self, attention: nn.Module) -> bool:
         """Whether queries and keys go through a norm behind the projections, which keeps logits small for any λ."""
         return NORMED in self.remark or hasattr(attention, "logit_scale")  # cosine attention, as in Swin V2
+
+    def against(self, attention: nn.Module) -> str:
+        """Why C cannot be added to one of the weights; empty if it can."""
+        return next((reason for weight in self.weights if (reason := weight.against(attention))), "")
 
     def head_widths(self, attention: nn.Module) -> dict[str, int]:
         """The rows of one head: those of the keys as those of the queries, those of the values for as many key heads.

@@ -215,6 +215,10 @@ def correct_sites(
     computed are left to a state_dict.
     """
     plans = [(site, find_projections(site.module), settings(site)) for site in sites]
+    for site, projections, _ in plans:
+        reason = projections if isinstance(projections, str) else projections.against(site.module)
+        if reason:
+            raise ValueError(f"{site.name or 'the model'} cannot be corrected: {reason}")
     undo: list[Callable[[], None]] = []
 
     def undo_all() -> None:
@@ -224,8 +228,7 @@ def correct_sites(
 
     try:
         for site, projections, spectral in plans:
-            if isinstance(projections, str):
-                raise ValueError(f"{site.name or 'the model'} cannot be corrected: {projections}")
+            assert isinstance(projections, Projections)
             undo.append(correct(site.module, projections, spectral, loading=loading))
             if not loading and not spectral.folded:
                 check_effect(site.module)
