@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.sites import Site, find_projections, find_sites
 from conditioned_attention.sites.corrected import shown
-from conditioned_attention.sites.projections import Projections, as_matrix
+from conditioned_attention.sites.projections import Projections, as_matrix, whole
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
 
@@ -102,15 +102,10 @@ def _matrices(site: Site, projections: Projections) -> dict[str, Tensor]:
     found = {}
     for projection in projections.weights:
         owner = projection.owner(site.module)
-        matrix = as_matrix(owner, _whole(getattr(owner, projection.parameter))).detach()
+        matrix = as_matrix(owner, whole(getattr(owner, projection.parameter))).detach()
         for role, rows in projection.rows(site.module).items():
             found[role] = matrix[rows.indices()]
     return found
-
-
-def _whole(weight: Tensor) -> Tensor:
-    """A weight that FSDP2 has sharded, gathered; every process has to call this."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _kappa(values: Tensor) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conditioned_attention.sites.projections import Projection, Projections, Rows, as_matrix
+from conditioned_attention.sites.projections import Projection, Projections, Rows, as_matrix, whole
 from conditioned_attention.sites.site import HOOK_KEY
 from conditioned_attention.spectral import Spectral, polar_correction
 
@@ -171,7 +171,7 @@ class Corrections:
     def polar(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
         """λ σ_max(W) · U Vᵀ for every role in a weight, in the weight's shape."""
         owner = projection.owner(attention)
-        weight = _whole(getattr(owner, projection.parameter))
+        weight = whole(getattr(owner, projection.parameter))
         correction = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         source, target = as_matrix(owner, weight), as_matrix(owner, correction)
         for role, rows in projection.rows(attention).items():
@@ -260,11 +260,6 @@ def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[tuple[Any,
     if rest:
         found.append(((rest,), (along + across,), start + whole * step))
     return found
-
-
-def _whole(weight: Tensor) -> Tensor:
-    """A weight that FSDP2 or tensor parallelism has spread over devices, gathered; every process has to call this."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _like(correction: Tensor, weight: Tensor) -> Tensor:

@@ -147,3 +147,9 @@ def _is_transposed(owner: nn.Module) -> bool:
     return any(
         cls.__qualname__ in _TRANSPOSED and cls.__module__.startswith("transformers.") for cls in type(owner).__mro__
     )
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A weight that FSDP2 or tensor parallelism has spread over devices, gathered; every process has to call this."""
+    gathered: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return gathered
