@@ -121,6 +121,7 @@ def start(tmp_path, script, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # shells ignore it for jobs with &
     )
     deadline = time.monotonic() + 90
     while len(list(folder.glob("runs/*/*/metrics.jsonl"))) < 2:
