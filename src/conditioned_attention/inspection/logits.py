@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from conditioned_attention.measure.monitor import call, undisturbed
+from conditioned_attention.measure.inputs import attention_inputs
 from conditioned_attention.sites import Site, find_projections, find_sites
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, auto_strength, self_logit
@@ -58,26 +56,13 @@ def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
     >>> found.module, found.width, found.at(10.0)
     ('self_attn', 16, 400.0)
     """
-    found: list[SelfLogit] = []
-    with ExitStack() as stack:
-        stack.enter_context(undisturbed(model))
-        for site in find_sites(model):
-            projections = find_projections(site.module) if site.attention else ""
-            if isinstance(projections, Projections):
-                note = _noting(site, projections, found)
-                stack.callback(site.module.register_forward_pre_hook(note, with_kwargs=True).remove)
-        call(model, probe)
+    sites = [site for site in find_sites(model) if site.attention]
+    known = {site.name: (site, p) for site in sites if isinstance(p := find_projections(site.module), Projections)}
+    inputs = attention_inputs(model, probe, [site for site, _ in known.values()])
+    found = [_self_logit(*known[name], x) for name, x in inputs.items()]
     return max(found, key=lambda logit: logit.at(1.0), default=None)
 
 
-def _noting(site: Site, projections: Projections, found: list[SelfLogit]) -> Callable[..., None]:
-    """A hook before the attention module, whose first tensor of numbers is what the projections get."""
-
-    def note(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
-        if (x := next(tensors, None)) is not None:
-            width = projections.head_widths(attention)["q"]
-            square = x.detach().float().square().mean().item()
-            found.append(SelfLogit(site.name, width, square, projections.bound_logits(attention)))
-
-    return note
+def _self_logit(site: Site, projections: Projections, x: Tensor) -> SelfLogit:
+    width = projections.head_widths(site.module)["q"]
+    return SelfLogit(site.name, width, x.float().square().mean().item(), projections.bound_logits(site.module))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.measure.inputs import attention_inputs
 from conditioned_attention.measure.jacobian import JacobianCondition, jacobian_condition
-from conditioned_attention.measure.monitor import call, head_outputs, undisturbed
+from conditioned_attention.measure.monitor import head_outputs
 from conditioned_attention.sites import Site, find_projections, find_sites
 from conditioned_attention.sites.corrected import shown
 from conditioned_attention.sites.projections import Projections, as_matrix
@@ -56,17 +56,12 @@ def jacobian_records(model: nn.Module, probe: Any, *, method: str = "auto", step
     >>> [record.head for record in jacobian_records(layer, torch.randn(1, 5, 16))]
     [0, 1]
     """
-    inputs: dict[str, Tensor] = {}
     known = [
         (site, found) for site in find_sites(model) if isinstance(found := find_projections(site.module), Projections)
     ]
     if not known:
         raise ValueError(f"{type(model).__name__} holds no attention whose projections are known")
-    with ExitStack() as stack:
-        stack.enter_context(undisturbed(model))
-        for site, _ in known:
-            stack.callback(site.module.register_forward_pre_hook(_noting(site, inputs), with_kwargs=True).remove)
-        call(model, probe)
+    inputs = {name: x[0].double() for name, x in attention_inputs(model, probe, [site for site, _ in known]).items()}
     outputs = {output.module: output.before[0] for output in head_outputs(model, probe)}
     return [
         record
@@ -74,18 +69,6 @@ def jacobian_records(model: nn.Module, probe: Any, *, method: str = "auto", step
         if site.name in inputs and site.name in outputs
         for record in _records(site, projections, inputs[site.name], outputs[site.name], method, steps)
     ]
-
-
-def _noting(site: Site, inputs: dict[str, Tensor]) -> Any:
-    """A hook before the attention module; its first tensor of numbers is X."""
-
-    def note(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
-        if (x := next(tensors, None)) is not None:
-            sequence_first = isinstance(attention, nn.MultiheadAttention) and not attention.batch_first
-            inputs[site.name] = (x[:, 0] if sequence_first else x[0]).detach().double()
-
-    return note
 
 
 def _records(
