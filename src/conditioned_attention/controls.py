@@ -75,7 +75,7 @@ class PowerNorm(HeadTransform):
 class ConstantGain(HeadTransform):
     """``output -> gain · output``: one number for all rows of a layer, such as the mean of C at the start of training.
 
-    Does C help because of its scale alone?  `calibrated_gains` measures the mean.
+    Does C help because of its scale alone?  The variant ``constant_gain`` measures the mean.
 
     Args:
         gain: the factor.

@@ -61,7 +61,7 @@ def projection_records(model: nn.Module) -> list[ProjectionRecord]:
 def value_norm(model: nn.Module) -> float:
     """The root mean square over attention modules of ‖W_V‖_F, W_V as it is trained; NaN if none is known.
 
-    The gradient that the preconditioner leaves along the rows does nothing for the loss, and drives this up.
+    The gradient that the preconditioner leaves along the rows does nothing for the loss, and could drive this up.
     """
     squares = [
         matrix.double().square().sum()
