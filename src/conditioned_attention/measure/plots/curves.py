@@ -37,9 +37,12 @@ def average_condition_number(records: Iterable[HeadRecord]) -> dict[int, float]:
 
 
 def share_at_floor(records: Iterable[HeadRecord]) -> float:
-    """Share of the records whose κ is not told from infinity at the precision of the data."""
-    records = list(records)
-    return sum(not math.isfinite(record.kappa) for record in records) / len(records) if records else math.nan
+    """Share of the records whose κ is not told from infinity at the precision of the data; NaN of none.
+
+    Records without a κ, because the head was not finite, do not count.
+    """
+    kappas = [record.kappa for record in records if not math.isnan(record.kappa)]
+    return sum(map(math.isinf, kappas)) / len(kappas) if kappas else math.nan
 
 
 def plot_condition_numbers(
@@ -78,17 +81,51 @@ def plot_condition_numbers(
     given, ax = ax, new_axes(ax, theme)
     everything = [record for seeds in runs.values() for records in seeds for record in records]
     for style, (label, seeds) in zip(styles(theme), runs.items()):
-        curves = [average_condition_number(records) for records in seeds]
-        heads = [record for records in seeds for record in records]
-        edges = None if quantiles is None else _quantiles_over_heads(heads, quantiles, _ceiling(everything))
-        plot_band(ax, curves, label + _note(heads), style, edges=edges, opacity=find_theme(theme).band)
-    _scale(ax, everything, theme)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel("average condition number")
-    legend_above(ax)
+        _draw(ax, label, seeds, style, quantiles, _ceiling(everything), theme)
+    _finish(ax, everything, xlabel, theme)
     if given is None:
         room_for_legend(ax)
     return ax
+
+
+def plot_runs_apart(
+    runs: Mapping[str, Sequence[HeadRecord]],
+    axes: Sequence[Axes],
+    *,
+    quantiles: tuple[float, float] | None,
+    theme: ThemeName,
+) -> None:
+    """`plot_condition_numbers` of one run a panel, with the colours that all in one would have, and its limits."""
+    everything = [record for records in runs.values() for record in records]
+    for ax, style, (label, records) in zip(axes, styles(theme), runs.items()):
+        _draw(ax, label, [records], style, quantiles, _ceiling(everything), theme)
+        _finish(ax, records, "optimizer step", theme)
+    logarithmic = [ax for ax in axes if ax.get_yscale() == "log"]
+    limits = [ax.get_ylim() for ax in logarithmic]
+    for ax in logarithmic:
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _draw(
+    ax: Axes,
+    label: str,
+    seeds: Sequence[Sequence[HeadRecord]],
+    style: tuple[str, str],
+    quantiles: tuple[float, float] | None,
+    ceiling: float,
+    theme: ThemeName,
+) -> None:
+    curves = [average_condition_number(records) for records in seeds]
+    heads = [record for records in seeds for record in records]
+    edges = None if quantiles is None else _quantiles_over_heads(heads, quantiles, ceiling)
+    plot_band(ax, curves, label + _note(heads), style, edges=edges, opacity=find_theme(theme).band)
+
+
+def _finish(ax: Axes, records: Sequence[HeadRecord], xlabel: str, theme: ThemeName) -> None:
+    _scale(ax, records, theme)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel("average condition number")
+    legend_above(ax)
 
 
 def _note(heads: Sequence[HeadRecord]) -> str:
@@ -130,7 +167,8 @@ def _ceiling(records: Sequence[HeadRecord]) -> float:
 def _quantiles_over_heads(heads: Iterable[HeadRecord], quantiles: tuple[float, float], ceiling: float) -> Edges:
     by_step: dict[int, list[float]] = {}
     for record in heads:
-        by_step.setdefault(record.step, []).append(min(record.kappa, ceiling))
+        if not math.isnan(record.kappa):
+            by_step.setdefault(record.step, []).append(min(record.kappa, ceiling))
     low, high = quantiles
     return {step: (quantile(values, low), quantile(values, high)) for step, values in by_step.items()}
 
@@ -165,7 +203,9 @@ def plot_band(
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[step] for curve in curves] for step in steps]
     means = [_mean(v) for v in values]
-    band = [(min(v), max(v)) if edges is None else edges[step] for step, v in zip(steps, values)]
+    band = [
+        (min(v), max(v)) if edges is None else edges.get(step, (math.nan, math.nan)) for step, v in zip(steps, values)
+    ]
     ax.plot(steps, means, color=colour, linestyle=line, label=label, linewidth=1.6)
     drawn = [False, *(math.isfinite(mean) for mean in means), False]
     for i, step in enumerate(steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STEPS = 4  # panels, where a caller does not say which
-_TICKS = 7
+_CELL = 0.28  # inches
+_LABEL = 28  # characters a line
 FLOOR = "×: at the numerical floor"
 
 
@@ -201,7 +203,7 @@ def layers_by_steps(records: Sequence[HeadRecord], field: str) -> Grid:
     """The grid of `plot_layers`."""
     steps = sorted({record.step for record in records})
     values, marked = _cells(records, lambda record: record.step, steps, field)
-    return Grid(values, marked, steps, "", f"median over heads of {_find(field).label}", "optimizer step")
+    return Grid(values, marked, steps, "", f"{_find(field).label}, median over heads", "optimizer step")
 
 
 def _cells(
@@ -218,7 +220,8 @@ def _cells(
         numbers = [number for record in inside if not math.isnan(number := getattr(record, field))]
         column = columns.index(name)
         values[layer][column] = found.value(quantile(numbers, 0.5)) if numbers else math.nan
-        if math.isinf(quantile([_kappa(record, field) for record in inside], 0.5)):
+        kappas = [kappa for record in inside if not math.isnan(kappa := _kappa(record, field))]
+        if kappas and math.isinf(quantile(kappas, 0.5)):
             marked.append((layer, column))
     return values, marked
 
@@ -251,7 +254,7 @@ def _spread_out(records: Sequence[HeadRecord]) -> list[int]:
 
 
 def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps if len(steps) <= _TICKS else [*steps[:3], "…", *steps[-3:]]))
+    return ", ".join(map(str, steps if len(steps) <= 7 else [*steps[:3], "…", *steps[-3:]]))
 
 
 def draw_multiples(
@@ -268,8 +271,9 @@ def draw_multiples(
 
 def _size(grids: Sequence[Grid]) -> tuple[float, float]:
     """Inches: cells large enough for a cross, panels large enough for their axes."""
-    widths = [min(4.4, max(1.7, 0.24 * len(grid.columns))) for grid in grids]
-    height = min(5.0, max(1.7, 0.24 * max(len(grid.values) for grid in grids)))
+    widest = 4.4 if len(grids) < 3 else 2.6
+    widths = [min(widest, max(1.7, _CELL * len(grid.columns))) for grid in grids]
+    height = min(5.0, max(2.0, _CELL * max(len(grid.values) for grid in grids)))
     return sum(widths) + 0.25 * len(grids) + 1.5, height + 1.0
 
 
@@ -279,19 +283,19 @@ def draw_grids(grids: Sequence[Grid], axes: Sequence[Axes], theme: ThemeName, la
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
     for grid, ax in zip(grids, axes):
         image = ax.imshow(grid.values, cmap=SCALE, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-        _mark(ax, grid, theme)
+        _mark(ax, grid)
         _name(ax, grid)
     if not numbers:
-        axes[0].set_title(f"{axes[0].get_title()} (no number to draw)".strip())
+        axes[0].set_title(f"{axes[0].get_title()} (no number to draw)".strip(), fontsize="medium")
         return
     bar = axes[0].figure.colorbar(image, ax=list(axes), pad=0.02)
     text = find_theme(theme).text
-    bar.set_label(grids[0].label if label is None else label, color=text)
+    bar.set_label(textwrap.fill(grids[0].label if label is None else label, _LABEL), color=text)
     bar.ax.tick_params(which="both", colors=text)
-    bar.outline.set_edgecolor(text)  # type: ignore[operator]
+    bar.outline.set_edgecolor(text)
 
 
-def _mark(ax: Axes, grid: Grid, theme: ThemeName) -> None:
+def _mark(ax: Axes, grid: Grid) -> None:
     """A cross on each cell at the floor: white on black, which shows on every colour."""
     if not grid.marked:
         return
@@ -307,7 +311,8 @@ def _name(ax: Axes, grid: Grid) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    apart = math.ceil(len(grid.columns) / _TICKS)
+    inches = ax.get_window_extent().width / ax.figure.dpi
+    apart = math.ceil(len(grid.columns) * (0.15 + 0.09 * len(str(grid.columns[-1]))) / inches)  # so labels do not touch
     ax.set_xticks(range(0, len(grid.columns), apart), map(str, grid.columns[::apart]))
     ax.set_ylabel("layer")
     ax.set_xlabel(f"{grid.xlabel}\n{FLOOR}" if grid.marked else grid.xlabel)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from conditioned_attention.measure.monitor import HeadRecord
-from conditioned_attention.measure.plots.curves import plot_condition_numbers
+from conditioned_attention.measure.plots.curves import plot_runs_apart
 from conditioned_attention.measure.plots.heat_maps import (
     draw_multiples,
     last_step,
@@ -49,7 +49,9 @@ def side_by_side(
     if picture not in _PICTURES:
         raise ValueError(f"picture must be one of {', '.join(map(repr, _PICTURES))}, got {picture!r}")
     if not runs or not all(runs.values()):
-        raise ValueError(f"runs must have records each, got {({name: len(records) for name, records in runs.items()})}")
+        raise ValueError(
+            f"runs must have records each, got { ({name: len(records) for name, records in runs.items()}) }"
+        )
     if picture == "curves":
         return _curves(runs, axes, theme)
     if picture == "layers":
@@ -60,16 +62,12 @@ def side_by_side(
     return draw_multiples(grids, axes, theme)
 
 
-def _curves(
-    runs: Mapping[str, Sequence[HeadRecord]], axes: Sequence[Axes] | None, theme: ThemeName
-) -> list[Axes]:
+def _curves(runs: Mapping[str, Sequence[HeadRecord]], axes: Sequence[Axes] | None, theme: ThemeName) -> list[Axes]:
     drawn = panels(axes, len(runs), theme, (0.6 + 3.2 * len(runs), 3.6))
-    for ax, (name, records) in zip(drawn, runs.items()):
-        plot_condition_numbers({name: [records]}, ax, quantiles=(0.1, 0.9), theme=theme)
-    limits = [ax.get_ylim() for ax in drawn if ax.get_yscale() == "log"]
-    for ax in drawn:
-        if ax.get_yscale() == "log":
-            ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    plot_runs_apart(runs, drawn, quantiles=(0.1, 0.9), theme=theme)
     for ax in drawn[1:]:
         ax.set_ylabel("")
+    if all(ax.get_yscale() == "log" for ax in drawn):
+        for ax in drawn[1:]:
+            ax.tick_params(labelleft=False)
     return drawn

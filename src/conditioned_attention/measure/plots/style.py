@@ -39,7 +39,7 @@ class Theme:
 
 
 # Okabe and Ito's colours.  On white their orange and sky blue have a contrast of 2.3, so a dark mustard and an indigo
-# stand there instead; on dark ground black is white, and the pink is a little darker, away from the orange.
+# stand there instead; on dark ground black is white, and all are a little lighter.
 THEMES: dict[str, Theme] = {
     "light": Theme(
         background="#FFFFFF",
@@ -52,7 +52,7 @@ THEMES: dict[str, Theme] = {
         background="#0D1117",
         text="#E6E6E6",
         faint="#9A9A9A",
-        colours=("#F2F2F2", "#0072B2", "#D55E00", "#009E73", "#C8749F", "#E69F00", "#56B4E9"),
+        colours=("#F2F2F2", "#067EDA", "#DE6916", "#00AC80", "#CD7AA9", "#EEA700", "#29C1FF"),
         band=0.3,
     ),
 }
