@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from conditioned_attention.measure.monitor import HeadRecord
+from conditioned_attention.measure.records import HeadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def plot_condition_numbers(
         xlabel: what the steps are.
 
     >>> import torch
-    >>> from conditioned_attention.measure.monitor import HeadRecord
+    >>> from conditioned_attention.measure.records import HeadRecord
     >>> record = HeadRecord(0, 0, "attn", 0, False, 9.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
     >>> ax = plot_condition_numbers({"baseline": [[record]]})
     >>> ax.get_ylabel()
