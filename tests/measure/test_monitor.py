@@ -18,13 +18,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from conditioned_attention import ConditionMonitor, condition_number, precondition, restore
-from conditioned_attention.measure.monitor import HeadRecord, head_outputs
 from conditioned_attention.measure.plots import (
     COLOURS,
     average_condition_number,
     plot_condition_numbers,
     share_at_floor,
 )
+from conditioned_attention.measure.probe import head_outputs
+from conditioned_attention.measure.records import HeadRecord
 from tests.models import MODELS, build, images, inputs, timm_vit
 
 attention = F.scaled_dot_product_attention

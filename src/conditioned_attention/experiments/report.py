@@ -17,8 +17,8 @@ from conditioned_attention.experiments.statistics import Spread, Summary, decima
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import Tuning
 from conditioned_attention.experiments.variants import descriptions
-from conditioned_attention.measure.monitor import HeadRecord
 from conditioned_attention.measure.plots import legend_above, legend_height, plot_band, plot_condition_numbers, styles
+from conditioned_attention.measure.records import HeadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

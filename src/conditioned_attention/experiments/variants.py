@@ -14,7 +14,7 @@ from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm,
 from conditioned_attention.conversion import ConversionReport, convert, fold, spectral_condition
 from conditioned_attention.conversion.spectral import SpectralChange
 from conditioned_attention.experiments.initialise import orthogonal_projections
-from conditioned_attention.measure.monitor import head_outputs
+from conditioned_attention.measure.probe import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate

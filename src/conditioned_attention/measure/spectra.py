@@ -61,18 +61,22 @@ class Spectrum:
 
     @property
     def stable_rank(self) -> Tensor:
-        """‖A‖_F² / σ₁²: from 1 to k, and never more than the rank; NaN for a zero matrix."""
-        return (self.singular_values / self.singular_values[..., :1]).square().sum(-1)
+        """‖A‖_F² / σ₁²: from 1 to k, and never more than the rank; 0 for a zero matrix."""
+        return (self.singular_values / _nonzero(self.singular_values[..., :1])).square().sum(-1)
 
     @property
     def effective_rank(self) -> Tensor:
-        """exp of the entropy of σ_i / Σσ (Roy and Vetterli, 2007): from 1 to k; NaN for a zero matrix."""
-        shares = self.singular_values / self.singular_values.sum(-1, keepdim=True)
+        """exp of the entropy of σ_i / Σσ (Roy and Vetterli, 2007): from 1 to k; 0 for a zero matrix."""
+        shares = self.singular_values / _nonzero(self.singular_values.sum(-1, keepdim=True))
         entropy: Tensor = torch.special.entr(shares).sum(-1)
-        return entropy.exp()
+        return torch.where(self.sigma_max == 0, 0.0, entropy.exp())
 
     def _unless_at_floor(self, values: Tensor) -> Tensor:
         return torch.where(self.full_rank, values, math.inf).where(~self.sigma_max.isnan(), math.nan)
+
+
+def _nonzero(values: Tensor) -> Tensor:
+    return torch.where(values == 0, 1.0, values)
 
 
 def spectrum(matrix: Tensor, *, method: str = "svd", tolerance: float = 1e-3) -> Spectrum:

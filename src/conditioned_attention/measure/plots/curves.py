@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from conditioned_attention.measure.monitor import HeadRecord
 from conditioned_attention.measure.plots.style import (
     ThemeName,
     find_theme,
@@ -15,6 +14,7 @@ from conditioned_attention.measure.plots.style import (
     room_for_legend,
     styles,
 )
+from conditioned_attention.measure.records import HeadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def plot_condition_numbers(
     Raises:
         ValueError: ``quantiles`` or ``theme`` is none of these.
 
-    >>> from conditioned_attention.measure.monitor import HeadRecord
+    >>> from conditioned_attention.measure.records import HeadRecord
     >>> record = HeadRecord(0, 0, "attn", 0, False, 9.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
     >>> ax = plot_condition_numbers({"baseline": [[record]]}, theme="dark")
     >>> ax.get_ylabel()
@@ -138,7 +138,8 @@ def _note(heads: Sequence[HeadRecord]) -> str:
 def _scale(ax: Axes, records: Sequence[HeadRecord], theme: ThemeName) -> None:
     """A logarithmic axis with the numerical floor in it; a word where there is nothing to draw on one."""
     if not any(math.isfinite(record.kappa) for record in records):  # matplotlib has no logarithmic axis without numbers
-        what = "every head is at the numerical floor" if records else "nothing was measured"
+        at_floor = any(math.isinf(record.kappa) for record in records)
+        what = "every head is at the numerical floor" if at_floor else "nothing was measured"
         ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=find_theme(theme).text)
         return
     ax.set_yscale("log")

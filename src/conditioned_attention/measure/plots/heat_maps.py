@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conditioned_attention.measure.monitor import HeadRecord
 from conditioned_attention.measure.plots.curves import quantile
 from conditioned_attention.measure.plots.style import SCALE, ThemeName, find_theme, new_axes, panels
+from conditioned_attention.measure.records import HeadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def plot_heat_map(
     Raises:
         ValueError: no records, or none at this step, or an unknown field or theme.
 
-    >>> from conditioned_attention.measure.monitor import HeadRecord
+    >>> from conditioned_attention.measure.records import HeadRecord
     >>> heads = [HeadRecord(0, 0, "attn", i, False, 10.0**i, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5) for i in range(4)]
     >>> ax = plot_heat_map(heads)
     >>> ax.images[0].get_array().tolist()  # log10 κ
@@ -260,12 +260,13 @@ def _listed(steps: Sequence[int]) -> str:
 def draw_multiples(
     grids: Sequence[Grid], axes: Sequence[Axes] | None, theme: ThemeName, label: str | None = None
 ) -> list[Axes]:
-    """A panel a grid, in the same colours; layers are named on the first."""
+    """A panel a grid, in the same colours; layers are named on the first where all have the same."""
     drawn = panels(axes, len(grids), theme, _size(grids))
     draw_grids(grids, drawn, theme, label)
-    for ax in drawn[1:]:
-        ax.set_ylabel("")
-        ax.tick_params(labelleft=False)
+    if len({len(grid.values) for grid in grids}) == 1:
+        for ax in drawn[1:]:
+            ax.set_ylabel("")
+            ax.tick_params(labelleft=False)
     return drawn
 
 

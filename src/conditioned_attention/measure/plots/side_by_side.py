@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from conditioned_attention.measure.monitor import HeadRecord
 from conditioned_attention.measure.plots.curves import plot_runs_apart
 from conditioned_attention.measure.plots.heat_maps import (
     draw_multiples,
@@ -15,6 +14,7 @@ from conditioned_attention.measure.plots.heat_maps import (
     layers_by_steps,
 )
 from conditioned_attention.measure.plots.style import ThemeName, panels
+from conditioned_attention.measure.records import HeadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
