@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from conditioned_attention.experiments.comparison import Comparison
@@ -57,7 +57,20 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
         comparison: finished runs; the first variant is the baseline.
         ax: where to draw; default a new figure.
         theme: ``"light"`` or ``"dark"``.
+
+    Raises:
+        ValueError: no variant at all, or an unknown theme.
+
+    >>> from conditioned_attention.experiments.comparison import Comparison
+    >>> from conditioned_attention.experiments.task import Metric
+    >>> runs = {"baseline": [50.0, 70.0], "other": [70.0, 75.0]}
+    >>> histories = {name: {0: [{"score": score} for score in scores]} for name, scores in runs.items()}
+    >>> ax = plot_epochs_to_baseline(Comparison(histories, Metric("accuracy (%)"), environment={}))
+    >>> [float(bar.get_width()) for bar in ax.patches]
+    [2.0, 1.0]
     """
+    if not comparison.runs:
+        raise ValueError("comparison must hold a baseline at least, got no variant")
     ax = new_axes(ax, theme, (7.4, 1.1 + 0.42 * len(comparison.runs)))
     colours = find_theme(theme)
     baseline, *_ = comparison.runs.values()
@@ -98,8 +111,6 @@ def _words(found: Reached) -> str:
     return str(found) if found.n else "no finished pair"
 
 
-def _pairs(
-    runs: dict[int, list[dict[str, object]]], baseline: dict[int, list[dict[str, object]]]
-) -> Sequence[tuple[History, float]]:
+def _pairs(runs: Mapping[int, History], baseline: Mapping[int, History]) -> list[tuple[History, float]]:
     """Every run with the final score of the baseline with its seed."""
     return [(history, scores(baseline[seed])[-1]) for seed, history in runs.items() if seed in baseline]

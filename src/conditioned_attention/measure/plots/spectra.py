@@ -130,7 +130,7 @@ def _draw(ax: Axes, before: Tensor, after: Tensor | None, quantiles: tuple[float
     ax.set_yscale("log")
     ax.set_ylim(min(ends), 1.6)
     ax.set_xlim(0, 1.04)
-    ax.set_xticks([0, 0.5, 1])
+    ax.set_xticks([0.25, 0.5, 0.75, 1])  # a label at 0 would lie on one of the other axis
     ax.set_xlabel("index / number of singular values")
     ax.set_ylabel("singular value / largest")
 
@@ -140,7 +140,8 @@ def _normalised(
 ) -> tuple[list[float], list[float], list[float], float]:
     """Low quantile, median and high quantile over the samples of σ_i / σ₁, each of k numbers; and the floor."""
     found = spectrum(matrices)
-    ratios = (found.singular_values / found.sigma_max[..., None]).flatten(0, -2)
+    k = found.singular_values.shape[-1]
+    ratios = (found.singular_values / found.sigma_max[..., None]).reshape(-1, k)
     ratios = ratios[ratios.isfinite().all(-1)]
     if not len(ratios):
         raise ValueError(f"the matrices {name} must have one that is finite and not zero")
