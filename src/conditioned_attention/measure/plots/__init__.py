@@ -6,6 +6,7 @@ figure, and works without a display: ``ax.figure.savefig("picture.png")``.
 
 from conditioned_attention.measure.plots.curves import (
     average_condition_number,
+    draw_floor,
     plot_band,
     plot_condition_numbers,
     share_at_floor,
@@ -37,6 +38,7 @@ __all__ = [
     "Theme",
     "ThemeName",
     "average_condition_number",
+    "draw_floor",
     "legend_above",
     "legend_height",
     "new_axes",

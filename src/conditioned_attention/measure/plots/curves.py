@@ -143,16 +143,24 @@ def _scale(ax: Axes, records: Sequence[HeadRecord], theme: ThemeName) -> None:
         ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=find_theme(theme).text)
         return
     ax.set_yscale("log")
-    floors = _resolutions(records)
+    draw_floor(ax, _resolutions(records), theme)
+
+
+def draw_floor(ax: Axes, floors: Sequence[float], theme: ThemeName = "light") -> None:
+    """Dashed lines where κ is no longer told from infinity, ascending; the highest is named, and room made for it.
+
+    Nothing is drawn above the highest, so the word covers no curve.  The κ axis must be logarithmic already.
+    """
+    if not floors:
+        return
     for floor in floors:
         ax.axhline(floor, color=find_theme(theme).faint, linestyle="--", linewidth=1.0)
-    if floors:  # nothing is drawn above the highest, so the word covers no curve
-        ax.annotate(
-            "numerical floor", (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
-            textcoords="offset points", fontsize="small", color=find_theme(theme).text,
-        )  # fmt: skip
-        low, high = ax.get_ylim()
-        ax.set_ylim(low, max(high, floors[-1] * (floors[-1] / low) ** 0.1))
+    ax.annotate(
+        "numerical floor", (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
+        textcoords="offset points", fontsize="small", color=find_theme(theme).text,
+    )  # fmt: skip
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, max(high, floors[-1] * (floors[-1] / low) ** 0.1))
 
 
 def _resolutions(records: Iterable[HeadRecord]) -> list[float]:
