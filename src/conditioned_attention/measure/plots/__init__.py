@@ -1,7 +1,7 @@
 """Pictures from numbers.  Functions take records or tensors and return matplotlib Axes; nothing is written.
 
-Every function takes ``theme="light"`` or ``"dark"``, draws where it is told (``ax=`` or ``axes=``) or into a new
-figure, and works without a display: ``ax.figure.savefig("picture.png")``.
+Every function takes ``theme="light"`` or ``"dark"``, in which it paints the whole figure.  It draws where it is told
+(``ax=`` or ``axes=``) or into a new figure, and works without a display: ``ax.figure.savefig("picture.png")``.
 """
 
 from conditioned_attention.measure.plots.curves import (
