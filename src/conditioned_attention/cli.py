@@ -19,6 +19,7 @@ try:
     import tyro
     from tyro.conf import OmitArgPrefixes, subcommand
 
+    from conditioned_attention.bench.monitor import MonitorSettings
     from conditioned_attention.bench.operator import OperatorSettings
     from conditioned_attention.bench.step import StepSettings
     from conditioned_attention.experiments.dry_run import DryRun
@@ -255,6 +256,30 @@ class BenchStep:
 
 
 @dataclass(frozen=True)
+class BenchMonitor:
+    """Measure what the condition monitor takes of training time and memory.
+
+    Finished models are kept, and a second call with the same settings measures only the others.
+    """
+
+    settings: MonitorSettings = field(default_factory=MonitorSettings)
+    models: tuple[str, ...] = ("vit_b", "gpt2")
+    """Names of models.  An unknown name lists them."""
+    output: Path = Path("runs/bench")
+    """Folder for monitor.csv and monitor.json."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.models import find_models
+        from conditioned_attention.bench.monitor import run_monitor
+        from conditioned_attention.bench.tables import print_monitor
+
+        for row in run_monitor(find_models(self.models), self.settings, self.output):
+            print_monitor(row, self.settings.every)
+        print(f"{self.output}: monitor.csv, monitor.json")
+        return 0
+
+
+@dataclass(frozen=True)
 class BenchLoop:
     """Measure what this library's training loop costs over a bare PyTorch loop, side by side."""
 
@@ -301,6 +326,7 @@ class BenchTable:
 AnyBench = (
     Annotated[BenchOperator, subcommand("operator")]
     | Annotated[BenchStep, subcommand("step")]
+    | Annotated[BenchMonitor, subcommand("monitor")]
     | Annotated[BenchLoop, subcommand("loop")]
     | Annotated[BenchTable, subcommand("table")]
 )

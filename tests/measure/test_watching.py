@@ -132,6 +132,10 @@ def test_memory_is_bounded():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         monitor.measure(3)
+        nothing = monitor_of(keep=0)
+        assert nothing.measure(0)
+        nothing.measure(1)
+    assert nothing.records == []
 
 
 def test_no_two_layers_are_held_at_one_time(monkeypatch):
@@ -146,6 +150,35 @@ def test_no_two_layers_are_held_at_one_time(monkeypatch):
     monkeypatch.setattr(monitor, "head_records", noted)
     monitor_of().measure(0)
     assert held == [2, 2], "one layer's, before and after"
+
+
+class Talkative(nn.Module):
+    """Counts how often its end is reached."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.ended = build("timm_vit"), []
+
+    def forward(self, x):
+        result = self.body(x)
+        self.ended.append(1)
+        return result
+
+
+def test_the_forward_pass_ends_with_the_last_attention():
+    model = Talkative().train()
+    plain = monitor_of().measure(0)
+    monitor = monitor_of(model)
+    for ended in (1, 1, 1):  # the first time the calls are counted
+        assert [r.kappa for r in monitor.measure(0)] == [r.kappa for r in plain]
+        assert len(model.ended) == ended
+    assert model.training
+    monitor_of(model, layers=[0]).measure(0)
+    assert len(model.ended) == 1
+    model.body.norm.register_forward_hook(lambda *_: None)  # somebody waits for an end
+    monitor.measure(0)
+    assert len(model.ended) == 2
+    model(images()).sum().backward()
 
 
 class Exploding(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 
 from conditioned_attention.bench.cases import in_order
 from conditioned_attention.bench.contestants import PLAIN
+from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_about, read_rows
 from conditioned_attention.bench.step import StepRow
@@ -54,6 +55,20 @@ def print_steps(rows: Sequence[StepRow]) -> None:
         for row in rows
     ]
     _print(f"{rows[0].model}: {rows[0].shape}", header, lines)
+
+
+def print_monitor(row: MonitorRow, every: int) -> None:
+    """One model: what a measurement takes, beside a training step."""
+    header = ["", "ms", "peak, MiB", f"share of {every} steps"]
+    share = f"{row.share:.2%} ({row.p20:.2%}–{row.p80:.2%})"
+    step = ["training step", _milliseconds(row.step_milliseconds), _number(row.step_peak_bytes / 2**20, ".0f"), ""]
+    measurement = [
+        f"measurement of {row.heads} heads",
+        _milliseconds(row.measurement_milliseconds),
+        _number(row.measurement_peak_bytes / 2**20, ".0f"),
+        share,
+    ]
+    _print(f"{row.model}: {row.shape}", header, [step, measurement])
 
 
 def markdown_table(csv: Path) -> str:

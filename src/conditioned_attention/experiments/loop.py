@@ -150,7 +150,7 @@ class _Run:
         )
 
     def _monitor(self, model: nn.Module) -> ConditionMonitor:
-        return ConditionMonitor(model, self._to_device(self.task.probe()), samples=None, keep=1)
+        return ConditionMonitor(model, self._to_device(self.task.probe()), samples=None, keep=0)
 
     def _to_device(self, data: Any) -> Any:
         from accelerate.utils import send_to_device
