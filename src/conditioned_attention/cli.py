@@ -147,7 +147,8 @@ class Inspect:
     model: tyro.conf.Positional[str]
     """A timm model's name, a folder with a Hugging Face checkpoint, or a file with a saved module."""
     input: Path | None = None
-    """What to run it on: .pt, .npy, .npz or .safetensors with a tensor or keywords; default: random numbers."""
+    """What to run it on: a text (for a Hugging Face folder), a picture or a folder with pictures, or .pt, .npy, .npz,
+    .safetensors with a tensor or keywords; default: random numbers."""
     structure: bool = False
     """Look at the structure only: nothing is loaded or run, so the size of the model does not matter."""
     pretrained: bool = False
@@ -156,6 +157,10 @@ class Inspect:
     """Trust a saved module, which runs code when it is loaded."""
     spectral: float | Literal["auto"] | None = None
     """Show singular values of W_Q, W_K and W_V as well, with and without λ I for this λ (of large models: minutes)."""
+    picture: Path | None = None
+    """Draw log10 κ of every head before and after C (and with λ I) into this file: .png, .svg or .pdf."""
+    dark: bool = False
+    """Draw it on a dark ground."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -167,10 +172,14 @@ class Inspect:
             raise ValueError("--structure runs nothing, so it takes no --input")
         if self.structure and self.spectral is not None:
             raise ValueError("--structure loads no weights, so it takes no --spectral")
-        probe = None if self.input is None else load_input(self.input)
+        if self.structure and self.picture is not None:
+            raise ValueError("--structure measures nothing, so it takes no --picture")
+        if self.input is not None and not self.input.exists():
+            raise FileNotFoundError(f"--input {self.input}: there is no such file or folder")
         model = load_model(self.model, pretrained=self.pretrained, weights=not self.structure, unpickle=self.unpickle)
-        if probe is None and not self.structure:
-            probe = synthetic_input(model)
+        probe = None
+        if not self.structure:
+            probe = synthetic_input(model) if self.input is None else load_input(self.input, model, self.model)
         inspection = inspect_model(model, probe, spectral=self.spectral)
         source = "random numbers" if self.input is None else str(self.input)
         if self.json:
