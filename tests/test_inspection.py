@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import matplotlib.image as plt
 import numpy as np
 import pytest
 import safetensors.torch
@@ -21,6 +22,7 @@ from conditioned_attention import ConditionMonitor, conditioning, precondition, 
 from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
 from conditioned_attention.inspection.heads import change_in_words, worst_heads
 from conditioned_attention.inspection.logits import strongest_self_logit
+from conditioned_attention.inspection.pictures import plot_inspection
 from conditioned_attention.sites import find_projections, find_sites
 from tests.models import MODELS, build, images, inputs, output
 from tests.test_cli import call
@@ -311,3 +313,31 @@ def test_the_command_names_the_worst_heads(tmp_path, capsys):
     assert "λ I, λ = 0.5: log10 κ falls" in said
     assert call("inspect", str(tmp_path / "bert"), "--input", str(tmp_path / "nothing.txt")) == 2
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_the_picture_shows_the_numbers(tmp_path, capsys):
+    model = build("timm_vit")
+    inspection = inspect_model(model, images(), spectral=0.5)
+    axes = plot_inspection(inspection)
+    assert [ax.get_title() for ax in axes] == ["as it is", "with C", "with λ I, λ = 0.5"]
+    shown = [ax.images[0].get_array()[record.layer, record.head] for ax in axes[:1] for record in inspection.heads]
+    assert shown == pytest.approx([math.log10(record.kappa_before) for record in inspection.heads])
+    record = inspection.heads_corrected[6]
+    assert axes[2].images[0].get_array()[1, 2] == pytest.approx(math.log10(record.kappa_before))
+    assert plot_inspection(inspect_model(precondition_of(model), images()))[0].get_title() == "before C"
+    with pytest.raises(ValueError, match="there are no condition numbers to draw: there was nothing to run"):
+        plot_inspection(inspect_model(build("timm_vit")))
+    tiny_bert(tmp_path / "bert")
+    arguments = ["inspect", str(tmp_path / "bert"), "--picture", str(tmp_path / "deep" / "heads.png")]
+    assert call(*arguments, "--dark") == 0
+    image = plt.imread(tmp_path / "deep" / "heads.png")[..., :3]
+    assert image[0, 0].max() < 0.2, "dark ground"
+    assert call(*arguments) == 0
+    assert plt.imread(tmp_path / "deep" / "heads.png")[0, 0].min() > 0.9
+    assert call("inspect", str(tmp_path / "bert"), "--picture", str(tmp_path / "heads.jpg")) == 2
+    assert "--picture must end in .png, .svg or .pdf" in capsys.readouterr().err
+
+
+def precondition_of(model):
+    precondition(model)
+    return model

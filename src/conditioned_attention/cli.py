@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from conditioned_attention.environment import environment
 
@@ -30,6 +30,9 @@ try:
     from conditioned_attention.experiments.variants import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
+
+if TYPE_CHECKING:
+    from conditioned_attention.inspection import Inspection
 
 AnyRecipe = (
     Annotated[Digits, subcommand("digits", prefix_name=False, default=Digits())]
@@ -157,6 +160,8 @@ class Inspect:
     """Trust a saved module, which runs code when it is loaded."""
     spectral: float | Literal["auto"] | None = None
     """Show singular values of W_Q, W_K and W_V as well, with and without λ I for this λ (of large models: minutes)."""
+    precision: Literal["float32", "float64"] = "float32"
+    """What heads are computed in at least; float64 tells apart those at the floor of float32, in twice the time."""
     picture: Path | None = None
     """Draw log10 κ of every head before and after C (and with λ I) into this file: .png, .svg or .pdf."""
     dark: bool = False
@@ -165,6 +170,8 @@ class Inspect:
     """Print JSON instead of a table."""
 
     def __call__(self) -> int:
+        import torch
+
         from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
         from conditioned_attention.inspection.tables import print_inspection
 
@@ -174,20 +181,32 @@ class Inspect:
             raise ValueError("--structure loads no weights, so it takes no --spectral")
         if self.structure and self.picture is not None:
             raise ValueError("--structure measures nothing, so it takes no --picture")
+        if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--picture must end in .png, .svg or .pdf, got {self.picture}")
         if self.input is not None and not self.input.exists():
             raise FileNotFoundError(f"--input {self.input}: there is no such file or folder")
         model = load_model(self.model, pretrained=self.pretrained, weights=not self.structure, unpickle=self.unpickle)
         probe = None
         if not self.structure:
             probe = synthetic_input(model) if self.input is None else load_input(self.input, model, self.model)
-        inspection = inspect_model(model, probe, spectral=self.spectral)
+        inspection = inspect_model(model, probe, spectral=self.spectral, dtype=getattr(torch, self.precision))
         source = "random numbers" if self.input is None else str(self.input)
+        if self.picture is not None:
+            self._draw(inspection)
         if self.json:
             data = {"model": self.model, "input": source, **inspection.to_json()}
             print(json.dumps(data, indent=2, allow_nan=False))
         else:
             print_inspection(inspection, source)
         return 0 if inspection.complete else 1
+
+    def _draw(self, inspection: Inspection) -> None:
+        from conditioned_attention.inspection.pictures import plot_inspection
+
+        assert self.picture is not None
+        self.picture.parent.mkdir(parents=True, exist_ok=True)
+        figure: Any = plot_inspection(inspection, theme="dark" if self.dark else "light")[0].figure
+        figure.savefig(self.picture, dpi=150)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,20 @@ def test_a_half_precision_model_is_measured_in_float32():
     assert rounded[0].resolution < 10
 
 
+def test_float64_tells_apart_what_is_at_the_floor_of_float32():
+    model = build("timm_vit")
+    for block in model.blocks:  # values that are one direction and a little of the others
+        weight = block.attn.qkv.weight.data[64:]
+        weight.copy_(torch.outer(weight[:, 0], weight[0]) + 1e-8 * weight)
+        block.attn.qkv.bias.data.zero_()
+    single, double = monitor_of(model).measure(0), monitor_of(model, dtype=torch.float64).measure(0)
+    assert all(math.isinf(record.kappa) for record in single)
+    assert all(1e5 < record.kappa < 1e12 for record in double)
+    assert next(model.parameters()).dtype == torch.float32
+    exact = copy.deepcopy(model).double()
+    assert monitor_of(exact, batch=images().double()).measure(0) == double
+
+
 @pytest.mark.parametrize("how", ["submodule", "in place"])
 def test_compiled_parts_run_as_they_were_written_and_are_not_compiled_again(how):
     plain = monitor_of().measure(0)

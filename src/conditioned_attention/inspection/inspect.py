@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
+import torch
 from torch import nn
 
 from conditioned_attention.conversion import spectral_condition
@@ -98,7 +99,9 @@ class Inspection:
         return data
 
 
-def inspect_model(model: nn.Module, probe: Any = None, *, spectral: float | str | None = None) -> Inspection:
+def inspect_model(
+    model: nn.Module, probe: Any = None, *, spectral: float | str | None = None, dtype: torch.dtype = torch.float32
+) -> Inspection:
     """What conversion would do to each attention module of ``model``, and the condition numbers of its heads.
 
     The model is not changed.
@@ -109,6 +112,7 @@ def inspect_model(model: nn.Module, probe: Any = None, *, spectral: float | str 
             nothing.
         spectral: λ or ``"auto"``: look at W_Q, W_K and W_V too, and at the heads, with and without λ I.  Of a model
             that is corrected already its own corrections are looked at.
+        dtype: that heads are computed in at least; ``torch.float64`` tells apart what is at the floor of float32.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -132,7 +136,7 @@ def inspect_model(model: nn.Module, probe: Any = None, *, spectral: float | str 
     elif probe is not None:
         not_measured = ""
         try:
-            records = _measure(model, probe)
+            records = _measure(model, probe, dtype)
             logit = strongest_self_logit(model, probe)
         except Exception as error:  # a model of anybody's, on an input that may not be its own
             not_measured = f"the model does not run on this input: {type(error).__name__}: {error}"
@@ -143,22 +147,22 @@ def inspect_model(model: nn.Module, probe: Any = None, *, spectral: float | str 
         return inspection
     if any(spectral_of(site.module) is not None for site in sites):
         return replace(inspection, projections=tuple(projection_records(model)))
-    projections, corrected = _with_lambda(model, spectral, probe if records else None)
+    projections, corrected = _with_lambda(model, spectral, probe if records else None, dtype)
     return replace(inspection, projections=tuple(projections), heads_corrected=tuple(corrected), strength=spectral)
 
 
-def _measure(model: nn.Module, probe: Any) -> list[HeadRecord]:
+def _measure(model: nn.Module, probe: Any, dtype: torch.dtype) -> list[HeadRecord]:
     """Every sample, for they were chosen; what is not finite is in the table, and needs no warning."""
-    return ConditionMonitor(model, probe, samples=None, keep=0, on_alarm=lambda _: None).measure(0)
+    return ConditionMonitor(model, probe, samples=None, dtype=dtype, keep=0, on_alarm=lambda _: None).measure(0)
 
 
 def _with_lambda(
-    model: nn.Module, strength: float | str, probe: Any
+    model: nn.Module, strength: float | str, probe: Any, dtype: torch.dtype
 ) -> tuple[list[ProjectionRecord], list[HeadRecord]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that λ is large: nothing is going to train with it
         with spectral_condition(model, strength):
-            return projection_records(model), [] if probe is None else _measure(model, probe)
+            return projection_records(model), [] if probe is None else _measure(model, probe, dtype)
 
 
 def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("module", "class", "heads", "conversion", "log10 κ", "after C", "largest C")
 _PROJECTION_COLUMNS = ("projection", "shape", "‖W‖", "κ(W)", "σ_min(W)", "κ(W + C)", "σ_min(W + C)")
 _HEAD_COLUMNS = ("head", "log10 κ", "after C", "effective rank", "row spread", "largest C")
+_FLOAT32 = 1e9  # no head of float32 numbers resolves such a κ
 _WORST = 8  # heads that are named
 _PIPED = 160  # columns where the output is no terminal
 
@@ -73,6 +74,11 @@ def _print_heads(console: Console, inspection: Inspection) -> None:
         cells += [f"{record.row_spread_before:.3g}", f"{record.largest_scale:.3g}"]
         grid.add_row(*map(escape, cells))
     console.print(grid)
+    floor = sum(record.floor_before > 0.5 for record in inspection.heads)
+    if floor > len(inspection.heads) / 2 and inspection.heads[0].resolution < _FLOAT32:
+        console.print(
+            f"{floor} of {len(inspection.heads)} heads are at the floor: --precision float64 tells them apart"
+        )
     sentences = [change_in_words("C", inspection.heads, lambda record: record.kappa_after)]
     if corrected:
         name = f"λ I, λ = {_strength(inspection.strength)}"

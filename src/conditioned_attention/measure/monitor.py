@@ -51,8 +51,9 @@ class ConditionMonitor:
             evenly from the first to the last, or None for all.
         heads: which heads of each, in the same way.
         samples: how many matrices (B) of each head, spread evenly over the probe batch; None for all.
-        dtype: half-precision models are probed with parameters in this one, copied for the time, because heads that
-            were rounded to bfloat16 have hardly a κ left; None measures what the model computes.
+        dtype: models of lower precision are probed with parameters in this one, copied for the time, because heads that
+            were rounded to bfloat16 have hardly a κ left; None measures what the model computes, and ``torch.float64``
+            tells apart what is at the floor of float32.
         keep: how many measurements stay in ``records``; 0 where what `measure` returns is enough.
         max_kappa, max_scale: bounds on κ and on the largest factor that C puts on a row.
         on_alarm: called with an `Alarm` where one is passed, or a head's output is not finite; default a

@@ -233,4 +233,4 @@ def _floats_at_least(data: Any, dtype: torch.dtype) -> Any:
 
 
 def _lower(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize and tensor.dtype.itemsize == 2
+    return tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize
