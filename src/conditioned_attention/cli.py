@@ -21,6 +21,7 @@ try:
 
     from conditioned_attention.bench.monitor import MonitorSettings
     from conditioned_attention.bench.operator import OperatorSettings
+    from conditioned_attention.bench.spectra import SpectraSettings
     from conditioned_attention.bench.step import StepSettings
     from conditioned_attention.experiments.dry_run import DryRun
     from conditioned_attention.experiments.image_folder import ImageFolder
@@ -308,6 +309,24 @@ class BenchMonitor:
 
 
 @dataclass(frozen=True)
+class BenchSpectra:
+    """Measure how long singular values take by each route, and how far κ is off."""
+
+    settings: SpectraSettings = field(default_factory=SpectraSettings)
+    output: Path = Path("runs/bench")
+    """Folder for spectra.csv and spectra.json."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.spectra import run_spectra
+        from conditioned_attention.bench.tables import print_spectra
+
+        for rows in run_spectra(self.settings, self.output):
+            print_spectra(rows)
+        print(f"{self.output}: spectra.csv, spectra.json")
+        return 0
+
+
+@dataclass(frozen=True)
 class BenchLoop:
     """Measure what this library's training loop costs over a bare PyTorch loop, side by side."""
 
@@ -355,6 +374,7 @@ AnyBench = (
     Annotated[BenchOperator, subcommand("operator")]
     | Annotated[BenchStep, subcommand("step")]
     | Annotated[BenchMonitor, subcommand("monitor")]
+    | Annotated[BenchSpectra, subcommand("spectra")]
     | Annotated[BenchLoop, subcommand("loop")]
     | Annotated[BenchTable, subcommand("table")]
 )
