@@ -23,6 +23,7 @@ from conditioned_attention.conversion import convert
 from conditioned_attention.d_optimal import DOptimal, d_optimal_weights
 from conditioned_attention.functional import attend
 from conditioned_attention.preconditioner import RowNorm
+from conditioned_attention.sites import find_sites
 from tests.models import build, inputs, output
 
 COUNTEREXAMPLE = torch.tensor([[1.0, 0.0], [0.0, 0.5**0.5], [0.0, 0.5**0.5]], dtype=torch.float64)
@@ -83,10 +84,10 @@ def test_no_step_raises_mu_and_each_lowers_it_by_what_the_proof_says(d, more, se
 def test_many_steps_reach_the_optimum():
     """Kiefer and Wolfowitz: at the optimum, and only there, no u_iᵀ M⁻¹ u_i exceeds k."""
     head = heads(40, 5)
-    unit, p = head / head.norm(dim=-1, keepdim=True), d_optimal_weights(head, 3000)
+    unit, p = head / head.norm(dim=-1, keepdim=True), d_optimal_weights(head, 1000)
     leverages = ((unit @ torch.linalg.inv(unit.T @ torch.diag(p) @ unit)) * unit).sum(-1)
     assert leverages.max().item() == pytest.approx(5, rel=1e-3)
-    assert condition_number(DOptimal(3000)(head)).item() == pytest.approx(1, rel=1e-3), "so many rows can be balanced"
+    assert condition_number(DOptimal(1000)(head)).item() == pytest.approx(1, rel=1e-3), "so many rows can be balanced"
 
 
 @settings(max_examples=30, deadline=None)
@@ -163,8 +164,8 @@ def test_it_scales_rows_without_gradient_and_rounds_once(dtype, eps):
     )
     result = DOptimal(2)(head)
     assert result.dtype == dtype
-    close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 0}
-    torch.testing.assert_close(result.double(), scale * head.detach().double(), **close)
+    within = (2.0 if dtype == torch.float32 else 0.51) * torch.finfo(dtype).eps
+    torch.testing.assert_close(result.double(), scale * head.detach().double(), rtol=within, atol=1e-7)
     result.backward(upstream)
     torch.testing.assert_close(
         head.grad.double(), scale * upstream.double(), rtol=4 * torch.finfo(dtype).eps, atol=1e-7
@@ -214,8 +215,10 @@ def test_causal_models_are_refused(name):
 def test_a_decoder_is_refused_by_its_config():
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     convert(BertModel(BertConfig(**sizes)), DOptimal(), strict=True)
-    with pytest.raises(ValueError, match="it is causal, and DOptimal"):
-        convert(BertModel(BertConfig(**sizes, is_decoder=True)), DOptimal(), strict=True)
+    sites = find_sites(BertModel(BertConfig(**sizes, is_decoder=True, add_cross_attention=True)))
+    assert len(sites) == 2
+    assert all("it is causal, and DOptimal" in site.against(DOptimal()) for site in sites)
+    assert not any(site.against(RowNorm()) for site in sites)
 
 
 @pytest.mark.parametrize("name", ["bert", "torch_encoder", "torch_mha"])
@@ -224,8 +227,21 @@ def test_masks_are_refused_when_they_come(name):
     convert(model, DOptimal(), strict=True)
     with pytest.raises(ValueError, match="has a mask, such as one for padding: later tokens would change earlier ones"):
         output(model)
+    if name == "bert":
+        model.set_attn_implementation("eager")
+        convert(model, DOptimal(), strict=True)
+        with pytest.raises(ValueError, match="has a mask"):
+            output(model)
     without = {k: v for k, v in inputs(model).items() if "mask" not in k}
     assert output(model, **without).isfinite().all()
+
+
+def test_a_causal_call_of_a_module_that_does_not_say_so_is_refused():
+    """CLIP's text model, which says it in its calls."""
+    model = build("clip")
+    convert(model, DOptimal(), strict=True)
+    with pytest.raises(ValueError, match=r"this attention (is causal|has a mask)"):
+        output(model, **{k: v for k, v in inputs(model).items() if "mask" not in k})
 
 
 def test_causal_calls_and_masks_are_refused_on_tensors():
