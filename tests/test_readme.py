@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONVERSION = (ROOT / "docs" / "conversion.md").read_text()
 SPECTRAL = (ROOT / "docs" / "spectral.md").read_text()
+MONITORING = (ROOT / "docs" / "monitoring.md").read_text()
 MATHEMATICS = (ROOT / "docs" / "mathematics.md").read_text()
 
 
@@ -57,6 +58,14 @@ def test_python_of_the_page_on_spectral_conditioning_runs(monkeypatch, capsys):
     names = run_page(SPECTRAL, 4)
     assert not torch.equal(names["corrected"], names["plain"])
     assert "W + C" in capsys.readouterr().out
+
+
+def test_python_of_the_page_on_monitoring_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run_page(MONITORING, 4)
+    assert len(names["records"]) == 3 * 2 * 4
+    assert {path.name for path in tmp_path.iterdir()} == {"conditions.jsonl", "kappa.png", "heads.png"}
+    assert capsys.readouterr().out.startswith("vit.")
 
 
 def test_python_of_the_page_on_mathematics_runs_and_prints_its_table(capsys):
