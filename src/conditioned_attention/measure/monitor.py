@@ -51,9 +51,10 @@ class ConditionMonitor:
             evenly from the first to the last, or None for all.
         heads: which heads of each, in the same way.
         samples: how many matrices (B) of each head, spread evenly over the probe batch; None for all.
-        dtype: half-precision models are probed with parameters in this one, copied for the time, because heads that
-            were rounded to bfloat16 have hardly a κ left; None measures what the model computes.
-        keep: how many measurements stay in ``records``.
+        dtype: models of lower precision are probed with parameters in this one, copied for the time, because heads that
+            were rounded to bfloat16 have hardly a κ left; None measures what the model computes, and ``torch.float64``
+            tells apart what is at the floor of float32.
+        keep: how many measurements stay in ``records``; 0 where what `measure` returns is enough.
         max_kappa, max_scale: bounds on κ and on the largest factor that C puts on a row.
         on_alarm: called with an `Alarm` where one is passed, or a head's output is not finite; default a
             ``RuntimeWarning``.  What it raises ends the measurement, after everything was written.
@@ -138,9 +139,12 @@ class ConditionMonitor:
             new.extend(self._records(step, layer, outputs))
 
         layers = self._layers()
-        calls = watch_heads(self.model, self.probe, take, layers=layers, dtype=self.dtype)
+        last = self._calls if layers is None else max(layers) + 1
+        calls = watch_heads(self.model, self.probe, take, layers=layers, dtype=self.dtype, stop_after=last)
         if layers is not None and max(layers) >= calls:
             raise ValueError(f"layers={self.layers!r}: the forward pass has {calls} attention calls, from 0")
+        if layers is None:
+            self._calls = calls
         self._keep(new)
         if _first_process():
             if self._sink is not None:
@@ -186,7 +190,7 @@ class ConditionMonitor:
         return list(head_records(step, layer, outputs.module, outputs.conditioned, before, after, chosen))
 
     def _keep(self, new: list[HeadRecord]) -> None:
-        if len(self._kept) == self._kept.maxlen and self._sink is None and not self._warned:
+        if 0 < len(self._kept) == self._kept.maxlen and self._sink is None and not self._warned:
             self._warned = True
             warnings.warn(
                 f"only the last {self._kept.maxlen} measurements are kept: give a path, or a larger keep",
@@ -215,8 +219,9 @@ def _check_count(name: str, value: Any, what: str) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer number {what}, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    least = 0 if name == "keep" else 1
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _check_choice(name: str, value: Any) -> None:

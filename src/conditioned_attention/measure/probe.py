@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ def watch_heads(
     *,
     layers: Container[int] | None = None,
     dtype: torch.dtype | None = None,
+    stop_after: int | None = None,
 ) -> int:
     """Hands the head outputs of one forward pass to ``take``, call after call, so that no two need to be kept.
 
@@ -57,20 +58,35 @@ def watch_heads(
         take: gets the position of the call, from 0, and its outputs.
         layers: positions that are wanted; None for all.
         dtype: parameters and inputs of lower precision are taken to this one for the time; None leaves them.
+        stop_after: the forward pass ends with this call, where nothing waits for its end: what comes after the last
+            attention, a language model's logits above all, may take as long and more memory than the rest.
 
     Returns:
         How many calls there were.
     """
     sites = [site for site in find_sites(model) if site.reachable]
-    record = _Record(take, layers)
+    record = _Record(take, layers, stop_after if _may_stop(model) else None)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         if dtype is not None:
             stack.enter_context(at_least(model, dtype))
             probe = _floats_at_least(probe, dtype)
         stack.callback(install(sites, lambda site: _Recording(site, _acting(site), record)))
+        stack.enter_context(suppress(_Enough))
         call(model, probe)
     return record.calls
+
+
+class _Enough(BaseException):
+    """Ends a forward pass; no Exception, which a model might catch."""
+
+
+def _may_stop(model: nn.Module) -> bool:
+    """Whether no module waits for its forward to end: with hooks, as FSDP2 and offloading have them."""
+    return not any(
+        module._forward_hooks.keys() - module._forward_hooks_always_called.keys() or hasattr(module, "_hf_hook")
+        for module in model.modules()
+    )
 
 
 def _acting(site: Site) -> HeadTransform | None:
@@ -80,8 +96,8 @@ def _acting(site: Site) -> HeadTransform | None:
 class _Record:
     """Counts the calls of one forward pass and passes on those that are wanted."""
 
-    def __init__(self, take: Take, layers: Container[int] | None) -> None:
-        self.take, self.layers, self.calls = take, layers, 0
+    def __init__(self, take: Take, layers: Container[int] | None, stop_after: int | None) -> None:
+        self.take, self.layers, self.stop_after, self.calls = take, layers, stop_after, 0
 
     def next_is_wanted(self) -> bool:
         self.calls += 1
@@ -89,6 +105,10 @@ class _Record:
 
     def pass_on(self, outputs: HeadOutputs) -> None:
         self.take(self.calls - 1, outputs)
+
+    def stop_if_enough(self) -> None:
+        if self.calls == self.stop_after:
+            raise _Enough
 
 
 class _Recording(HeadTransform):
@@ -116,6 +136,7 @@ class _Recording(HeadTransform):
         if wanted:
             after = RowNorm()(output) if self.inner is None else result
             self.record.pass_on(HeadOutputs(self.site.name, self.inner is not None, output, after))
+        self.record.stop_if_enough()
         return result
 
 
@@ -212,4 +233,4 @@ def _floats_at_least(data: Any, dtype: torch.dtype) -> Any:
 
 
 def _lower(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize and tensor.dtype.itemsize == 2
+    return tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize
