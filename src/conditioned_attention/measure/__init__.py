@@ -1,6 +1,16 @@
 """Numbers from tensors (pure), a monitor that watches a model, plots from numbers."""
 
 from conditioned_attention.measure.monitor import ConditionMonitor
-from conditioned_attention.measure.spectra import condition_number, log_complexity
+from conditioned_attention.measure.records import HeadRecord
+from conditioned_attention.measure.sinks import read_records
+from conditioned_attention.measure.spectra import Spectrum, condition_number, log_complexity, spectrum
 
-__all__ = ["ConditionMonitor", "condition_number", "log_complexity"]
+__all__ = [
+    "ConditionMonitor",
+    "HeadRecord",
+    "Spectrum",
+    "condition_number",
+    "log_complexity",
+    "read_records",
+    "spectrum",
+]
