@@ -411,3 +411,13 @@ def test_in_lightning(tmp_path):
     kept = {int(row["step"]): float(row["conditioning/log10_kappa"]) for row in rows}
     assert set(kept) == {0, 2, 3}
     assert kept[3] == pytest.approx(summary([r for r in monitor.records if r.step == 3])["log10_kappa"])
+
+
+def test_a_parquet_file_of_a_killed_process_is_passed_by(tmp_path):
+    import pandas
+
+    monitor = monitor_of(path=tmp_path / "log.parquet")
+    monitor.measure(0)
+    (tmp_path / "log.parquet" / ".step-000000000100.parquet").write_bytes(b"PAR1 half of it")
+    assert read_records(tmp_path / "log.parquet") == monitor.records
+    assert len(pandas.read_parquet(tmp_path / "log.parquet")) == 8

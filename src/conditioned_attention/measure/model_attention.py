@@ -106,6 +106,10 @@ class _Reading(HeadTransform):
     def changes_queries(self) -> bool:
         return self.inner is not None and self.inner.changes_queries
 
+    @property
+    def mixes_rows(self) -> bool:
+        return self.inner is not None and self.inner.mixes_rows
+
     def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         return (query, key) if self.inner is None else self.inner.queries(query, key)
 

@@ -56,7 +56,7 @@ class Parquet:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"step-{records[0].step:012d}.parquet"
         rows = [record.to_json() for record in records]
-        unfinished = file.with_suffix(".unfinished")
+        unfinished = file.with_name(f".{file.name}")  # readers of folders pass by names with a dot
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), unfinished)
         unfinished.replace(file)
 
