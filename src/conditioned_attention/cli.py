@@ -70,7 +70,8 @@ class Compare:
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.recipes import compare_recipe, settings_of
-        from conditioned_attention.experiments.report import print_table, write_report
+        from conditioned_attention.experiments.report import write_report
+        from conditioned_attention.experiments.tables import print_table
 
         if self.dry.asked:
             tuning = len(self.tune) * self.tune_seeds
@@ -193,7 +194,8 @@ class Report:
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.gather import gather
-        from conditioned_attention.experiments.report import print_table, read_report, write_report
+        from conditioned_attention.experiments.report import read_report, write_report
+        from conditioned_attention.experiments.tables import print_table
 
         if not self.folders:
             raise ValueError("name at least one folder that 'conditioned-attention compare' has written")

@@ -20,7 +20,8 @@ from conditioned_attention.experiments.files import write_json
 from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.images import Digits, VisionTransformer
 from conditioned_attention.experiments.recipes import compare_recipe
-from conditioned_attention.experiments.report import read_report, text_table, write_report
+from conditioned_attention.experiments.report import read_report, write_report
+from conditioned_attention.experiments.tables import text_table
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant
