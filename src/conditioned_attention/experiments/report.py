@@ -1,61 +1,91 @@
-"""What a comparison leaves in its folder: results, pictures, page; and the results read back."""
+"""What `report` writes: a comparison's results, pictures and page, pages of several; and results read back."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from conditioned_attention.experiments.charts import palette_of
+from conditioned_attention.experiments.columns import Heads
 from conditioned_attention.experiments.comparison import Comparison
-from conditioned_attention.experiments.files import JsonLines, read_json, write_bytes, write_json, write_text
-from conditioned_attention.experiments.folder import run_folder
-from conditioned_attention.experiments.page import page
-from conditioned_attention.experiments.statistics import epochs, scores
+from conditioned_attention.experiments.figures import charts_of, heads_of
+from conditioned_attention.experiments.files import read_json, write_bytes, write_json, write_text
+from conditioned_attention.experiments.gather import gather
+from conditioned_attention.experiments.page import Section, page
+from conditioned_attention.experiments.pictures import picture, plot_kappa, plot_scores
+from conditioned_attention.experiments.subjects import (
+    Subject,
+    comparison_subject,
+    is_single_run,
+    read_single_run,
+    with_distinct_names,
+)
 from conditioned_attention.experiments.tables import conditioning_table, table
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import Tuning
-from conditioned_attention.measure.monitor import HeadRecord
-from conditioned_attention.measure.plots import legend_above, legend_height, plot_band, plot_condition_numbers, styles
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
-def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
-    """Score by epoch: mean over seeds, in a band from the lowest to the highest."""
-    for style, (variant, by_seed) in zip(styles(), comparison.runs.items()):
-        curves = [dict(zip(epochs(history), scores(history))) for history in by_seed.values()]
-        if curves:
-            plot_band(ax, curves, f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})", style)
-    if ax.get_xlim()[1] > 5:
-        ax.locator_params(axis="x", integer=True)
-    ax.set_xlabel("epoch")
-    ax.set_ylabel(comparison.metric.name)
-    legend_above(ax)
-    return ax
-
-
-def conditions_of(comparison: Comparison, folder: Path) -> dict[str, list[list[HeadRecord]]]:
-    """The head records of every run that was monitored, by variant."""
-    found: dict[str, list[list[HeadRecord]]] = {}
-    for variant, by_seed in comparison.runs.items():
-        for seed in by_seed:
-            rows = JsonLines(run_folder(folder, variant, seed) / "conditions.jsonl").read()
-            if rows:
-                found.setdefault(variant, []).append([HeadRecord.from_json(row) for row in rows])
-    return found
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
     """Writes ``results.json``, ``score.png``, ``kappa.png`` (if κ was measured) and ``report.html`` into the folder."""
-    pictures = {"score.png": _picture(lambda ax: plot_scores(comparison, ax))}
-    conditions = conditions_of(comparison, folder)
-    if conditions:
-        pictures["kappa.png"] = _picture(lambda ax: plot_condition_numbers(conditions, ax))
-    for name, data in pictures.items():
-        write_bytes(folder / name, data)
-    write_json(folder / "results.json", to_json(comparison))
-    write_text(folder / "report.html", page(comparison, pictures))
+    subject = comparison_subject(comparison, folder)
+    _write_own(subject, folder, heads_of(subject.folders))
+
+
+def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes the report of each subject into its folder, and of several one page more, with all side by side.
+
+    Args:
+        subjects, folders: as `read_subjects` gave the one for the other.
+        output: write one page of all to this file, and leave the folders as they are.
+
+    Returns:
+        The page with everything: ``output``, the ``report.html`` of the only folder, or that of several in the working
+        directory.
+    """
+    measured = [heads_of(subject.folders) for subject in subjects]
+    if output is None:
+        for subject, folder, heads in zip(subjects, folders, measured):
+            _write_own(subject, folder, heads)
+        if len(subjects) == 1:
+            return folders[0] / "report.html"
+        output = Path("report.html")
+    palette = palette_of(list(dict.fromkeys(name for subject in subjects for name in subject.variants)))
+    sections = [Section(s, charts_of(s, heads, palette), heads) for s, heads in zip(subjects, measured)]
+    write_text(output, page(sections))
+    return output
+
+
+def _write_own(subject: Subject, folder: Path, heads: Mapping[str, list[Heads]]) -> None:
+    """What a subject's own folder gets: a single run the page alone, for its other files are those of the run."""
+    if not subject.single:
+        write_bytes(folder / "score.png", picture(lambda ax: plot_scores(subject.comparison, ax)))
+        if heads:
+            write_bytes(folder / "kappa.png", picture(lambda ax: plot_kappa(heads, ax)))
+        write_json(folder / "results.json", to_json(subject.comparison))
+    charts = charts_of(subject, heads, palette_of(subject.variants))
+    write_text(folder / "report.html", page([Section(subject, charts, heads)]))
+
+
+def read_subjects(folders: Sequence[Path]) -> list[Subject]:
+    """What lies in folders that ``compare`` or ``train`` has written, or is writing.
+
+    Raises:
+        FileNotFoundError: a folder holds neither; the message says what is valid.
+        ValueError: no folder, one named twice, or a file that is not what these commands write.
+    """
+    if not folders:
+        raise ValueError("name at least one folder that 'conditioned-attention compare' or 'train' has written")
+    places = [folder.resolve() for folder in folders]
+    if len(set(places)) < len(places):
+        raise ValueError(f"the folders must all be different, got {', '.join(map(str, folders))}")
+    return with_distinct_names([_read_subject(folder) for folder in folders], list(folders))
+
+
+def _read_subject(folder: Path) -> Subject:
+    if is_single_run(folder):
+        return read_single_run(folder)
+    return comparison_subject(gather(folder) or read_report(folder), folder)
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -91,7 +121,8 @@ def read_report(folder: Path) -> Comparison:
     file = folder / "results.json"
     if not file.is_file():
         begun = any(folder.glob("runs/*/seed-*"))
-        why = "none of its runs has finished" if begun else "run 'conditioned-attention compare' into it first"
+        first = "run 'conditioned-attention compare' into it first, or name the folder of a 'train'"
+        why = "none of its runs has finished" if begun else first
         raise FileNotFoundError(f"{folder} holds no results.json; {why}")
     try:
         data = read_json(file)
@@ -106,14 +137,3 @@ def read_report(folder: Path) -> Comparison:
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a comparison's results ({type(error).__name__}: {error})") from error
-
-
-def _picture(draw: Any) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.4, 3.6), layout="constrained")
-    figure.set_figheight(3.6 + legend_height(draw(figure.add_subplot())))
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
-    return stream.getvalue()

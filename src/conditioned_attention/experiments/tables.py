@@ -10,12 +10,15 @@ from conditioned_attention.experiments.comparison import Comparison, describe_ma
 from conditioned_attention.experiments.statistics import Spread, Summary, decimals
 from conditioned_attention.experiments.tuning import Tuning
 
-EXPLANATION = (
-    "final and best: mean ± standard deviation over seeds of the last and of the best score (the best is chosen on "
-    "the data it is measured on, so it flatters). difference: of the final scores, same seeds in pairs, with its 95 % "
-    "t interval. reaches baseline: median epoch at which a run reached the baseline's final score with its seed; "
-    "'never' if half of the runs or more did not. time and memory: of a training step, relative to the baseline, "
-    "measured afterwards in one process, variants taking turns; in brackets the 20th and 80th percentile of the rounds."
+SCORES = (
+    "final and best: mean ± standard deviation over seeds of the last and of the best score (the best is chosen on the "
+    "data it is measured on, so it flatters)."
+)
+DIFFERENCES = (
+    "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: median epoch at "
+    "which a run reached the baseline's final score with its seed; 'never' if half of the runs or more did not. time "
+    "and memory: of a training step, relative to the baseline, measured afterwards in one process, variants taking "
+    "turns; in brackets the 20th and 80th percentile of the rounds."
 )
 CONDITIONING = (
     "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
