@@ -81,6 +81,11 @@ def palette_of(variants: Sequence[str]) -> dict[str, Entry]:
     return {name: Entry(name, colour, _DASHES[line]) for name, (colour, line) in zip(variants, styles())}
 
 
+def shown(text: str) -> str:
+    """Text that Plotly shows as it is: it reads a part of HTML."""
+    return html.escape(text, quote=False)
+
+
 def compact(values: Numbers | Sequence[float]) -> list[float | int | None]:
     """Five significant digits, which is more than a screen shows; None for what is not finite.
 
@@ -97,8 +102,8 @@ def compact(values: Numbers | Sequence[float]) -> list[float | int | None]:
 def axes(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
     """A layout with the titles of both axes."""
     return {
-        "xaxis": {"title": {"text": html.escape(x)}},
-        "yaxis": {"title": {"text": html.escape(y)}, "type": "log" if log else "linear"},
+        "xaxis": {"title": {"text": shown(x)}},
+        "yaxis": {"title": {"text": shown(y)}, "type": "log" if log else "linear"},
     }
 
 
@@ -156,7 +161,7 @@ def _traces(bands: Mapping[str, Band], singles: Curves, palette: Palette) -> Ite
 
 
 def _common(entry: Entry) -> Trace:
-    return {"type": "scatter", "name": html.escape(entry.name), "legendgroup": entry.name, "showlegend": False}
+    return {"type": "scatter", "name": shown(entry.name), "legendgroup": entry.name, "showlegend": False}
 
 
 def _single_seeds(entry: Entry, curves: Mapping[int, Curve]) -> Iterator[Trace]:
@@ -201,22 +206,22 @@ def _alt(title: str, bands: Mapping[str, Band]) -> str:
 
 def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) -> Chart | None:
     """The difference of every variant to the baseline with its interval; None if there is none with an interval."""
-    shown = [row for row in rows[1:] if row.difference is not None and row.difference.n > 1]
-    if not shown:
+    found = [row for row in rows[1:] if row.difference is not None and row.difference.n > 1]
+    if not found:
         return None
     words = {"": "", "not shown": "no difference shown", "better": "better", "worse": "worse"}
     traces: list[Trace] = []
-    for row in shown:
+    for row in found:
         assert row.difference is not None
         d, entry = row.difference, palette[row.variant]
         traces.append(
             {
                 "type": "scatter",
-                "name": html.escape(row.variant),
+                "name": shown(row.variant),
                 "legendgroup": row.variant,
                 "showlegend": False,
                 "x": compact([d.mean]),
-                "y": [html.escape(row.variant)],
+                "y": [shown(row.variant)],
                 "error_x": {
                     "type": "data",
                     "symmetric": False,
@@ -227,19 +232,19 @@ def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) 
                 },
                 "mode": "markers",
                 "marker": {"color": entry.colour, "size": 10},
-                "hovertemplate": f"{html.escape(row.variant)}: {d.mean:+.4g} [{d.low:+.4g}, {d.high:+.4g}]"
+                "hovertemplate": f"%{{y}}: {d.mean:+.4g} [{d.low:+.4g}, {d.high:+.4g}]"
                 f"<br>{words[outcome(d, metric)]}, {d.n} seeds<extra></extra>",
                 "meta": "mean",
             }
         )
-    layout = axes(f"difference in {metric.name}", "")
+    layout = axes("difference", "")
     layout["yaxis"] = {"autorange": "reversed", "type": "category", "ticklabelstandoff": 6}
     layout["shapes"] = [_line(x0=0, x1=0, y0=0, y1=1, yref="paper")]
     way = "to the right is better" if metric.higher_is_better else "to the left is better"
-    alt = "; ".join(f"{r.variant} {r.difference.mean:+.4g}" for r in shown if r.difference)
+    alt = "; ".join(f"{r.variant} {r.difference.mean:+.4g}" for r in found if r.difference)
     return Chart(
         "difference",
-        f"Difference to {rows[0].variant}",
+        f"Difference to {rows[0].variant} in {metric.name}",
         f"Of the final scores, same seeds in pairs, with the 95 % t interval; {way}. An interval that crosses the line "
         "at zero shows no difference.",
         f"Differences in {metric.name}: {alt}.",
@@ -257,7 +262,7 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
         "orientation": "h",
         "showlegend": False,
         "x": [0 if value is None else value for value in values],
-        "y": [html.escape(row.variant) for row in rows],
+        "y": [shown(row.variant) for row in rows],
         "text": [str(row.reached).removeprefix("epoch ") for row in rows],
         "textposition": "auto",
         "marker": {"color": [palette[row.variant].colour for row in rows]},

@@ -37,7 +37,7 @@ def charts_of(subject: Subject, heads: Mapping[str, list[Heads]], palette: Palet
         palette: how every variant is drawn.
     """
     comparison = subject.comparison
-    rows = comparison.summary() if comparison.runs else []
+    rows = comparison.summary()
     found = [
         difference_chart(rows, comparison.metric, palette),
         _scores(subject, palette),
@@ -109,7 +109,7 @@ def _training(subject: Subject, palette: Palette) -> Chart | None:
                     views[title][0].setdefault(variant, {})[seed] = (log["step"][known], log[key][known])
     chart = curve_chart(
         "training",
-        "Training",
+        "Training: loss, learning rate, gradient norm",
         "From every logged step. Lines are means over seeds, bands reach from lowest to highest; a point of a long "
         "line stands for a stretch of steps, with the mean of the line and the extremes of the band.",
         views,

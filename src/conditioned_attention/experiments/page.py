@@ -103,7 +103,7 @@ def _others(subject: Subject) -> bool:
 def _words(section: Section) -> dict[str, Any]:
     """Everything of one subject that is words or a table."""
     subject, comparison = section.subject, section.subject.comparison
-    rows = comparison.summary() if comparison.runs else []
+    rows = comparison.summary()
     if _others(subject):
         several = short_answer(comparison)
         sentences = comparison.verdicts()
@@ -117,12 +117,12 @@ def _words(section: Section) -> dict[str, Any]:
         "metric": comparison.metric.name,
         "lead": lead,
         "verdicts": marked,
-        "alarms": alarms(comparison) if rows else [],
+        "alarms": alarms(comparison),
         "warnings": comparison.tuning.warnings() if comparison.tuning else [],
         "unfinished": subject.unfinished,
         "failures": subject.failures,
-        "table": _scores(comparison) if rows else None,
-        "conditioning": conditioning_table(comparison) if rows else None,
+        "table": _scores(comparison),
+        "conditioning": conditioning_table(comparison),
         "tuning": tuning_table(comparison.tuning) if comparison.tuning else None,
         "about": descriptions(comparison.runs),
         "settings": flat(comparison.settings),

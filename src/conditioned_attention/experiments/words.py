@@ -22,8 +22,7 @@ MANY_AT_FLOOR = 0.25  # share of heads
 
 def print_subject(subject: Subject) -> None:
     """What a page says on top, on a terminal."""
-    if subject.comparison.runs:
-        print_table(subject.comparison)
+    print_table(subject.comparison)
     for line in description(subject)[:-1] if subject.single else []:
         print(line)
     for name, far in subject.unfinished.items():
