@@ -343,6 +343,34 @@ def test_a_single_run_finished_or_under_way(chromium, real, tmp_path, capsys):
     assert "at the latest evaluation" in text
 
 
+def test_a_comparison_under_way(real, tmp_path):
+    shutil.copytree(real[0] / "runs", tmp_path / "runs")
+    (run_folder(tmp_path, "preconditioned", 1) / "result.json").unlink()
+    failed = run_folder(tmp_path, "baseline", 1)
+    (failed / "result.json").unlink()
+    (failed / "error.txt").write_text("ArithmeticError: odd\n\nTraceback")
+    (subject,) = read_subjects([tmp_path])
+    assert subject.failures == {"baseline, seed 1": "ArithmeticError: odd"}
+    (far,) = subject.unfinished.values()
+    assert far.startswith("not finished: evaluated 4 times, last at epoch 2 of 2; logged up to step 44; last written 2")
+    write_reports([subject], [tmp_path])
+    text = (tmp_path / "report.html").read_text()
+    assert f"<strong>preconditioned, seed 1</strong> {far}." in text
+    assert "<strong>baseline, seed 1</strong> has no result: ArithmeticError: odd" in text
+
+
+def test_bars_say_who_never_got_there(chromium, tmp_path):
+    finals = {"baseline": 60, "b": 50, "c": 70}
+    runs = {name: {0: [{"epoch": 1, "score": 40}, {"epoch": 2, "score": final}]} for name, final in finals.items()}
+    write_report(Comparison(runs, Metric("points")), tmp_path)
+    found = Shown(chromium, tmp_path / "report.html")
+    labels = found.chart("Epochs to").locator(".barlayer text").all_text_contents()
+    assert labels == ["2", "never (1 of 1)", "2"]
+    text = found.page.inner_text("main")
+    assert "One pair says nothing about the spread" in text
+    assert found.page.locator(".chart").count() == 2, "no interval, no picture of intervals"
+
+
 def test_a_run_that_has_only_begun(tmp_path):
     begun = tmp_path / "begun.json"
     environment = {"machine": "Abacus", "devices": ["cpu"], "torch": "9", "conditioned-attention": "9"}

@@ -264,7 +264,8 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
         "x": [0 if value is None else value for value in values],
         "y": [shown(row.variant) for row in rows],
         "text": [str(row.reached).removeprefix("epoch ") for row in rows],
-        "textposition": "auto",
+        "textposition": ["outside" if value is None else "auto" for value in values],
+        "cliponaxis": False,
         "marker": {"color": [palette[row.variant].colour for row in rows]},
         "hovertemplate": "%{y}: %{text}<extra></extra>",
         "meta": "mean",
@@ -344,5 +345,6 @@ def _share(views: Sequence[View], axis: str, values_of: Callable[[Trace], list[A
     if values:
         low, high = min(values), max(values)
         margin = 0.05 * (high - low or 1)
+        low = 0 if views[0].layout[name].get("rangemode") == "tozero" else low - margin
         for view in views:
-            view.layout[name]["range"] = [float(f"{v:.5g}") for v in (low - margin, high + margin)]
+            view.layout[name]["range"] = [float(f"{v:.5g}") for v in (low, high + margin)]

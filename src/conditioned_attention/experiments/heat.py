@@ -148,11 +148,11 @@ def heat_numbers(variant: str, runs: Sequence[Heads]) -> dict[str, Any]:
     for when in ("before", "after"):
         stacked = np.stack([getattr(h, when)[at[kept]] for h, at in zip(runs, places)])
         frames = _quantile(stacked.reshape(len(runs), -1).T, 0.5).reshape(len(kept), -1)
-        found[when] = [[_cell(value) for value in frame] for frame in frames]
+        found[when] = [_cells(frame) for frame in frames]
     return found
 
 
-def _cell(kappa: float) -> int | None:
-    if math.isnan(kappa):
-        return None
-    return AT_FLOOR if math.isinf(kappa) else max(0, round(100 * math.log10(max(kappa, 1))))
+def _cells(kappa: Numbers) -> list[int | None]:
+    with np.errstate(invalid="ignore"):
+        codes = np.where(np.isinf(kappa), AT_FLOOR, np.round(100 * np.log10(np.maximum(kappa, 1))))
+    return [None if math.isnan(code) else int(code) for code in codes.tolist()]

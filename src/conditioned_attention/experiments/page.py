@@ -10,6 +10,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def page(sections: Sequence[Section]) -> str:
         conditioning_explanation=CONDITIONING,
         style=Markup((WEB / "page.css").read_text(encoding="utf-8")),
         script=Markup((WEB / "page.js").read_text(encoding="utf-8")),
-        plotly=packed(_plotly()) if keys else "",
+        plotly=_plotly() if keys else "",
         numbers=packed(json.dumps(numbers, separators=(",", ":"), allow_nan=False)),
     )
 
@@ -89,10 +90,11 @@ def packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
+@cache
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
-    return str(get_plotlyjs())
+    return packed(get_plotlyjs())
 
 
 def _others(subject: Subject) -> bool:

@@ -121,7 +121,7 @@ def _log10_kappa(row: Mapping[str, Any]) -> float:
 
 
 def _kappa(log10: float) -> str:
-    return "beyond the numerical floor" if math.isinf(log10) else f"{10**log10:.3g}"
+    return "beyond the numerical floor" if math.isinf(log10) else f"{float(f'{10**log10:.3g}'):,.10g}"
 
 
 def alarms(comparison: Comparison) -> list[str]:
