@@ -35,7 +35,6 @@ function base(layout, height, kept = "") {
   for (const shape of own.shapes || []) shape.line.color = colour(shape.line.color);
   for (const name of ["xaxis", "yaxis"]) {
     own[name] = { ...axis, ...own[name] };
-    if (own[name].type === "log") own[name].nticks = 7;
   }
   return {
     ...own, height, uirevision: kept, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -44,6 +43,13 @@ function base(layout, height, kept = "") {
     hoverlabel: { bgcolor: isDark() ? "#1e2329" : "#ffffff", font: { color: text }, bordercolor: grid, namelength: -1 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: isDark() ? "#7d8791" : "#8b949e", activecolor: text },
   };
+}
+
+// Powers of ten where there are many, 2 and 5 between few; of one alone plotly.js knows better.
+function logTicks(view) {
+  const values = view.traces.flatMap(trace => trace.y).concat((view.layout.shapes || []).map(shape => shape.y0));
+  const logs = values.filter(value => value > 0).map(Math.log10), decades = Math.max(...logs) - Math.min(...logs);
+  return decades >= 3 ? { dtick: 1 } : decades >= 1 ? { dtick: "D2" } : {};
 }
 
 const manyBands = 6;  // of more curves the bands would hide the lines
@@ -74,8 +80,11 @@ function curves(figure, chart) {
   const rows = Math.max(...chart.views.map(view => view.layout.yaxis.type === "category" ? chartRows(view) : 0));
   const draw = () => {
     const view = chart.views[state.view];
+    const layout = structuredClone(view.layout);
+    if (layout.yaxis.type === "log") Object.assign(layout.yaxis, logTicks(view));
+    layout.xaxis = { exponentformat: "none", separatethousands: true, ...layout.xaxis };
     const height = rows ? 90 + 30 * rows : innerWidth < 600 ? 320 : 400;
-    return Plotly.react(plot, view.traces.map(trace => painted(trace, state)), base(view.layout, height, view.name), config);
+    return Plotly.react(plot, view.traces.map(trace => painted(trace, state)), base(layout, height, view.name), config);
   };
   if (chart.views.length > 1) figure.querySelector(".controls").append(choice("show", chart.views.map(v => v.name), i => {
     state.view = i;
