@@ -3,11 +3,14 @@
 import json
 import math
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
+import matplotlib.image as plt
 import numpy as np
 import pytest
 import safetensors.torch
+import sklearn.datasets
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionPoolLatent
@@ -17,9 +20,11 @@ from transformers import BertConfig, Wav2Vec2Config, Wav2Vec2Model, WhisperConfi
 
 from conditioned_attention import ConditionMonitor, conditioning, precondition, spectral_condition
 from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
+from conditioned_attention.inspection.heads import change_in_words, worst_heads
 from conditioned_attention.inspection.logits import strongest_self_logit
+from conditioned_attention.inspection.pictures import plot_inspection
 from conditioned_attention.sites import find_projections, find_sites
-from tests.models import MODELS, build, inputs, output
+from tests.models import MODELS, build, images, inputs, output
 from tests.test_cli import call
 
 
@@ -111,7 +116,7 @@ def test_inputs_from_files(tmp_path):
     np.save(tmp_path / "x.npy", x.numpy())
     assert (load_input(tmp_path / "x.npy") == x).all()
     with pytest.raises(ValueError, match=r"inputs come as \.pt, "):
-        load_input(tmp_path / "x.jpg")
+        load_input(tmp_path / "x.csv")
     torch.save("text", tmp_path / "text.pt")
     with pytest.raises(ValueError, match="holds a str; inputs are a tensor"):
         load_input(tmp_path / "text.pt")
@@ -228,3 +233,111 @@ def test_the_command_says_what_lambda_does(capsys):
     said = capsys.readouterr().out
     assert "λ = 10, as published, adds 8" in said.replace("\n", " ")
     assert "σ_min(W + C)" in said
+
+
+def tiny_bert(folder):
+    """A BERT with a tokenizer, as it would be on a disk."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["[UNK]", "[CLS]", "[SEP]", "the", "row", "norm", "of", "a", "head"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    model = build("bert")
+    model.save_pretrained(folder)
+    return model
+
+
+def test_text_comes_in_windows_without_padding(tmp_path):
+    model = tiny_bert(tmp_path / "bert")
+    length = model.config.max_position_embeddings
+    window = min(length, 128)
+    (tmp_path / "text.txt").write_text("the row norm of a head " * 200)
+    ids = load_input(tmp_path / "text.txt", model, str(tmp_path / "bert"))["input_ids"]
+    assert ids.shape == (4, window)
+    assert (ids[:, 0] == 1).all()
+    assert (ids[:, -1] == 2).all()
+    assert ids[0, 1:7].tolist() == [3, 4, 5, 6, 7, 8]
+    assert ids[1, 1] == 3 + (window - 2) % 6, "the text goes on in the next window"
+    (tmp_path / "short.txt").write_text("a row")
+    assert load_input(tmp_path / "short.txt", model, str(tmp_path / "bert"))["input_ids"].tolist() == [[1, 7, 4, 2]]
+    with pytest.raises(ValueError, match="is text, for a Hugging Face folder with its tokenizer; 'vit_tiny' is none"):
+        load_input(tmp_path / "text.txt", model, "vit_tiny")
+
+
+def test_pictures_are_prepared_as_the_model_wants_them(tmp_path):
+    photographs = Path(sklearn.datasets.__file__).parent / "images"
+    model = load_model("vit_tiny_patch16_224")
+    batch = load_input(photographs, model, "vit_tiny_patch16_224")
+    assert batch.shape == (2, 3, 224, 224)
+    assert (batch[0] == load_input(photographs / "china.jpg", model, "vit_tiny_patch16_224")[0]).all()
+    assert batch.min() >= -1, "by timm's mean and deviation for this model, one half"
+    assert batch.max() <= 1
+    assert batch.std() > 0.2
+    with pytest.raises(ValueError, match="holds no pictures"):
+        load_input(tmp_path, model, "vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match="is pictures, for a timm model or a Hugging Face folder; 'x' is neither"):
+        load_input(photographs, nn.Linear(2, 2), "x")
+
+
+def test_heads_and_what_lambda_changes_in_them():
+    model = build("timm_vit")
+    inspection = inspect_model(model, images(), spectral=0.5)
+    assert inspection.heads == tuple(ConditionMonitor(model, images(), samples=None).measure(0))
+    with spectral_condition(model, 0.5):
+        corrected = ConditionMonitor(model, images(), samples=None).measure(0)
+    assert inspection.heads_corrected == tuple(corrected)
+    worst = worst_heads(inspection.heads, 3)
+    assert [r.kappa_before for r in worst] == sorted((r.kappa_before for r in inspection.heads), reverse=True)[:3]
+    falls = sum(r.kappa_after < r.kappa_before * 10**-0.1 for r in inspection.heads)
+    assert f"in {falls} of 8 heads" in change_in_words("C", inspection.heads, lambda r: r.kappa_after)
+    assert len(inspection.to_json()["heads_corrected"]) == 8
+
+
+def test_the_command_names_the_worst_heads(tmp_path, capsys):
+    tiny_bert(tmp_path / "bert")
+    (tmp_path / "text.txt").write_text("the row norm of a head and what becomes of it " * 20)
+    assert call("inspect", str(tmp_path / "bert"), "--input", str(tmp_path / "text.txt"), "--spectral", "0.5") == 0
+    said = capsys.readouterr().out
+    model = load_model(str(tmp_path / "bert"))
+    probe = load_input(tmp_path / "text.txt", model, str(tmp_path / "bert"))
+    worst = worst_heads(inspect_model(model, probe).heads, 8)
+    names = [line.split("│")[1].strip() for line in said.splitlines() if ", head " in line]
+    assert names == [f"{record.module}, head {record.head}" for record in worst]
+    assert "with λ I" in said
+    assert "C: log10 κ falls by more than 0.1 in " in said
+    assert "λ I, λ = 0.5: log10 κ falls" in said
+    assert call("inspect", str(tmp_path / "bert"), "--input", str(tmp_path / "nothing.txt")) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+def test_the_picture_shows_the_numbers(tmp_path, capsys):
+    model = build("timm_vit")
+    inspection = inspect_model(model, images(), spectral=0.5)
+    axes = plot_inspection(inspection)
+    assert [ax.get_title() for ax in axes] == ["as it is", "with C", "with λ I, λ = 0.5"]
+    shown = [ax.images[0].get_array()[record.layer, record.head] for ax in axes[:1] for record in inspection.heads]
+    assert shown == pytest.approx([math.log10(record.kappa_before) for record in inspection.heads])
+    record = inspection.heads_corrected[6]
+    assert axes[2].images[0].get_array()[1, 2] == pytest.approx(math.log10(record.kappa_before))
+    assert plot_inspection(inspect_model(precondition_of(model), images()))[0].get_title() == "before C"
+    with pytest.raises(ValueError, match="there are no condition numbers to draw: there was nothing to run"):
+        plot_inspection(inspect_model(build("timm_vit")))
+    tiny_bert(tmp_path / "bert")
+    arguments = ["inspect", str(tmp_path / "bert"), "--picture", str(tmp_path / "deep" / "heads.png")]
+    assert call(*arguments, "--dark") == 0
+    image = plt.imread(tmp_path / "deep" / "heads.png")[..., :3]
+    assert image[0, 0].max() < 0.2, "dark ground"
+    assert call(*arguments) == 0
+    assert plt.imread(tmp_path / "deep" / "heads.png")[0, 0].min() > 0.9
+    assert call("inspect", str(tmp_path / "bert"), "--picture", str(tmp_path / "heads.jpg")) == 2
+    assert "--picture must end in .png, .svg or .pdf" in capsys.readouterr().err
+
+
+def precondition_of(model):
+    precondition(model)
+    return model

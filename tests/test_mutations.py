@@ -21,6 +21,9 @@ INSPECTION, VERSIONS = "tests/test_inspection.py", "tests/conversion/test_versio
 SPECTRAL, CONTROLS = "tests/conversion/test_spectral.py", "tests/test_controls.py"
 LEARNED, VARIANTS = "tests/sites/test_learned.py", "tests/experiments/test_variants.py"
 JACOBIAN, WEIGHTS = "tests/measure/test_jacobian.py", "tests/measure/test_weights.py"
+SPECTRA, WATCHING = "tests/measure/test_spectra.py", "tests/measure/test_watching.py"
+ATTENTION_SPECTRA = "tests/measure/test_attention_spectra.py"
+D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -118,6 +121,37 @@ MUTATIONS = [
     ("identity_init, C stays fixed", "experiments/variants.py", "                fold(model)", "                pass", VARIANTS),
     ("constant_gain, not the mean", "experiments/variants.py", ".mean().item()", ".amax().item()", VARIANTS),
     ("orthogonal_init, another norm", "experiments/initialise.py", "(drawn * scale).to(matrix)", "drawn.to(matrix)", VARIANTS),
+    ("D-optimal, no ridge", "d_optimal.py", "_RIDGE = 1e-12", "_RIDGE = 0.0", D_OPTIMAL),
+    ("D-optimal, M at uniform weights", "d_optimal.py", "(p.unsqueeze(-1) * unit)", "unit", D_OPTIMAL),
+    ("D-optimal, zero rows lose their weight", "d_optimal.py", "return torch.where(zero, p, rest *", "return torch.where(zero, 0.0, rest *", D_OPTIMAL),
+    ("D-optimal, gradient through the weights", "d_optimal.py", "output = output.detach()", "pass", D_OPTIMAL),
+    ("rows mixed in a causal module", "sites/site.py", "if transform.mixes_rows and _says_causal(self.module):", "if False:", D_OPTIMAL),
+    ("rows mixed in a causal call", "functional.py", "check_rows(transform, causal=is_causal, masked=", "check_rows(transform, causal=False, masked=", D_OPTIMAL),
+    ("rows mixed under padding", "sites/interface.py", "check_rows(transform, masked=mask is not None)", "pass", D_OPTIMAL),
+    ("rows mixed on text", "experiments/variants.py", "transform.mixes_rows and task.causal:", "transform.mixes_rows and False:", VARIANTS),
+    ("Theorem 4.3 without its n", "measure/bounds.py", "0.5 * math.log(n) + bound", "bound", BOUNDS),
+    ("Theorem 4.4 turned round", "measure/bounds.py", "return n <= d", "return n >= d", BOUNDS),
+    ("FLOPs of one head only", "measure/bounds.py", "return n * (2 * d + heads)", "return n * (2 * d + 1)", BOUNDS),
+    ("Gram, trusted blindly", "measure/singular_values.py", "return torch.where(bound < 0.5, bound, torch.inf)", "return 0 * bound", SPECTRA),
+    ("Gram, never trusted", "measure/singular_values.py", "return torch.where(bound < 0.5, bound, torch.inf)", "return bound + 1e9", SPECTRA),
+    ("stable rank without the root's square", "measure/spectra.py", ".square().sum(-1)\n\n    @property\n    def effective", ".sum(-1)\n\n    @property\n    def effective", SPECTRA),
+    ("the floor of another dtype", "measure/spectra.py", "torch.finfo(matrix.dtype).eps", "torch.finfo(torch.float64).eps", SPECTRA),
+    ("too few steps of Lanczos", "measure/randomised.py", "steps = min(k, _steps(k, share, failure / 2))", "steps = 3", SPECTRA),
+    ("log μ without its Frobenius norm", "measure/randomised.py", "k / 2 * math.log(k)", "0.0", SPECTRA),
+    ("weights, later keys seen", "measure/attention_spectra.py", "logits = logits.masked_fill(later, -math.inf)", "pass", ATTENTION_SPECTRA),
+    ("weights, an error of nothing", "measure/attention_spectra.py", "error = torch.linalg.vector_norm(back - v * sigma, dim=0)", "error = 0 * sigma", ATTENTION_SPECTRA),
+    ("samples, the first ones only", "measure/monitor.py", "rows = _spread(self.samples, before.shape[0])", "rows = list(range(min(self.samples, before.shape[0])))", WATCHING),
+    ("every process writes", "measure/monitor.py", "distributed.get_rank() == 0", "True", WATCHING),
+    ("the alarm before the file", "measure/monitor.py", "        self._keep(new)\n", "        for alarm in alarms_of(new, self.max_kappa, self.max_scale):\n            self.on_alarm(alarm)\n        self._keep(new)\n", WATCHING),
+    ("NaN for the floor", "measure/records.py", "and not nothing_finite else", "else", WATCHING),
+    ("half precision as it is", "measure/probe.py", "copy = tensor.detach().to(dtype)", "copy = tensor.detach()", WATCHING),
+    ("compiled code probed", "measure/probe.py", 'torch.compiler.set_stance("force_eager")', "nullcontext()", WATCHING),
+    ("hooks that wait for an end", "measure/probe.py", "stop_after if _may_stop(model) else None", "stop_after", WATCHING),
+    ("the forward pass goes on", "measure/monitor.py", "stop_after=last", "stop_after=None", WATCHING),
+    ("the last line lost", "measure/sinks.py", 'lines = lines if file.read(1) == b"\\n" else "\\n" + lines', "file.read(1)", WATCHING),
+    ("Parquet, not replaced", "measure/sinks.py", "unfinished.replace(file)", "pass", WATCHING),
+    ("the worst heads, last", "inspection/heads.py", "key=lambda r: (-r.kappa_before", "key=lambda r: (r.kappa_before", INSPECTION),
+    ("text, windows of any length", "inspection/inputs.py", "if len(window) == len(windows[0])", "if True", INSPECTION),
     ("projections of a run that was killed", "experiments/loop.py", "(self.conditions, self.projections)", "(self.conditions,)", VARIANTS),
 ]  # fmt: skip
 

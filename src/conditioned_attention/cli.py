@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from conditioned_attention.environment import environment
 
@@ -19,7 +19,9 @@ try:
     import tyro
     from tyro.conf import OmitArgPrefixes, subcommand
 
+    from conditioned_attention.bench.monitor import MonitorSettings
     from conditioned_attention.bench.operator import OperatorSettings
+    from conditioned_attention.bench.spectra import SpectraSettings
     from conditioned_attention.bench.step import StepSettings
     from conditioned_attention.experiments.dry_run import DryRun
     from conditioned_attention.experiments.image_folder import ImageFolder
@@ -29,6 +31,9 @@ try:
     from conditioned_attention.experiments.variants import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
+
+if TYPE_CHECKING:
+    from conditioned_attention.inspection import Inspection
 
 AnyRecipe = (
     Annotated[Digits, subcommand("digits", prefix_name=False, default=Digits())]
@@ -147,7 +152,8 @@ class Inspect:
     model: tyro.conf.Positional[str]
     """A timm model's name, a folder with a Hugging Face checkpoint, or a file with a saved module."""
     input: Path | None = None
-    """What to run it on: .pt, .npy, .npz or .safetensors with a tensor or keywords; default: random numbers."""
+    """What to run it on: a text (for a Hugging Face folder), a picture or a folder with pictures, or .pt, .npy, .npz,
+    .safetensors with a tensor or keywords; default: random numbers."""
     structure: bool = False
     """Look at the structure only: nothing is loaded or run, so the size of the model does not matter."""
     pretrained: bool = False
@@ -156,10 +162,18 @@ class Inspect:
     """Trust a saved module, which runs code when it is loaded."""
     spectral: float | Literal["auto"] | None = None
     """Show singular values of W_Q, W_K and W_V as well, with and without λ I for this λ (of large models: minutes)."""
+    precision: Literal["float32", "float64"] = "float32"
+    """What heads are computed in at least; float64 tells apart those at the floor of float32, in twice the time."""
+    picture: Path | None = None
+    """Draw log10 κ of every head before and after C (and with λ I) into this file: .png, .svg or .pdf."""
+    dark: bool = False
+    """Draw it on a dark ground."""
     json: bool = False
     """Print JSON instead of a table."""
 
     def __call__(self) -> int:
+        import torch
+
         from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
         from conditioned_attention.inspection.tables import print_inspection
 
@@ -167,18 +181,34 @@ class Inspect:
             raise ValueError("--structure runs nothing, so it takes no --input")
         if self.structure and self.spectral is not None:
             raise ValueError("--structure loads no weights, so it takes no --spectral")
-        probe = None if self.input is None else load_input(self.input)
+        if self.structure and self.picture is not None:
+            raise ValueError("--structure measures nothing, so it takes no --picture")
+        if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--picture must end in .png, .svg or .pdf, got {self.picture}")
+        if self.input is not None and not self.input.exists():
+            raise FileNotFoundError(f"--input {self.input}: there is no such file or folder")
         model = load_model(self.model, pretrained=self.pretrained, weights=not self.structure, unpickle=self.unpickle)
-        if probe is None and not self.structure:
-            probe = synthetic_input(model)
-        inspection = inspect_model(model, probe, spectral=self.spectral)
+        probe = None
+        if not self.structure:
+            probe = synthetic_input(model) if self.input is None else load_input(self.input, model, self.model)
+        inspection = inspect_model(model, probe, spectral=self.spectral, dtype=getattr(torch, self.precision))
         source = "random numbers" if self.input is None else str(self.input)
+        if self.picture is not None:
+            self._draw(inspection)
         if self.json:
             data = {"model": self.model, "input": source, **inspection.to_json()}
             print(json.dumps(data, indent=2, allow_nan=False))
         else:
             print_inspection(inspection, source)
         return 0 if inspection.complete else 1
+
+    def _draw(self, inspection: Inspection) -> None:
+        from conditioned_attention.inspection.pictures import plot_inspection
+
+        assert self.picture is not None
+        self.picture.parent.mkdir(parents=True, exist_ok=True)
+        figure: Any = plot_inspection(inspection, theme="dark" if self.dark else "light")[0].figure
+        figure.savefig(self.picture, dpi=150)
 
 
 @dataclass(frozen=True)
@@ -263,6 +293,48 @@ class BenchStep:
 
 
 @dataclass(frozen=True)
+class BenchMonitor:
+    """Measure what the condition monitor takes of training time and memory.
+
+    Finished models are kept, and a second call with the same settings measures only the others.
+    """
+
+    settings: MonitorSettings = field(default_factory=MonitorSettings)
+    models: tuple[str, ...] = ("vit_b", "gpt2")
+    """Names of models.  An unknown name lists them."""
+    output: Path = Path("runs/bench")
+    """Folder for monitor.csv and monitor.json."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.models import find_models
+        from conditioned_attention.bench.monitor import run_monitor
+        from conditioned_attention.bench.tables import print_monitor
+
+        for row in run_monitor(find_models(self.models), self.settings, self.output):
+            print_monitor(row, self.settings.every)
+        print(f"{self.output}: monitor.csv, monitor.json")
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchSpectra:
+    """Measure how long singular values take by each route, and how far κ is off."""
+
+    settings: SpectraSettings = field(default_factory=SpectraSettings)
+    output: Path = Path("runs/bench")
+    """Folder for spectra.csv and spectra.json."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.spectra import run_spectra
+        from conditioned_attention.bench.tables import print_spectra
+
+        for rows in run_spectra(self.settings, self.output):
+            print_spectra(rows)
+        print(f"{self.output}: spectra.csv, spectra.json")
+        return 0
+
+
+@dataclass(frozen=True)
 class BenchLoop:
     """Measure what this library's training loop costs over a bare PyTorch loop, side by side."""
 
@@ -309,6 +381,8 @@ class BenchTable:
 AnyBench = (
     Annotated[BenchOperator, subcommand("operator")]
     | Annotated[BenchStep, subcommand("step")]
+    | Annotated[BenchMonitor, subcommand("monitor")]
+    | Annotated[BenchSpectra, subcommand("spectra")]
     | Annotated[BenchLoop, subcommand("loop")]
     | Annotated[BenchTable, subcommand("table")]
 )

@@ -13,7 +13,7 @@ from timm.layers.cbam import SpatialAttn
 from torch import nn
 
 from conditioned_attention import apply_conditioning, conditioning, precondition, restore
-from conditioned_attention.measure.monitor import head_outputs
+from conditioned_attention.measure.probe import head_outputs
 from conditioned_attention.sites import timm as table
 from conditioned_attention.sites.site import class_name
 from tests.conversion.timm_cases import CASES, MODELS

@@ -30,8 +30,8 @@ from conditioned_attention.experiments.tables import conditioning_table, table
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.words import alarms, short_answer
-from conditioned_attention.measure.monitor import HeadRecord
 from conditioned_attention.measure.plots import average_condition_number
+from conditioned_attention.measure.records import HeadRecord
 
 BOTH = ["baseline", "preconditioned"]
 BLUE = (0x00, 0x72, 0xB2)
@@ -238,7 +238,8 @@ def test_on_a_phone_nothing_leaves_the_screen(chromium, real):
     plot = phone.chart("by epoch").locator(".plot")
     pixels = phone.pixels(plot)
     assert (pixels < 60).all(-1).mean() > 0.5, "a light chart on a dark page"
-    assert phone.count(plot, (255, 255, 255)) > 100, "the baseline is not to be seen"
+    assert phone.count(plot, (0xF2, 0xF2, 0xF2)) > 100, "the baseline is not to be seen"
+    assert phone.count(plot, (0x06, 0x7E, 0xDA)) > 100, "nor the other, in its colour for dark pages"
     phone.page.emulate_media(color_scheme="light")
     phone.page.wait_for_timeout(300)
     assert (phone.pixels(plot) > 200).all(-1).mean() > 0.5, "a dark chart on a page that has become light"
@@ -424,9 +425,10 @@ def test_heads_are_read_as_the_monitor_wrote_them(real):
 
 
 def test_heads_at_the_floor_and_layers_with_fewer_heads(tmp_path):
-    rows = [(0, 0, 3.0), (0, 1, None), (1, 0, None)]
+    rows = [(0, 0, 3.0, 0), (0, 1, None, 0), (1, 0, None, 0), (1, 1, None, 1.0)]  # the last one was not finite
     record = HeadRecord(5, 0, "a", 0, False, 1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 1.5)
-    lines = [{**record.to_json(), "layer": layer, "head": head, "kappa_before": kappa} for layer, head, kappa in rows]
+    keys = ("layer", "head", "kappa_before", "not_finite")
+    lines = [{**record.to_json(), **dict(zip(keys, row))} for row in rows]
     (tmp_path / "conditions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     heads = read_heads(tmp_path / "conditions.jsonl")
     np.testing.assert_array_equal(heads.used, [[[3.0, np.inf], [np.inf, np.nan]]])

@@ -2,29 +2,20 @@
 
 import copy
 import json
-import math
 import random
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from conditioned_attention import ConditionMonitor, condition_number, precondition, restore
-from conditioned_attention.measure.monitor import HeadRecord, head_outputs
-from conditioned_attention.measure.plots import (
-    COLOURS,
-    average_condition_number,
-    plot_condition_numbers,
-    share_at_floor,
-)
+from conditioned_attention.measure.probe import head_outputs
+from conditioned_attention.measure.records import HeadRecord
 from tests.models import MODELS, build, images, inputs, timm_vit
 
 attention = F.scaled_dot_product_attention
@@ -176,44 +167,6 @@ def test_wrong_arguments():
         ConditionMonitor(build("timm_vit"), images(), every=2.5)
     with pytest.raises(ValueError, match="every must be at least 1"):
         ConditionMonitor(build("timm_vit"), images(), every=0)
-
-
-def record(step, layer, head, kappa):
-    return HeadRecord(step, layer, "m", head, False, kappa, 1.0, 0.0, 0.0, float(math.isinf(kappa)), 0.0, 1.0)
-
-
-def test_figure_3_averages_over_heads_then_layers():
-    records = [record(0, 0, 0, 2.0), record(0, 0, 1, 4.0), record(0, 1, 0, 9.0), record(0, 1, 1, math.inf)]
-    assert average_condition_number(records) == {0: (3.0 + 9.0) / 2}
-    assert share_at_floor(records) == 0.25
-    ax = plot_condition_numbers({"baseline": [records, [record(0, 0, 0, 8.0)]]})
-    line = ax.get_lines()[0]
-    assert list(line.get_ydata()) == [7.0]
-    assert ax.get_yscale() == "log"
-    assert "20% at the floor" in ax.get_legend().get_texts()[0].get_text()
-
-
-def inked(ax, colour):
-    """How many points of the picture are of this colour."""
-    canvas = FigureCanvasAgg(ax.figure)
-    ax.get_legend().set_visible(False)
-    canvas.draw()
-    image = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-    wanted = np.array(to_rgb(colour)) * 255
-    return int((np.abs(image - wanted).max(axis=-1) < 8).sum())
-
-
-@pytest.mark.parametrize("kappas", [[8.0], [math.inf, 8.0], [math.inf, 8.0, math.inf, 9.0]])
-def test_a_step_without_finite_neighbours_is_seen(kappas):
-    seeds = [[record(step, 0, 0, kappa * factor) for step, kappa in enumerate(kappas)] for factor in (1.0, 1.1)]
-    ax = plot_condition_numbers({"baseline": [], "preconditioned": seeds})
-    assert inked(ax, COLOURS[1]) > 20
-
-
-def test_a_picture_of_nothing_but_the_floor_says_so():
-    ax = plot_condition_numbers({"baseline": [[record(step, 0, 0, math.inf) for step in range(3)]]})
-    ax.figure.draw_without_rendering()
-    assert ax.texts[0].get_text() == "every head is at the numerical floor"
 
 
 def test_measuring_between_forward_and_backward():

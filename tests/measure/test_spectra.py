@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conditioned_attention import condition_number, log_complexity, precondition_rows, reference
+from conditioned_attention.measure.randomised import estimate_condition
+from conditioned_attention.measure.spectra import spectrum
 
 
 def test_values_that_can_be_computed_by_hand():
@@ -86,3 +88,101 @@ def test_theorem_4_4_fails_for_more_rows_than_columns():
     assert condition_number(after).item() == pytest.approx(2**0.5)
     assert log_complexity(head).exp().item() == pytest.approx(2)
     assert log_complexity(after).exp().item() == pytest.approx(2.1213, abs=1e-4)
+
+
+def with_singular_values(values, n, seed=0):
+    """An n × k matrix in float64 with exactly these singular values."""
+    generator = torch.Generator().manual_seed(seed)
+    k = len(values)
+    u, _ = torch.linalg.qr(torch.randn(n, k, generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))
+    return u @ torch.diag(torch.as_tensor(values, dtype=torch.float64)) @ v.mT
+
+
+def test_ranks_that_can_be_computed_by_hand():
+    found = spectrum(with_singular_values([4.0, 2.0, 2.0], 9))
+    assert found.stable_rank.item() == pytest.approx(24 / 16)
+    assert found.effective_rank.item() == pytest.approx(math.exp(0.5 * math.log(2) + 2 * 0.25 * math.log(4)))
+    assert found.sigma_max.item() == pytest.approx(4)
+    assert found.sigma_min.item() == pytest.approx(2)
+    assert found.resolution == pytest.approx(1 / (9 * 2.0**-52))
+    same = spectrum(torch.eye(7, 5))
+    assert same.stable_rank.item() == pytest.approx(5)
+    assert same.effective_rank.item() == pytest.approx(5)
+    one = spectrum(torch.ones(8, 5))
+    assert one.stable_rank.item() == pytest.approx(1)
+    assert one.effective_rank.item() == pytest.approx(1, abs=1e-10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(2, 12), st.floats(0, 9), st.integers(0, 10**6), st.booleans())
+def test_the_gram_route_keeps_what_it_promises(more, k, decades, seed, wide):
+    """Whatever κ is: either the bound proves the root, or the matrix is decomposed."""
+    matrix = with_singular_values(torch.logspace(0, -decades, k, dtype=torch.float64), k + more, seed)
+    matrix = matrix.mT if wide else matrix
+    exact, gram = (spectrum(matrix, method=method).sigma_min.item() for method in ("svd", "gram"))
+    assert gram == pytest.approx(exact, rel=1e-3)
+    assert spectrum(matrix * 1e200, method="gram").sigma_min.item() == pytest.approx(1e200 * gram, rel=1e-3)
+
+
+def test_the_gram_route_decomposes_only_what_it_cannot_prove(monkeypatch):
+    matrices = torch.stack([with_singular_values([1, 10.0**-decade], 50) for decade in (1, 4, 8)])
+    decomposed = []
+    original = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda m: decomposed.append(len(m)) or original(m))
+    kappas = spectrum(matrices, method="gram").kappa
+    assert decomposed == [1], "of three"
+    assert kappas[2].item() == pytest.approx(1e8, rel=1e-7)
+    assert spectrum(torch.zeros(2, 3, 2), method="gram").kappa.isposinf().all()
+
+
+def test_an_unknown_route():
+    with pytest.raises(ValueError, match=r"method='qr' is unknown; valid are \('svd', 'gram'\)"):
+        spectrum(torch.eye(2), method="qr")
+    with pytest.raises(ValueError, match="tolerance must be positive"):
+        spectrum(torch.eye(2), method="gram", tolerance=0.0)
+
+
+@pytest.mark.parametrize("decades", [0.5, 3, 7])
+@pytest.mark.parametrize("shape", [(300, 120), (120, 300), (150, 150)])
+def test_estimates_of_large_matrices_lie_in_their_intervals(decades, shape):
+    values = torch.logspace(0, -decades, min(shape), dtype=torch.float64)
+    matrix = with_singular_values(values, max(shape))
+    matrix = matrix if shape[0] >= shape[1] else matrix.mT
+    for seed in range(3):
+        found, exact = estimate_condition(matrix, seed=seed), spectrum(matrix)
+        assert found.kappa <= exact.kappa.item() * (1 + 1e-9) <= found.kappa_high * (1 + 1e-9)
+        assert found.sigma_max == pytest.approx(1, rel=0.01)
+        assert found.sigma_min == pytest.approx(10**-decades, rel=0.01)
+        assert found.log_mu == pytest.approx(exact.log_mu.item(), rel=1e-9)
+        assert found.stable_rank == pytest.approx(exact.stable_rank.item(), rel=0.02)
+
+
+def test_a_looser_estimate_takes_fewer_steps():
+    matrix = with_singular_values(torch.linspace(1, 9, 200), 220)
+    tight, loose = estimate_condition(matrix), estimate_condition(matrix, tolerance=0.3, failure=0.1)
+    assert loose.steps < 15 < 50 < tight.steps
+    assert loose.kappa <= 9 <= loose.kappa_high
+
+
+def test_estimates_know_the_floor():
+    matrix = with_singular_values(torch.logspace(0, -7, 60), 80)
+    assert estimate_condition(matrix.float()).kappa == math.inf
+    assert estimate_condition(torch.ones(50, 40)).kappa == math.inf
+    assert estimate_condition(torch.zeros(50, 40)).kappa == math.inf
+    assert estimate_condition(torch.eye(60) * 3).kappa == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "options", "error", "words"),
+    [
+        ([[1.0]], {}, TypeError, "got list"),
+        (torch.ones(2, 3, 4), {}, ValueError, r"matrix must be \(n, d\)"),
+        (torch.full((3, 3), math.nan), {}, ValueError, "not finite"),
+        (torch.eye(3), {"tolerance": 1.5}, ValueError, "tolerance must be between 0 and 1"),
+        (torch.eye(3), {"failure": 0.0}, ValueError, "failure must be between 0 and 1"),
+    ],
+)
+def test_wrong_input_of_estimates(matrix, options, error, words):
+    with pytest.raises(error, match=words):
+        estimate_condition(matrix, **options)

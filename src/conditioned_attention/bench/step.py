@@ -85,10 +85,12 @@ class StepRow:
 
 
 @dataclass(frozen=True)
-class _Trainee:
+class Trainee:
     """A model under way: one step of it, what it holds and what it is."""
 
     note: str
+    network: nn.Module
+    place: Callable[[torch.Tensor], torch.Tensor]  # data to the model's device and dtype
     step: Callable[[], None]
     held: Callable[[], int]
     fixed_bytes: int
@@ -116,22 +118,22 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
     variants = find_variants(settings.variants)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        batch = tuple(_to(tensor, device, dtype) for tensor in model.batch(batch_size))
-        trainees = [_trainee(model, layers, variant, batch, device, dtype) for variant in variants]
-        samples = [partial(seconds_of, trainee.step, device) for trainee in trainees]
+        batch = model.batch(batch_size)
+        trainees = [trainee(model, layers, variant, batch, device, dtype) for variant in variants]
+        samples = [partial(seconds_of, each.step, device) for each in trainees]
         times = interleave(samples, settings.rounds, _WARMUP)
-        held = [trainee.held() for trainee in trainees]
-        peak = [trainee.fixed_bytes + peak_bytes(trainee.step, device) for trainee in trainees]
+        held = [each.held() for each in trainees]
+        peak = [each.fixed_bytes + peak_bytes(each.step, device) for each in trainees]
     shape = f"{model.about}, batch {batch_size}, {layers} layer{'s' * (layers > 1)}"
     rows = []
-    for i, (variant, trainee) in enumerate(zip(variants, trainees)):
+    for i, (variant, each) in enumerate(zip(variants, trainees)):
         ratio = paired_ratio(times[i], times[0])
         rows.append(
             StepRow(
                 model=model.name,
                 shape=shape,
                 variant=variant.name,
-                note=trainee.note,
+                note=each.note,
                 ratio=ratio.median,
                 p20=ratio.p20,
                 p80=ratio.p80,
@@ -146,9 +148,12 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
     return rows
 
 
-def _trainee(
+def trainee(
     model: StepModel, layers: int, variant: Variant, batch: Batch, device: torch.device, dtype: torch.dtype
-) -> _Trainee:
+) -> Trainee:
+    """A fresh model of this variant, ready to train on this batch."""
+    place = partial(_to, device=device, dtype=dtype)
+    batch = tuple(place(tensor) for tensor in batch)
     torch.manual_seed(0)
     network: nn.Module = model.build(layers)
     report = variant.apply_structure(network)
@@ -163,8 +168,10 @@ def _trainee(
         for tensor in batch:
             tensor.grad = None
 
-    return _Trainee(
+    return Trainee(
         note="" if report is None else f"{len(report.converted)} of {len(report.rows)} attention modules converted",
+        network=network,
+        place=place,
         step=step,
         held=lambda: held_bytes(lambda: model.loss(network, batch), exist),
         fixed_bytes=3 * sum(p.numel() * p.element_size() for p in network.parameters()),  # AdamW keeps two of each

@@ -8,8 +8,10 @@ from typing import Any
 
 from conditioned_attention.bench.cases import in_order
 from conditioned_attention.bench.contestants import PLAIN
+from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_about, read_rows
+from conditioned_attention.bench.spectra import SpectraRow
 from conditioned_attention.bench.step import StepRow
 from conditioned_attention.experiments.files import write_text
 
@@ -54,6 +56,29 @@ def print_steps(rows: Sequence[StepRow]) -> None:
         for row in rows
     ]
     _print(f"{rows[0].model}: {rows[0].shape}", header, lines)
+
+
+def print_spectra(rows: Sequence[SpectraRow]) -> None:
+    """One shape and κ: each route."""
+    lines = [
+        [row.route, f"{row.ratio:.3f} ({row.p20:.3f}–{row.p80:.3f})", f"{row.milliseconds:.3g}", f"{row.error:.1e}"]
+        for row in rows
+    ]
+    _print(f"{rows[0].shape}, κ = {rows[0].kappa:g}", ["", "time ×", "ms a matrix", "error of κ"], lines)
+
+
+def print_monitor(row: MonitorRow, every: int) -> None:
+    """One model: what a measurement takes, beside a training step."""
+    header = ["", "ms", "peak, MiB", f"share of {every} steps"]
+    share = f"{row.share:.2%} ({row.p20:.2%}–{row.p80:.2%})"
+    step = ["training step", _milliseconds(row.step_milliseconds), _number(row.step_peak_bytes / 2**20, ".0f"), ""]
+    measurement = [
+        f"measurement of {row.heads} heads",
+        _milliseconds(row.measurement_milliseconds),
+        _number(row.measurement_peak_bytes / 2**20, ".0f"),
+        share,
+    ]
+    _print(f"{row.model}: {row.shape}", header, [step, measurement])
 
 
 def markdown_table(csv: Path) -> str:

@@ -1,7 +1,7 @@
 """Plotly charts from numbers, as the plain data that plotly.js takes.  Nothing is read or written.
 
 A chart has one view or several (say loss, learning rate), of which the page shows one at a time.  Colours are those for
-light pages; the page's script has their counterparts for dark ones.
+light pages; the page's script puts their counterparts on dark ones.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from conditioned_attention.experiments.columns import Numbers
 from conditioned_attention.experiments.curves import Band, Curve, band_over_seeds, thin, thin_band
 from conditioned_attention.experiments.statistics import Summary, outcome
 from conditioned_attention.experiments.task import Metric
-from conditioned_attention.measure.plots import styles
+from conditioned_attention.measure.plots import THEMES, styles
 
 Trace = dict[str, Any]
 Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed
 
 _DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 _DOTTED = 40  # points; a curve with fewer shows each as a dot
-_GREY = "#7f7f7f"
 _VALUES = "%{xaxis.title.text} %{x}<br>%{yaxis.title.text} %{y:.4~g}<extra></extra>"
 
 
@@ -74,6 +73,12 @@ class Chart:
 
 
 Palette = Mapping[str, Entry]  # of every variant on a page
+
+
+def counterparts() -> dict[str, str]:
+    """For each colour of the charts the one that stands for it on a dark page."""
+    light, dark = THEMES["light"], THEMES["dark"]
+    return dict(zip((*light.colours, light.faint), (*dark.colours, dark.faint)))
 
 
 def palette_of(variants: Sequence[str]) -> dict[str, Entry]:
@@ -305,7 +310,7 @@ def floor_line(resolution: float) -> dict[str, Any]:
 
 
 def _line(**ends: Any) -> dict[str, Any]:
-    return {"type": "line", "line": {"color": _GREY, "width": 1.5, "dash": "dash"}, **ends}
+    return {"type": "line", "line": {"color": THEMES["light"].faint, "width": 1.5, "dash": "dash"}, **ends}
 
 
 def share_axes(charts: Sequence[Chart]) -> None:

@@ -69,7 +69,7 @@ class Heads:
         steps: (S,), ascending.
         modules: the L attention modules, in the order of the forward pass.
         before, after: κ (S, L, H) of head outputs without and with C; inf at the numerical floor, NaN where a layer
-            has fewer heads.
+            has fewer heads, or no entry of the output was finite.
         used, log_mu: κ and log μ (S, L, H) of what the model uses: after C where it is conditioned.
         resolution: the lowest κ that is the floor's, NaN in logs that do not have it.
     """
@@ -88,7 +88,7 @@ class Heads:
         return not np.array_equal(self.used, self.before, equal_nan=True)
 
 
-_HEAD = ("kappa_before", "kappa_after", "log_mu_before", "log_mu_after", "conditioned")
+_HEAD = ("kappa_before", "kappa_after", "log_mu_before", "log_mu_after", "conditioned", "not_finite")
 
 
 def read_heads(path: Path) -> Heads | None:
@@ -102,7 +102,7 @@ def read_heads(path: Path) -> Heads | None:
 
     def cube(values: Numbers) -> NDArray[np.float32]:
         filled = np.full((len(steps), len(layers), head.max() + 1), np.nan, np.float32)
-        filled[step, layer, head] = values
+        filled[step, layer, head] = np.where(table["not_finite"] == 1, np.nan, values)
         return filled
 
     modules = [table.words[int(table["module"][layer == i][0])] for i in range(len(layers))]

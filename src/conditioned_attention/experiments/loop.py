@@ -31,9 +31,9 @@ from conditioned_attention.experiments.optimizer import build_optimizer, build_s
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.trackers import Trackers, check_installed
 from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import Variant
+from conditioned_attention.experiments.variants import Variant, check_suited
 from conditioned_attention.measure import ConditionMonitor
-from conditioned_attention.measure.monitor import HeadRecord
+from conditioned_attention.measure.records import summary
 from conditioned_attention.measure.weights import ProjectionRecord, projection_records, value_norm
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def train(
         that is not finite.
 
     Raises:
-        ValueError: the folder holds a run of another variant, seed or setting.
+        ValueError: the folder holds a run of another variant, seed or setting; a variant that the task cannot have.
         FloatingPointError: the training loss is not finite.
         OSError: a checkpoint or log could not be written; those before it are as they were.
         RuntimeError: no checkpoint can be read, and nothing was changed; or the processes that were launched are not
@@ -97,6 +97,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.saved_at, self.saved_step = time.monotonic(), 0
 
+        check_suited([variant], task)
         check_installed(launch.trackers)
         self.accelerator = launch.accelerator(settings.precision, settings.accumulation)
         self.main = self.accelerator.is_main_process
@@ -108,7 +109,7 @@ class _Run:
         model = task.build_model()
         variant.apply(model, task.probe())
         self._seed_randomness(0)
-        self.monitor = ConditionMonitor(model, self._to_device(task.probe())) if settings.monitor_every else None
+        self.monitor = self._monitor(model) if settings.monitor_every else None
         self.value_norm_before = value_norm(model)
         self.ema = self._average(model)
         self._prepare(model)
@@ -148,6 +149,9 @@ class _Run:
         self.model, self.optimizer, self.schedule, self.train_loader, self.eval_loader = self.accelerator.prepare(
             model, optimizer, build_schedule(optimizer, settings, self.ticks), train_loader, eval_loader
         )
+
+    def _monitor(self, model: nn.Module) -> ConditionMonitor:
+        return ConditionMonitor(model, self._to_device(self.task.probe()), samples=None, keep=0)
 
     def _to_device(self, data: Any) -> Any:
         from accelerate.utils import send_to_device
@@ -321,7 +325,7 @@ class _Run:
         model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
         projections = projection_records(model)
         self._write(self.projections, *({"step": self.step} | record.to_json() for record in projections))
-        return summarise_conditions(records) | summarise_projections(projections, self.value_norm_before)
+        return summary(records) | summarise_projections(projections, self.value_norm_before)
 
     def finish(self) -> None:
         """Writes what the task has to show of the trained model."""
@@ -406,16 +410,6 @@ class _Run:
         if there != self.identity:
             other = [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if there.get(k) != v]
             raise ValueError(f"{self.folder} holds another run ({', '.join(other)}); choose another folder")
-
-
-def summarise_conditions(records: list[HeadRecord]) -> dict[str, float]:
-    """Median log₁₀ κ of the heads of one measurement, and the share of heads at the numerical floor."""
-    values = [math.log10(record.kappa) for record in records]
-    return {
-        "log10_kappa": statistics.median(values),
-        "floor_share": sum(math.isinf(value) for value in values) / len(values),
-        "largest_scale": max(record.largest_scale for record in records),
-    }
 
 
 def summarise_projections(records: list[ProjectionRecord], value_norm_before: float) -> dict[str, float]:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from conditioned_attention.experiments.charts import Chart, share_axes
+from conditioned_attention.experiments.charts import Chart, counterparts, share_axes
 from conditioned_attention.experiments.columns import Heads
 from conditioned_attention.experiments.comparison import Comparison, describe_machines
 from conditioned_attention.experiments.statistics import outcome
@@ -58,7 +58,8 @@ def page(sections: Sequence[Section]) -> str:
     web = Environment(
         loader=FileSystemLoader(WEB), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    numbers = [[chart.to_json() for chart in section.charts] for section in sections]
+    charts = [[chart.to_json() for chart in section.charts] for section in sections]
+    numbers = {"charts": charts, "dark": counterparts()}
     several = len(sections) > 1
     keys = dict.fromkeys(chart.key for section in sections for chart in section.charts)
     return web.get_template("page.html.jinja").render(

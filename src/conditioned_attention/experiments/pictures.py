@@ -1,4 +1,4 @@
-"""The two pictures of a comparison as PNG: for a README, a paper, a mail."""
+"""κ of a comparison as a picture, out of long logs; and pictures as PNG files."""
 
 from __future__ import annotations
 
@@ -10,26 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conditioned_attention.experiments.columns import Heads, average_kappa
-from conditioned_attention.experiments.comparison import Comparison
-from conditioned_attention.experiments.statistics import epochs, scores
 from conditioned_attention.measure.plots import legend_above, legend_height, plot_band, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-def plot_scores(comparison: Comparison, ax: Axes) -> Axes:
-    """Score by epoch: mean over seeds, in a band from the lowest to the highest."""
-    for style, (variant, by_seed) in zip(styles(), comparison.runs.items()):
-        curves = [dict(zip(epochs(history), scores(history))) for history in by_seed.values()]
-        if curves:
-            plot_band(ax, curves, f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})", style)
-    if ax.get_xlim()[1] > 5:
-        ax.locator_params(axis="x", integer=True)
-    ax.set_xlabel("epoch")
-    ax.set_ylabel(comparison.metric.name)
-    legend_above(ax)
-    return ax
 
 
 def plot_kappa(heads: Mapping[str, Sequence[Heads]], ax: Axes) -> Axes:

@@ -13,7 +13,8 @@ from conditioned_attention.experiments.figures import charts_of, heads_of
 from conditioned_attention.experiments.files import read_json, write_bytes, write_json, write_text
 from conditioned_attention.experiments.gather import gather
 from conditioned_attention.experiments.page import Section, page
-from conditioned_attention.experiments.pictures import picture, plot_kappa, plot_scores
+from conditioned_attention.experiments.pictures import picture, plot_kappa
+from conditioned_attention.experiments.plots import plot_scores
 from conditioned_attention.experiments.subjects import (
     Subject,
     comparison_subject,

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
+import torch
 from torch import nn
 
 from conditioned_attention.conversion import spectral_condition
 from conditioned_attention.inspection.logits import SelfLogit, strongest_self_logit
 from conditioned_attention.measure import ConditionMonitor
-from conditioned_attention.measure.monitor import HeadRecord
+from conditioned_attention.measure.records import HeadRecord
 from conditioned_attention.measure.weights import ProjectionRecord, projection_records
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import Site, active_transform, find_sites
@@ -63,6 +64,8 @@ class Inspection:
         not_measured: why there are no condition numbers; empty if there are.
         self_logit: what spectral conditioning would do to the logits, in the module where it does most; None where no
             projections are known, or nothing was run.
+        heads: of every attention call: what the condition monitor says, before and after C.
+        heads_corrected: the same heads of the model with λ I on its projections, if asked for.
         projections: W_Q, W_K and W_V with and without C, if asked for.
         strength: λ of that C, or ``"auto"``; None where the model is corrected already, or if not asked for.
     """
@@ -71,6 +74,8 @@ class Inspection:
     parameters: int
     not_measured: str = ""
     self_logit: SelfLogit | None = None
+    heads: tuple[HeadRecord, ...] = ()
+    heads_corrected: tuple[HeadRecord, ...] = ()
     projections: tuple[ProjectionRecord, ...] = ()
     strength: float | str | None = None
 
@@ -85,14 +90,19 @@ class Inspection:
         data = {"parameters": self.parameters, "not_measured": self.not_measured, "modules": rows}
         if self.self_logit is not None:
             data["self_logit"] = asdict(self.self_logit)
+        data["heads"] = [record.to_json() for record in self.heads]
+        if self.heads_corrected:
+            data["heads_corrected"] = [record.to_json() for record in self.heads_corrected]
         if self.projections:
             data["strength"] = self.strength
             data["projections"] = [record.to_json() for record in self.projections]
         return data
 
 
-def inspect_model(model: nn.Module, probe: Any = None, *, spectral: float | str | None = None) -> Inspection:
-    """What conversion would do to each attention module of ``model``, and its condition numbers on ``probe``.
+def inspect_model(
+    model: nn.Module, probe: Any = None, *, spectral: float | str | None = None, dtype: torch.dtype = torch.float32
+) -> Inspection:
+    """What conversion would do to each attention module of ``model``, and the condition numbers of its heads.
 
     The model is not changed.
 
@@ -100,8 +110,9 @@ def inspect_model(model: nn.Module, probe: Any = None, *, spectral: float | str 
         model: any module.
         probe: what the model is called with: a mapping (keywords), a tuple (positional) or one tensor; None to measure
             nothing.
-        spectral: λ or ``"auto"``: look at W_Q, W_K and W_V too, with and without λ I.  Of a model that is corrected
-            already its own corrections are looked at.
+        spectral: λ or ``"auto"``: look at W_Q, W_K and W_V too, and at the heads, with and without λ I.  Of a model
+            that is corrected already its own corrections are looked at.
+        dtype: that heads are computed in at least; ``torch.float64`` tells apart what is at the floor of float32.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -125,30 +136,33 @@ def inspect_model(model: nn.Module, probe: Any = None, *, spectral: float | str 
     elif probe is not None:
         not_measured = ""
         try:
-            records = ConditionMonitor(model, probe).measure(0)
+            records = _measure(model, probe, dtype)
             logit = strongest_self_logit(model, probe)
         except Exception as error:  # a model of anybody's, on an input that may not be its own
             not_measured = f"the model does not run on this input: {type(error).__name__}: {error}"
     rows = [_row(site, [record for record in records if record.module == site.name]) for site in sites]
     parameters = sum(p.numel() for p in model.parameters())
-    inspection = Inspection(tuple(rows), parameters, not_measured, logit)
+    inspection = Inspection(tuple(rows), parameters, not_measured, logit, tuple(records))
     if spectral is None:
         return inspection
-    corrected = any(spectral_of(site.module) is not None for site in sites)
-    return replace(
-        inspection,
-        projections=tuple(_projections(model, None if corrected else spectral)),
-        strength=None if corrected else spectral,
-    )
+    if any(spectral_of(site.module) is not None for site in sites):
+        return replace(inspection, projections=tuple(projection_records(model)))
+    projections, corrected = _with_lambda(model, spectral, probe if records else None, dtype)
+    return replace(inspection, projections=tuple(projections), heads_corrected=tuple(corrected), strength=spectral)
 
 
-def _projections(model: nn.Module, strength: float | str | None) -> list[ProjectionRecord]:
-    if strength is None:
-        return projection_records(model)
+def _measure(model: nn.Module, probe: Any, dtype: torch.dtype) -> list[HeadRecord]:
+    """Every sample, for they were chosen; what is not finite is in the table, and needs no warning."""
+    return ConditionMonitor(model, probe, samples=None, dtype=dtype, keep=0, on_alarm=lambda _: None).measure(0)
+
+
+def _with_lambda(
+    model: nn.Module, strength: float | str, probe: Any, dtype: torch.dtype
+) -> tuple[list[ProjectionRecord], list[HeadRecord]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that λ is large: nothing is going to train with it
         with spectral_condition(model, strength):
-            return projection_records(model)
+            return projection_records(model), [] if probe is None else _measure(model, probe, dtype)
 
 
 def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:

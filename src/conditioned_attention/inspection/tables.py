@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
+from conditioned_attention.inspection.heads import change_in_words, worst_heads
 from conditioned_attention.inspection.inspect import Inspection, InspectionRow
 from conditioned_attention.measure.weights import ProjectionRecord
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _COLUMNS = ("module", "class", "heads", "conversion", "log10 κ", "after C", "largest C")
 _PROJECTION_COLUMNS = ("projection", "shape", "‖W‖", "κ(W)", "σ_min(W)", "κ(W + C)", "σ_min(W + C)")
+_HEAD_COLUMNS = ("head", "log10 κ", "after C", "effective rank", "row spread", "largest C")
+_FLOAT32 = 1e9  # no head of float32 numbers resolves such a κ
+_WORST = 8  # heads that are named
 _PIPED = 160  # columns where the output is no terminal
 
 
@@ -39,6 +47,8 @@ def print_inspection(inspection: Inspection, source: str) -> None:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"{names[0]}{more}: {reason}", markup=False, highlight=False)
     console.print(_summary(inspection, source), markup=False, highlight=False)
+    if inspection.heads:
+        _print_heads(console, inspection)
     if inspection.self_logit is not None:
         console.print(inspection.self_logit.sentence(), markup=False, highlight=False)
     if inspection.projections:
@@ -48,11 +58,45 @@ def print_inspection(inspection: Inspection, source: str) -> None:
         console.print(grid)
 
 
+def _print_heads(console: Console, inspection: Inspection) -> None:
+    """The worst heads, and what C and λ I would change in all of them."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    corrected = {(record.layer, record.head): record.kappa_before for record in inspection.heads_corrected}
+    columns = [*_HEAD_COLUMNS[:3], *(["with λ I"] if corrected else []), *_HEAD_COLUMNS[3:]]
+    grid = Table(*columns, title="the worst heads", title_justify="left")
+    for record in worst_heads(inspection.heads, _WORST):
+        where = f"{record.module or '(the model)'}, head {record.head}"
+        cells = [where, _log10(record.kappa_before), _log10(record.kappa_after)]
+        cells += [_log10(corrected[record.layer, record.head])] if corrected else []
+        cells += [f"{record.effective_rank_before:.1f} of {min(record.rows, record.columns)}"]
+        cells += [f"{record.row_spread_before:.3g}", f"{record.largest_scale:.3g}"]
+        grid.add_row(*map(escape, cells))
+    console.print(grid)
+    floor = sum(record.floor_before > 0.5 for record in inspection.heads)
+    if floor > len(inspection.heads) / 2 and inspection.heads[0].resolution < _FLOAT32:
+        console.print(
+            f"{floor} of {len(inspection.heads)} heads are at the floor: --precision float64 tells them apart"
+        )
+    sentences = [change_in_words("C", inspection.heads, lambda record: record.kappa_after)]
+    if corrected:
+        name = f"λ I, λ = {_strength(inspection.strength)}"
+        changed = change_in_words(name, inspection.heads, lambda record: corrected[record.layer, record.head])
+        sentences.append(changed)
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False)
+
+
+def _strength(strength: float | str | None) -> str:
+    return strength if isinstance(strength, str) else f"{strength:g}"
+
+
 def _title(inspection: Inspection) -> str:
     strength = inspection.strength
     if strength is None:
         return "projections, and as they are corrected"
-    return f"projections, and with λ I, λ = {strength if isinstance(strength, str) else f'{strength:g}'}"
+    return f"projections, and with λ I, λ = {_strength(strength)}"
 
 
 def _projection_cells(record: ProjectionRecord) -> tuple[str, ...]:

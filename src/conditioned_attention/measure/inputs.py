@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from conditioned_attention.measure.monitor import call, undisturbed
+from conditioned_attention.measure.probe import call, undisturbed
 from conditioned_attention.sites import Site
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.measure.inputs import attention_inputs
 from conditioned_attention.measure.jacobian import JacobianCondition, jacobian_condition
-from conditioned_attention.measure.monitor import head_outputs
+from conditioned_attention.measure.probe import head_outputs
 from conditioned_attention.sites import Site, find_projections, find_sites
 from conditioned_attention.sites.corrected import shown
 from conditioned_attention.sites.projections import Projections, as_matrix

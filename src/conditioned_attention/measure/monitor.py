@@ -8,89 +8,65 @@ Shapes: B probe samples, H heads, N tokens, D head width.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conditioned_attention.measure.spectra import condition_number, log_complexity
-from conditioned_attention.preconditioner import HeadTransform, RowNorm
-from conditioned_attention.sites import Site, active_transform, find_sites, install, transform_of, unwrap
+from conditioned_attention.measure.alarms import Alarm, alarms_of, warn
+from conditioned_attention.measure.probe import HeadOutputs, watch_heads
+from conditioned_attention.measure.records import HeadRecord, head_records, summary
+from conditioned_attention.measure.sinks import sink_for
+from conditioned_attention.sites import find_sites, unwrap
 
-
-@dataclass(frozen=True)
-class HeadRecord:
-    """The conditioning of one head at one step: medians over the samples of the probe batch.
-
-    Attributes:
-        step: of training, as given to the monitor.
-        layer: position of the attention call in the forward pass, from 0.
-        module: name of the attention module.
-        head: index of the head in its layer, from 0.
-        conditioned: whether the model runs with a transform on this head.
-        kappa_before: κ of the head output ``softmax(q kᵀ) v``; inf at the numerical floor.
-        kappa_after: κ after the head's transform, or after C if it has none (what C would do).
-        log_mu_before, log_mu_after: the same for log μ, natural logarithm.
-        floor_before, floor_after: share of the samples whose κ is at the numerical floor.
-        largest_scale: the largest factor that the transform (or C) puts on a row.
-    """
-
-    step: int
-    layer: int
-    module: str
-    head: int
-    conditioned: bool
-    kappa_before: float
-    kappa_after: float
-    log_mu_before: float
-    log_mu_after: float
-    floor_before: float
-    floor_after: float
-    largest_scale: float
-
-    @property
-    def kappa(self) -> float:
-        """κ of the matrix that the model really uses: after the transform if it has one."""
-        return self.kappa_after if self.conditioned else self.kappa_before
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; numbers that are not finite become None, which JSON has."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> HeadRecord:
-        """The record that `to_json` wrote; None comes back as ``inf``, which is what κ and log μ are at the floor."""
-        values: dict[str, Any] = {k: math.inf if v is None else v for k, v in data.items()}
-        return cls(**values)
+Choice = int | Sequence[int] | None
+Log = Callable[[Mapping[str, float], int], None]
 
 
 class ConditionMonitor:
-    """Measures κ and log μ of every attention head of a model, before and after C, every so many steps.
+    """Measures κ, log μ and more of every attention head of a model, before and after C, every so many steps.
 
-    The probe runs without gradient, in evaluation mode, without autocast, and without a ``torch.compile`` around the
-    model; modes, buffers, attributes and random states are put back, so training goes on as if nothing had happened.
+    The probe runs without gradient, in evaluation mode, without autocast, and without anything that ``torch.compile``
+    made; modes, buffers, attributes and random states are put back, so training goes on as if nothing had happened.
+    A measurement costs a forward pass on the probe and 2 · samples · heads singular value decompositions a layer, on
+    the CPU.
+
+    Of several processes each measures by itself, and the first one writes and logs.  With DistributedDataParallel you
+    may as well call it in that one only; with FSDP2 every process has to call it at the same steps, as the forward
+    pass gathers the weights.
 
     Args:
-        model: the model that trains, plain or converted; wrapped by ``torch.compile`` or DistributedDataParallel is
-            fine.  It must hold attention that `precondition` could convert.
+        model: the model that trains, plain or converted; wrapped by ``torch.compile``, DistributedDataParallel or
+            ``fully_shard`` is fine.  It must hold attention that `precondition` could convert.
         probe: what the model is called with: a mapping (keywords), a tuple (positional) or one tensor.  A handful of
-            real samples without padding; the cost is one forward pass and 2 · B · H singular value decompositions a
-            layer.
+            real samples without padding, on the model's device.
         every: steps between measurements.
-        path: JSON Lines file that every measurement is appended to; numbers that are not finite are null.
+        path: file or folder that every measurement is appended to: JSON Lines, or a folder of Parquet files if it ends
+            in ``.parquet`` (`read_records` reads both); numbers that are not finite are null.
+        layers: which attention calls of the forward pass, by position from 0: a sequence, a number of them, spread
+            evenly from the first to the last, or None for all.
+        heads: which heads of each, in the same way.
+        samples: how many matrices (B) of each head, spread evenly over the probe batch; None for all.
+        dtype: models of lower precision are probed with parameters in this one, copied for the time, because heads that
+            were rounded to bfloat16 have hardly a κ left; None measures what the model computes, and ``torch.float64``
+            tells apart what is at the floor of float32.
+        keep: how many measurements stay in ``records``; 0 where what `measure` returns is enough.
+        max_kappa, max_scale: bounds on κ and on the largest factor that C puts on a row.
+        on_alarm: called with an `Alarm` where one is passed, or a head's output is not finite; default a
+            ``RuntimeWarning``.  What it raises ends the measurement, after everything was written.
+        log: called with a few numbers and the step after each measurement, to show them wherever training is shown:
+            ``lambda numbers, step: wandb.log(dict(numbers), step=step)``.
 
     Attributes:
-        records: every `HeadRecord` so far.
+        records: every `HeadRecord` of the last ``keep`` measurements.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``every`` not an integer.
-        ValueError: no attention whose heads can be reached; ``every`` below 1.
+        TypeError: ``model`` is not a module, or a number is not one.
+        ValueError: no attention whose heads can be reached; a number out of range.
 
     >>> import torch
     >>> from transformers import ViTConfig, ViTModel
@@ -104,159 +80,158 @@ class ConditionMonitor:
     16
     """
 
-    def __init__(self, model: nn.Module, probe: Any, *, every: int = 100, path: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Any,
+        *,
+        every: int = 100,
+        path: str | Path | None = None,
+        layers: Choice = None,
+        heads: Choice = None,
+        samples: int | None = 4,
+        dtype: torch.dtype | None = torch.float32,
+        keep: int = 200,
+        max_kappa: float | None = None,
+        max_scale: float | None = None,
+        on_alarm: Callable[[Alarm], None] = warn,
+        log: Log | None = None,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if not isinstance(every, int):
-            raise TypeError(f"every must be an integer number of steps, got {type(every).__name__}")
-        if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}")
+        _check_count("every", every, "of steps")
+        _check_count("keep", keep, "of measurements")
+        _check_count("samples", samples, "or None for all")
+        _check_choice("layers", layers)
+        _check_choice("heads", heads)
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32, torch.float64 or None, got {dtype}")
         self.model = unwrap(model)
         if not any(site.reachable for site in find_sites(self.model)):
             raise ValueError(f"{type(self.model).__name__} holds no attention whose heads can be reached")
         self.probe = probe
         self.every = every
+        self.layers, self.heads, self.samples, self.dtype = layers, heads, samples, dtype
+        self.max_kappa, self.max_scale, self.on_alarm, self.log = max_kappa, max_scale, on_alarm, log
         self.path = Path(path) if path is not None else None
-        self.records: list[HeadRecord] = []
+        self._sink = None if path is None else sink_for(path)
+        self._kept: deque[list[HeadRecord]] = deque(maxlen=keep)
+        self._calls: int | None = None  # of attention in a forward pass; counted when it matters
+
+    @property
+    def records(self) -> list[HeadRecord]:
+        """Every record of the last ``keep`` measurements."""
+        return [record for measurement in self._kept for record in measurement]
 
     def step(self, step: int) -> list[HeadRecord]:
         """Measures if ``step`` is a multiple of ``every``; returns the new records, or an empty list."""
         return self.measure(step) if step % self.every == 0 else []
 
     def measure(self, step: int) -> list[HeadRecord]:
-        """Runs the probe now and returns one record for every head; they are kept and written as well."""
-        new = [
-            record
-            for layer, call in enumerate(head_outputs(self.model, self.probe))
-            for record in _records(step, layer, call)
-        ]
-        self.records += new
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(record.to_json()) + "\n" for record in new)
+        """Runs the probe now and returns one record for every head that was chosen; they are kept and written as well.
+
+        Raises:
+            ValueError: a layer or head was chosen that the model has not.
+        """
+        new: list[HeadRecord] = []
+
+        def take(layer: int, outputs: HeadOutputs) -> None:
+            new.extend(self._records(step, layer, outputs))
+
+        layers = self._layers()
+        last = self._calls if layers is None else max(layers) + 1
+        calls = watch_heads(self.model, self.probe, take, layers=layers, dtype=self.dtype, stop_after=last)
+        if layers is not None and max(layers) >= calls:
+            raise ValueError(f"layers={self.layers!r}: the forward pass has {calls} attention calls, from 0")
+        if layers is None:
+            self._calls = calls
+        self._keep(new)
+        if _first_process():
+            if self._sink is not None:
+                self._sink.write(new)
+            if self.log is not None:
+                self.log(summary(new), step)
+        for alarm in alarms_of(new, self.max_kappa, self.max_scale):
+            self.on_alarm(alarm)
         return new
 
+    def trainer_callback(self, trainer: Any = None) -> Any:
+        """A callback for Hugging Face's Trainer: ``trainer.add_callback(monitor.trainer_callback(trainer))``.
 
-@dataclass(frozen=True)
-class HeadOutputs:
-    """What one call of an attention module computed: heads before and after the transform, (B, H, N, D)."""
+        Given the trainer, a few numbers of every measurement go wherever its own go: its log and its trackers.
+        """
+        from conditioned_attention.measure.callbacks import trainer_callback
 
-    module: str
-    conditioned: bool
-    before: Tensor
-    after: Tensor
+        return trainer_callback(self, trainer)
 
+    def lightning_callback(self) -> Any:
+        """A callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers."""
+        from conditioned_attention.measure.callbacks import lightning_callback
 
-def head_outputs(model: nn.Module, probe: Any) -> list[HeadOutputs]:
-    """Head outputs of every attention call in one forward pass on ``probe``, in the order of the calls.
+        return lightning_callback(self)
 
-    The model is left as it was: modes, buffers, random states and conversion.
-    """
-    calls: list[HeadOutputs] = []
-    sites = [site for site in find_sites(model) if site.reachable]
-    with ExitStack() as stack:
-        stack.enter_context(undisturbed(model))
-        stack.callback(install(sites, lambda site: _Recording(site, _acting(site), calls)))
-        call(model, probe)
-    return calls
+    def _layers(self) -> list[int] | None:
+        if not isinstance(self.layers, int):
+            return None if self.layers is None else list(self.layers)
+        if self._calls is None:
+            self._calls = watch_heads(self.model, self.probe, lambda *_: None, layers=(), dtype=self.dtype)
+        return _spread(self.layers, self._calls)
 
+    def _records(self, step: int, layer: int, outputs: HeadOutputs) -> list[HeadRecord]:
+        before, after = (t.flatten(0, -4) for t in (outputs.before, outputs.after))
+        if self.samples is not None:
+            rows = _spread(self.samples, before.shape[0])
+            before, after = before[rows], after[rows]
+        count = before.shape[1]
+        heads = range(count) if self.heads is None else self.heads
+        chosen = _spread(heads, count) if isinstance(heads, int) else heads
+        if max(chosen) >= count:
+            raise ValueError(f"heads={self.heads!r}: layer {layer} has {count} heads, from 0")
+        return list(head_records(step, layer, outputs.module, outputs.conditioned, before, after, chosen))
 
-def _acting(site: Site) -> HeadTransform | None:
-    return None if active_transform(site) is None else transform_of(site.module)
+    def _keep(self, new: list[HeadRecord]) -> None:
+        if 0 < len(self._kept) == self._kept.maxlen and self._sink is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"only the last {self._kept.maxlen} measurements are kept: give a path, or a larger keep",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self._kept.append(new)
 
-
-class _Recording(HeadTransform):
-    """Another transform (or none), with what goes in and what comes out written down."""
-
-    kind = "recording"
-
-    def __init__(self, site: Site, inner: HeadTransform | None, calls: list[HeadOutputs]) -> None:
-        self.site, self.inner, self.calls = site, inner, calls
-
-    @property
-    def needs_weights(self) -> bool:
-        return self.inner is not None and self.inner.needs_weights
-
-    @property
-    def changes_queries(self) -> bool:
-        return self.inner is not None and self.inner.changes_queries
-
-    def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return (query, key) if self.inner is None else self.inner.queries(query, key)
-
-    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
-        after = RowNorm()(output) if self.inner is None else self.inner(output, weights)
-        self.calls.append(HeadOutputs(self.site.name, self.inner is not None, output, after))
-        return output if self.inner is None else after
+    _warned = False
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradient, no autocast; afterwards everything that hangs on the modules is as it was."""
-    attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    devices = [device] if device.type == "cuda" else []
-    # Accelerate puts an autocasting forward on the instance, over the class's own.
-    if "_original_forward" in model.__dict__:
-        model.__dict__.pop("forward", None)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, members, registered in attributes:
-                _put_back(module.__dict__, members)
-                _put_back(module._buffers, registered)
-            for buffer, version, saved in buffers:
-                if buffer._version != version:  # writing to others would break a backward pass that waits for them
-                    buffer.copy_(saved)
+def _spread(wanted: int, count: int) -> list[int]:
+    """So many of 0 … count - 1, evenly spaced, the first and the last among them."""
+    if wanted >= count:
+        return list(range(count))
+    return [0] if wanted == 1 else [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 
-def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in [name for name in now if name not in before]:
-        del now[name]
-    for name, value in before.items():
-        if name not in now or now[name] is not value:
-            now[name] = value
+def _first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
-def call(model: nn.Module, probe: Any) -> None:
-    """Runs the model on a mapping (keywords), a tuple (positional) or one tensor."""
-    if isinstance(probe, Mapping):
-        model(**probe)
-    elif isinstance(probe, (tuple, list)):
-        model(*probe)
-    else:
-        model(probe)
+def _check_count(name: str, value: Any, what: str) -> None:
+    if value is None and name == "samples":
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer number {what}, got {type(value).__name__}")
+    least = 0 if name == "keep" else 1
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _records(step: int, layer: int, call: HeadOutputs) -> Iterator[HeadRecord]:
-    """One record a head, of the matrices (N, D) of its samples."""
-    # On the CPU: a GPU is slow at small decompositions in float64, and is needed for training.
-    before, after = (t.detach().cpu().flatten(0, -4).transpose(0, 1) for t in (call.before, call.after))
-    norms = [t.double().norm(dim=-1) for t in (before, after)]
-    scale = (norms[1] / norms[0]).where(norms[0] > 0, 1.0).amax(dim=(-2, -1))
-    kappas = [condition_number(t) for t in (before, after)]
-    log_mus = [log_complexity(t) for t in (before, after)]
-    for head in range(before.shape[0]):
-        yield HeadRecord(
-            step=step,
-            layer=layer,
-            module=call.module,
-            head=head,
-            conditioned=call.conditioned,
-            kappa_before=_median(kappas[0][head]),
-            kappa_after=_median(kappas[1][head]),
-            log_mu_before=_median(log_mus[0][head]),
-            log_mu_after=_median(log_mus[1][head]),
-            floor_before=float(kappas[0][head].isinf().double().mean()),
-            floor_after=float(kappas[1][head].isinf().double().mean()),
-            largest_scale=float(scale[head]),
-        )
-
-
-def _median(values: Tensor) -> float:
-    """The middle value, between two the lower one (a mean with inf would hide the finite one)."""
-    return float(values.median())
+def _check_choice(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+        return
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a number, a sequence of positions or None, got {type(value).__name__}")
+    if not value or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in value):
+        raise ValueError(f"{name} must be positions from 0, at least one, got {value!r}")

@@ -4,11 +4,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const byFinger = matchMedia("(pointer: coarse)");
 let printing = false;
 
-// Okabe and Ito's colours, and for each one of the same hue that is readable on a dark page.
-const onDark = {
-  "#000000": "#ffffff", "#0072B2": "#4da3e8", "#D55E00": "#ff8547", "#009E73": "#2fcb9f",
-  "#CC79A7": "#eaa2cb", "#E69F00": "#f6bd4a", "#56B4E9": "#a6defc", "#7f7f7f": "#9aa3ad",
-};
+let onDark = {};  // for each colour of a light page the one that stands for it on a dark page
 const isDark = () => dark.matches && !printing;
 const colour = light => (isDark() && onDark[light]) || light;
 
@@ -207,7 +203,8 @@ async function start() {
     const [numbers, library] = await Promise.all([unpack("numbers"), unpack("plotly")]);
     document.head.append(make("script", { textContent: library }));
     if (!window.Plotly) throw new Error("the page's chart library did not start");
-    const charts = JSON.parse(numbers), draws = [];
+    const { charts, dark: darker } = JSON.parse(numbers), draws = [];
+    onDark = darker;
     for (const figure of document.querySelectorAll(".chart")) {
       const [i, j] = figure.dataset.at.split(","), chart = charts[i][j];
       figure.querySelector(".plot").replaceChildren();

@@ -1,0 +1,125 @@
+"""How long singular values take by each route, and how far κ is off, on matrices whose κ is known."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.experiments.folder import working_folder
+from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
+from conditioned_attention.measure.randomised import estimate_condition
+from conditioned_attention.measure.spectra import spectrum
+
+# matrices, rows, columns: heads of the digits ViT, a ViT-B at 224 pixels, GPT-2 at 512 and 1,024 tokens, weights
+SHAPES = ((2304, 17, 16), (256, 197, 64), (128, 512, 64), (64, 1024, 64), (4, 768, 768), (1, 2048, 2048))
+_DECADES = (2, 4, 6)
+_LARGE = 1024  # columns from which on a matrix is estimated as well
+
+
+@dataclass(frozen=True)
+class SpectraSettings:
+    """How singular values are measured.
+
+    Attributes:
+        rounds: turns that the routes take.
+        threads: threads of torch.
+    """
+
+    rounds: int = 7
+    threads: int = 1
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be measured."""
+        if min(self.rounds, self.threads) < 1:
+            raise ValueError(f"rounds and threads must be at least 1, got {self.rounds} and {self.threads}")
+
+
+@dataclass(frozen=True)
+class SpectraRow:
+    """One route on matrices of one shape and κ.
+
+    Attributes:
+        shape: matrices × rows × columns.
+        kappa: that they have, by construction.
+        route: ``svd``, ``gram`` (with its proof, and what it cannot prove by ``svd``) or ``randomised``.
+        ratio, p20, p80: time over that of ``svd``, median and percentiles of the rounds' ratios.
+        milliseconds: a matrix, median of the rounds.
+        error: the largest relative error of κ.
+        rounds_milliseconds: of each round, for all matrices.
+    """
+
+    shape: str
+    kappa: float
+    route: str
+    ratio: float
+    p20: float
+    p80: float
+    milliseconds: float
+    error: float
+    rounds_milliseconds: list[float] = field(default_factory=list)
+
+
+def run_spectra(settings: SpectraSettings, folder: Path) -> Iterator[list[SpectraRow]]:
+    """Measures what ``folder``/spectra.csv does not hold yet, and yields the rows of every shape and κ in turn."""
+    settings.check()
+    torch.set_num_threads(settings.threads)
+    with working_folder(folder):
+        file = folder / "spectra.csv"
+        rows = begin(file, SpectraRow, asdict(settings))
+        for shape in SHAPES:
+            for decades in _DECADES:
+                name, kappa = "×".join(map(str, shape)), 10.0**decades
+                if not any(row.shape == name and row.kappa == kappa for row in rows):
+                    rows = [*rows, *measure_spectra(shape, kappa, settings.rounds)]
+                    write_rows(file, rows)
+                yield [row for row in rows if row.shape == name and row.kappa == kappa]
+
+
+def measure_spectra(shape: tuple[int, int, int], kappa: float, rounds: int) -> list[SpectraRow]:
+    """One row a route, ``svd`` first."""
+    matrices = with_kappa(shape, kappa)
+    routes: dict[str, Callable[[], Tensor]] = {
+        "svd": lambda: spectrum(matrices).kappa,
+        "gram": lambda: spectrum(matrices, method="gram").kappa,
+    }
+    if shape[2] >= _LARGE:
+        routes["randomised"] = lambda: torch.tensor([estimate_condition(m).kappa for m in matrices])
+    device = torch.device("cpu")
+    times = interleave([partial(seconds_of, route, device) for route in routes.values()], rounds, warmup=1)
+    rows = []
+    for (route, compute), mine in zip(routes.items(), times):
+        ratio = paired_ratio(mine, times[0])
+        rows.append(
+            SpectraRow(
+                shape="×".join(map(str, shape)),
+                kappa=kappa,
+                route=route,
+                ratio=ratio.median,
+                p20=ratio.p20,
+                p80=ratio.p80,
+                milliseconds=1000 * statistics.median(mine) / shape[0],
+                error=float((compute() / kappa - 1).abs().max()),
+                rounds_milliseconds=[1000 * seconds for seconds in mine],
+            )
+        )
+    return rows
+
+
+def with_kappa(shape: tuple[int, int, int], kappa: float) -> Tensor:
+    """Matrices in float64 with singular values from 1 down to 1/κ, evenly in the logarithm, and random directions."""
+    count, n, d = shape
+    generator = torch.Generator().manual_seed(0)
+    left, _ = torch.linalg.qr(torch.randn(1, n, d, dtype=torch.float64, generator=generator))
+    right, _ = torch.linalg.qr(torch.randn(1, d, d, dtype=torch.float64, generator=generator))
+    turned = torch.randn(count, d, generator=generator, dtype=torch.float64).sign()  # each matrix one of its own
+    values = torch.logspace(0, -math.log10(kappa), min(n, d), dtype=torch.float64)
+    made: Tensor = (left * turned[:, None, :] * values) @ right.mT
+    return made

@@ -1,0 +1,45 @@
+"""Which heads are ill-conditioned, and what C or λ would change: in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from conditioned_attention.measure.records import HeadRecord
+
+_MATTERS = 0.1  # a difference of log10 κ that is worth a word
+
+
+def worst_heads(records: Sequence[HeadRecord], count: int) -> list[HeadRecord]:
+    """The heads with the largest κ as they are before C; those at the numerical floor first, of lowest rank first."""
+    known = [record for record in records if not math.isnan(record.kappa_before)]
+    return sorted(known, key=lambda r: (-r.kappa_before, r.effective_rank_before))[:count]
+
+
+def change_in_words(what: str, before: Sequence[HeadRecord], after: Callable[[HeadRecord], float]) -> str:
+    """One sentence on what something does to κ, head by head.
+
+    Args:
+        what: does it; the subject of the sentence.
+        before: the heads as they are.
+        after: the κ that a head would have.
+
+    >>> from conditioned_attention.inspection.heads import change_in_words
+    >>> from conditioned_attention.measure.records import HeadRecord
+    >>> heads = [HeadRecord(0, 0, "attn", i, False, 100.0, 10.0, 3.0, 2.0, 0.0, 0.0, 1.5) for i in range(4)]
+    >>> change_in_words("C", heads, lambda head: head.kappa_after)
+    'C: log10 κ falls by more than 0.1 in 4 of 4 heads and rises by as much in 0; its median 2.00 → 1.00'
+    """
+    known = [record for record in before if not math.isnan(record.kappa_before)]
+    if not known:
+        return f"{what}: no head has a κ"
+    pairs = [(math.log10(record.kappa_before), math.log10(after(record))) for record in known]
+    lower = sum(b < a - _MATTERS for a, b in pairs)
+    higher = sum(b > a + _MATTERS for a, b in pairs)
+    middle = [median(values) for values in zip(*pairs)]
+    words = " → ".join("floor" if math.isinf(value) else f"{value:.2f}" for value in middle)
+    return (
+        f"{what}: log10 κ falls by more than {_MATTERS} in {lower} of {len(known)} heads and rises by as much in "
+        f"{higher}; its median {words}"
+    )

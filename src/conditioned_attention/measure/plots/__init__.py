@@ -1,0 +1,56 @@
+"""Pictures from numbers.  Functions take records or tensors and return matplotlib Axes; nothing is written.
+
+Every function takes ``theme="light"`` or ``"dark"``, in which it paints the whole figure.  It draws where it is told
+(``ax=`` or ``axes=``) or into a new figure, and works without a display: ``ax.figure.savefig("picture.png")``.
+"""
+
+from conditioned_attention.measure.plots.curves import (
+    average_condition_number,
+    draw_floor,
+    plot_band,
+    plot_condition_numbers,
+    share_at_floor,
+)
+from conditioned_attention.measure.plots.heat_maps import (
+    FIELDS,
+    plot_before_after,
+    plot_heat_map,
+    plot_heat_maps,
+    plot_layers,
+)
+from conditioned_attention.measure.plots.side_by_side import side_by_side
+from conditioned_attention.measure.plots.spectra import plot_head_spectra, plot_spectra
+from conditioned_attention.measure.plots.style import (
+    COLOURS,
+    THEMES,
+    Theme,
+    ThemeName,
+    legend_above,
+    legend_height,
+    new_axes,
+    styles,
+)
+
+__all__ = [
+    "COLOURS",
+    "FIELDS",
+    "THEMES",
+    "Theme",
+    "ThemeName",
+    "average_condition_number",
+    "draw_floor",
+    "legend_above",
+    "legend_height",
+    "new_axes",
+    "plot_band",
+    "plot_before_after",
+    "plot_condition_numbers",
+    "plot_head_spectra",
+    "plot_heat_map",
+    "plot_heat_maps",
+    "plot_layers",
+    "plot_spectra",
+    "share_at_floor",
+    "side_by_side",
+    "styles",
+]

@@ -1,0 +1,230 @@
+"""κ during training, one curve a variant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from conditioned_attention.measure.plots.style import (
+    ThemeName,
+    find_theme,
+    legend_above,
+    new_axes,
+    room_for_legend,
+    styles,
+)
+from conditioned_attention.measure.records import HeadRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Edges = Mapping[Any, tuple[float, float]]
+
+
+def average_condition_number(records: Iterable[HeadRecord]) -> dict[int, float]:
+    """κ by step as in figure 3 of arXiv 2603.27153: mean over the heads of a layer, then over the layers.
+
+    Of the matrix that the model uses (after C where it is conditioned).  Heads at the numerical floor have no κ and
+    are left out; a step at which every head is there has ``inf``.
+    """
+    layers: dict[int, dict[int, list[float]]] = {}
+    for record in records:
+        values = layers.setdefault(record.step, {}).setdefault(record.layer, [])
+        if math.isfinite(record.kappa):
+            values.append(record.kappa)
+    return {step: _mean([_mean(v) for v in by_layer.values() if v]) for step, by_layer in sorted(layers.items())}
+
+
+def share_at_floor(records: Iterable[HeadRecord]) -> float:
+    """Share of the records whose κ is not told from infinity at the precision of the data; NaN of none.
+
+    Records without a κ, because the head was not finite, do not count.
+    """
+    kappas = [record.kappa for record in records if not math.isnan(record.kappa)]
+    return sum(map(math.isinf, kappas)) / len(kappas) if kappas else math.nan
+
+
+def plot_condition_numbers(
+    runs: Mapping[str, Sequence[Sequence[HeadRecord]]],
+    ax: Axes | None = None,
+    *,
+    quantiles: tuple[float, float] | None = None,
+    xlabel: str = "optimizer step",
+    theme: ThemeName = "light",
+) -> Axes:
+    """Figure 3 of the paper: average κ during training, one line a variant.
+
+    The line leaves out heads at the numerical floor, whose share the legend has; a dashed line shows where the floor
+    is, unless the records were written before they said so.
+
+    Args:
+        runs: for each label the records of its runs (one list a seed); the line is the mean over seeds.
+        ax: where to draw; default a new figure.
+        quantiles: None for a band from the lowest to the highest seed; two numbers in 0..1 for a band between these
+            quantiles over all heads of all seeds.  A quantile among heads at the floor is drawn at the floor, or, where
+            that is not known, at the largest κ of the runs.  The mean of few very large κ can lie above the band.
+        xlabel: what the steps are.
+        theme: ``"light"`` or ``"dark"``.
+
+    Raises:
+        ValueError: ``quantiles`` or ``theme`` is none of these.
+
+    >>> from conditioned_attention.measure.records import HeadRecord
+    >>> record = HeadRecord(0, 0, "attn", 0, False, 9.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
+    >>> ax = plot_condition_numbers({"baseline": [[record]]}, theme="dark")
+    >>> ax.get_ylabel()
+    'average condition number'
+    """
+    if quantiles is not None and not 0 <= quantiles[0] < quantiles[1] <= 1:
+        raise ValueError(f"quantiles must be two numbers, 0 ≤ low < high ≤ 1, got {quantiles}")
+    given, ax = ax, new_axes(ax, theme)
+    everything = [record for seeds in runs.values() for records in seeds for record in records]
+    for style, (label, seeds) in zip(styles(theme), runs.items()):
+        _draw(ax, label, seeds, style, quantiles, _ceiling(everything), theme)
+    _finish(ax, everything, xlabel, theme)
+    if given is None:
+        room_for_legend(ax)
+    return ax
+
+
+def plot_runs_apart(
+    runs: Mapping[str, Sequence[HeadRecord]],
+    axes: Sequence[Axes],
+    *,
+    quantiles: tuple[float, float] | None,
+    theme: ThemeName,
+) -> None:
+    """`plot_condition_numbers` of one run a panel, with the colours that all in one would have, and its limits."""
+    everything = [record for records in runs.values() for record in records]
+    for ax, style, (label, records) in zip(axes, styles(theme), runs.items()):
+        _draw(ax, label, [records], style, quantiles, _ceiling(everything), theme)
+        _finish(ax, records, "optimizer step", theme)
+    logarithmic = [ax for ax in axes if ax.get_yscale() == "log"]
+    limits = [ax.get_ylim() for ax in logarithmic]
+    for ax in logarithmic:
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _draw(
+    ax: Axes,
+    label: str,
+    seeds: Sequence[Sequence[HeadRecord]],
+    style: tuple[str, str],
+    quantiles: tuple[float, float] | None,
+    ceiling: float,
+    theme: ThemeName,
+) -> None:
+    curves = [average_condition_number(records) for records in seeds]
+    heads = [record for records in seeds for record in records]
+    edges = None if quantiles is None else _quantiles_over_heads(heads, quantiles, ceiling)
+    plot_band(ax, curves, label + _note(heads), style, edges=edges, opacity=find_theme(theme).band)
+
+
+def _finish(ax: Axes, records: Sequence[HeadRecord], xlabel: str, theme: ThemeName) -> None:
+    _scale(ax, records, theme)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel("average condition number")
+    legend_above(ax)
+
+
+def _note(heads: Sequence[HeadRecord]) -> str:
+    """What the legend says of heads that the line leaves out."""
+    floor = share_at_floor(heads)
+    share = "under 1%" if 0 < floor < 0.005 else f"{floor:.0%}"
+    return f" ({share} at the floor)" if floor > 0 else ""
+
+
+def _scale(ax: Axes, records: Sequence[HeadRecord], theme: ThemeName) -> None:
+    """A logarithmic axis with the numerical floor in it; a word where there is nothing to draw on one."""
+    if not any(math.isfinite(record.kappa) for record in records):  # matplotlib has no logarithmic axis without numbers
+        at_floor = any(math.isinf(record.kappa) for record in records)
+        what = "every head is at the numerical floor" if at_floor else "nothing was measured"
+        ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=find_theme(theme).text)
+        return
+    ax.set_yscale("log")
+    draw_floor(ax, _resolutions(records), theme)
+
+
+def draw_floor(ax: Axes, floors: Sequence[float], theme: ThemeName = "light") -> None:
+    """Dashed lines where κ is no longer told from infinity, ascending; the highest is named, and room made for it.
+
+    Nothing is drawn above the highest, so the word covers no curve.  The κ axis must be logarithmic already.
+    """
+    if not floors:
+        return
+    for floor in floors:
+        ax.axhline(floor, color=find_theme(theme).faint, linestyle="--", linewidth=1.0)
+    ax.annotate(
+        "numerical floor", (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
+        textcoords="offset points", fontsize="small", color=find_theme(theme).text,
+    )  # fmt: skip
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, max(high, floors[-1] * (floors[-1] / low) ** 0.1))
+
+
+def _resolutions(records: Iterable[HeadRecord]) -> list[float]:
+    """Where the floor is, ascending: one number unless heads differ in size or dtype; none in older files."""
+    return sorted({record.resolution for record in records if math.isfinite(record.resolution)})
+
+
+def _ceiling(records: Sequence[HeadRecord]) -> float:
+    finite = [record.kappa for record in records if math.isfinite(record.kappa)]
+    return max([*_resolutions(records)[-1:], *finite], default=math.inf)
+
+
+def _quantiles_over_heads(heads: Iterable[HeadRecord], quantiles: tuple[float, float], ceiling: float) -> Edges:
+    by_step: dict[int, list[float]] = {}
+    for record in heads:
+        if not math.isnan(record.kappa):
+            by_step.setdefault(record.step, []).append(min(record.kappa, ceiling))
+    low, high = quantiles
+    return {step: (quantile(values, low), quantile(values, high)) for step, values in by_step.items()}
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed: one of them, so inf does no harm.
+
+    >>> quantile([1.0, 2.0, 3.0, float("inf")], 0.5)
+    2.0
+    """
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def plot_band(
+    ax: Axes,
+    curves: Sequence[Mapping[Any, float]],
+    label: str,
+    style: tuple[str, str],
+    *,
+    edges: Edges | None = None,
+    opacity: float = 0.15,
+) -> None:
+    """The mean of several curves over the steps that all have, in a band from the lowest to the highest.
+
+    A step without finite neighbours, which no line would show, is a dot in a range.
+
+    Args:
+        edges: the band at every step, if it is another.
+        opacity: of the band.
+    """
+    colour, line = style
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    values = [[curve[step] for curve in curves] for step in steps]
+    means = [_mean(v) for v in values]
+    band = [
+        (min(v), max(v)) if edges is None else edges.get(step, (math.nan, math.nan)) for step, v in zip(steps, values)
+    ]
+    ax.plot(steps, means, color=colour, linestyle=line, label=label, linewidth=1.6)
+    drawn = [False, *(math.isfinite(mean) for mean in means), False]
+    for i, step in enumerate(steps):
+        if drawn[i + 1] and not drawn[i] and not drawn[i + 2]:
+            ax.plot([step], [means[i]], color=colour, marker="o", markersize=4)
+            ax.vlines([step], *band[i], color=colour, alpha=0.4)
+    if band and (len(curves) > 1 or edges is not None):
+        low, high = zip(*band)
+        ax.fill_between(steps, low, high, color=colour, alpha=opacity, linewidth=0)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.inf

@@ -1,0 +1,73 @@
+"""Runs beside each other, on common scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from conditioned_attention.measure.plots.curves import plot_runs_apart
+from conditioned_attention.measure.plots.heat_maps import (
+    draw_multiples,
+    last_step,
+    layers_by_heads,
+    layers_by_steps,
+)
+from conditioned_attention.measure.plots.style import ThemeName, panels
+from conditioned_attention.measure.records import HeadRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Picture = Literal["curves", "heads", "layers"]
+_PICTURES = ("curves", "heads", "layers")
+
+
+def side_by_side(
+    runs: Mapping[str, Sequence[HeadRecord]],
+    axes: Sequence[Axes] | None = None,
+    *,
+    picture: Picture = "heads",
+    field: str = "kappa",
+    theme: ThemeName = "light",
+) -> list[Axes]:
+    """Two runs or more beside each other, with the same limits or the same colours.
+
+    Args:
+        runs: the records of each run by the name that its panel gets.
+        axes: where to draw, one for each run; default a new figure.
+        picture: ``"curves"``: average κ by step, in a band from the 10 % to the 90 % quantile over heads
+            (`plot_condition_numbers`); ``"heads"``: layer × head, each run at its last step (`plot_heat_map`);
+            ``"layers"``: layer × step (`plot_layers`).
+        field: of heat maps, as for `plot_heat_map`.
+        theme: ``"light"`` or ``"dark"``.
+
+    Raises:
+        ValueError: no runs, a run without records, an unknown picture, field or theme, or ``axes`` are not as many as
+            runs.
+    """
+    if picture not in _PICTURES:
+        raise ValueError(f"picture must be one of {', '.join(map(repr, _PICTURES))}, got {picture!r}")
+    if not runs or not all(runs.values()):
+        raise ValueError(
+            f"runs must have records each, got { ({name: len(records) for name, records in runs.items()}) }"
+        )
+    if picture == "curves":
+        return _curves(runs, axes, theme)
+    if picture == "layers":
+        grids = [replace(layers_by_steps(records, field), title=name) for name, records in runs.items()]
+    else:
+        found = [(name, layers_by_heads(records, last_step(records), field)) for name, records in runs.items()]
+        grids = [replace(grid, title=f"{name}, {grid.title}") for name, grid in found]
+    return draw_multiples(grids, axes, theme)
+
+
+def _curves(runs: Mapping[str, Sequence[HeadRecord]], axes: Sequence[Axes] | None, theme: ThemeName) -> list[Axes]:
+    drawn = panels(axes, len(runs), theme, (0.6 + 3.2 * len(runs), 3.6))
+    plot_runs_apart(runs, drawn, quantiles=(0.1, 0.9), theme=theme)
+    for ax in drawn[1:]:
+        ax.set_ylabel("")
+    if all(ax.get_yscale() == "log" for ax in drawn):
+        for ax in drawn[1:]:
+            ax.tick_params(labelleft=False)
+    return drawn

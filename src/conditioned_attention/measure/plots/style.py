@@ -1,0 +1,136 @@
+"""Colours on light and on dark ground, axes painted in them, and the legend above a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ThemeName = Literal["light", "dark"]
+
+SCALE = "viridis"  # of heat maps: equal steps look equal, to every common kind of colour vision
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours that go together.
+
+    Text stands out from the background with a contrast ratio of 4.5 at least, lines with 3 (WCAG 2.1), and any two of
+    ``colours`` are 10 apart at least (CIEDE2000) under protanopia, deuteranopia and tritanopia too: see the tests.
+
+    Attributes:
+        background: of the figure and its axes.
+        text: of all text, and of the axes' lines.
+        faint: of lines that are no data, such as the numerical floor.
+        colours: of the curves, one after the other; the first is the baseline's.
+        band: opacity of bands.
+    """
+
+    background: str
+    text: str
+    faint: str
+    colours: tuple[str, ...]
+    band: float
+
+
+# Okabe and Ito's colours.  On white their orange and sky blue have a contrast of 2.3, so a dark mustard and an indigo
+# stand there instead; on dark ground black is white, and all are a little lighter.
+THEMES: dict[str, Theme] = {
+    "light": Theme(
+        background="#FFFFFF",
+        text="#1A1A1A",
+        faint="#666666",
+        colours=("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B5200", "#4012A1"),
+        band=0.15,
+    ),
+    "dark": Theme(
+        background="#0D1117",
+        text="#E6E6E6",
+        faint="#9A9A9A",
+        colours=("#F2F2F2", "#067EDA", "#DE6916", "#00AC80", "#CD7AA9", "#EEA700", "#29C1FF"),
+        band=0.3,
+    ),
+}
+COLOURS = THEMES["light"].colours
+_LINES = ("-", "--", ":")  # where there are more curves than colours
+_LEGEND_COLUMN = 6  # entries
+
+
+def find_theme(name: str) -> Theme:
+    """The theme of this name.
+
+    >>> find_theme("dark").background
+    '#0D1117'
+    """
+    if name not in THEMES:
+        raise ValueError(f"theme must be one of {', '.join(map(repr, THEMES))}, got {name!r}")
+    return THEMES[name]
+
+
+def styles(theme: ThemeName = "light") -> Iterator[tuple[str, str]]:
+    """Colour and kind of line for one curve after the other."""
+    return cycle((colour, line) for line in _LINES for colour in find_theme(theme).colours)
+
+
+def new_axes(ax: Axes | None, theme: ThemeName, size: tuple[float, float] = (6.4, 3.6)) -> Axes:
+    """``ax``, or the axes of a new figure of this size in inches, painted in the theme."""
+    return panels(None if ax is None else [ax], 1, theme, size)[0]
+
+
+def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tuple[float, float]) -> list[Axes]:
+    """``axes``, or those of a new figure, side by side, painted in the theme.
+
+    Raises:
+        ValueError: ``axes`` are not as many as wanted, or the theme is not known.
+    """
+    colours = find_theme(theme)
+    if axes is None:
+        from matplotlib.figure import Figure
+
+        axes = list(Figure(figsize=size, layout="constrained").subplots(1, number, squeeze=False)[0])
+    if len(axes) != number:
+        raise ValueError(f"axes must be {number}, one a panel, got {len(axes)}")
+    for ax in axes:
+        _paint(ax, colours)
+    return list(axes)
+
+
+def _paint(ax: Axes, theme: Theme) -> None:
+    ax.figure.set_facecolor(theme.background)
+    ax.set_facecolor(theme.background)
+    ax.tick_params(which="both", colors=theme.text)
+    for spine in ax.spines.values():
+        spine.set_color(theme.text)
+    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
+        text.set_color(theme.text)
+
+
+def legend_above(ax: Axes) -> None:
+    """The legend above the picture, where it covers no curve, in the colour of the axes' labels."""
+    columns = _legend_columns(ax)
+    ax.legend(
+        frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, ncols=columns,
+        fontsize="medium" if columns == 1 else "small", labelcolor=ax.xaxis.label.get_color(),
+    )  # fmt: skip
+
+
+def legend_height(ax: Axes) -> float:
+    """Inches that the legend above takes."""
+    return 0.2 * math.ceil(len(ax.get_legend_handles_labels()[0]) / _legend_columns(ax))
+
+
+def _legend_columns(ax: Axes) -> int:
+    return 1 if len(ax.get_legend_handles_labels()[0]) <= _LEGEND_COLUMN else 2
+
+
+def room_for_legend(ax: Axes) -> None:
+    """Makes a figure that was made for these axes higher, by what the legend above takes."""
+    from matplotlib.figure import Figure
+
+    if isinstance(ax.figure, Figure):
+        ax.figure.set_figheight(ax.figure.get_figheight() + legend_height(ax))

@@ -1,0 +1,236 @@
+"""A forward pass that measures and leaves no trace.
+
+Shapes: B probe samples, H heads, N tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.preconditioner import HeadTransform, RowNorm
+from conditioned_attention.sites import Site, active_transform, find_sites, install, transform_of
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """What one call of an attention module computed: heads before and after the transform, (B, H, N, D)."""
+
+    module: str
+    conditioned: bool
+    before: Tensor
+    after: Tensor
+
+
+Take = Callable[[int, HeadOutputs], None]
+
+
+def head_outputs(model: nn.Module, probe: Any) -> list[HeadOutputs]:
+    """Head outputs of every attention call in one forward pass on ``probe``, in the order of the calls.
+
+    The model is left as it was: modes, buffers, random states and conversion.
+    """
+    calls: list[HeadOutputs] = []
+    watch_heads(model, probe, lambda _, outputs: calls.append(outputs))
+    return calls
+
+
+def watch_heads(
+    model: nn.Module,
+    probe: Any,
+    take: Take,
+    *,
+    layers: Container[int] | None = None,
+    dtype: torch.dtype | None = None,
+    stop_after: int | None = None,
+) -> int:
+    """Hands the head outputs of one forward pass to ``take``, call after call, so that no two need to be kept.
+
+    Args:
+        model: is left as it was: modes, buffers, random states and conversion.
+        probe: what it is called with.
+        take: gets the position of the call, from 0, and its outputs.
+        layers: positions that are wanted; None for all.
+        dtype: parameters and inputs of lower precision are taken to this one for the time; None leaves them.
+        stop_after: the forward pass ends with this call, where nothing waits for its end: what comes after the last
+            attention, a language model's logits above all, may take as long and more memory than the rest.
+
+    Returns:
+        How many calls there were.
+    """
+    sites = [site for site in find_sites(model) if site.reachable]
+    record = _Record(take, layers, stop_after if _may_stop(model) else None)
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        if dtype is not None:
+            stack.enter_context(at_least(model, dtype))
+            probe = _floats_at_least(probe, dtype)
+        stack.callback(install(sites, lambda site: _Recording(site, _acting(site), record)))
+        stack.enter_context(suppress(_Enough))
+        call(model, probe)
+    return record.calls
+
+
+class _Enough(BaseException):
+    """Ends a forward pass; no Exception, which a model might catch."""
+
+
+def _may_stop(model: nn.Module) -> bool:
+    """Whether no module waits for its forward to end: with hooks, as FSDP2 and offloading have them."""
+    return not any(
+        module._forward_hooks.keys() - module._forward_hooks_always_called.keys() or hasattr(module, "_hf_hook")
+        for module in model.modules()
+    )
+
+
+def _acting(site: Site) -> HeadTransform | None:
+    return None if active_transform(site) is None else transform_of(site.module)
+
+
+class _Record:
+    """Counts the calls of one forward pass and passes on those that are wanted."""
+
+    def __init__(self, take: Take, layers: Container[int] | None, stop_after: int | None) -> None:
+        self.take, self.layers, self.stop_after, self.calls = take, layers, stop_after, 0
+
+    def next_is_wanted(self) -> bool:
+        self.calls += 1
+        return self.layers is None or self.calls - 1 in self.layers
+
+    def pass_on(self, outputs: HeadOutputs) -> None:
+        self.take(self.calls - 1, outputs)
+
+    def stop_if_enough(self) -> None:
+        if self.calls == self.stop_after:
+            raise _Enough
+
+
+class _Recording(HeadTransform):
+    """Another transform (or none), with what goes in and what comes out passed on."""
+
+    kind = "recording"
+
+    def __init__(self, site: Site, inner: HeadTransform | None, record: _Record) -> None:
+        self.site, self.inner, self.record = site, inner, record
+
+    @property
+    def needs_weights(self) -> bool:
+        return self.inner is not None and self.inner.needs_weights
+
+    @property
+    def changes_queries(self) -> bool:
+        return self.inner is not None and self.inner.changes_queries
+
+    def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return (query, key) if self.inner is None else self.inner.queries(query, key)
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        wanted = self.record.next_is_wanted()
+        result = output if self.inner is None else self.inner(output, weights)
+        if wanted:
+            after = RowNorm()(output) if self.inner is None else result
+            self.record.pass_on(HeadOutputs(self.site.name, self.inner is not None, output, after))
+        self.record.stop_if_enough()
+        return result
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradient, no autocast, nothing compiled; afterwards everything that hangs on the modules is
+    as it was.
+    """
+    attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    devices = [device] if device.type == "cuda" else []
+    # Accelerate puts an autocasting forward on the instance, over the class's own.
+    if "_original_forward" in model.__dict__:
+        model.__dict__.pop("forward", None)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices), _uncompiled():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, members, registered in attributes:
+                _put_back(module.__dict__, members)
+                _put_back(module._buffers, registered)
+            for buffer, version, saved in buffers:
+                if buffer._version != version:  # writing to others would break a backward pass that waits for them
+                    buffer.copy_(saved)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Modules inside that are compiled run as they were written: they would not notice, or compile anew."""
+    # Where nothing was compiled yet, Dynamo is not imported for this; torch 2.5 has no stance.
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in [name for name in now if name not in before]:
+        del now[name]
+    for name, value in before.items():
+        if name not in now or now[name] is not value:
+            now[name] = value
+
+
+def call(model: nn.Module, probe: Any) -> None:
+    """Runs the model on a mapping (keywords), a tuple (positional) or one tensor."""
+    if isinstance(probe, Mapping):
+        model(**probe)
+    elif isinstance(probe, (tuple, list)):
+        model(*probe)
+    else:
+        model(probe)
+
+
+@contextmanager
+def at_least(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Parameters and buffers of lower precision as copies in this one, for a while.
+
+    Heads that were rounded to bfloat16 have hardly a smallest singular value left.  Sharded parameters (FSDP2) are
+    gathered by their own code, which knows nothing of copies: they are left alone.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def raised(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:  # tied weights stay tied
+            copy = tensor.detach().to(dtype)
+            copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+        return copies[id(tensor)]
+
+    changed: list[tuple[Any, str, Tensor]] = []
+    try:
+        for module in model.modules():
+            for members in (module._parameters, module._buffers):
+                for name, tensor in members.items():
+                    if tensor is not None and type(tensor) in (Tensor, nn.Parameter) and _lower(tensor, dtype):
+                        changed.append((members, name, tensor))
+        for members, name, tensor in changed:
+            members[name] = raised(tensor)
+        yield
+    finally:
+        for members, name, tensor in changed:
+            members[name] = tensor
+
+
+def _floats_at_least(data: Any, dtype: torch.dtype) -> Any:
+    if isinstance(data, Tensor):
+        return data.to(dtype) if _lower(data, dtype) else data
+    if isinstance(data, Mapping):
+        return {name: _floats_at_least(value, dtype) for name, value in data.items()}
+    if isinstance(data, (tuple, list)):
+        return type(data)(_floats_at_least(value, dtype) for value in data)
+    return data
+
+
+def _lower(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize < dtype.itemsize

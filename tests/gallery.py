@@ -1,0 +1,47 @@
+"""The page ``docs/gallery.md`` run as written, and its pictures; ``make gallery`` calls it.
+
+python -m tests.gallery runs/gallery
+"""
+
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+_LIGHT = 'theme = "light"'
+
+
+def run_page(text, folder, theme="light"):
+    """Runs the page's blocks of Python, in one go.
+
+    Args:
+        text: the page.
+        folder: of the comparison that it draws.
+        theme: what to put in the place of the page's.
+
+    Returns:
+        For the name of each picture that stands below a block, the axes that the block left as ``ax`` or ``axes``.
+    """
+    assert text.count(_LIGHT) == 1
+    assert text.count('Path("runs/gallery")') == 1
+    text = text.replace(_LIGHT, f'theme = "{theme}"').replace('"runs/gallery"', repr(str(folder)))
+    pictures, names = {}, {}
+    for part in text.split("```python\n")[1:]:
+        block, _, rest = part.partition("```")
+        names.pop("ax", None), names.pop("axes", None)
+        exec(compile(block, "gallery.md", "exec"), names)
+        for name in re.findall(r'src="pictures/(.*?)-light\.png"', rest):
+            pictures[name] = names["axes"] if "axes" in names else [names["ax"]]
+    return pictures
+
+
+def main(folder):
+    page = (DOCS / "gallery.md").read_text()
+    (DOCS / "pictures").mkdir(exist_ok=True)
+    for theme in ("light", "dark"):
+        for name, axes in run_page(page, folder, theme).items():
+            axes[0].figure.savefig(DOCS / "pictures" / f"{name}-{theme}.png", dpi=120, pil_kwargs={"optimize": True})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,59 @@
+"""What each rank of a distributed test of the monitor runs: ``torchrun … -m tests.measure.ranks FOLDER``."""
+
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import tests.conftest  # noqa: F401 - torchvision
+from conditioned_attention import ConditionMonitor, precondition
+from tests.models import build, images
+from tests.processes import end
+
+
+def model():
+    built = build("timm_vit")
+    precondition(built, include="*blocks.1*")
+    return built
+
+
+def one_step(wrapped):
+    wrapped(images()).sum().backward()
+
+
+def ddp(folder):
+    wrapped = DistributedDataParallel(model())
+    monitor = ConditionMonitor(wrapped, images(), path=folder / "ddp.jsonl")
+    monitor.measure(0)
+    one_step(wrapped)
+    monitor.measure(1)
+
+
+def ddp_in_the_first_process_only(folder):
+    wrapped = DistributedDataParallel(model())
+    monitor = ConditionMonitor(wrapped, images(), path=folder / "first.jsonl")
+    if dist.get_rank() == 0:
+        monitor.measure(0)
+    one_step(wrapped)
+
+
+def fsdp2(folder):
+    mesh = init_device_mesh("cpu", (2,))
+    sharded = model()
+    for block in sharded.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    monitor = ConditionMonitor(sharded, images(), path=folder / "fsdp2.jsonl")
+    monitor.measure(0)
+    one_step(sharded)
+    monitor.measure(1)
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    for function in (ddp, ddp_in_the_first_process_only, fsdp2):
+        function(Path(sys.argv[1]))
+    end()

@@ -1,0 +1,413 @@
+"""The monitor beside everything that models are trained with."""
+
+import copy
+import csv
+import json
+import math
+import warnings
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conditioned_attention import ConditionMonitor, condition_number, precondition
+from conditioned_attention.measure import monitor
+from conditioned_attention.measure.alarms import Alarm
+from conditioned_attention.measure.model_attention import attention_weights_spectra
+from conditioned_attention.measure.probe import head_outputs
+from conditioned_attention.measure.records import HeadRecord, summary
+from conditioned_attention.measure.sinks import read_records
+from tests.experiments.test_distributed import torchrun
+from tests.measure import ranks
+from tests.models import build, images, inputs
+
+
+def monitor_of(model=None, batch=None, **options):
+    return ConditionMonitor(model or build("timm_vit"), images() if batch is None else batch, **options)
+
+
+def places(records):
+    return [(record.layer, record.head) for record in records]
+
+
+def test_layers_heads_and_samples_may_be_chosen():
+    whole = monitor_of().measure(0)
+    assert monitor_of(layers=[1]).measure(0) == whole[4:]
+    assert monitor_of(layers=1).measure(0) == whole[:4]
+    assert places(monitor_of(layers=2, heads=2).measure(0)) == [(0, 0), (0, 3), (1, 0), (1, 3)]
+    assert monitor_of(heads=[2]).measure(0) == [whole[2], whole[6]]
+    batch = torch.cat([images(), images() * 2 + 1, images() * 0.3])
+    first, _, _, last = (call.before[:, 0] for call in head_outputs(build("timm_vit"), batch)[:1] for _ in range(4))
+    chosen = monitor_of(batch=batch, samples=2).measure(0)[0]
+    assert chosen.samples == 2
+    assert chosen.kappa_before == condition_number(torch.stack([first[0], last[5]])).min().item()
+
+
+def test_what_is_not_there_cannot_be_chosen():
+    with pytest.raises(ValueError, match=r"layers=\[2\]: the forward pass has 2 attention calls"):
+        monitor_of(layers=[2]).measure(0)
+    with pytest.raises(ValueError, match=r"heads=\[1, 4\]: layer 0 has 4 heads"):
+        monitor_of(heads=[1, 4]).measure(0)
+    for options, error, words in (
+        ({"layers": 0}, ValueError, "layers must be at least 1"),
+        ({"heads": "all"}, TypeError, "heads must be a number, a sequence of positions or None, got str"),
+        ({"heads": [-1]}, ValueError, "heads must be positions from 0"),
+        ({"layers": []}, ValueError, "at least one"),
+        ({"samples": 0}, ValueError, "samples must be at least 1"),
+        ({"keep": 2.0}, TypeError, "keep must be an integer number of measurements"),
+        ({"dtype": torch.bfloat16}, ValueError, "dtype must be torch.float32, torch.float64 or None"),
+    ):
+        with pytest.raises(error, match=words):
+            monitor_of(**options)
+
+
+def test_records_hold_more_than_kappa():
+    model = build("timm_vit")
+    record = monitor_of(model, samples=1).measure(3)[5]
+    before = head_outputs(model, images())[1].before[0, 1].double()
+    sigma = torch.linalg.svdvals(before)
+    norms = before.norm(dim=-1)
+    assert (record.rows, record.columns, record.samples) == (17, 8, 1)
+    assert record.sigma_max_before == pytest.approx(sigma[0].item())
+    assert record.sigma_min_before == pytest.approx(sigma[-1].item())
+    assert record.stable_rank_before == pytest.approx((sigma.square().sum() / sigma[0] ** 2).item())
+    assert record.row_spread_before == pytest.approx((norms.max() / norms.min()).item())
+    assert record.row_spread_after == pytest.approx(1, rel=1e-5)
+    assert record.resolution == pytest.approx(1 / (17 * 2.0**-23))
+
+
+def test_a_half_precision_model_is_measured_in_float32():
+    model = build("timm_vit").bfloat16()
+    weights = [p.data_ptr() for p in model.parameters()]
+    exact = copy.deepcopy(model).float()
+    found = monitor_of(model, batch=images().bfloat16()).measure(0)
+    assert found == monitor_of(exact, batch=images().bfloat16().float()).measure(0)
+    assert [p.data_ptr() for p in model.parameters()] == weights
+    assert model(images().bfloat16()).dtype == torch.bfloat16
+    rounded = monitor_of(model, batch=images().bfloat16(), dtype=None).measure(0)
+    assert all(math.isinf(record.kappa) for record in rounded)
+    assert rounded[0].resolution < 10
+
+
+def test_float64_tells_apart_what_is_at_the_floor_of_float32():
+    model = build("timm_vit")
+    for block in model.blocks:  # values that are one direction and a little of the others
+        weight = block.attn.qkv.weight.data[64:]
+        weight.copy_(torch.outer(weight[:, 0], weight[0]) + 1e-8 * weight)
+        block.attn.qkv.bias.data.zero_()
+    single, double = monitor_of(model).measure(0), monitor_of(model, dtype=torch.float64).measure(0)
+    assert all(math.isinf(record.kappa) for record in single)
+    assert all(1e5 < record.kappa < 1e12 for record in double)
+    assert next(model.parameters()).dtype == torch.float32
+    exact = copy.deepcopy(model).double()
+    assert monitor_of(exact, batch=images().double()).measure(0) == double
+
+
+@pytest.mark.parametrize("how", ["submodule", "in place"])
+def test_compiled_parts_run_as_they_were_written_and_are_not_compiled_again(how):
+    plain = monitor_of().measure(0)
+    model = build("timm_vit")
+    torch._dynamo.reset()
+    if how == "submodule":
+        model.blocks[1] = torch.compile(model.blocks[1], backend="aot_eager")
+    else:
+        model.compile(backend="aot_eager")
+    model(images()).sum().backward()
+    monitor = monitor_of(model)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        measured = monitor.measure(0)
+        model(images()).sum().backward()
+        assert monitor.measure(0) == measured
+    names = {record.module: record.module.replace("_orig_mod.", "") for record in measured}
+    assert [vars(r) | {"module": names[r.module]} for r in measured] == [vars(record) for record in plain]
+
+
+def test_under_autocast_and_gradient_checkpointing():
+    plain = monitor_of().measure(0)
+    model = build("timm_vit").train()
+    model.set_grad_checkpointing()
+    monitor = monitor_of(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images()).float().sum()
+        assert monitor.measure(0) == plain
+        loss.backward()
+    assert len(monitor.records) == 8, "recomputation measures nothing"
+
+
+def test_memory_is_bounded():
+    monitor = monitor_of(keep=2)
+    monitor.measure(0)
+    monitor.measure(1)
+    with pytest.warns(RuntimeWarning, match="only the last 2 measurements are kept: give a path"):
+        monitor.measure(2)
+    assert {record.step for record in monitor.records} == {1, 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor.measure(3)
+        nothing = monitor_of(keep=0)
+        assert nothing.measure(0)
+        nothing.measure(1)
+    assert nothing.records == []
+
+
+def test_no_two_layers_are_held_at_one_time(monkeypatch):
+    held, alive = [], weakref.WeakSet()
+    original = monitor.head_records
+
+    def noted(*args):
+        alive.update(tensor for tensor in args if isinstance(tensor, torch.Tensor))
+        held.append(len(alive))
+        return original(*args)
+
+    monkeypatch.setattr(monitor, "head_records", noted)
+    monitor_of().measure(0)
+    assert held == [2, 2], "one layer's, before and after"
+
+
+class Talkative(nn.Module):
+    """Counts how often its end is reached."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.ended = build("timm_vit"), []
+
+    def forward(self, x):
+        result = self.body(x)
+        self.ended.append(1)
+        return result
+
+
+def test_the_forward_pass_ends_with_the_last_attention():
+    model = Talkative().train()
+    plain = monitor_of().measure(0)
+    monitor = monitor_of(model)
+    for ended in (1, 1, 1):  # the first time the calls are counted
+        assert [r.kappa for r in monitor.measure(0)] == [r.kappa for r in plain]
+        assert len(model.ended) == ended
+    assert model.training
+    monitor_of(model, layers=[0]).measure(0)
+    assert len(model.ended) == 1
+    model.body.norm.register_forward_hook(lambda *_: None)  # somebody waits for an end
+    monitor.measure(0)
+    assert len(model.ended) == 2
+    model(images()).sum().backward()
+
+
+class Exploding(nn.Module):
+    """The second image comes out as NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = build("timm_vit")
+
+    def forward(self, x):
+        return self.body(x / torch.tensor([1.0, 0.0]).view(2, 1, 1, 1) * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
+
+
+def test_alarms_name_what_happened(tmp_path):
+    alarms: list[Alarm] = []
+    bounds = {"max_kappa": 5.0, "max_scale": 0.5, "on_alarm": alarms.append}
+    model = Exploding()
+    records = monitor_of(model, **bounds).measure(7)
+    kinds = {alarm.kind: alarm for alarm in alarms}
+    assert set(kinds) == {"not finite", "kappa", "scale"}
+    assert all(record.not_finite == 0.5 and math.isfinite(record.sigma_max_before) for record in records)
+    assert len(kinds["not finite"].heads) == 8
+    above = sorted((record.kappa for record in records if record.kappa > 5), reverse=True)
+    assert [record.kappa for record in kinds["kappa"].heads] == above
+    worst = kinds["kappa"].heads[0]
+    expected = f"step 7: κ is above 5 in {len(above)} of 8 heads, most in {worst.module}, head {worst.head}"
+    assert str(kinds["kappa"]).startswith(expected)
+    path = tmp_path / "log.jsonl"
+    with pytest.warns(RuntimeWarning, match="head outputs are not finite in 8 of 8 heads"):
+        monitor_of(model, path=path, max_kappa=1e30).measure(0)
+
+    def stop(alarm):
+        raise StopIteration(str(alarm))
+
+    with pytest.raises(StopIteration, match="not finite"):
+        monitor_of(model, path=path, on_alarm=stop).measure(1)
+    assert {record.step for record in read_records(path)} == {0, 1}, "written before the alarm"
+
+
+def test_a_head_of_nothing_but_nan_is_not_taken_for_the_floor():
+    model = build("timm_vit")
+    model.blocks[1].attn.qkv.bias.data.fill_(math.nan)
+    with pytest.warns(RuntimeWarning, match="not finite in 4 of 8 heads"):
+        records = monitor_of(model).measure(0)
+    assert math.isnan(records[4].kappa)
+    assert math.isnan(HeadRecord.from_json(json.loads(json.dumps(records[4].to_json()))).kappa)
+    assert records[4].floor_before == 0
+    assert summary(records)["log10_kappa"] == pytest.approx(summary(records[:4])["log10_kappa"])
+    assert math.isnan(summary(records[4:])["log10_kappa"])
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.parquet"])
+def test_files_are_read_back(tmp_path, name):
+    monitor = monitor_of(path=tmp_path / name, every=2)
+    for step in range(5):
+        monitor.step(step)
+    assert read_records(tmp_path / name) == monitor.records
+    monitor_of(path=tmp_path / name).measure(4)  # a run that went on from an earlier checkpoint
+    assert read_records(tmp_path / name) == monitor.records
+
+
+def test_parquet_is_what_pandas_reads(tmp_path):
+    import pandas
+
+    monitor = monitor_of(path=tmp_path / "log.parquet")
+    monitor.measure(0)
+    monitor.measure(100)
+    table = pandas.read_parquet(tmp_path / "log.parquet")
+    assert len(table) == 16
+    assert table.groupby("step").kappa_before.max().loc[100] == max(r.kappa_before for r in monitor.records)
+    (tmp_path / "file.parquet").write_text("")
+    with pytest.raises(ValueError, match="is a file; Parquet records are a folder"):
+        monitor_of(path=tmp_path / "file.parquet")
+
+
+def test_half_a_line_of_a_killed_process_costs_that_line_only(tmp_path):
+    path = tmp_path / "log.jsonl"
+    monitor = monitor_of(path=path)
+    monitor.measure(0)
+    path.write_bytes(path.read_bytes()[:-40])
+    monitor.measure(1)
+    assert read_records(path) == monitor.records[:7] + monitor.records[8:]
+    path.write_text('{"steps": 1}\n')
+    with pytest.raises(ValueError, match="line 1 is no record of a head"):
+        read_records(path)
+    with pytest.raises(FileNotFoundError, match="there are no records at"):
+        read_records(tmp_path / "other")
+
+
+def test_older_files_are_read():
+    old = monitor_of().measure(0)[0].to_json()
+    old = dict(list(old.items())[:12])
+    assert math.isnan(HeadRecord.from_json(old).sigma_max_before)
+
+
+def test_several_processes(tmp_path):
+    """Each measures what one process would, and the first one alone writes."""
+    alone = ConditionMonitor(ranks.model(), images()).measure(0)
+    done = torchrun("-m", "tests.measure.ranks", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    ddp, first, fsdp2 = (read_records(tmp_path / f"{name}.jsonl") for name in ("ddp", "first", "fsdp2"))
+    assert len((tmp_path / "ddp.jsonl").read_text().splitlines()) == 16, "8 heads, 2 steps, one process"
+    assert ddp[:8] == first == alone
+    for found, expected in zip(fsdp2, [*alone, *ddp[8:]]):
+        assert found.kappa == pytest.approx(expected.kappa, rel=1e-3)
+        assert found.conditioned is expected.conditioned
+
+
+def test_attention_weights_of_chosen_layers():
+    model = build("timm_vit")
+    seen = []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda module, args, output: seen.append(args[0].detach()))
+    model(images())
+    for fused in (False, True):
+        for block in model.blocks:
+            block.attn.fused_attn = fused
+        (found,) = attention_weights_spectra(model, images(), [1])
+        assert (found.layer, found.module) == (1, "blocks.1.attn")
+        exact = torch.linalg.svdvals(seen[1].double())
+        torch.testing.assert_close(found.spectrum.singular_values, exact, rtol=1e-5, atol=1e-6)
+    precondition(model)
+    (after,) = attention_weights_spectra(model, images(), [0])
+    exact = torch.linalg.svdvals(seen[0].double())
+    torch.testing.assert_close(after.spectrum.singular_values, exact, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"layers=\[2\]: the forward pass has 2 attention calls"):
+        attention_weights_spectra(model, images(), [0, 2])
+
+
+def test_attention_weights_with_masks():
+    model = build("bert")
+    model.set_attn_implementation("eager")
+    attentions = model(**inputs(model), output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    found = attention_weights_spectra(model, inputs(model), [0, 1])
+    for layer, weights in zip(found, attentions):
+        torch.testing.assert_close(
+            layer.spectrum.singular_values, torch.linalg.svdvals(weights.detach().double()), rtol=1e-5, atol=1e-7
+        )
+
+
+class Steps:
+    """What a tracker was given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, numbers, step):
+        self.seen.append((step, numbers["log10_kappa"]))
+
+
+def test_numbers_for_a_tracker():
+    steps = Steps()
+    monitor = monitor_of(log=steps, every=10)
+    for step in range(11):
+        monitor.step(step)
+    middle = summary(monitor.records[:8])["log10_kappa"]
+    assert steps.seen == [(0, middle), (10, middle)]
+    assert middle == pytest.approx(math.log10(sorted(r.kappa for r in monitor.records[:8])[3]), abs=0.2)
+
+
+def test_in_hugging_faces_trainer(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = build("vit")
+    data = [{"pixel_values": image, "labels": i % 2} for i, image in enumerate(images().repeat(6, 1, 1, 1))]
+    monitor = ConditionMonitor(model, {"pixel_values": images()}, every=4)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=6,
+        per_device_train_batch_size=2,
+        report_to=[],
+        logging_steps=1,
+        use_cpu=True,
+    )
+    trainer = Trainer(model, arguments, train_dataset=data)
+    trainer.add_callback(monitor.trainer_callback(trainer))
+    trainer.train()
+    assert sorted({record.step for record in monitor.records}) == [0, 4, 6]
+    logged = {
+        row["step"]: row["conditioning/log10_kappa"]
+        for row in trainer.state.log_history
+        if "conditioning/log10_kappa" in row
+    }
+    assert logged == {
+        step: summary([r for r in monitor.records if r.step == step])["log10_kappa"] for step in (0, 4, 6)
+    }
+
+
+def test_in_lightning(tmp_path):
+    import lightning.pytorch as lightning
+    from lightning.pytorch.loggers import CSVLogger
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.body = build("timm_vit")
+
+        def training_step(self, batch):
+            return self.body(batch).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Classifier()
+    monitor = ConditionMonitor(module.body, images(), every=2)
+    logger = CSVLogger(tmp_path)
+    trainer = lightning.Trainer(
+        max_steps=3, accumulate_grad_batches=2, accelerator="cpu", logger=logger, enable_checkpointing=False,
+        callbacks=[monitor.lightning_callback()], enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(images().repeat(4, 1, 1, 1)))
+    assert sorted({record.step for record in monitor.records}) == [0, 2, 3]
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
+    kept = {int(row["step"]): float(row["conditioning/log10_kappa"]) for row in rows}
+    assert set(kept) == {0, 2, 3}
+    assert kept[3] == pytest.approx(summary([r for r in monitor.records if r.step == 3])["log10_kappa"])
