@@ -16,7 +16,7 @@ import numpy as np
 
 from conditioned_attention.experiments.columns import Numbers
 from conditioned_attention.experiments.curves import Band, Curve, band_over_seeds, thin, thin_band
-from conditioned_attention.experiments.statistics import Summary, outcome
+from conditioned_attention.experiments.statistics import Reached, Summary, outcome
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.measure.plots import THEMES, styles
 
@@ -25,6 +25,7 @@ Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed
 
 _DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 _DOTTED = 40  # points; a curve with fewer shows each as a dot
+_BESIDE = 1.6  # times the longest bar: what the numbers beside the bars need
 _VALUES = "%{xaxis.title.text} %{x}<br>%{yaxis.title.text} %{y:.4~g}<extra></extra>"
 
 
@@ -268,16 +269,17 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
         "showlegend": False,
         "x": [0 if value is None else value for value in values],
         "y": [shown(row.variant) for row in rows],
-        "text": [str(row.reached).removeprefix("epoch ") for row in rows],
-        "textposition": ["outside" if value is None else "auto" for value in values],
+        "text": [_short(row.reached) for row in rows],
+        "customdata": [str(row.reached) for row in rows],
+        "textposition": "outside",  # where it is readable on every colour
         "cliponaxis": False,
         "marker": {"color": [palette[row.variant].colour for row in rows]},
-        "hovertemplate": "%{y}: %{text}<extra></extra>",
+        "hovertemplate": "%{y}: %{customdata}<extra></extra>",
         "meta": "mean",
     }
     layout = axes("epochs", "")
     layout["yaxis"] = {"autorange": "reversed", "type": "category", "ticklabelstandoff": 6}
-    layout["xaxis"]["rangemode"] = "tozero"
+    layout["xaxis"] |= {"rangemode": "tozero", "range": [0, _BESIDE * max(value or 0 for value in values)]}
     return Chart(
         "reached",
         f"Epochs to the final score of {rows[0].variant}",
@@ -286,6 +288,13 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
         "Epochs: " + ", ".join(f"{row.variant} {row.reached}" for row in rows) + ".",
         [View("", [trace], layout)],
     )
+
+
+def _short(found: Reached) -> str:
+    """What fits beside a bar on a phone."""
+    if found.epoch is None:
+        return "never" if found.n else "-"
+    return f"{found.epoch:.3g}" + (f" ({found.never} never)" if found.never else "")
 
 
 def floor_line(resolution: float) -> dict[str, Any]:
@@ -350,6 +359,7 @@ def _share(views: Sequence[View], axis: str, values_of: Callable[[Trace], list[A
     if values:
         low, high = min(values), max(values)
         margin = 0.05 * (high - low or 1)
-        low = 0 if views[0].layout[name].get("rangemode") == "tozero" else low - margin
+        bars = views[0].layout[name].get("rangemode") == "tozero"
+        ends = (0, _BESIDE * high) if bars else (low - margin, high + margin)
         for view in views:
-            view.layout[name]["range"] = [float(f"{v:.5g}") for v in (low, high + margin)]
+            view.layout[name]["range"] = [float(f"{v:.5g}") for v in ends]
