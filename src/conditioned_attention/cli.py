@@ -75,7 +75,8 @@ class Compare:
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.recipes import compare_recipe, settings_of
-        from conditioned_attention.experiments.report import print_table, write_report
+        from conditioned_attention.experiments.report import write_report
+        from conditioned_attention.experiments.tables import print_table
 
         if self.dry.asked:
             tuning = len(self.tune) * self.tune_seeds
@@ -212,25 +213,32 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Report:
-    """Write results.json, report.html and the pictures anew from the runs in a folder, and print the table.
+    """Write the page of each folder anew (with results.json and pictures for a comparison), and print its table.
+
+    Folders of `compare` or of `train`, also while they are at it.  Of several folders one more page has all of them
+    side by side.  A page is one HTML file that needs no network.
 
     Runs of the same settings that other machines have made can be put together: copy their folders `runs` over this
     one's, and `tuning` if learning rates were tuned (tune on one machine, and copy it to the others before they start).
     """
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that `compare` has written, or is writing."""
+    """Folders that `compare` or `train` has written, or is writing."""
+    output: Path | None = None
+    """Write one page of all folders to this file, and leave the folders as they are.  Without, each folder gets its
+    own report.html, and that of several folders is ./report.html."""
 
     def __call__(self) -> int:
-        from conditioned_attention.experiments.gather import gather
-        from conditioned_attention.experiments.report import print_table, read_report, write_report
+        from conditioned_attention.experiments.report import read_subjects, write_reports
+        from conditioned_attention.experiments.words import print_subject
 
-        if not self.folders:
-            raise ValueError("name at least one folder that 'conditioned-attention compare' has written")
-        for folder in self.folders:
-            result = gather(folder) or read_report(folder)
-            write_report(result, folder)
-            print_table(result)
+        if self.output is not None and self.output.suffix not in (".html", ".htm"):
+            raise ValueError(f"output must be an .html file, got {str(self.output)!r}")
+        subjects = read_subjects(self.folders)
+        page = write_reports(subjects, self.folders, self.output)
+        for subject in subjects:
+            print_subject(subject)
+        print(page)
         return 0
 
 

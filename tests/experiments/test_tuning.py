@@ -10,7 +10,8 @@ import pytest
 from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.gather import gather
 from conditioned_attention.experiments.recipes import compare_recipe, train_recipe
-from conditioned_attention.experiments.report import print_table, read_report, to_json, write_report
+from conditioned_attention.experiments.report import read_report, to_json, write_report
+from conditioned_attention.experiments.tables import print_table
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import FIRST_SEED, Trial, Tuning, read_tuning, tune
 from conditioned_attention.experiments.variants import VARIANTS

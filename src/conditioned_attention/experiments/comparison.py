@@ -62,7 +62,7 @@ class Comparison:
         ] + many
 
     def __str__(self) -> str:
-        from conditioned_attention.experiments.report import text_table
+        from conditioned_attention.experiments.tables import text_table
 
         warnings = self.tuning.warnings() if self.tuning else []
         return "\n".join([text_table(self), "", *self.verdicts(), *warnings])

@@ -234,6 +234,21 @@ def decimals(size: float) -> int:
     return 2 if size == 0 or not math.isfinite(size) else min(8, max(2, 3 - math.floor(math.log10(abs(size)))))
 
 
+def outcome(difference: Interval | None, metric: Metric) -> str:
+    """``"better"`` or ``"worse"`` where the interval leaves out zero, ``"not shown"`` where it does not, ``""`` if
+    there is nothing to compare."""
+    if difference is None or difference.n == 0:
+        return ""
+    if difference.contains_zero or _same(difference):
+        return "not shown"
+    return "better" if (difference.mean > 0) == metric.higher_is_better else "worse"
+
+
+def _same(difference: Interval) -> bool:
+    """Whether all differences are the same: then they have no measurable spread."""
+    return difference.high - difference.low <= 1e-9 * abs(difference.mean)
+
+
 def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
     """One sentence that the interval supports, and no more."""
     difference, digits = summary.difference, decimals(summary.final.mean)
@@ -254,13 +269,12 @@ def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
             f"{summary.variant}: no difference to {baseline} was seen. The 95 % interval of the paired difference in "
             f"{metric.name}, {interval} on {difference.n} seeds, contains zero."
         )
-    if difference.high - difference.low <= 1e-9 * abs(difference.mean):
+    if _same(difference):
         return (
             f"{summary.variant}: {number(difference.mean)} against {baseline} on each of {difference.n} seeds. "
             "Differences that are all the same have no measurable spread, so no difference was shown."
         )
-    word = "better" if (difference.mean > 0) == metric.higher_is_better else "worse"
     return (
-        f"{summary.variant}: {word} than {baseline} by {number(abs(difference.mean))[1:]} in {metric.name} "
-        f"(95 % interval {interval}, {difference.n} seeds), at these settings and no others."
+        f"{summary.variant}: {outcome(difference, metric)} than {baseline} by {number(abs(difference.mean))[1:]} "
+        f"in {metric.name} (95 % interval {interval}, {difference.n} seeds), at these settings and no others."
     )

@@ -1,0 +1,130 @@
+"""Numbers out of long logs, line by line: what a log of millions of lines takes is its numbers, not its text.
+
+Shapes: S steps, L layers, H heads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a log; of a column of words the numbers are places in ``words``."""
+
+    values: dict[str, Numbers]
+    words: list[str]
+
+    def __getitem__(self, name: str) -> Numbers:
+        return self.values[name]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+
+def read_columns(path: Path, names: Sequence[str], *, null: float = math.nan) -> Columns:
+    """The named columns of a JSON Lines file; empty ones if there is no file.
+
+    A line that a crash, or a run that is writing it, cut short ends the file.  A column that a line does not have is
+    NaN there.
+
+    Args:
+        null: what a JSON null stands for: NaN, or inf in the logs of condition numbers.
+    """
+    numbers, words = array("d"), dict[str, int]()
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                numbers.extend(_number(row.get(name, math.nan), null, words) for name in names)
+    table = np.frombuffer(numbers).reshape(-1, len(names)) if numbers else np.empty((0, len(names)))
+    return Columns({name: table[:, i] for i, name in enumerate(names)}, list(words))
+
+
+def _number(value: Any, null: float, words: dict[str, int]) -> float:
+    if isinstance(value, str):
+        return words.setdefault(value, len(words))
+    return null if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Every head of one run at every measurement.
+
+    Attributes:
+        steps: (S,), ascending.
+        modules: the L attention modules, in the order of the forward pass.
+        before, after: κ (S, L, H) of head outputs without and with C; inf at the numerical floor, NaN where a layer
+            has fewer heads, or no entry of the output was finite.
+        used, log_mu: κ and log μ (S, L, H) of what the model uses: after C where it is conditioned.
+        resolution: the lowest κ that is the floor's, NaN in logs that do not have it.
+    """
+
+    steps: Numbers
+    modules: list[str]
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
+    used: NDArray[np.float32]
+    log_mu: NDArray[np.float32]
+    resolution: float
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the model uses what comes after C, anywhere."""
+        return not np.array_equal(self.used, self.before, equal_nan=True)
+
+
+_HEAD = ("kappa_before", "kappa_after", "log_mu_before", "log_mu_after", "conditioned", "not_finite")
+
+
+def read_heads(path: Path) -> Heads | None:
+    """The records of ``conditions.jsonl``; None if there are none."""
+    table = read_columns(path, ("step", "layer", "head", "module", "resolution", *_HEAD), null=math.inf)
+    if not len(table):
+        return None
+    steps, step = np.unique(table["step"], return_inverse=True)
+    layers, layer = np.unique(table["layer"], return_inverse=True)
+    head = table["head"].astype(int)
+
+    def cube(values: Numbers) -> NDArray[np.float32]:
+        filled = np.full((len(steps), len(layers), head.max() + 1), np.nan, np.float32)
+        filled[step, layer, head] = np.where(table["not_finite"] == 1, np.nan, values)
+        return filled
+
+    modules = [table.words[int(table["module"][layer == i][0])] for i in range(len(layers))]
+    conditioned = table["conditioned"] == 1
+    known = table["resolution"][np.isfinite(table["resolution"])]
+    return Heads(
+        steps=steps,
+        modules=modules,
+        before=cube(table["kappa_before"]),
+        after=cube(table["kappa_after"]),
+        used=cube(np.where(conditioned, table["kappa_after"], table["kappa_before"])),
+        log_mu=cube(np.where(conditioned, table["log_mu_after"], table["log_mu_before"])),
+        resolution=float(known.min()) if len(known) else math.nan,
+    )
+
+
+def average_kappa(heads: Heads) -> Numbers:
+    """κ by step as in figure 3 of arXiv 2603.27153: mean over the heads of a layer, then over layers; inf if no head
+    has a number.  Heads at the numerical floor are left out."""
+    finite = np.isfinite(heads.used)
+    count = finite.sum(2)
+    means = np.where(finite, heads.used, 0).sum(2, dtype=np.float64) / np.maximum(count, 1)
+    layers = (count > 0).sum(1)
+    mean: Numbers = np.where(layers > 0, means.sum(1) / np.maximum(layers, 1), np.inf)
+    return mean
