@@ -21,6 +21,7 @@ INSPECTION, VERSIONS = "tests/test_inspection.py", "tests/conversion/test_versio
 SPECTRAL, CONTROLS = "tests/conversion/test_spectral.py", "tests/test_controls.py"
 LEARNED, VARIANTS = "tests/sites/test_learned.py", "tests/experiments/test_variants.py"
 JACOBIAN, WEIGHTS = "tests/measure/test_jacobian.py", "tests/measure/test_weights.py"
+D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -118,6 +119,17 @@ MUTATIONS = [
     ("identity_init, C stays fixed", "experiments/variants.py", "                fold(model)", "                pass", VARIANTS),
     ("constant_gain, not the mean", "experiments/variants.py", ".mean().item()", ".amax().item()", VARIANTS),
     ("orthogonal_init, another norm", "experiments/initialise.py", "(drawn * scale).to(matrix)", "drawn.to(matrix)", VARIANTS),
+    ("D-optimal, no ridge", "d_optimal.py", "_RIDGE = 1e-12", "_RIDGE = 0.0", D_OPTIMAL),
+    ("D-optimal, M at uniform weights", "d_optimal.py", "(p.unsqueeze(-1) * unit)", "unit", D_OPTIMAL),
+    ("D-optimal, zero rows lose their weight", "d_optimal.py", "return torch.where(zero, p, rest *", "return torch.where(zero, 0.0, rest *", D_OPTIMAL),
+    ("D-optimal, gradient through the weights", "d_optimal.py", "output = output.detach()", "pass", D_OPTIMAL),
+    ("rows mixed in a causal module", "sites/site.py", "if transform.mixes_rows and _says_causal(self.module):", "if False:", D_OPTIMAL),
+    ("rows mixed in a causal call", "functional.py", "check_rows(transform, causal=is_causal, masked=", "check_rows(transform, causal=False, masked=", D_OPTIMAL),
+    ("rows mixed under padding", "sites/interface.py", "check_rows(transform, masked=mask is not None)", "pass", D_OPTIMAL),
+    ("rows mixed on text", "experiments/variants.py", "transform.mixes_rows and task.causal:", "transform.mixes_rows and False:", VARIANTS),
+    ("Theorem 4.3 without its n", "measure/bounds.py", "0.5 * math.log(n) + bound", "bound", BOUNDS),
+    ("Theorem 4.4 turned round", "measure/bounds.py", "return n <= d", "return n >= d", BOUNDS),
+    ("FLOPs of one head only", "measure/bounds.py", "return n * (2 * d + heads)", "return n * (2 * d + 1)", BOUNDS),
     ("projections of a run that was killed", "experiments/loop.py", "(self.conditions, self.projections)", "(self.conditions,)", VARIANTS),
 ]  # fmt: skip
 

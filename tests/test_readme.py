@@ -1,12 +1,15 @@
 """README and docs do what they say: their Python runs as written, in one go a page."""
 
+import csv
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 
 from conditioned_attention.bench.tables import readme_text, split_at_marks
+from conditioned_attention.experiments.files import read_json
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.sites import registered
 from conditioned_attention.sites.versions import SUPPORTED
@@ -15,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONVERSION = (ROOT / "docs" / "conversion.md").read_text()
 SPECTRAL = (ROOT / "docs" / "spectral.md").read_text()
+MATHEMATICS = (ROOT / "docs" / "mathematics.md").read_text()
 
 
 def run_page(text, number):
@@ -55,6 +59,32 @@ def test_python_of_the_page_on_spectral_conditioning_runs(monkeypatch, capsys):
     assert "W + C" in capsys.readouterr().out
 
 
+def test_python_of_the_page_on_mathematics_runs_and_prints_its_table(capsys):
+    names = run_page(MATHEMATICS, 11)
+    assert len(names["table"]) == 10
+    assert set(capsys.readouterr().out.splitlines()[1:]) <= set(MATHEMATICS.splitlines())
+
+
+@pytest.mark.parametrize("folder", ["digits_d_optimal", "digits_d_optimal_one_rate"])
+def test_scores_of_the_page_on_mathematics_are_those_measured(folder):
+    for row in read_json(ROOT / "results" / folder / "results.json")["table"]:
+        difference = row["difference [95 %]"].replace("-", "−")
+        assert f"| {row['variant']} " in MATHEMATICS
+        assert f"| {row['final']} | {difference} |" in MATHEMATICS
+
+
+def test_condition_numbers_of_the_page_on_mathematics_are_those_measured():
+    """Means over seeds of the medians over heads and images."""
+    with (ROOT / "results" / "digits_d_optimal" / "heads.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for variant, when in {(row["variant"], row["when"]): None for row in rows}:
+        seeds = [row for row in rows if (row["variant"], row["when"]) == (variant, when)]
+        mean = {name: statistics.mean(float(row[name]) for row in seeds) for name in seeds[0] if "_" in name}
+        kappas = " | ".join(f"{mean[f'log10_kappa_{what}']:.2f}" for what in ("A", "0_steps", "1_steps", "10_steps"))
+        rises = f"{mean['mu_rises_0_steps']:.0%} | {mean['kappa_rises_0_steps']:.0%}".replace("%", " %")
+        assert f"| {variant}, {when} | {rises} | {kappas} |" in MATHEMATICS
+
+
 def test_the_page_on_experiments_has_every_variant():
     """In the tables' first column."""
     text = (ROOT / "docs" / "experiments.md").read_text()
@@ -68,7 +98,7 @@ def test_versions_of_the_page_on_conversion_are_those_supported():
 
 
 @pytest.mark.parametrize(
-    "line", re.findall(r"^conditioned-attention .*$", README + CONVERSION + SPECTRAL, re.MULTILINE)
+    "line", re.findall(r"^conditioned-attention .*$", README + CONVERSION + SPECTRAL + MATHEMATICS, re.MULTILINE)
 )
 def test_command_lines_of_the_readme_parse(line):
     import tyro

@@ -24,7 +24,7 @@ LAYERS = [
     {"sites"},
     {"modules"},
     {"functional"},
-    {"attention", "controls"},
+    {"attention", "controls", "d_optimal"},
     {"preconditioner", "reference", "spectral", "_on_import"},
 ]
 LEVEL = {part: i for i, layer in enumerate(LAYERS) for part in layer}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conditioned_attention.attention import composed, lean, lean_contract
 from conditioned_attention.attention.arguments import Arguments
-from conditioned_attention.preconditioner import HeadTransform, RowNorm
+from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_rows
 
 IMPLEMENTATIONS = ("composed", "lean")
 
@@ -163,7 +163,12 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention followed by any `HeadTransform`: what converted models call.  Arguments as above."""
+    """Attention followed by any `HeadTransform`: what converted models call.  Arguments as above.
+
+    A transform that mixes rows is refused under a causal or a boolean mask.  Masks of numbers are let through: most are
+    position biases.
+    """
+    check_rows(transform, causal=is_causal, masked=attn_mask is not None and attn_mask.dtype == torch.bool)
     if transform.changes_queries:
         query, key = transform.queries(query, key)
     arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)

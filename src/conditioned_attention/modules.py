@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditioned_attention.functional import attend
-from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, RowNorm
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, RowNorm, check_rows
 
 # Hooks that are registered count up from 0, in every process anew: this place among them stays free after unpickling.
 _GUARD = -1
@@ -131,6 +131,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             output, _ = MultiheadAttention.forward(self, padded, padded, padded, padding, False)
             return _unpad(output, query), None
         _check_dimensions(self, query, key, value, key_padding_mask, attn_mask)
+        masked = key_padding_mask is not None or attn_mask is not None
+        check_rows(self.__dict__[TRANSFORM], causal=is_causal, masked=masked)
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal=True is a hint about attn_mask, and attn_mask is None: pass the causal mask")
         if is_causal and key_padding_mask is None and not need_weights:

@@ -46,6 +46,11 @@ class HeadTransform(ABC):
         return False
 
     @property
+    def mixes_rows(self) -> bool:
+        """True if a row's result depends on the other rows of its head, which no causal model may have."""
+        return False
+
+    @property
     def settings(self) -> HeadTransform:
         """The transform as it was asked for, without what belongs to one module."""
         return self
@@ -102,6 +107,16 @@ class RowNorm(HeadTransform):
     def floor(self, dtype: torch.dtype) -> float:
         """The smallest row norm that is divided by, for head outputs of this dtype."""
         return max(self.eps, _FLOAT16_EPS) if dtype == torch.float16 else self.eps
+
+
+def check_rows(transform: HeadTransform, *, causal: bool = False, masked: bool = False) -> None:
+    """Raises ValueError if a transform mixes rows, and they may not know of each other or stand for no tokens."""
+    if transform.mixes_rows and (causal or masked):
+        what = "is causal" if causal else "has a mask, such as one for padding"
+        raise ValueError(
+            f"{transform} makes each row depend on the other rows of its head, and this attention {what}: later tokens "
+            "would change earlier ones, and padding would count"
+        )
 
 
 def check_eps(eps: float) -> None:

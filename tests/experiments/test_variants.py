@@ -15,12 +15,15 @@ from torch import nn
 
 from conditioned_attention import conditioning
 from conditioned_attention.controls import PowerNorm
+from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.data.text import split_windows, standard_library_text
+from conditioned_attention.experiments.estimate import estimate
 from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.initialise import orthogonal_projections
-from conditioned_attention.experiments.language import GPT, NextByte
+from conditioned_attention.experiments.language import GPT, NextByte, NextByteRecipe
 from conditioned_attention.experiments.launch import Launch
 from conditioned_attention.experiments.loop import train
+from conditioned_attention.experiments.recipes import compare_recipe
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS, Variant, descriptions, find_variant, find_variants
 from conditioned_attention.measure.weights import projection_records
@@ -31,6 +34,7 @@ from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
 from tests.models import build, inputs, output
 
 each_variant = pytest.mark.parametrize("name", VARIANTS)
+NOT_CAUSAL = ["d_optimal"]
 pytestmark = pytest.mark.filterwarnings("ignore:strength=10 adds about:UserWarning")
 
 
@@ -68,11 +72,31 @@ def test_it_trains_a_vision_transformer_on_digits(name, tmp_path):
     assert_trains_a_step(TinyDigits(), name, tmp_path)
 
 
-@each_variant
-def test_it_trains_a_gpt_on_text(name, tmp_path, text):
+def next_byte(text):
     windows = type(text[0])(text[0].windows[:200])
-    task = NextByte((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
-    assert_trains_a_step(task, name, tmp_path)
+    return NextByte((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in NOT_CAUSAL])
+def test_it_trains_a_gpt_on_text(name, tmp_path, text):
+    assert_trains_a_step(next_byte(text), name, tmp_path)
+
+
+@pytest.mark.parametrize("name", NOT_CAUSAL)
+def test_what_mixes_rows_is_refused_on_text(name, tmp_path, text):
+    """By the task, before anything is built; and by the model."""
+    words = f"variant '{name}' is not for NextByte, which is causal"
+    task, settings = next_byte(text), Training(epochs=1, batch_size=200, tokens=1000)
+    recipe = NextByteRecipe(model=GPT(context=32, hidden_size=32, layers=1, heads=2), training=settings)
+    with pytest.raises(ValueError, match=words):
+        next(train(task, settings, VARIANTS[name], 0, tmp_path))
+    with pytest.raises(ValueError, match=words):
+        compare_recipe(recipe, ["baseline", name], 1, tmp_path)
+    with pytest.raises(ValueError, match=words):
+        estimate(task, settings, [name])
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="it is causal, and DOptimal"):
+        VARIANTS[name].apply(task.build_model())
 
 
 @each_variant
@@ -125,6 +149,7 @@ def test_numbers_in_names():
     assert both.transform == VARIANTS["preconditioned"].transform
     power = find_variant("preconditioned_power=0.25")
     assert (power.transform, power.about) == (PowerNorm(0.25), "C^0.25")
+    assert (VARIANTS["d_optimal"].transform, find_variant("d_optimal=10").transform) == (DOptimal(1), DOptimal(10))
     assert VARIANTS["spectral"].spectral == {"strength": "auto"}, "the variant itself is what it was"
     model = build("timm_vit")
     find_variant("spectral=0.3").apply(model)
@@ -142,12 +167,17 @@ def test_numbers_in_names():
         ("spectral=", "variant 'spectral=': '' is not a number"),
         ("spectral=much", "variant 'spectral=much': 'much' is not a number"),
         ("spectral=1=2", "'1=2' is not a number"),
-        ("baseline=2", r"variant 'baseline=2': baseline takes no number; preconditioned_power, spectral, .* do"),
+        (
+            "baseline=2",
+            r"variant 'baseline=2': baseline takes no number; d_optimal, preconditioned_power, spectral, .* do",
+        ),
         ("spectral_published=2", "spectral_published takes no number"),
         ("spectral=-1", "strength must be positive and finite, got -1"),
         ("spectral_polar=nan", "strength must be positive and finite, got nan"),
         ("preconditioned+spectral=inf", "strength must be positive and finite, got inf"),
         ("preconditioned_power=1.5", r"alpha must be in \(0, 1\], got 1.5"),
+        ("d_optimal=0.5", r"variant 'd_optimal' takes a whole number of steps, got 0.5"),
+        ("d_optimal=-1", "steps must be at least 0, got -1"),
         ("spectral= 0.3", "a variant's name is also a folder's"),
     ],
 )

@@ -11,6 +11,7 @@ from torch import nn
 
 from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm, QKNorm
 from conditioned_attention.conversion.guard import check_room, is_guarded, put_guard, records_in, take_guard
+from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 from conditioned_attention.sites import (
     MARKER,
@@ -36,7 +37,7 @@ _FORMAT = 1
 _KINDS = {
     cls.kind: cls
     for cls in (
-        RowNorm, HeadRMSNorm, HeadRMSNormWithGain, PowerNorm, ConstantGain, QKNorm, SigmoidGate, Spectral
+        RowNorm, DOptimal, HeadRMSNorm, HeadRMSNormWithGain, PowerNorm, ConstantGain, QKNorm, SigmoidGate, Spectral
     )
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from conditioned_attention.experiments.loading import EpochSampler, training_loa
 from conditioned_attention.experiments.optimizer import build_optimizer
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import Variant, find_variants
+from conditioned_attention.experiments.variants import Variant, check_suited, find_variants
 from conditioned_attention.measure.clock import seconds_of
 
 # Share of the peak rate that training is assumed to reach: an assumption, not a measurement.  Published runs of large
@@ -157,6 +157,7 @@ def estimate(
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation must be in (0, 1], got {utilisation}")
     chosen = find_variants(variants)
+    check_suited(chosen, task)
     steps = settings.steps(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
     batch = _micro_batch(task, settings)
     like_gpu = gpu is not None or torch.cuda.is_available()

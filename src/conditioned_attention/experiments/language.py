@@ -76,6 +76,7 @@ class NextByte(Task):
     """Cross entropy of the next byte, scored by its mean on held-out text."""
 
     metric = Metric("loss (nats a byte)", higher_is_better=False)
+    causal = True
 
     def __init__(
         self,

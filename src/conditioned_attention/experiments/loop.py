@@ -31,7 +31,7 @@ from conditioned_attention.experiments.optimizer import build_optimizer, build_s
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.trackers import Trackers, check_installed
 from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import Variant
+from conditioned_attention.experiments.variants import Variant, check_suited
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.records import summary
 from conditioned_attention.measure.weights import ProjectionRecord, projection_records, value_norm
@@ -59,7 +59,7 @@ def train(
         that is not finite.
 
     Raises:
-        ValueError: the folder holds a run of another variant, seed or setting.
+        ValueError: the folder holds a run of another variant, seed or setting; a variant that the task cannot have.
         FloatingPointError: the training loss is not finite.
         OSError: a checkpoint or log could not be written; those before it are as they were.
         RuntimeError: no checkpoint can be read, and nothing was changed; or the processes that were launched are not
@@ -97,6 +97,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.saved_at, self.saved_step = time.monotonic(), 0
 
+        check_suited([variant], task)
         check_installed(launch.trackers)
         self.accelerator = launch.accelerator(settings.precision, settings.accumulation)
         self.main = self.accelerator.is_main_process

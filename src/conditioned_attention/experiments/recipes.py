@@ -25,7 +25,7 @@ from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.tuning import FIRST_SEED as FIRST_TUNING_SEED
 from conditioned_attention.experiments.tuning import AtRates, grid_of, read_grid, read_tuning, settings_of_tuning
 from conditioned_attention.experiments.tuning import tune as find_rates
-from conditioned_attention.experiments.variants import Variant, find_variants
+from conditioned_attention.experiments.variants import Variant, check_suited, find_variants
 
 
 class Recipe(Protocol):
@@ -206,6 +206,7 @@ def compare_recipe(
     launch = launch or Launch()
     chosen, seeds = find_variants(variants), seed_list(seeds)
     task = recipe.task()  # missing data is an error before anything starts
+    check_suited(chosen, task)
     how: dict[str, Any] = {"workers": workers, "threads": threads, "metric": task.metric, "progress": progress}
     settings = settings_of(recipe)
     if not tune:

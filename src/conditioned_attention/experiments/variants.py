@@ -13,7 +13,9 @@ from torch import nn
 from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm, QKNorm
 from conditioned_attention.conversion import ConversionReport, convert, fold, spectral_condition
 from conditioned_attention.conversion.spectral import SpectralChange
+from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.initialise import orthogonal_projections
+from conditioned_attention.experiments.task import Task
 from conditioned_attention.measure.probe import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
 from conditioned_attention.sites import find_sites
@@ -109,6 +111,7 @@ VARIANTS = {
         Variant("preconditioned_weights", RowNorm("weights"), "C from the rows of softmax(q kᵀ): Algorithm 1"),
         Variant("preconditioned_scaled", PowerNorm(1.0, scaled=True), "C · √d: rows to the length √d"),
         Variant("preconditioned_power", PowerNorm(0.5), "C to the power ½: keeps part of what row norms say"),
+        Variant("d_optimal", DOptimal(), "C, refined by 1 step towards a D-optimal design; not for causal models"),
         Variant("spectral", None, "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)", _AUTO),
         Variant("spectral_published", None, "W + 10 I, the λ of the paper", {}),
         Variant("spectral_polar", None, "W + σ_max(W) U Vᵀ: κ at most 2 at the start", {"correction": "polar"}),
@@ -125,8 +128,16 @@ VARIANTS = {
 }  # fmt: skip
 
 
-# What a number after the name of a variant sets: spectral=0.3, preconditioned_power=0.25
+def _with_steps(variant: Variant, number: float) -> Variant:
+    if not number.is_integer():
+        raise ValueError(f"variant {variant.name!r} takes a whole number of steps, got {number}")
+    about = f"C, refined by {number:g} steps towards a D-optimal design; not for causal models"
+    return replace(variant, transform=DOptimal(int(number)), about=about)
+
+
+# What a number after the name of a variant sets: spectral=0.3, preconditioned_power=0.25, d_optimal=10
 _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
+    "d_optimal": _with_steps,
     "preconditioned_power": lambda variant, alpha: replace(variant, transform=PowerNorm(alpha), about=f"C^{alpha:g}"),
     **dict.fromkeys(
         ("spectral", "spectral_polar", "preconditioned+spectral"),
@@ -140,8 +151,8 @@ _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
 
 
 def find_variant(name: str) -> Variant:
-    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…`` and ``preconditioned+spectral=…`` set λ, and
-    ``preconditioned_power=0.25`` sets α.
+    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…`` and ``preconditioned+spectral=…`` set λ,
+    ``preconditioned_power=0.25`` sets α, and ``d_optimal=10`` the steps.
 
     Raises:
         ValueError: no variant is called that, or takes that number.
@@ -164,6 +175,16 @@ def find_variant(name: str) -> Variant:
     if equals and base in VARIANTS:
         raise ValueError(f"variant {name!r}: {base} takes no number; {', '.join(_NUMBERS)} do")
     raise ValueError(f"variant {name!r} is unknown; valid are {', '.join(VARIANTS)}")
+
+
+def check_suited(variants: Iterable[Variant], task: Task) -> None:
+    """Raises ValueError for a variant that a causal task cannot have, because it mixes rows of different tokens."""
+    for variant in variants:
+        if variant.transform is not None and variant.transform.mixes_rows and task.causal:
+            raise ValueError(
+                f"variant {variant.name!r} is not for {type(task).__name__}, which is causal: a token's factor would "
+                "depend on the tokens after it, which are what is predicted"
+            )
 
 
 def descriptions(names: Iterable[str]) -> dict[str, str]:

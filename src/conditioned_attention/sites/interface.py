@@ -24,7 +24,7 @@ from weakref import WeakSet, finalize
 import torch
 from torch import Tensor, nn
 
-from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, check_rows
 from conditioned_attention.sites.hook import put_first
 from conditioned_attention.sites.marker import MARKER, NAME, PREFIX, is_conditioned
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class, transform_of
@@ -232,6 +232,9 @@ def _conditioned(
     transformers returns heads as (B, N, H, D); a transform sees (B, H, N, D).
     """
     transform = transform_of(module)
+    if transform is not None:
+        mask = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
+        check_rows(transform, masked=mask is not None)
     if transform is not None and transform.needs_weights:
         return _conditioned_by_weights(name, transform, module, query, *args, **kwargs)
     function = _base_function(module, name)

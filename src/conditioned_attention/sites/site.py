@@ -93,7 +93,20 @@ class Site:
 
     def against(self, transform: HeadTransform) -> str:
         """Why the transform cannot be put here; empty if it can."""
-        return self.reason if self.mechanism is None else self.mechanism.refusal(self, transform)
+        if self.mechanism is None:
+            return self.reason
+        if transform.mixes_rows and _says_causal(self.module):
+            return f"it is causal, and {transform} would let later tokens change earlier ones"
+        return self.mechanism.refusal(self, transform)
+
+
+def _says_causal(module: nn.Module) -> bool:
+    """Whether the module, or its Hugging Face config, says that its queries know nothing of later ones.
+
+    Others may be causal too, by the masks that they are called with.
+    """
+    marks = (("is_causal", module), ("is_decoder", module), ("is_decoder", getattr(module, "config", None)))
+    return any(getattr(where, name, False) is True for name, where in marks)
 
 
 def transform_of(module: nn.Module) -> HeadTransform | None:
