@@ -36,7 +36,7 @@ def execute(path, folder):
     )
     client.create_kernel_manager().connection_file = str(Path(folder) / "kernel.json")
     # tqdm asks for a progress bar of Jupyter's, which nothing here shows.
-    quiet = {"PYTHONWARNINGS": "ignore:IProgress not found", "IPYTHONDIR": str(folder)}
+    quiet = {"PYTHONWARNINGS": "ignore:IProgress not found", "IPYTHONDIR": str(folder), "TMPDIR": str(folder)}
     client.execute(env=os.environ | quiet | {"PYTHONPATH": str(ROOT / "src")})
     return notebook
 
