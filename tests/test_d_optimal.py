@@ -30,10 +30,10 @@ COUNTEREXAMPLE = torch.tensor([[1.0, 0.0], [0.0, 0.5**0.5], [0.0, 0.5**0.5]], dt
 
 
 def heads(*shape, seed=0, spread=True):
-    """float64, with rows of very different norms."""
+    """float64, with rows of very different norms, all above eps."""
     generator = torch.Generator().manual_seed(seed)
     matrices = torch.randn(*shape, generator=generator, dtype=torch.float64)
-    return matrices * torch.logspace(-3, 3, shape[-2], dtype=torch.float64).unsqueeze(-1) if spread else matrices
+    return matrices * torch.logspace(0, 6, shape[-2], dtype=torch.float64).unsqueeze(-1) if spread else matrices
 
 
 def one_step(head, p):
@@ -70,14 +70,15 @@ def test_steps_are_those_of_the_definition(shape):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 30), st.integers(0, 10**6))
 def test_no_step_raises_mu_and_each_lowers_it_by_what_the_proof_says(d, more, seed):
-    """log μ falls by at least k/2 · KL(new p ‖ old p)."""
+    """log μ falls by at least k/2 · KL(new p ‖ old p); the ridge of 1e-12 moves it by that times κ² or so."""
     head = heads(d + more, d, seed=seed)
     p, log_mu = d_optimal_weights(head, 0), log_complexity(DOptimal(0)(head))
+    slack = 1e-9 + 1e-11 * condition_number(DOptimal(0)(head)) ** 2
     for steps in (1, 2, 3, 4):
         new, new_log_mu = d_optimal_weights(head, steps), log_complexity(DOptimal(steps)(head))
         assert new.sum().item() == pytest.approx(1, abs=1e-12)
         divergence = torch.special.xlogy(new, new / p).sum()
-        assert new_log_mu <= log_mu - d / 2 * divergence + 1e-6
+        assert new_log_mu <= log_mu - d / 2 * divergence + slack
         p, log_mu = new, new_log_mu
 
 

@@ -65,7 +65,7 @@ def test_python_of_the_page_on_mathematics_runs_and_prints_its_table(capsys):
     assert set(capsys.readouterr().out.splitlines()[1:]) <= set(MATHEMATICS.splitlines())
 
 
-@pytest.mark.parametrize("folder", ["digits_d_optimal", "digits_d_optimal_one_rate"])
+@pytest.mark.parametrize("folder", ["digits_d_optimal", "digits_d_optimal_one_rate", "digits_d_optimal_ten_seeds"])
 def test_scores_of_the_page_on_mathematics_are_those_measured(folder):
     for row in read_json(ROOT / "results" / folder / "results.json")["table"]:
         difference = row["difference [95 %]"].replace("-", "−")

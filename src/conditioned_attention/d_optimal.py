@@ -31,7 +31,8 @@ def d_optimal_weights(output: Tensor, steps: int, *, eps: float = 1e-6) -> Tenso
     raises μ, and only one that changes nothing does not lower it (docs/mathematics.md).
 
     Where the rows do not span all d columns, M is singular and μ infinite; M + 1e-12 I stands for it, and the steps
-    lower the same product over the directions that there are.  For n ≤ d uniform weights are the best already, and
+    lower the same product over the directions that there are.  So a singular value below 1e-6 √n counts as none, and μ
+    itself is sure to fall only while κ is well below 1e6.  For n ≤ d uniform weights are the best already, and
     are returned as they are.  A row of zero has no direction: it keeps the weight 1/n, so that its factor is 1 as in C,
     and the others share the rest.
 
