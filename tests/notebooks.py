@@ -9,6 +9,7 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 from nbclient import NotebookClient
@@ -34,10 +35,15 @@ def execute(path, folder):
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}}, record_timing=False
     )
-    client.create_kernel_manager().connection_file = str(Path(folder) / "kernel.json")
-    # tqdm asks for a progress bar of Jupyter's, which nothing here shows.
-    quiet = {"PYTHONWARNINGS": "ignore:IProgress not found", "IPYTHONDIR": str(folder), "TMPDIR": str(folder)}
-    client.execute(env=os.environ | quiet | {"PYTHONPATH": str(ROOT / "src")})
+    environment = {
+        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm asks for a progress bar that nothing here shows
+        "IPYTHONDIR": str(folder),
+        "TMPDIR": str(folder),
+    }
+    with mock.patch.dict(os.environ, environment):  # of this process too, which looks for kernels in IPYTHONDIR
+        client.create_kernel_manager().connection_file = str(Path(folder) / "kernel.json")
+        client.execute()
     return notebook
 
 
