@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # torch first and by its exact version: an open request would take the newest build and its CUDA packages
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo gallery test test-all weights lint docs constraints clean
+.PHONY: demo gallery notebooks test test-all weights lint docs constraints clean
 
 demo: $(READY)
 	$(BIN)/conditioned-attention compare digits --folder runs/demo
@@ -17,6 +17,10 @@ gallery: $(READY)
 	$(BIN)/conditioned-attention compare digits --epochs 12 --variants baseline preconditioned qk_norm --seeds 3 \
 	  --monitor-every 1 --no-cost --folder runs/gallery
 	$(BIN)/python -m tests.gallery runs/gallery
+
+# Runs the notebooks and stores what they print and draw.
+notebooks: $(READY)
+	$(BIN)/python -m tests.notebooks
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
