@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conditioned_attention.measure.probe import call, undisturbed, watch_heads
+from conditioned_attention.measure.probe import Passing, call, undisturbed, watch_heads
 from conditioned_attention.measure.spectra import Spectrum, resolution, spectrum
-from conditioned_attention.preconditioner import HeadTransform
-from conditioned_attention.sites import Site, active_transform, find_sites, install, transform_of, unwrap
+from conditioned_attention.sites import Site, find_sites, install, unwrap
 
 
 @dataclass(frozen=True)
@@ -89,31 +88,17 @@ def _head_by_head(weights: Tensor) -> Spectrum:
     return Spectrum(torch.stack([torch.stack(sample) for sample in values]), resolution(weights))
 
 
-class _Reading(HeadTransform):
-    """What the module does to its heads, with the attention weights read on the way."""
+class _Reading(Passing):
+    """Reads the attention weights on the way."""
 
     kind = "reading weights"
+    needs_weights = True
 
     def __init__(self, site: Site, record: _Record) -> None:
-        self.site, self.record = site, record
-        self.inner = None if active_transform(site) is None else transform_of(site.module)
-
-    @property
-    def needs_weights(self) -> bool:
-        return True
-
-    @property
-    def changes_queries(self) -> bool:
-        return self.inner is not None and self.inner.changes_queries
-
-    @property
-    def mixes_rows(self) -> bool:
-        return self.inner is not None and self.inner.mixes_rows
-
-    def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return (query, key) if self.inner is None else self.inner.queries(query, key)
+        super().__init__(site)
+        self.record = record
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         assert weights is not None
         self.record.take(self.site.name, weights)
-        return output if self.inner is None else self.inner(output, weights)
+        return super().__call__(output, weights)

@@ -71,7 +71,7 @@ def watch_heads(
         if dtype is not None:
             stack.enter_context(at_least(model, dtype))
             probe = _floats_at_least(probe, dtype)
-        stack.callback(install(sites, lambda site: _Recording(site, _acting(site), record)))
+        stack.callback(install(sites, lambda site: _Recording(site, record)))
         stack.enter_context(suppress(_Enough))
         call(model, probe)
     return record.calls
@@ -87,10 +87,6 @@ def _may_stop(model: nn.Module) -> bool:
         module._forward_hooks.keys() - module._forward_hooks_always_called.keys() or hasattr(module, "_hf_hook")
         for module in model.modules()
     )
-
-
-def _acting(site: Site) -> HeadTransform | None:
-    return None if active_transform(site) is None else transform_of(site.module)
 
 
 class _Record:
@@ -111,13 +107,12 @@ class _Record:
             raise _Enough
 
 
-class _Recording(HeadTransform):
-    """Another transform (or none), with what goes in and what comes out passed on."""
+class Passing(HeadTransform):
+    """What a module does to its heads already, perhaps nothing: to stand in its place and look on."""
 
-    kind = "recording"
-
-    def __init__(self, site: Site, inner: HeadTransform | None, record: _Record) -> None:
-        self.site, self.inner, self.record = site, inner, record
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.inner = None if active_transform(site) is None else transform_of(site.module)
 
     @property
     def needs_weights(self) -> bool:
@@ -135,8 +130,21 @@ class _Recording(HeadTransform):
         return (query, key) if self.inner is None else self.inner.queries(query, key)
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        return output if self.inner is None else self.inner(output, weights)
+
+
+class _Recording(Passing):
+    """Passes on what goes in and what comes out."""
+
+    kind = "recording"
+
+    def __init__(self, site: Site, record: _Record) -> None:
+        super().__init__(site)
+        self.record = record
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         wanted = self.record.next_is_wanted()
-        result = output if self.inner is None else self.inner(output, weights)
+        result = super().__call__(output, weights)
         if wanted:
             after = RowNorm()(output) if self.inner is None else result
             self.record.pass_on(HeadOutputs(self.site.name, self.inner is not None, output, after))
