@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from conditioned_attention.bench.monitor import MonitorRow
+from conditioned_attention.bench.results import read_rows
+from conditioned_attention.bench.spectra import SpectraRow
 from conditioned_attention.bench.tables import readme_text, split_at_marks
 from conditioned_attention.experiments.files import read_json
 from conditioned_attention.experiments.variants import VARIANTS
@@ -66,6 +69,25 @@ def test_python_of_the_page_on_monitoring_runs(tmp_path, monkeypatch, capsys):
     assert len(names["records"]) == 3 * 2 * 4
     assert {path.name for path in tmp_path.iterdir()} == {"conditions.jsonl", "kappa.png", "heads.png"}
     assert capsys.readouterr().out.startswith("vit.")
+
+
+def test_costs_of_the_page_on_monitoring_are_those_measured():
+    for row in read_rows(ROOT / "results" / "bench" / "monitor.csv", MonitorRow):
+        share = f"**{100 * row.share:.2f} %** ({100 * row.p20:.2f}–{100 * row.p80:.2f})"
+        times = f"{row.step_milliseconds:.0f} ms | {row.measurement_milliseconds:.0f} ms | {share}"
+        peaks = f"{row.step_peak_bytes / 2**20:.0f} MiB, {row.measurement_peak_bytes / 2**20:.0f} MiB"
+        assert f"{times} | {peaks} |" in MONITORING
+    rows = {(r.shape, r.kappa, r.route): r for r in read_rows(ROOT / "results" / "bench" / "spectra.csv", SpectraRow)}
+    table = re.findall(r"^\| (\d+) × (\d+) \| (1e\d) \| (.*?) \| (\S+).*? \| (\S+), (\S+) \|$", MONITORING, re.M)
+    assert len(table) == 9
+    for n, d, kappa, milliseconds, ratio, *errors in table:
+        svd, gram = (
+            next(r for key, r in rows.items() if key[0].endswith(f"×{n}×{d}") and key[1:] == (float(kappa), route))
+            for route in ("svd", "gram")
+        )
+        assert float(milliseconds) == pytest.approx(svd.milliseconds, rel=0.01)
+        assert ratio == f"{gram.ratio:.2f}"
+        assert errors == [f"{svd.error:.1e}", f"{gram.error:.1e}"]
 
 
 def test_python_of_the_page_on_mathematics_runs_and_prints_its_table(capsys):
