@@ -46,7 +46,8 @@ def _from_timm(name: str, pretrained: bool, weights: bool) -> nn.Module:
         near = timm.list_models(f"*{short}*")[:5]
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"{name!r} is no timm model, no folder and no file{hint}")
-    with nullcontext() if weights else torch.device("meta"):
+    with torch.random.fork_rng([]), nullcontext() if weights else torch.device("meta"):
+        torch.manual_seed(0)  # the same name is the same model
         model: nn.Module = timm.create_model(short, pretrained=pretrained and weights)
     return model
 

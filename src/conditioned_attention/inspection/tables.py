@@ -76,9 +76,8 @@ def _print_heads(console: Console, inspection: Inspection) -> None:
     console.print(grid)
     floor = sum(record.floor_before > 0.5 for record in inspection.heads)
     if floor > len(inspection.heads) / 2 and inspection.heads[0].resolution < _FLOAT32:
-        console.print(
-            f"{floor} of {len(inspection.heads)} heads are at the floor: --precision float64 tells them apart"
-        )
+        count = f"{floor} of {len(inspection.heads)} heads"
+        console.print(f"{count} are at the floor of float32; --precision float64 tells them apart", highlight=False)
     sentences = [change_in_words("C", inspection.heads, lambda record: record.kappa_after)]
     if corrected:
         name = f"λ I, λ = {_strength(inspection.strength)}"
