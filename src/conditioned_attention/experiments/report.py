@@ -60,10 +60,10 @@ def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: 
 def _write_own(subject: Subject, folder: Path, heads: Mapping[str, list[Heads]]) -> None:
     """What a subject's own folder gets: a single run the page alone, for its other files are those of the run."""
     if not subject.single:
+        write_json(folder / "results.json", to_json(subject.comparison))
         write_bytes(folder / "score.png", picture(lambda ax: plot_scores(subject.comparison, ax)))
         if heads:
             write_bytes(folder / "kappa.png", picture(lambda ax: plot_kappa(heads, ax)))
-        write_json(folder / "results.json", to_json(subject.comparison))
     charts = charts_of(subject, heads, palette_of(subject.variants))
     write_text(folder / "report.html", page([Section(subject, charts, heads)]))
 
