@@ -113,7 +113,8 @@ def test_train_goes_on(tmp_path, capsys):
     [
         (["compare", "fashion_mnist", "--data-dir", "/nowhere"], "apt-get install dataset-fashion-mnist"),
         (["compare", "digits", "--patch-size", "3", "--workers", "1", "--seeds", "1"], "patch_size=3 must divide"),
-        (["report", "/nowhere"], "holds no results.json; run 'conditioned-attention compare' into it first"),
+        (["report", "/nowhere"], "/nowhere: there is no such folder"),
+        (["report", "/"], "holds no results.json; run 'conditioned-attention compare' into it first"),
         (["report"], "name at least one folder"),
         (["compare", "digits", "--workers", "0"], "workers must be at least 1"),
         (["compare", "digits", "--heads", "0", "--workers", "1", "--seeds", "1"], "must be at least 1"),

@@ -154,6 +154,17 @@ def test_every_chart_is_drawn_with_its_axes(shown, real):
     assert all(label for label in shown.page.locator(".plot").evaluate_all("all => all.map(p => p.ariaLabel)"))
 
 
+def test_titles_of_axes_do_not_touch_their_numbers(shown):
+    boxes = """plot => {
+        const box = element => element.getBoundingClientRect();
+        const title = plot.querySelector(".xtitle"), ticks = [...plot.querySelectorAll(".xaxislayer-above text")];
+        return [box(title).top, Math.max(...ticks.map(tick => box(tick).bottom))];
+    }"""
+    for plot in shown.page.locator(".plot:has(.xtitle)").all():
+        top, bottom = plot.evaluate(boxes)
+        assert top >= bottom - 1, plot.get_attribute("aria-label")
+
+
 def test_pointing_at_a_point_shows_its_number(shown, real):
     chart = shown.chart("by epoch")
     chart.scroll_into_view_if_needed()
@@ -390,14 +401,15 @@ def test_a_run_that_has_only_begun(tmp_path):
     ("arguments", "words"),
     [
         ([], "name at least one folder that 'conditioned-attention compare' or 'train' has written"),
-        (["/nowhere"], "/nowhere holds no results.json; run 'conditioned-attention compare' into it first, or name"),
+        (["/nowhere"], "/nowhere: there is no such folder"),
+        (["{empty}"], "holds no results.json; run 'conditioned-attention compare' into it first, or name"),
         (["/nowhere", "/nowhere"], "the folders must all be different, got /nowhere, /nowhere"),
         (["/nowhere", "--output", "page.pdf"], "output must be an .html file, got 'page.pdf'"),
     ],
 )
-def test_wrong_folders_are_one_line(arguments, words, capsys):
+def test_wrong_folders_are_one_line(arguments, words, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
-        main(["report", *arguments])
+        main(["report", *(argument.format(empty=tmp_path) for argument in arguments)])
     assert ended.value.code == 2
     message = capsys.readouterr().err
     assert words in message

@@ -84,6 +84,8 @@ def read_subjects(folders: Sequence[Path]) -> list[Subject]:
 
 
 def _read_subject(folder: Path) -> Subject:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder")
     if is_single_run(folder):
         return read_single_run(folder)
     return comparison_subject(gather(folder) or read_report(folder), folder)

@@ -79,7 +79,7 @@ function curves(figure, chart) {
     const layout = structuredClone(view.layout);
     if (layout.yaxis.type === "log") Object.assign(layout.yaxis, logTicks(view));
     layout.xaxis = { exponentformat: "none", separatethousands: true, ...layout.xaxis };
-    const height = rows ? 90 + 30 * rows : innerWidth < 600 ? 320 : 400;
+    const height = rows ? 115 + 30 * rows : innerWidth < 600 ? 320 : 400;
     return Plotly.react(plot, view.traces.map(trace => painted(trace, state)), base(layout, height, view.name), config);
   };
   if (chart.views.length > 1) figure.querySelector(".controls").append(choice("show", chart.views.map(v => v.name), i => {
