@@ -13,6 +13,8 @@ from conditioned_attention.bench.results import read_rows
 from conditioned_attention.bench.spectra import SpectraRow
 from conditioned_attention.bench.tables import readme_text, split_at_marks
 from conditioned_attention.experiments.files import read_json
+from conditioned_attention.experiments.report import read_report
+from conditioned_attention.experiments.statistics import paired_interval
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.sites import registered
 from conditioned_attention.sites.versions import SUPPORTED
@@ -96,12 +98,23 @@ def test_python_of_the_page_on_mathematics_runs_and_prints_its_table(capsys):
     assert set(capsys.readouterr().out.splitlines()[1:]) <= set(MATHEMATICS.splitlines())
 
 
-@pytest.mark.parametrize("folder", ["digits_d_optimal", "digits_d_optimal_one_rate", "digits_d_optimal_ten_seeds"])
+@pytest.mark.parametrize(
+    "folder", ["digits_d_optimal", "digits_d_optimal_one_rate", "digits_d_optimal_ten_seeds", "fashion_d_optimal"]
+)
 def test_scores_of_the_page_on_mathematics_are_those_measured(folder):
     for row in read_json(ROOT / "results" / folder / "results.json")["table"]:
         difference = row["difference [95 %]"].replace("-", "−")
         assert f"| {row['variant']} " in MATHEMATICS
         assert f"| {row['final']} | {difference} |" in MATHEMATICS
+
+
+def test_the_refinement_against_c_on_fashion_mnist_is_as_measured():
+    runs = read_report(ROOT / "results" / "fashion_d_optimal").runs
+    final = {variant: [h[-1]["score"] for _, h in sorted(by_seed.items())] for variant, by_seed in runs.items()}
+    for variant in ("d_optimal", "d_optimal=10"):
+        found = paired_interval([a - b for a, b in zip(final[variant], final["preconditioned"])])
+        words = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
+        assert re.search(rf"^\| {variant} \| .* \| {re.escape(words)} \|$", MATHEMATICS, re.M)
 
 
 def test_condition_numbers_of_the_page_on_mathematics_are_those_measured():
