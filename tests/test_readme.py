@@ -141,9 +141,10 @@ def test_versions_of_the_page_on_conversion_are_those_supported():
         assert f"| {package} ≥ {first}, < {end} |" in CONVERSION
 
 
-@pytest.mark.parametrize(
-    "line", re.findall(r"^conditioned-attention .*$", README + CONVERSION + SPECTRAL + MATHEMATICS, re.MULTILINE)
-)
+COMMANDS = (README + CONVERSION + SPECTRAL + MATHEMATICS + MONITORING).replace("\\\n", " ")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", COMMANDS, re.MULTILINE))
 def test_command_lines_of_the_readme_parse(line):
     import tyro
 
