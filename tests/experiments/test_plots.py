@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from conditioned_attention import ConditionMonitor
+from conditioned_attention.experiments.columns import read_heads
 from conditioned_attention.experiments.comparison import Comparison
+from conditioned_attention.experiments.pictures import plot_kappa
 from conditioned_attention.experiments.plots import plot_epochs_to_baseline, plot_scores
 from conditioned_attention.experiments.task import Metric
-from conditioned_attention.measure.plots import THEMES
+from conditioned_attention.measure.plots import THEMES, plot_condition_numbers
+from tests.models import build, images
 from tests.rendering import check_texts, differs, render
 
 
@@ -80,3 +85,20 @@ def test_wrong_arguments():
         plot_epochs_to_baseline(comparison(), theme="blue")
     with pytest.raises(ValueError, match="comparison must hold a baseline"):
         plot_epochs_to_baseline(Comparison({}, Metric("score"), environment={}))
+
+
+def test_the_picture_of_a_report_is_that_of_the_records(tmp_path):
+    """From arrays or from records: the same curves, the same legend, the same floor."""
+    path = tmp_path / "conditions.jsonl"
+    model = build("timm_vit")
+    monitor = ConditionMonitor(model, images(), path=path)
+    for step in range(3):
+        model.blocks[0].attn.qkv.weight.data *= 1 + step
+        monitor.measure(step)
+    from_arrays = plot_kappa({"mine": [read_heads(path)]}, Figure().add_subplot())
+    from_records = plot_condition_numbers({"mine": [monitor.records]}, Figure().add_subplot())
+    for one, two in zip(from_arrays.get_lines(), from_records.get_lines(), strict=True):
+        assert one.get_ydata() == pytest.approx(two.get_ydata(), rel=1e-5)
+    assert [text.get_text() for text in from_arrays.texts] == ["numerical floor"]
+    labels = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in (from_arrays, from_records)]
+    assert labels[0] == labels[1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conditioned_attention.experiments.columns import Heads, average_kappa
-from conditioned_attention.measure.plots import legend_above, legend_height, plot_band, styles
+from conditioned_attention.measure.plots import finish_axes, floor_note, legend_height, plot_band, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,26 +18,19 @@ if TYPE_CHECKING:
 
 def plot_kappa(heads: Mapping[str, Sequence[Heads]], ax: Axes) -> Axes:
     """What `plot_condition_numbers` draws of records, of the arrays that long logs are read into."""
-    found = False
+    everything = [h for runs in heads.values() for h in runs]
     for style, (variant, runs) in zip(styles(), heads.items()):
         curves = [dict(zip(h.steps.tolist(), average_kappa(h).tolist())) for h in runs]
-        plot_band(ax, curves, variant + floor_note(runs), style)
-        found = found or any(math.isfinite(value) for curve in curves for value in curve.values())
-    if found:
-        ax.set_yscale("log")
-    else:  # matplotlib has no logarithmic axis without a number on it
-        ax.text(0.5, 0.5, "every head is at the numerical floor", ha="center", transform=ax.transAxes)
-    ax.set_xlabel("optimizer step")
-    ax.set_ylabel("average condition number")
-    legend_above(ax)
+        plot_band(ax, curves, variant + floor_note(_share_at_floor(runs)), style)
+    finite = any(np.isfinite(h.used).any() for h in everything)
+    at_floor = any(np.isinf(h.used).any() for h in everything)
+    finish_axes(ax, finite, at_floor, sorted({h.resolution for h in everything if math.isfinite(h.resolution)}))
     return ax
 
 
-def floor_note(runs: Sequence[Heads]) -> str:
-    """The share of records at the numerical floor, in brackets; empty if there are none."""
-    floor = sum(int(np.isinf(h.used).sum()) for h in runs) / sum(int((~np.isnan(h.used)).sum()) for h in runs)
-    share = "under 1%" if 0 < floor < 0.005 else f"{floor:.0%}"
-    return f" ({share} at the floor)" if floor > 0 else ""
+def _share_at_floor(runs: Sequence[Heads]) -> float:
+    measured = sum(int((~np.isnan(h.used)).sum()) for h in runs)
+    return sum(int(np.isinf(h.used).sum()) for h in runs) / measured if measured else math.nan
 
 
 def picture(draw: Callable[[Axes], Any]) -> bytes:

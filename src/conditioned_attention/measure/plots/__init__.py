@@ -7,6 +7,8 @@ Every function takes ``theme="light"`` or ``"dark"``, in which it paints the who
 from conditioned_attention.measure.plots.curves import (
     average_condition_number,
     draw_floor,
+    finish_axes,
+    floor_note,
     plot_band,
     plot_condition_numbers,
     share_at_floor,
@@ -39,6 +41,8 @@ __all__ = [
     "ThemeName",
     "average_condition_number",
     "draw_floor",
+    "finish_axes",
+    "floor_note",
     "legend_above",
     "legend_height",
     "new_axes",

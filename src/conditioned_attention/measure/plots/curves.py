@@ -118,32 +118,48 @@ def _draw(
     curves = [average_condition_number(records) for records in seeds]
     heads = [record for records in seeds for record in records]
     edges = None if quantiles is None else _quantiles_over_heads(heads, quantiles, ceiling)
-    plot_band(ax, curves, label + _note(heads), style, edges=edges, opacity=find_theme(theme).band)
+    plot_band(ax, curves, label + floor_note(share_at_floor(heads)), style, edges=edges, opacity=find_theme(theme).band)
 
 
 def _finish(ax: Axes, records: Sequence[HeadRecord], xlabel: str, theme: ThemeName) -> None:
-    _scale(ax, records, theme)
+    finite = any(math.isfinite(record.kappa) for record in records)
+    at_floor = any(math.isinf(record.kappa) for record in records)
+    finish_axes(ax, finite, at_floor, _resolutions(records), xlabel=xlabel, theme=theme)
+
+
+def floor_note(share: float) -> str:
+    """What the legend says of the share of heads that a line leaves out; empty if there are none."""
+    shown = "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
+    return f" ({shown} at the floor)" if share > 0 else ""
+
+
+def finish_axes(
+    ax: Axes,
+    finite: bool,
+    at_floor: bool,
+    floors: Sequence[float],
+    *,
+    xlabel: str = "optimizer step",
+    theme: ThemeName = "light",
+) -> None:
+    """Names and legend, and a logarithmic axis with the numerical floor in it.
+
+    Args:
+        ax: with its curves.
+        finite: whether any head has a κ; else a word says why there is nothing to draw.
+        at_floor: whether any head is at the floor.
+        floors: where that is, ascending.
+        xlabel, theme: as for `plot_condition_numbers`.
+    """
+    if finite:
+        ax.set_yscale("log")
+        draw_floor(ax, floors, theme)
+    else:  # matplotlib has no logarithmic axis without numbers
+        what = "every head is at the numerical floor" if at_floor else "nothing was measured"
+        ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=find_theme(theme).text)
     ax.set_xlabel(xlabel)
     ax.set_ylabel("average condition number")
     legend_above(ax)
-
-
-def _note(heads: Sequence[HeadRecord]) -> str:
-    """What the legend says of heads that the line leaves out."""
-    floor = share_at_floor(heads)
-    share = "under 1%" if 0 < floor < 0.005 else f"{floor:.0%}"
-    return f" ({share} at the floor)" if floor > 0 else ""
-
-
-def _scale(ax: Axes, records: Sequence[HeadRecord], theme: ThemeName) -> None:
-    """A logarithmic axis with the numerical floor in it; a word where there is nothing to draw on one."""
-    if not any(math.isfinite(record.kappa) for record in records):  # matplotlib has no logarithmic axis without numbers
-        at_floor = any(math.isinf(record.kappa) for record in records)
-        what = "every head is at the numerical floor" if at_floor else "nothing was measured"
-        ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=find_theme(theme).text)
-        return
-    ax.set_yscale("log")
-    draw_floor(ax, _resolutions(records), theme)
 
 
 def draw_floor(ax: Axes, floors: Sequence[float], theme: ThemeName = "light") -> None:
