@@ -180,7 +180,8 @@ def attend(
     )  # fmt: skip
 
     nothing = denominator == 0.0  # a query that may attend to nothing: its row is zero, and sends back zero
-    attention = acc / tl.where(nothing, 1.0, denominator)[:, None]
+    denominator = tl.where(nothing, 1.0, denominator)
+    attention = acc / denominator[:, None]
     length = tl.sqrt(tl.sum(attention * attention, 1))
     length = tl.where(length == 0.0, 1.0, tl.minimum(tl.maximum(length, eps), _LARGEST))
     log_sum = top + tl.log2(denominator)
