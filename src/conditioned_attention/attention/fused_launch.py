@@ -87,7 +87,9 @@ def backward(
         )
         if of_mask:
             assert mask is not None
-            dmask.copy_(_mask_gradient(tensors, strides, mask, is_causal, scale))
+            # Softmax does not see a number that is added to all keys alike.
+            alike = mask.shape[3] == 1
+            dmask.copy_(torch.zeros((), device=mask.device) if alike else _mask_gradient(tensors, strides, mask, is_causal, scale))
     return dq, dk, dv, dmask
 
 
@@ -122,7 +124,7 @@ def _prepare(upstream: Tensor, y: Tensor, norm: Tensor, eps: float, gradient: st
 def _mask_gradient(
     tensors: tuple[Tensor, ...], strides: tuple[Any, ...], mask: Tensor, is_causal: bool, scale: float
 ) -> Tensor:
-    """Gradient of an additive mask (B or 1, H or 1, N or 1, M or 1), in float32."""
+    """Gradient of an additive mask (B or 1, H or 1, N or 1, M), in float32, added up in a fixed order."""
     from conditioned_attention.attention import triton_kernels
 
     query, key, value = tensors[:3]
@@ -132,12 +134,9 @@ def _mask_gradient(
     heads = mask.shape[0] * mask.shape[1]
     programs = heads * blocks_n * blocks_m
     splits = max(1, min(b * h // heads, _PROGRAMS // programs))
-    per_query, per_key = mask.shape[2] > 1 or n == 1, mask.shape[3] > 1 or m == 1
-    parts = query.new_empty(
-        splits, heads, n if per_query else blocks_n, m if per_key else blocks_m, dtype=torch.float32
-    )
-    options = _options(query, value, mask, is_causal, blocks) | {"PER_QUERY": per_query, "PER_KEY": per_key}
+    options = _options(query, value, mask, is_causal, blocks)
     del options["MASK"]
+    parts = query.new_empty(splits, heads, n if options["PER_QUERY"] else blocks_n, m, dtype=torch.float32)
     triton_kernels.additive_mask[(programs * splits,)](
         *tensors, parts, *strides, parts.stride(), scale, *mask.shape[:2], b, h, h // g, n, m, splits, **options
     )

@@ -61,11 +61,11 @@ def _load(
 
 
 @triton.jit
-def _store(head, strides, start, count, rows, WIDTH: tl.constexpr):
+def _store(head, strides, start, count, rows, width):
     """The inverse of `_load`, in the dtype of the memory."""
     i, j = tl.arange(0, rows.shape[0])[:, None], tl.arange(0, rows.shape[1])[None, :]
     pointers = _pointers(head, strides, start, rows.shape[0], rows.shape[1])
-    tl.store(pointers, rows.to(head.dtype.element_ty), mask=(i < count - start) & (j < WIDTH))
+    tl.store(pointers, rows.to(head.dtype.element_ty), mask=(i < count - start) & (j < width))
 
 
 @triton.jit
@@ -371,13 +371,13 @@ def additive_mask(
     q_strides, k_strides, v_strides, mask_strides, up_strides, out_strides, scale,
     MASK_BATCH, MASK_HEADS, B, H, REPEATS, N, M, SPLITS,
     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, CAUSAL: tl.constexpr, PER_QUERY: tl.constexpr, PER_KEY: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, CAUSAL: tl.constexpr, PER_QUERY: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of an additive mask (MASK_BATCH, MASK_HEADS, N or 1, M or 1), in parts that are left to be added up.
+    """Gradient of an additive mask (MASK_BATCH, MASK_HEADS, N or 1, M), in parts that are left to be added up.
 
     One program a block of queries, a block of keys, a mask's head, and one of SPLITS parts of the batches and heads
-    that share it.  ``out`` is (SPLITS, MASK_BATCH · MASK_HEADS, N or blocks of N, M or blocks of M) in float32.
+    that share it.  ``out`` is (SPLITS, MASK_BATCH · MASK_HEADS, N or blocks of N, M) in float32.
     """
     blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     block_m = tl.program_id(0) % blocks_m
@@ -404,12 +404,9 @@ def additive_mask(
             D, E, BLOCK_D, BLOCK_E, BLOCK_M, CAUSAL, "additive", PER_QUERY, PRECISION, UPCAST, True,
         )  # fmt: skip
         total += d_logits
+    out = _head(out, out_strides, split, mask_head)
+    first, count = start_n, N
     if not PER_QUERY:
         total = tl.sum(total, 0, keep_dims=True)
-    if not PER_KEY:
-        total = tl.sum(total, 1, keep_dims=True)
-    i = (start_n if PER_QUERY else block_n) + tl.arange(0, total.shape[0])[:, None]
-    j = (start_m if PER_KEY else block_m) + tl.arange(0, total.shape[1])[None, :]
-    inside = (i < (N if PER_QUERY else blocks_n)) & (j < (M if PER_KEY else blocks_m))
-    offsets = tl.cast(i, tl.int64) * out_strides[2] + tl.cast(j, tl.int64) * out_strides[3]
-    tl.store(_head(out, out_strides, split, mask_head) + offsets, total, mask=inside)
+        first, count = block_n, blocks_n
+    _store(out + start_m, out_strides, first, count, total, M - start_m)
