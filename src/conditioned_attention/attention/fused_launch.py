@@ -89,7 +89,11 @@ def backward(
             assert mask is not None
             # Softmax does not see a number that is added to all keys alike.
             alike = mask.shape[3] == 1
-            dmask.copy_(torch.zeros((), device=mask.device) if alike else _mask_gradient(tensors, strides, mask, is_causal, scale))
+            dmask.copy_(
+                torch.zeros((), device=mask.device)
+                if alike
+                else _mask_gradient(tensors, strides, mask, is_causal, scale)
+            )
     return dq, dk, dv, dmask
 
 
@@ -122,7 +126,7 @@ def _prepare(upstream: Tensor, y: Tensor, norm: Tensor, eps: float, gradient: st
 
 
 def _mask_gradient(
-    tensors: tuple[Tensor, ...], strides: tuple[Any, ...], mask: Tensor, is_causal: bool, scale: float
+    tensors: tuple[Any, ...], strides: tuple[Any, ...], mask: Tensor, is_causal: bool, scale: float
 ) -> Tensor:
     """Gradient of an additive mask (B or 1, H or 1, N or 1, M), in float32, added up in a fixed order."""
     from conditioned_attention.attention import triton_kernels
