@@ -5,6 +5,10 @@ instead of rounding; what the compiler of a GPU makes of a kernel it does not sh
 """
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from tests.triton_interpreter import KERNELS_RUN, VARIABLE
 
 pytestmark = pytest.mark.skipif(not KERNELS_RUN, reason="Triton is not installed")
 
+ROOT = Path(__file__).parents[2]
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 REFUSED = {"5-D": "same number of dimensions", "float64": "not torch.float64", "float64, mask": "not torch.float64"}
@@ -225,6 +230,21 @@ def test_keeps_one_float_a_row_more_than_plain_attention():
 def test_autocast():
     with torch.autocast(DEVICE, torch.bfloat16):
         assert fused_(Q, Q, Q).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_compiles_for_an_h100_and_fits(tmp_path):
+    """Without a GPU, by Triton's compiler and assembler: the interpreter takes what these do not."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop(VARIABLE, None)
+    command = [sys.executable, "-m", "tests.attention.compile_kernels"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
+    assert {line[0] for line in lines} == {"attend", "prepare", "keys_and_values", "queries", "additive_mask"}
+    for kernel, shared, stack, case in lines:
+        assert int(shared) <= 227 * 1024, (kernel, case)
+        assert int(stack) <= 128, (kernel, case)  # registers that did not fit: 32 of a thread's 255
 
 
 @pytest.mark.skipif(not GPU, reason="no CUDA device")

@@ -25,16 +25,16 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By the larger head width up to which they hold, for half precision and for float32.  First guesses, by what fits in
-# the registers and the shared memory of an H100; not measured yet.  Each: forward, `keys_and_values`, the others.
+# By the larger head width up to which they hold, for half precision and for float32; each `attend`, `keys_and_values`,
+# the others.  Not timed yet: large ones that spill hardly a register when compiled for an H100.
 _HALF = {
     64: (Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 3), Blocks(128, 64, 8, 3)),
-    128: (Blocks(128, 64, 8, 3), Blocks(64, 128, 8, 2), Blocks(128, 64, 8, 2)),
-    256: (Blocks(64, 64, 8, 2), Blocks(32, 64, 8, 1), Blocks(64, 32, 8, 1)),
+    128: (Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2)),
+    256: (Blocks(64, 64, 8, 2), Blocks(32, 32, 8, 1), Blocks(32, 64, 8, 1)),
 }
 _SINGLE = {
-    64: (Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2), Blocks(64, 32, 8, 2)),
-    128: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
+    64: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 2)),
+    128: (Blocks(64, 16, 8, 2), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 1)),
     256: (Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 8, 1)),
 }
 
@@ -158,7 +158,7 @@ def _options(query: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool,
         "PER_QUERY": mask is not None and (mask.shape[2] > 1 or query.shape[2] == 1),
         "PRECISION": "tf32" if single and torch.backends.cuda.matmul.allow_tf32 else "ieee",
         "UPCAST": interpreted() and query.dtype == torch.bfloat16,
-        "num_warps": blocks.warps, "num_stages": blocks.stages,
+        "num_warps": blocks.warps if mask is None else 8, "num_stages": blocks.stages,  # a mask takes registers
     }  # fmt: skip
 
 
