@@ -25,6 +25,7 @@ CASES = {  # query (B, H, N, D), key heads, value width, dtype, mask, causal, gr
     "ViT": ((2, 12, 197, 64), 12, 64, half, None, False, "stopped"),
     "grouped, 128 wide": ((2, 12, 1024, 128), 4, 128, half, None, True, "stopped"),
     "256 wide": ((2, 12, 1024, 256), 4, 256, half, None, True, "stopped"),
+    "one query": ((1, 1, 1, 64), 1, 64, half, None, False, "stopped"),  # sizes of 1 are compiled in
     "Swin": ((512, 3, 49, 32), 3, 32, half, torch.empty(1, 3, 49, 49, dtype=half), False, "stopped"),
     "padding, odd widths, float16": (
         (8, 12, 128, 60), 12, 40, torch.float16, torch.empty(8, 1, 1, 128, dtype=torch.bool), True, "through",

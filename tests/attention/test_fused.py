@@ -147,6 +147,16 @@ def test_zero_rows_send_back_what_plain_attention_would():
     torch.testing.assert_close(ours[3], stock_[3])
 
 
+def test_one_token_keeps_every_digit():
+    """Its weight is 1 whatever its logit; a C that went through the log-sum-exp of 400 would not come back whole."""
+    q = torch.zeros(1, 1, 1, 16, device=DEVICE)
+    q[..., 0] = 40.0
+    v, upstream = torch.randn(2, 1, 1, 1, 16, device=DEVICE)
+    v.requires_grad_()
+    (dv,) = torch.autograd.grad(fused_(q, q, v), v, upstream)
+    torch.testing.assert_close(dv, upstream / v.detach().norm(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1e25), (torch.float16, 1e-5), (torch.float16, 1e4)])
 def test_extreme_values_are_finite(dtype, factor):
     q, k = torch.randn(2, 1, 2, 9, 16, dtype=dtype, device=DEVICE)

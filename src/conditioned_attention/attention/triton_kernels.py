@@ -15,7 +15,7 @@ Nothing is added up by atomic operations, so the same call gives the same bits.
 
 Shapes: B batch, H heads, G key heads (REPEATS = H / G queries' heads share one), N queries, M keys, D head width, E
 value width.  BLOCK_D and BLOCK_E are the powers of two that hold D and E.  Strides come as tuples in the order of
-the dimensions.  Offsets along batch, heads and blocks are 64-bit, within a block 32-bit.
+the dimensions; offsets are 64-bit.
 MASK is "none", "bool" (bytes, not 0 where the query may attend) or "additive"; a dimension along which a mask is
 broadcast has stride 0, and PER_QUERY says whether it differs between queries.
 """
@@ -37,8 +37,8 @@ def _head(pointer, strides, b, h):
 
 @triton.jit
 def _pointers(head, strides, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    i, j = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
-    return head + tl.cast(start, tl.int64) * strides[2] + (i * strides[2] + j * strides[3])
+    i, j = start + tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    return head + tl.cast(i, tl.int64) * strides[2] + tl.cast(j, tl.int64) * strides[3]
 
 
 @triton.jit
