@@ -147,6 +147,20 @@ def test_zero_rows_send_back_what_plain_attention_would():
     torch.testing.assert_close(ours[3], stock_[3])
 
 
+def test_float16_keeps_small_weights_of_large_values():
+    """C times a weight is 1e-6 here, where float16 has steps of 6e-8."""
+    q, k, v, upstream = (torch.randn(1, 1, 64, 16, device=DEVICE) * factor for factor in (1, 1, 1e4, 100))
+    tensors = [t.half() for t in (q, k, v)]
+
+    def dv(function, *tensors):
+        value = tensors[2].detach().requires_grad_()
+        return torch.autograd.grad(function(*tensors[:2], value), value, upstream.to(value.dtype))[0].double()
+
+    oracle = dv(plain, *(t.double() for t in tensors))
+    error, reference = ((dv(function, *tensors) - oracle).abs().max() for function in (fused_, plain))
+    assert error <= 3 * reference
+
+
 def test_one_token_keeps_every_digit():
     """Its weight is 1 whatever its logit; a C that went through the log-sum-exp of 400 would not come back whole."""
     q = torch.zeros(1, 1, 1, 16, device=DEVICE)
