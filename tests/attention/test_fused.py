@@ -107,6 +107,16 @@ def test_gradient_through_the_norm(case):
     assert_good(ours, plains, oracle, case.name)
 
 
+@pytest.mark.parametrize(("n", "m"), [(70, 70), (40, 100), (100, 40)])
+def test_causal_over_several_blocks(n, m):
+    """Blocks that every query sees, that some see in part, and that none sees; two heads share their keys."""
+    q, k, v = torch.randn(1, 2, n, 16), torch.randn(1, 1, m, 16), torch.randn(1, 1, m, 16)
+    tensors = [t.to(DEVICE) for t in (q, k, v)]
+    arguments = (None, True, None, True)
+    oracle = run(plain, [t.double() for t in tensors], *arguments)
+    assert_good(run(fused_, tensors, is_causal=True, enable_gqa=True), run(plain, tensors, *arguments), oracle, (n, m))
+
+
 B, H, G, N, M = 2, 4, 2, 17, 20
 MASKS = [(N, M), (1, M), (B, 1, 1, M), (1, H, N, M), (B, H, N, M)]
 

@@ -144,7 +144,8 @@ def _mask_gradient(
     triton_kernels.additive_mask[(programs * splits,)](
         *tensors, parts, *strides, parts.stride(), scale, *mask.shape[:2], b, h, h // g, n, m, splits, **options
     )
-    return parts.sum(0).view(*mask.shape[:2], *parts.shape[2:]).sum_to_size(mask.shape)
+    gradient: Tensor = parts.sum(0).view(*mask.shape[:2], *parts.shape[2:])
+    return gradient.sum(2, keepdim=True) if mask.shape[2] < gradient.shape[2] else gradient
 
 
 def _options(query: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, blocks: Blocks) -> dict[str, Any]:
