@@ -119,13 +119,15 @@ def test_causal_over_several_blocks(n, m):
 
 B, H, G, N, M = 2, 4, 2, 17, 20
 MASKS = [(N, M), (1, M), (B, 1, 1, M), (1, H, N, M), (B, H, N, M)]
+SEVERAL_BLOCKS = [(70, 40), (1, 40)]
 
 
-@pytest.mark.parametrize("shape", MASKS, ids=str)
+@pytest.mark.parametrize("shape", [*MASKS, *SEVERAL_BLOCKS], ids=str)
 @pytest.mark.parametrize(("causal", "gradient"), [(False, "stopped"), (True, "through")])
 def test_gradient_of_an_additive_mask(shape, causal, gradient, monkeypatch):
     monkeypatch.setattr(fused_launch, "_PROGRAMS", 3)  # so that heads are added up in the kernel and after it
-    q, k, v, mask = torch.randn(B, H, N, 12), *torch.randn(2, B, G, M, 12), torch.randn(shape)
+    n, m = (70, 40) if shape in SEVERAL_BLOCKS else (N, M)
+    q, k, v, mask = torch.randn(B, H, n, 12), *torch.randn(2, B, G, m, 12), torch.randn(shape)
     tensors = [t.to(DEVICE) for t in (q, k, v, mask)]
     ours = run(fused_, tensors, is_causal=causal, enable_gqa=True, gradient=gradient)
     function = plain if gradient == "stopped" else plain_through
