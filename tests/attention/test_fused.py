@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conditioned_attention import explain, preconditioned_attention, reference
 from conditioned_attention.attention import fused, fused_launch
@@ -261,6 +262,39 @@ def test_keeps_one_float_a_row_more_than_plain_attention():
 
     row = 4 * b * h * n
     assert held(fused_) == row * d + 2 * row  # y; the log-sum-exp, as flash attention; 1/C
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_modes_see_the_operators():
+    q = SMALL.clone().requires_grad_()
+    with Watching() as mode:
+        watched = run(fused_, (q, q, q))
+    assert {"conditioned_attention.fused_forward.default", "conditioned_attention.fused_backward.default"} < set(
+        mode.seen
+    )
+    for a, b in zip(watched, run(fused_, (q, q, q)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_second_derivatives_are_an_error():
+    q = SMALL.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(fused_(q, q, q).sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def test_nothing_is_recorded_without_gradients():
+    with torch.no_grad():
+        assert not fused_(SMALL.clone().requires_grad_(), SMALL, SMALL).requires_grad
 
 
 def test_autocast():

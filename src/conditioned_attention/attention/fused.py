@@ -2,7 +2,8 @@
 
 What is kept for backward is what flash attention keeps, its output and the log-sum-exp, and 1/C: one float a row.
 The kernels are registered operators, ``conditioned_attention::fused_forward`` and ``fused_backward``: torch.compile
-takes them whole.
+takes them whole, and modes that watch operators see them.  Otherwise they are called directly, because going through
+the dispatcher takes the host as long as a small attention takes a GPU.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
 """
@@ -31,8 +32,14 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     query, key, value, mask = _tensors(arguments)
     scale = 1 / math.sqrt(query.shape[-1]) if arguments.scale is None else arguments.scale
     floor = transform.floor(query.dtype)
+    inputs = (query, key, value, mask, arguments.is_causal, scale, floor, transform.gradient)
     output: Tensor
-    output = forward_operator(query, key, value, mask, arguments.is_causal, scale, floor, transform.gradient)[0]
+    if not _may_call_directly():
+        output = forward_operator(*inputs)[0]
+    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs[:4]):
+        output = _Fused.apply(*inputs)[0]  # type: ignore[no-untyped-call]
+    else:
+        output = fused_launch.forward(*inputs[:7])[0]
     return output if arguments.query.dim() == 4 else output.reshape(*arguments.query.shape[:-1], output.shape[-1])
 
 
@@ -173,8 +180,38 @@ def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Te
     if upstream is None:
         return (None,) * 8
     of_mask = ctx.needs_input_grad[3]
-    *gradients, of_the_mask = backward_operator(upstream, *ctx.saved_tensors, *ctx.options, of_mask)
+    # With create_graph the operator, of which a further derivative is an error.
+    directly = _may_call_directly() and not torch.is_grad_enabled()
+    backward: Any = fused_launch.backward if directly else backward_operator
+    *gradients, of_the_mask = backward(upstream, *ctx.saved_tensors, *ctx.options, of_mask)
     return *gradients, of_the_mask if of_mask else None, None, None, None, None
 
 
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    raise NotImplementedError(
+        "the fused kernels have no second derivative; wrap the call in torch.nn.attention.sdpa_kernel("
+        "torch.nn.attention.SDPBackend.MATH), with impl='composed'"
+    )
+
+
 forward_operator.register_autograd(_send_back, setup_context=_keep)
+backward_operator.register_autograd(_no_second_derivative)
+
+
+class _Fused(torch.autograd.Function):
+    """The operators' derivative, without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = fused_launch.forward(*inputs[:7])
+        _keep(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_send_back)
+
+
+def _may_call_directly() -> bool:
+    """Whether nobody but autograd has to see the operators."""
+    if torch.compiler.is_compiling():
+        return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
