@@ -178,10 +178,12 @@ MUTATIONS = [
     ("fused, dQ without the scale", "attention/triton_kernels.py", "d_query * scale", "d_query", FUSED),
     ("fused, masks not broadcast", "attention/fused_launch.py", "0 if size == 1 else stride", "stride", FUSED),
     ("fused, parts of a mask twice", "attention/triton_kernels.py", "tl.range(split, sharing, SPLITS)", "tl.range(0, sharing, SPLITS)", FUSED),
-    ("fused, masks of queries", "attention/fused_launch.py", "alike = mask.shape[3] == 1", "alike = False", FUSED),
+    ("fused, masks of queries", "attention/fused_launch.py", "if mask.shape[3] == 1:  #", "if False:  #", FUSED),
     ("fused, dropout ignored", "attention/fused.py", "if dropout_p > 0:", "if False:", FUSED),
     ("fused, empty not refused", "attention/fused.py", "if tensor.numel() == 0:", "if False:", FUSED),
     ("fused, widths not padded", "attention/triton_kernels.py", "tl.load(pointers, mask=j < WIDTH, other=0.0)", "tl.load(pointers)", FUSED),
+    ("fused, second derivatives dropped", "attention/fused.py", "_may_call_directly() and not torch.is_grad_enabled()", "_may_call_directly()", FUSED),
+    ("fused, modes passed over", "attention/fused.py", "return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())", "return True", FUSED),
     ("fused, odd last block", "attention/triton_kernels.py", "tl.load(pointers, mask=i < count - start, other=0.0)", "tl.load(pointers)", FUSED),
 ]  # fmt: skip
 

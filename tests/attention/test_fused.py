@@ -297,6 +297,22 @@ def test_nothing_is_recorded_without_gradients():
         assert not fused_(SMALL.clone().requires_grad_(), SMALL, SMALL).requires_grad
 
 
+def test_tf32_is_pytorchs_switch_to_turn():
+    """By its newer name, after which the older one raises."""
+    switches = torch.backends.cuda.matmul
+    if not hasattr(switches, "fp32_precision"):
+        pytest.skip("a PyTorch that has only the older name")
+    before = switches.fp32_precision
+    try:
+        found = []
+        for precision in ("tf32", "ieee"):
+            switches.fp32_precision = precision
+            found.append(fused_launch._may_use_tf32())
+    finally:
+        switches.fp32_precision = before
+    assert found == [True, False]
+
+
 def test_autocast():
     with torch.autocast(DEVICE, torch.bfloat16):
         assert fused_(Q, Q, Q).dtype == torch.bfloat16

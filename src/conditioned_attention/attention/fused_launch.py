@@ -87,13 +87,10 @@ def backward(
         )
         if of_mask:
             assert mask is not None
-            # Softmax does not see a number that is added to all keys alike.
-            alike = mask.shape[3] == 1
-            dmask.copy_(
-                torch.zeros((), device=mask.device)
-                if alike
-                else _mask_gradient(tensors, strides, mask, is_causal, scale)
-            )
+            if mask.shape[3] == 1:  # softmax does not see a number that is added to all keys alike
+                dmask.zero_()
+            else:
+                dmask.copy_(_mask_gradient(tensors, strides, mask, is_causal, scale))
     return dq, dk, dv, dmask
 
 
@@ -157,10 +154,18 @@ def _options(query: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool,
         "D": d, "E": e, "BLOCK_D": _power_of_two(d), "BLOCK_E": _power_of_two(e),
         "BLOCK_N": blocks.queries, "BLOCK_M": blocks.keys, "CAUSAL": is_causal, "MASK": kind,
         "PER_QUERY": mask is not None and (mask.shape[2] > 1 or query.shape[2] == 1),
-        "PRECISION": "tf32" if single and torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "PRECISION": "tf32" if single and _may_use_tf32() else "ieee",
         "UPCAST": interpreted() and query.dtype == torch.bfloat16,
         "num_warps": blocks.warps if mask is None else 8, "num_stages": blocks.stages,  # a mask takes registers
     }  # fmt: skip
+
+
+def _may_use_tf32() -> bool:
+    """PyTorch's own switch for products of float32."""
+    switches: Any = torch.backends.cuda.matmul
+    if hasattr(switches, "fp32_precision"):  # where this was set, asking by the older name raises
+        return bool(switches.fp32_precision == "tf32")
+    return bool(switches.allow_tf32)
 
 
 def _blocks(query: Tensor, key: Tensor, value: Tensor) -> list[Blocks]:
