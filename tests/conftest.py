@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from conditioned_attention._torchvision import make_importable
+from tests.triton_interpreter import prepare
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+prepare()  # torchvision imports triton
 make_importable()
 torch.set_num_threads(1)
 

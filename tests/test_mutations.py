@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import conditioned_attention
+from tests.triton_interpreter import KERNELS_RUN
 
 SOURCE = Path(conditioned_attention.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ LEARNED, VARIANTS = "tests/sites/test_learned.py", "tests/experiments/test_varia
 JACOBIAN, WEIGHTS = "tests/measure/test_jacobian.py", "tests/measure/test_weights.py"
 SPECTRA, WATCHING = "tests/measure/test_spectra.py", "tests/measure/test_watching.py"
 ATTENTION_SPECTRA = "tests/measure/test_attention_spectra.py"
+FUSED = "tests/attention/test_fused.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -153,6 +155,36 @@ MUTATIONS = [
     ("the worst heads, last", "inspection/heads.py", "key=lambda r: (-r.kappa_before", "key=lambda r: (r.kappa_before", INSPECTION),
     ("text, windows of any length", "inspection/inputs.py", "if len(window) == len(windows[0])", "if True", INSPECTION),
     ("projections of a run that was killed", "experiments/loop.py", "(self.conditions, self.projections)", "(self.conditions,)", VARIANTS),
+    ("fused, C left out", "attention/triton_kernels.py", "attention / length[:, None], E)", "attention, E)", FUSED),
+    ("fused, zero rows get 1/eps", "attention/triton_kernels.py", "tl.where(length == 0.0, 1.0, tl.minimum(tl.maximum(length, eps), _LARGEST))", "tl.minimum(tl.maximum(length, eps), _LARGEST)", FUSED),
+    ("fused, norms overflow", "attention/triton_kernels.py", "tl.minimum(tl.maximum(length, eps), _LARGEST)", "tl.maximum(length, eps)", FUSED),
+    ("fused, C unfolded", "attention/triton_kernels.py", "log_sum += tl.log2(length)", "log_sum -= tl.log2(length)", FUSED),
+    ("fused, folds in float32", "attention/fused_launch.py", "return tensor.dtype == torch.bfloat16", "return tensor.dtype != torch.float16", FUSED),
+    ("fused, folds in float16", "attention/fused_launch.py", "return tensor.dtype == torch.bfloat16", "return tensor.dtype != torch.float32", FUSED),
+    ("fused, δ of y", "attention/triton_kernels.py", "tl.sum(gradient * unit, 1) * length", "tl.sum(gradient * unit, 1)", FUSED),
+    ("fused, through is stopped", "attention/fused_launch.py", 'through, folds = gradient == "through", _folds(y)', "through, folds = False, _folds(y)", FUSED),
+    ("fused, removes below eps", "attention/triton_kernels.py", "tl.where(length > eps, tl.sum(unit * gradient, 1), 0.0)", "tl.sum(unit * gradient, 1)", FUSED),
+    ("fused, C not in dY", "attention/triton_kernels.py", "gradient /= length[:, None]", "pass", FUSED),
+    ("fused, causal sees the next", "attention/triton_kernels.py", "tl.where(m <= n, logits", "tl.where(m <= n + 1, logits", FUSED),
+    ("fused, causal, whole blocks", "attention/triton_kernels.py", "tl.minimum(start_n + 1, M) // BLOCK_M", "tl.minimum(start_n + BLOCK_N, M) // BLOCK_M", FUSED),
+    ("fused, causal, first query", "attention/triton_kernels.py", "first = start_m // BLOCK_N * BLOCK_N", "first = (start_m // BLOCK_N + 1) * BLOCK_N", FUSED),
+    ("fused, causal, guarded queries", "attention/triton_kernels.py", "whole = tl.minimum(tl.cdiv(start_m + BLOCK_M - 1, BLOCK_N) * BLOCK_N, tl.cdiv(N, BLOCK_N) * BLOCK_N)", "whole = first", FUSED),
+    ("fused, one query head of a group", "attention/triton_kernels.py", "tl.range(0, REPEATS)", "tl.range(0, 1)", FUSED),
+    ("fused, keys beyond the last", "attention/triton_kernels.py", 'logits = tl.where(m < M, logits, float("-inf"))', "pass", FUSED),
+    ("fused, nothing to attend to", "attention/triton_kernels.py", 'tl.where(new_top == float("-inf"), 0.0, new_top) if MASK != "none" else new_top', "new_top", FUSED),
+    ("fused, the smallest number", "attention/triton_kernels.py", "tl.maximum(entries.to(tl.float32) * _LOG2_E, -_LARGEST)", "entries.to(tl.float32) * _LOG2_E", FUSED),
+    ("fused, old sum not shrunk", "attention/triton_kernels.py", "acc * shrink[:, None]", "acc", FUSED),
+    ("fused, dK without the scale", "attention/triton_kernels.py", "d_key * scale", "d_key", FUSED),
+    ("fused, dQ without the scale", "attention/triton_kernels.py", "d_query * scale", "d_query", FUSED),
+    ("fused, masks not broadcast", "attention/fused_launch.py", "0 if size == 1 else stride", "stride", FUSED),
+    ("fused, parts of a mask twice", "attention/triton_kernels.py", "tl.range(split, sharing, SPLITS)", "tl.range(0, sharing, SPLITS)", FUSED),
+    ("fused, masks of queries", "attention/fused_launch.py", "if mask.shape[3] == 1:  #", "if False:  #", FUSED),
+    ("fused, dropout ignored", "attention/fused.py", "if dropout_p > 0:", "if False:", FUSED),
+    ("fused, empty not refused", "attention/fused.py", "if tensor.numel() == 0:", "if False:", FUSED),
+    ("fused, widths not padded", "attention/triton_kernels.py", "tl.load(pointers, mask=j < WIDTH, other=0.0)", "tl.load(pointers)", FUSED),
+    ("fused, second derivatives dropped", "attention/fused.py", "_may_call_directly() and not torch.is_grad_enabled()", "_may_call_directly()", FUSED),
+    ("fused, modes passed over", "attention/fused.py", "return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())", "return True", FUSED),
+    ("fused, odd last block", "attention/triton_kernels.py", "tl.load(pointers, mask=i < count - start, other=0.0)", "tl.load(pointers)", FUSED),
 ]  # fmt: skip
 
 
@@ -161,6 +193,8 @@ MUTATIONS = [
     ("file", "words", "instead", "tests"), [m[1:] for m in MUTATIONS], ids=[m[0] for m in MUTATIONS]
 )
 def test_the_suite_notices(file, words, instead, tests, tmp_path):
+    if tests == FUSED and not KERNELS_RUN:
+        pytest.skip("Triton is not installed")
     package = tmp_path / "src" / SOURCE.name
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
     broken = package / file

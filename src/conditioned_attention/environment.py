@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from conditioned_attention import __version__
-from conditioned_attention.functional import IMPLEMENTATIONS
+from conditioned_attention.functional import IMPLEMENTATIONS, explain
 
 _PACKAGES = (
     "timm",
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
         "machine": _machine(),
         "default_threads": torch.get_num_threads(),
         "devices": _devices(),
-        "implementations": dict.fromkeys(IMPLEMENTATIONS, "available"),
+        "implementations": {name: _availability(name) for name in IMPLEMENTATIONS},
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
@@ -47,6 +47,16 @@ def short_environment() -> dict[str, Any]:
     """What tells machines apart whose runs are put together: a few entries of `environment`."""
     everything = environment()
     return {key: everything[key] for key in ("machine", "devices", "torch", "conditioned-attention")}
+
+
+def _availability(implementation: str) -> str:
+    """ "available", or why not even small attention runs here."""
+    query = torch.zeros(1, 1, 16, 16, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        explain(query, query, query, impl=implementation)
+    except ValueError as error:
+        return str(error)
+    return "available"
 
 
 def _version(package: str) -> str:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention import composed, lean, lean_contract
+from conditioned_attention.attention import composed, fused, lean, lean_contract
 from conditioned_attention.attention.arguments import Arguments
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_rows
 
-IMPLEMENTATIONS = ("composed", "lean")
+IMPLEMENTATIONS = ("composed", "lean", "fused")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -39,6 +39,7 @@ _AUTO = (
     _Rule("cuda", 0, "composed", "no measurement on CUDA speaks for it yet"),
 )
 _OTHERWISE = _Rule("", 0, "composed", "nothing was measured for this device")
+_UNMEASURED = "no measurement speaks for it yet"
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,16 @@ def preconditioned_attention(
         eps: the smallest row norm that is divided by; float16 uses at least 6.1e-5.
         impl: ``"composed"``, PyTorch's attention and then C: works wherever that does, and keeps one more tensor of
             the output's size for backward; ``"lean"``, PyTorch's flash operators with C worked in: keeps one float
-            a row more than plain attention; or ``"auto"``, whichever was measured to be better for the device and
-            size (`explain` says which, and why).  An explicit request never falls back to another.
+            a row more than plain attention; ``"fused"``, Triton kernels of our own for CUDA: keeps that too; or
+            ``"auto"``, whichever was measured to be better for the device and size (`explain` says which, and why).
+            An explicit request never falls back to another.
 
     Returns:
         (..., H, N, E), in query's dtype (autocast's under autocast).
 
     Raises:
-        ValueError: shapes or devices that do not fit, an unknown option, a number out of range; ``impl="lean"`` where
-            it cannot run (dropout on a CPU, a learned mask, a transform of functorch, ...).
+        ValueError: shapes or devices that do not fit, an unknown option, a number out of range; ``impl="lean"`` or
+            ``"fused"`` where it cannot run (dropout on a CPU, a transform of functorch, no CUDA, ...).
         TypeError: something that is not a tensor, or tensors of dtypes that do not go together.
 
     With the gradient stopped the result is not the gradient of any function of the inputs: it keeps the part along
@@ -205,22 +207,27 @@ def explain(
     arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     refused = {name: why for name in IMPLEMENTATIONS if (why := _why_not(name, transform, arguments))}
     picked = _pick(transform, arguments, impl)
-    others = {name: refused.get(name) or _why_passed_over(picked, arguments, impl) for name in IMPLEMENTATIONS}
+    others = {name: refused.get(name) or _why_passed_over(name, picked, arguments, impl) for name in IMPLEMENTATIONS}
     del others[picked]
     return Explanation(picked, _cost(picked, transform), others)
 
 
-def _why_passed_over(picked: str, arguments: Arguments, impl: str) -> str:
+def _why_passed_over(name: str, picked: str, arguments: Arguments, impl: str) -> str:
     """The reason against an implementation that could run."""
     if impl != "auto":
         return f"impl={impl!r} was asked for"
+    if name == "fused":
+        return _UNMEASURED
     rule = _preferred(arguments)
     return rule.why if picked == rule.impl else lean_contract.copies(arguments) or ""
 
 
 def _attend(transform: HeadTransform, arguments: Arguments, impl: str) -> Tensor:
-    if _pick(transform, arguments, impl) == "lean":
+    picked = _pick(transform, arguments, impl)
+    if picked == "lean":
         return lean.attend(transform, arguments)
+    if picked == "fused":
+        return fused.attend(transform, arguments)
     return composed.attend(transform, arguments)
 
 
@@ -255,7 +262,9 @@ def _at_least(numbers: int, query: Tensor) -> bool:
 
 def _why_not(name: str, transform: HeadTransform, arguments: Arguments) -> str | None:
     """The reason why an implementation cannot run; None if it can."""
-    return lean_contract.refusal(transform, arguments) if name == "lean" else None
+    if name == "lean":
+        return lean_contract.refusal(transform, arguments)
+    return fused.refusal(transform, arguments) if name == "fused" else None
 
 
 def _cost(name: str, transform: HeadTransform) -> str:
@@ -263,6 +272,8 @@ def _cost(name: str, transform: HeadTransform) -> str:
         return "explicit softmax in float32, because rows='weights' reads the weights; memory B·H·N·M"
     if name == "lean":
         return "PyTorch's flash attention with C folded into backward; keeps one float a row more than plain attention"
+    if name == "fused":
+        return "Triton kernels with C worked in; keeps one float a row more than plain attention"
     return "scaled_dot_product_attention, then C; keeps one more tensor of the output's size"
 
 

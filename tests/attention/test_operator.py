@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conditioned_attention import explain, precondition_rows, preconditioned_attention, reference
+from conditioned_attention.attention import fused
 from conditioned_attention.functional import IMPLEMENTATIONS
 from tests.judge import assert_as_good_as_plain, plain, stock
 
@@ -143,7 +145,8 @@ def run(function, tensors, *args, **kwargs):
     return [output.detach(), *torch.autograd.grad(output, leaves, upstream)]
 
 
-every_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+# On a CPU; `test_fused` is where the kernels of "fused" run.
+every_impl = pytest.mark.parametrize("impl", [name for name in IMPLEMENTATIONS if name != "fused"])
 
 
 @case_list
@@ -476,7 +479,7 @@ Q = torch.randn(2, 4, 5, 8)
         ((Q, Q, Q), {"eps": 0.0}, ValueError, "eps must be positive"),
         ((Q, Q, Q), {"eps": float("nan")}, ValueError, "eps must be positive"),
         ((Q, Q, Q), {"eps": "small"}, TypeError, "eps must be a number"),
-        ((Q, Q, Q), {"impl": "fused"}, ValueError, "impl='fused' is unknown; valid are"),
+        ((Q, Q, Q), {"impl": "flash"}, ValueError, "impl='flash' is unknown; valid are"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(args, kwargs, error, words):
@@ -488,6 +491,16 @@ def test_wrong_arguments_say_what_is_wrong(args, kwargs, error, words):
 def test_explain_names_the_implementation():
     assert explain(Q, Q, Q).impl in IMPLEMENTATIONS
     assert "B·H·N·M" in str(explain(Q, Q, Q, rows="weights"))
+
+
+def test_the_kernels_are_refused_where_they_cannot_run(monkeypatch):
+    with pytest.raises(ValueError, match="the tensors are on a CPU"):
+        preconditioned_attention(Q, Q, Q, impl="fused")
+    assert "CPU" in explain(Q, Q, Q).refused["fused"]
+    monkeypatch.setattr(fused, "_has_triton", lambda: False)
+    with FakeTensorMode():
+        on_cuda = torch.empty(1, 2, 5, 8, device="cuda")
+        assert explain(on_cuda, on_cuda, on_cuda).refused["fused"] == "Triton is not installed"
 
 
 def test_empty_inputs_like_stock():

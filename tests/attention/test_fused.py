@@ -1,0 +1,352 @@
+"""The Triton kernels: on a GPU where there is one, else in Triton's interpreter, which takes about as long as a second.
+
+The interpreter multiplies bfloat16 wrongly, so there the kernels turn it into float32 first, and it cuts digits off
+instead of rounding; what the compiler of a GPU makes of a kernel it does not show.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from conditioned_attention import explain, preconditioned_attention, reference
+from conditioned_attention.attention import fused, fused_launch
+from conditioned_attention.measure.memory import held_bytes
+from tests.attention.test_operator import CASES, double, plain_through, run
+from tests.judge import assert_as_good_as_plain, plain, stock
+from tests.triton_interpreter import KERNELS_RUN, VARIABLE
+
+pytestmark = pytest.mark.skipif(not KERNELS_RUN, reason="Triton is not installed")
+
+ROOT = Path(__file__).parents[2]
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+REFUSED = {"5-D": "same number of dimensions", "float64": "not torch.float64", "float64, mask": "not torch.float64"}
+NOT_INTERPRETED = {
+    "1000 tokens",  # five seconds
+    "logits of 3000",  # numpy rounds q kᵀ and k qᵀ differently, by 0.001 there
+}
+# Those whose gradient through the norm says something new, for the interpreter
+THROUGH = {
+    "63 tokens, width 60",
+    "rows below eps",
+    "fully masked rows",
+    "grouped queries, causal, mask",
+    "bfloat16",
+    "float16",
+}
+cases = pytest.mark.parametrize(
+    "case", [case for case in CASES if GPU or case.name not in NOT_INTERPRETED], ids=lambda case: case.name
+)
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    if not GPU:
+        monkeypatch.setenv(VARIABLE, "1")
+
+
+@pytest.fixture(autouse=True)
+def poison_more_memory(monkeypatch):
+    """As in conftest, for the other ways to get memory that the launcher uses."""
+    like, new = torch.empty_like, torch.Tensor.new_empty
+
+    def poisoned(make):
+        def function(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() and not tensor.is_meta else tensor
+
+        return function
+
+    monkeypatch.setattr(torch, "empty_like", poisoned(like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(new))
+
+
+def fused_(*args, **kwargs):
+    return preconditioned_attention(*args, impl="fused", **kwargs)
+
+
+def on_device(tensors, mask):
+    return [t.to(DEVICE) for t in tensors], None if mask is None else mask.to(DEVICE)
+
+
+def assert_good(ours, plains, oracle, name):
+    for what, a, b, c in zip(("output", "dq", "dk", "dv", "dmask"), ours, plains, oracle):
+        assert a.isfinite().all()
+        assert_as_good_as_plain(a, b, c, 2 if what == "output" else 3, f"{name}, {what}")
+
+
+@cases
+def test_output_and_gradient_are_as_good_as_plain_pytorch(case):
+    tensors, mask = on_device(*case.tensors())
+    options = {"is_causal": case.causal, "scale": case.scale, "enable_gqa": case.kv_heads is not None}
+    if case.name in REFUSED:
+        with pytest.raises(ValueError, match=f"impl='fused' cannot run here: .*{REFUSED[case.name]}"):
+            fused_(*tensors, mask, **options)
+        return
+    ours = run(fused_, tensors, mask, **options)
+    arguments = (case.causal, case.scale, case.kv_heads is not None)
+    plains = run(plain, tensors, mask, *arguments)
+    oracle = run(reference.preconditioned_attention, [t.double() for t in tensors], double(mask), *arguments)
+    assert ours[0].dtype == case.dtype
+    assert_good(ours, plains, oracle, case.name)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in THROUGH], ids=lambda case: case.name)
+def test_gradient_through_the_norm(case):
+    tensors, mask = on_device(*case.tensors())
+    gqa = case.kv_heads is not None
+    ours = run(fused_, tensors, mask, 0.0, case.causal, scale=case.scale, enable_gqa=gqa, gradient="through")
+    plains = run(plain_through, tensors, mask, case.causal, case.scale, gqa)
+    oracle = run(plain_through, [t.double() for t in tensors], double(mask), case.causal, case.scale, gqa)
+    assert_good(ours, plains, oracle, case.name)
+
+
+@pytest.mark.parametrize(("n", "m"), [(70, 70), (40, 100), (100, 40)])
+def test_causal_over_several_blocks(n, m):
+    """Blocks that every query sees, that some see in part, and that none sees; two heads share their keys."""
+    q, k, v = torch.randn(1, 2, n, 16), torch.randn(1, 1, m, 16), torch.randn(1, 1, m, 16)
+    tensors = [t.to(DEVICE) for t in (q, k, v)]
+    arguments = (None, True, None, True)
+    oracle = run(plain, [t.double() for t in tensors], *arguments)
+    assert_good(run(fused_, tensors, is_causal=True, enable_gqa=True), run(plain, tensors, *arguments), oracle, (n, m))
+
+
+B, H, G, N, M = 2, 4, 2, 17, 20
+MASKS = [(N, M), (1, M), (B, 1, 1, M), (1, H, N, M), (B, H, N, M)]
+SEVERAL_BLOCKS = [(70, 40), (1, 40)]
+
+
+@pytest.mark.parametrize("shape", [*MASKS, *SEVERAL_BLOCKS], ids=str)
+@pytest.mark.parametrize(("causal", "gradient"), [(False, "stopped"), (True, "through")])
+def test_gradient_of_an_additive_mask(shape, causal, gradient, monkeypatch):
+    monkeypatch.setattr(fused_launch, "_PROGRAMS", 3)  # so that heads are added up in the kernel and after it
+    n, m = (70, 40) if shape in SEVERAL_BLOCKS else (N, M)
+    q, k, v, mask = torch.randn(B, H, n, 12), *torch.randn(2, B, G, m, 12), torch.randn(shape)
+    tensors = [t.to(DEVICE) for t in (q, k, v, mask)]
+    ours = run(fused_, tensors, is_causal=causal, enable_gqa=True, gradient=gradient)
+    function = plain if gradient == "stopped" else plain_through
+    plains = run(lambda *t: function(*t, causal, None, True), tensors)
+    oracle = run(lambda *t: function(*t, causal, None, True), [t.double() for t in tensors])
+    assert_good(ours, plains, oracle, shape)
+
+
+def test_a_number_added_to_all_keys_has_no_gradient():
+    q, k, v = torch.randn(3, 1, 2, 9, 16, device=DEVICE)
+    mask = torch.randn(2, 9, 1, device=DEVICE)
+    assert (run(fused_, (q, k, v, mask))[4] == 0).all()
+    torch.testing.assert_close(fused_(q, k, v, mask), fused_(q, k, v))
+
+
+def test_rows_masked_by_the_smallest_number_are_pytorchs():
+    """Many models mask so; a row of nothing else attends to all keys alike."""
+    q, k, v = torch.randn(3, 1, 2, 9, 16, device=DEVICE)
+    mask = torch.zeros(9, 9, device=DEVICE)
+    mask[3] = torch.finfo(torch.float32).min
+    torch.testing.assert_close(fused_(q, k, v, mask), F.normalize(stock(q, k, v, mask), dim=-1))
+
+
+def test_zero_rows_send_back_what_plain_attention_would():
+    q, k = torch.randn(2, 1, 1, 6, 16, device=DEVICE)
+    v = torch.zeros_like(k)
+    ours, stock_ = run(fused_, (q, k, v)), run(F.scaled_dot_product_attention, (q, k, v))
+    assert (ours[0] == 0).all()
+    torch.testing.assert_close(ours[3], stock_[3])
+
+
+def test_float16_keeps_small_weights_of_large_values():
+    """C times a weight is 1e-6 here, where float16 has steps of 6e-8."""
+    q, k, v, upstream = (torch.randn(1, 1, 64, 16, device=DEVICE) * factor for factor in (1, 1, 1e4, 100))
+    tensors = [t.half() for t in (q, k, v)]
+
+    def dv(function, *tensors):
+        value = tensors[2].detach().requires_grad_()
+        return torch.autograd.grad(function(*tensors[:2], value), value, upstream.to(value.dtype))[0].double()
+
+    oracle = dv(plain, *(t.double() for t in tensors))
+    error, reference = ((dv(function, *tensors) - oracle).abs().max() for function in (fused_, plain))
+    assert error <= 3 * reference
+
+
+def test_one_token_keeps_every_digit():
+    """Its weight is 1 whatever its logit; a C that went through the log-sum-exp of 400 would not come back whole."""
+    q = torch.zeros(1, 1, 1, 16, device=DEVICE)
+    q[..., 0] = 40.0
+    v, upstream = torch.randn(2, 1, 1, 1, 16, device=DEVICE)
+    v.requires_grad_()
+    (dv,) = torch.autograd.grad(fused_(q, q, v), v, upstream)
+    torch.testing.assert_close(dv, upstream / v.detach().norm(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1e25), (torch.float16, 1e-5), (torch.float16, 1e4)])
+def test_extreme_values_are_finite(dtype, factor):
+    q, k = torch.randn(2, 1, 2, 9, 16, dtype=dtype, device=DEVICE)
+    v = (torch.randn(1, 2, 9, 16) * factor).to(DEVICE, dtype)
+    for result in run(fused_, (q, k, v)):
+        assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("widths", [(16, 256), (200, 33), (1, 3)])
+def test_head_widths(widths):
+    d, e = widths
+    q, k, v = torch.randn(1, 1, 5, d), torch.randn(1, 1, 7, d), torch.randn(1, 1, 7, e)
+    tensors = [t.to(DEVICE) for t in (q, k, v)]
+    assert_good(run(fused_, tensors), run(plain, tensors), run(plain, [t.double() for t in tensors]), widths)
+
+
+Q = torch.randn(2, 4, 5, 8, device=DEVICE)
+SMALL = Q[:1, :1].contiguous()
+WIDE = torch.randn(1, 1, 3, 257, device=DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "words"),
+    [
+        ((Q, Q, Q, None, 0.1), {}, "no dropout"),
+        ((WIDE, WIDE, WIDE), {}, "head widths up to 256, got 257"),
+        ((Q, Q[:1], Q[:1]), {}, "broadcast"),
+        ((Q[:, :, :0], Q, Q), {}, "empty"),
+        ((Q, Q, Q), {"rows": "weights"}, "rows of the output only"),
+        ((Q.double(), Q.double(), Q.double()), {}, "not torch.float64"),
+        ((Q.to("meta"),) * 3, {}, "the tensors are on meta"),
+    ],
+)
+def test_refuses_with_the_reason(args, kwargs, words):
+    with pytest.raises(ValueError, match=f"impl='fused' cannot run here: .*{words}"):
+        fused_(*args, **kwargs)
+    assert words in explain(*args, **kwargs).refused["fused"]
+
+
+def test_explain_says_what_it_is_and_why_auto_does_not_take_it():
+    assert "one float a row" in explain(Q, Q, Q, impl="fused").reason
+    assert "no measurement" in explain(Q, Q, Q).refused["fused"]
+
+
+@pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
+def test_operators_are_registered_rightly(masked):
+    q, k, v = (SMALL.clone().requires_grad_() for _ in range(3))
+    of_mask = masked == torch.float32
+    mask = None if masked is None else torch.ones(1, 1, 5, 5, device=DEVICE, dtype=masked, requires_grad=of_mask)
+    options = (False, 0.3, 1e-6, "stopped")
+    torch.library.opcheck(fused.forward_operator, (q, k, v, mask, *options))
+    y, norm, lse = (t.detach() for t in fused.forward_operator(q, k, v, mask, *options))
+    inputs = [t if t is None else t.detach() for t in (y, q, k, v, mask, y, norm, lse)]
+    torch.library.opcheck(fused.backward_operator, (*inputs, *options, of_mask))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_graph_break(dynamic):
+    bias = torch.randn(5, 5, device=DEVICE)
+    function = lambda *t: fused_(*t, is_causal=True)  # noqa: E731
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    tensors = (SMALL, SMALL + 1, SMALL - 1, bias)
+    for a, b in zip(run(compiled, tensors), run(function, tensors), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_keeps_one_float_a_row_more_than_plain_attention():
+    """Through the output projection, which keeps its input."""
+    b, h, n, d = 2, 3, 20, 16
+    q, k, v = (t.transpose(1, 2).requires_grad_() for t in torch.randn(3, b, n, h, d, device=DEVICE))
+    weight = torch.randn(h * d, h * d, device=DEVICE, requires_grad=True)
+
+    def held(attention):
+        forward = lambda: attention(q, k, v).transpose(1, 2).reshape(b, n, h * d) @ weight  # noqa: E731
+        return held_bytes(forward, [q, k, v, weight])
+
+    row = 4 * b * h * n
+    assert held(fused_) == row * d + 2 * row  # y; the log-sum-exp, as flash attention; 1/C
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_modes_see_the_operators():
+    q = SMALL.clone().requires_grad_()
+    with Watching() as mode:
+        watched = run(fused_, (q, q, q))
+    assert {"conditioned_attention.fused_forward.default", "conditioned_attention.fused_backward.default"} < set(
+        mode.seen
+    )
+    for a, b in zip(watched, run(fused_, (q, q, q)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_second_derivatives_are_an_error():
+    q = SMALL.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(fused_(q, q, q).sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def test_nothing_is_recorded_without_gradients():
+    with torch.no_grad():
+        assert not fused_(SMALL.clone().requires_grad_(), SMALL, SMALL).requires_grad
+
+
+def test_tf32_is_pytorchs_switch_to_turn():
+    """By its newer name, after which the older one raises."""
+    switches = torch.backends.cuda.matmul
+    if not hasattr(switches, "fp32_precision"):
+        pytest.skip("a PyTorch that has only the older name")
+    before = switches.fp32_precision
+    try:
+        found = []
+        for precision in ("tf32", "ieee"):
+            switches.fp32_precision = precision
+            found.append(fused_launch._may_use_tf32())
+    finally:
+        switches.fp32_precision = before
+    assert found == [True, False]
+
+
+def test_autocast():
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert fused_(Q, Q, Q).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_compiles_for_an_h100_and_fits(tmp_path):
+    """Without a GPU, by Triton's compiler and assembler: the interpreter takes what these do not."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop(VARIABLE, None)
+    command = [sys.executable, "-m", "tests.attention.compile_kernels"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
+    assert {line[0] for line in lines} == {"attend", "prepare", "keys_and_values", "queries", "additive_mask"}
+    for kernel, shared, stack, case in lines:
+        assert int(shared) <= 227 * 1024, (kernel, case)
+        assert int(stack) <= 128, (kernel, case)  # registers that did not fit: 32 of a thread's 255
+
+
+@pytest.mark.skipif(not GPU, reason="no CUDA device")
+def test_more_than_two_to_the_31_numbers():
+    q = torch.randn(1, 2**13 + 1, 2**12, 64, device=DEVICE, dtype=torch.bfloat16)  # 4 GiB each
+    few = torch.randn(1, 2**13 + 1, 16, 64, device=DEVICE, dtype=torch.bfloat16)
+    y = fused_(q, few, few)
+    torch.testing.assert_close(y[:, -1:], plain(q[:, -1:], few[:, -1:], few[:, -1:]), atol=1e-2, rtol=0)
+
+
+@pytest.mark.skipif(not GPU, reason="no CUDA device")
+def test_the_same_bits_every_time():
+    tensors = [torch.randn(2, 8, 300, 64, device=DEVICE) for _ in range(3)] + [torch.randn(8, 300, 300, device=DEVICE)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = run(fused_, tensors), run(fused_, tensors)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))

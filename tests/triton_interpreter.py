@@ -1,0 +1,41 @@
+"""Triton's kernels on a CPU, interpreted; this must run before anything else imports triton."""
+
+import importlib.util
+import os
+
+import torch
+
+VARIABLE = "TRITON_INTERPRET"
+
+
+KERNELS_RUN = importlib.util.find_spec("triton") is not None
+
+
+def prepare():
+    """Imports the kernels, if there is a Triton, and for the interpreter if there is no GPU.
+
+    Whether they are interpreted is settled by that for the process; the variable, which others read too, is left as it
+    was.
+    """
+    if not KERNELS_RUN or torch.cuda.is_available():
+        return
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "1"
+    import conditioned_attention.attention.triton_kernels  # noqa: F401
+
+    if before is None:
+        del os.environ[VARIABLE]
+    _take_bounds_of_loops_from_arrays()
+
+
+def _take_bounds_of_loops_from_arrays():
+    """Triton 3.6 takes ``int()`` of arrays with one element, which numpy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def with_index(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = with_index
