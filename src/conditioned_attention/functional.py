@@ -5,14 +5,13 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention import composed, fused, lean, lean_contract
+from conditioned_attention.attention import composed, fused, fused_contract, lean, lean_contract
 from conditioned_attention.attention.arguments import Arguments
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_rows
 
@@ -71,6 +70,7 @@ def preconditioned_attention(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    window: int | None = None,
     rows: str = "output",
     gradient: str = "stopped",
     eps: float = 1e-6,
@@ -92,8 +92,11 @@ def preconditioned_attention(
         is_causal: query i attends to keys 0..i (aligned to the upper left).  With ``attn_mask`` both hold.
         scale: factor on the logits; default 1/√D.
         enable_gqa: let several query heads share a key and value head.  Each query head has its own C.
+        window: query i attends only to keys j with |i - j| < window (with ``is_causal`` the last ``window`` keys up to
+            i); None for all.  ``"fused"`` skips what lies outside, the others make a mask of it.
         rows: ``"output"``, C from the rows of ``softmax(q kᵀ) v`` (Theorem 4.4); or ``"weights"``, from the rows of
-            ``softmax(q kᵀ)`` (Algorithm 1 read literally), which takes B · H · N · M numbers of memory.
+            ``softmax(q kᵀ)`` (Algorithm 1 read literally), which takes B · H · N · M numbers of memory except in
+            ``"fused"``.
         gradient: ``"stopped"``, C is a constant in backward (the paper); ``"through"``, the ordinary derivative.
         eps: the smallest row norm that is divided by; float16 uses at least 6.1e-5.
         impl: ``"composed"``, PyTorch's attention and then C: works wherever that does, and keeps one more tensor of
@@ -122,7 +125,7 @@ def preconditioned_attention(
     """
     transform = RowNorm(rows, gradient, eps)
     _check_name(impl)
-    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
     return _attend(transform, arguments, impl)
 
 
@@ -187,6 +190,7 @@ def explain(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
+    window: int | None = None,
     rows: str = "output",
     gradient: str = "stopped",
     eps: float = 1e-6,
@@ -204,7 +208,7 @@ def explain(
     """
     transform = RowNorm(rows, gradient, eps)
     _check_name(impl)
-    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
     refused = {name: why for name in IMPLEMENTATIONS if (why := _why_not(name, transform, arguments))}
     picked = _pick(transform, arguments, impl)
     others = {name: refused.get(name) or _why_passed_over(name, picked, arguments, impl) for name in IMPLEMENTATIONS}
@@ -224,19 +228,20 @@ def _why_passed_over(name: str, picked: str, arguments: Arguments, impl: str) ->
 
 def _attend(transform: HeadTransform, arguments: Arguments, impl: str) -> Tensor:
     picked = _pick(transform, arguments, impl)
-    if picked == "lean":
-        return lean.attend(transform, arguments)
     if picked == "fused":
         return fused.attend(transform, arguments)
-    return composed.attend(transform, arguments)
+    arguments = arguments.for_pytorch()
+    return lean.attend(transform, arguments) if picked == "lean" else composed.attend(transform, arguments)
 
 
 def _pick(transform: HeadTransform, arguments: Arguments, impl: str) -> str:
     """The implementation that runs; one that was asked for by name runs or raises."""
     if impl == "auto":
         name = _preferred(arguments).impl
-        fits = name == "composed" or (_why_not(name, transform, arguments) or lean_contract.copies(arguments)) is None
-        return name if fits else "composed"
+        why_not = _why_not(name, transform, arguments)
+        if name == "lean":
+            why_not = why_not or lean_contract.copies(arguments)
+        return name if why_not is None else "composed"
     why_not = _why_not(impl, transform, arguments)
     if why_not is not None:
         raise ValueError(f"impl={impl!r} cannot run here: {why_not}; 'auto' picks one that can")
@@ -264,11 +269,11 @@ def _why_not(name: str, transform: HeadTransform, arguments: Arguments) -> str |
     """The reason why an implementation cannot run; None if it can."""
     if name == "lean":
         return lean_contract.refusal(transform, arguments)
-    return fused.refusal(transform, arguments) if name == "fused" else None
+    return fused_contract.refusal(transform, arguments) if name == "fused" else None
 
 
 def _cost(name: str, transform: HeadTransform) -> str:
-    if transform.needs_weights:
+    if transform.needs_weights and name == "composed":
         return "explicit softmax in float32, because rows='weights' reads the weights; memory B·H·N·M"
     if name == "lean":
         return "PyTorch's flash attention with C folded into backward; keeps one float a row more than plain attention"
@@ -291,25 +296,13 @@ def _arguments(
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
+    window: int | None = None,
 ) -> Arguments:
-    """Checks the arguments and makes one mask of them."""
     _check(query, key, value, attn_mask, dropout_p, enable_gqa)
-    # A flag and a mask together mean both; and stock causal attention is NaN where scale turns -inf around.
-    if is_causal and (attn_mask is not None or (scale is not None and scale <= 0)):
-        attn_mask, is_causal = _causal(attn_mask, query, key), False
+    _check_window(window)
     if attn_mask is not None and attn_mask.is_floating_point() and query.dtype == torch.float64:
         attn_mask = attn_mask.double()  # stock CPU attention accepts a float32 mask there and misreads it
-    return Arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-
-
-def _causal(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """One mask that means causal and ``attn_mask``; aligned to the upper left, like the flag."""
-    past = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is None:
-        return past
-    if attn_mask.dtype == torch.bool:
-        return attn_mask & past
-    return attn_mask.masked_fill(~past, -math.inf)
+    return Arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
 
 
 def _check(
@@ -335,6 +328,15 @@ def _check(
     _check_shapes(query, key, value, enable_gqa)
     if attn_mask is not None:
         _check_mask(query, key, attn_mask, enable_gqa)
+
+
+def _check_window(window: int | None) -> None:
+    if window is None:
+        return
+    if isinstance(window, bool) or not isinstance(window, (int, torch.SymInt)):
+        raise TypeError(f"window must be a whole number or None, got {type(window).__name__}")
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
 
 
 def _check_float(name: str, tensor: Tensor) -> None:

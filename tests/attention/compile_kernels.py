@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for an H100 as `fused_launch` would launch them; needs Triton, and no GPU.
+"""Compiles the Triton kernels for an H100 as `fused_launch` launches them; needs Triton, and no GPU.
 
 Prints a line for each: name, bytes of shared memory, bytes of stack (registers that spilled), and the case.
 """
@@ -6,79 +6,81 @@ Prints a line for each: name, bytes of shared memory, bytes of stack (registers 
 import re
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from conditioned_attention.attention import fused_launch, triton_kernels
+from conditioned_attention.attention import fused_launch
+from conditioned_attention.attention.fused_launch import Inputs, Options
 
-KERNELS = ("attend", "prepare", "keys_and_values", "queries", "additive_mask")
 H100 = GPUTarget("cuda", 90, 32)
-DTYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
 
 half, single = torch.bfloat16, torch.float32
-CASES = {  # query (B, H, N, D), key heads, value width, dtype, mask, causal, gradient
-    "GPT": ((2, 12, 1024, 64), 12, 64, half, None, True, "stopped"),
-    "ViT": ((2, 12, 197, 64), 12, 64, half, None, False, "stopped"),
-    "grouped, 128 wide": ((2, 12, 1024, 128), 4, 128, half, None, True, "stopped"),
-    "256 wide": ((2, 12, 1024, 256), 4, 256, half, None, True, "stopped"),
-    "one query": ((1, 1, 1, 64), 1, 64, half, None, False, "stopped"),  # sizes of 1 are compiled in
-    "Swin": ((512, 3, 49, 32), 3, 32, half, torch.empty(1, 3, 49, 49, dtype=half), False, "stopped"),
-    "padding, odd widths, float16": (
-        (8, 12, 128, 60), 12, 40, torch.float16, torch.empty(8, 1, 1, 128, dtype=torch.bool), True, "through",
+BIAS, BIAS_OF_ALL = torch.empty(1, 3, 49, 49, dtype=half), torch.empty(1, 1, 1, 512, dtype=half)
+PADDING = torch.empty(8, 1, 1, 128, dtype=torch.bool)
+plain = Options(False, 0.1, 0.0, 0, 1e-6, "output", "stopped")
+causal = plain._replace(is_causal=True)
+through = causal._replace(gradient="through")
+CASES = {  # query (B, H, N, D), key heads, keys, value width, dtype, mask, options
+    "GPT": ((2, 12, 1024, 64), 12, 1024, 64, half, None, causal),
+    "ViT": ((2, 12, 197, 64), 12, 197, 64, half, None, plain),
+    "grouped, 128 wide": ((2, 12, 1024, 128), 4, 1024, 128, half, None, causal),
+    "256 wide": ((2, 12, 1024, 256), 4, 1024, 256, half, None, causal),
+    "one query": ((1, 1, 1, 64), 1, 1, 64, half, None, plain),  # sizes of 1 are compiled in
+    "Swin": ((512, 3, 49, 32), 3, 49, 32, half, BIAS, plain),
+    "padding, odd widths, float16": ((8, 12, 128, 60), 12, 128, 40, torch.float16, PADDING, through),
+    "float32": ((2, 12, 1024, 64), 12, 1024, 64, single, None, plain),
+    "float32, 128 wide": ((2, 12, 197, 128), 12, 197, 128, single, None, through),
+    "float32, 256 wide": ((2, 12, 197, 256), 12, 197, 256, single, None, causal),
+    "dropout": ((2, 12, 1024, 64), 12, 1024, 64, half, None, causal._replace(dropout_p=0.1)),
+    "window": ((2, 12, 4096, 128), 4, 4096, 128, half, None, causal._replace(window=1024)),
+    "weights": ((2, 12, 197, 64), 12, 197, 64, half, None, plain._replace(rows="weights", gradient="through")),
+    "decode": ((2, 32, 1, 128), 8, 8192, 128, half, None, plain),
+    "decode, masked, weights, dropout": (
+        (2, 4, 3, 64), 2, 512, 64, half, BIAS_OF_ALL, plain._replace(rows="weights", dropout_p=0.1),
     ),
-    "float32": ((2, 12, 1024, 64), 12, 64, single, None, False, "stopped"),
-    "float32, 128 wide": ((2, 12, 197, 128), 12, 128, single, None, True, "through"),
-    "float32, 256 wide": ((2, 12, 197, 256), 12, 256, single, None, True, "stopped"),
+    "packed": ((1, 12, 5000, 64), 12, 5000, 64, half, None, causal._replace(longest_queries=900, longest_keys=900)),
+    "packed, everything": (
+        (1, 12, 5000, 128), 4, 5000, 128, half, None,
+        Options(True, 0.1, 0.1, 256, 1e-6, "weights", "through", 900, 900),
+    ),
 }  # fmt: skip
 
 
-class Recorder:
-    """Stands for a kernel, and notes what it is launched with."""
+class NoDevice:
+    """What Triton asks its driver for before it compiles."""
 
-    def __init__(self, kernel, calls):
-        self.kernel, self.calls = kernel, calls
+    def get_current_device(self):
+        return 0
 
-    def __getitem__(self, grid):
-        return lambda *args, **kwargs: self.calls.append((self.kernel, dict(zip(self.kernel.arg_names, args)) | kwargs))
+    def get_current_stream(self, device):
+        return 0
 
-
-def describe(value):
-    """(type, the value if it is compiled in, attributes), as Triton's own launcher specialises arguments."""
-    if value is None:
-        return "constexpr", True, []
-    if isinstance(value, torch.Tensor):
-        return DTYPES[value.dtype], False, [["tt.divisibility", 16]]
-    if isinstance(value, float):
-        return "fp32", False, []
-    kind = "constexpr" if value == 1 else "i32" if value < 2**31 else "i64"
-    return kind, value == 1, [["tt.divisibility", 16]] if value % 16 == 0 else []
+    def get_current_target(self):
+        return H100
 
 
-def compiled(kernel, arguments):
-    options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
-    signature, constants, attributes = {}, {}, {}
-    compiled_in = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-    for i, name in enumerate(kernel.arg_names):
-        value = arguments[name]
-        if name in compiled_in:
-            signature[name], constants[i,] = "constexpr", value
-            continue
-        parts = value if isinstance(value, tuple) else (value,)
-        kinds = []
-        for j, part in enumerate(parts):
-            path = (i, j) if isinstance(value, tuple) else (i,)
-            kind, constant, attribute = describe(part)
-            kinds.append(kind)
-            if constant:
-                constants[path] = part
-            elif attribute:
-                attributes[path] = attribute
-        signature[name] = tuple(kinds) if isinstance(value, tuple) else kinds[0]
-    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=H100, options=options)
+@contextmanager
+def only_compiling(found):
+    """Whatever is launched is compiled instead, by Triton's own launcher, and what came of it noted."""
+
+    def compile_only(kernel, grid):
+        def launch(*args, **kwargs):
+            found.append((kernel.__name__, kernel.warmup(*args, grid=grid, **kwargs)))
+
+        return launch
+
+    driver.set_active(NoDevice())
+    launched, JITFunction.__getitem__ = JITFunction.__getitem__, compile_only
+    try:
+        yield
+    finally:
+        JITFunction.__getitem__ = launched
 
 
 def stack(binary):
@@ -90,19 +92,25 @@ def stack(binary):
     return int(re.search(r"STACK:(\d+)", usage.stdout).group(1))
 
 
+def run(query, key_heads, keys, value_width, dtype, mask, options):
+    """Forward and backward, as `fused` calls them."""
+    b, h, n, d = query
+    sizes = ((n, h, d), (keys, key_heads, d), (keys, key_heads, value_width))
+    q, k, v = (torch.empty(b, *size, dtype=dtype).transpose(1, 2) for size in sizes)
+    seed = torch.zeros(1, dtype=torch.int64) if options.dropout_p else None
+    firsts = torch.zeros(9, dtype=torch.int32) if options.longest_queries else None
+    inputs = Inputs(q, k, v, mask, seed, firsts, firsts)
+    y, norm, lse = fused_launch.forward(inputs, options)
+    fused_launch.backward(y, inputs, y, norm, lse, options, mask is not None and mask.is_floating_point())
+
+
 def main():
-    calls = []
-    for name in KERNELS:
-        setattr(triton_kernels, name, Recorder(getattr(triton_kernels, name), calls))
-    for name, ((b, h, n, d), g, e, dtype, mask, causal, gradient) in CASES.items():
-        calls.clear()
-        q, k, v = (torch.empty(b, n, *size, dtype=dtype).transpose(1, 2) for size in ((h, d), (g, d), (g, e)))
-        y, norm, lse = fused_launch.forward(q, k, v, mask, causal, 0.1, 1e-6)
-        of_mask = mask is not None and mask.is_floating_point()
-        fused_launch.backward(y, q, k, v, mask, y, norm, lse, causal, 0.1, 1e-6, gradient, of_mask)
-        for kernel, arguments in calls:
-            done = compiled(kernel, arguments)
-            print(kernel.__name__, done.metadata.shared, stack(done.asm["cubin"]), name, flush=True)
+    for name, case in CASES.items():
+        found = []
+        with only_compiling(found):
+            run(*case)
+        for kernel, done in found:
+            print(kernel, done.metadata.shared, stack(done.asm["cubin"]), name, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""The Triton kernels: on a GPU where there is one, else in Triton's interpreter, which takes about as long as a second.
-
-The interpreter multiplies bfloat16 wrongly, so there the kernels turn it into float32 first, and it cuts digits off
-instead of rounding; what the compiler of a GPU makes of a kernel it does not show.
-"""
+"""The Triton kernels: the case list of the operator, masks, registration, what is kept, what is refused."""
 
 import math
 import os
@@ -15,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conditioned_attention import explain, preconditioned_attention, reference
+from conditioned_attention import explain, reference
 from conditioned_attention.attention import fused, fused_launch
+from conditioned_attention.attention.fused_launch import Options
 from conditioned_attention.measure.memory import held_bytes
+from tests.attention.kernels import DEVICE, GPU, assert_good, fused_, interpreted, needs_kernels, poison_more_memory  # noqa: F401
 from tests.attention.test_operator import CASES, double, plain_through, run
-from tests.judge import assert_as_good_as_plain, plain, stock
-from tests.triton_interpreter import KERNELS_RUN, VARIABLE
+from tests.judge import plain, stock
+from tests.triton_interpreter import VARIABLE
 
-pytestmark = pytest.mark.skipif(not KERNELS_RUN, reason="Triton is not installed")
+pytestmark = needs_kernels
 
 ROOT = Path(__file__).parents[2]
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
 REFUSED = {"5-D": "same number of dimensions", "float64": "not torch.float64", "float64, mask": "not torch.float64"}
 NOT_INTERPRETED = {
     "1000 tokens",  # five seconds
@@ -46,40 +42,8 @@ cases = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    if not GPU:
-        monkeypatch.setenv(VARIABLE, "1")
-
-
-@pytest.fixture(autouse=True)
-def poison_more_memory(monkeypatch):
-    """As in conftest, for the other ways to get memory that the launcher uses."""
-    like, new = torch.empty_like, torch.Tensor.new_empty
-
-    def poisoned(make):
-        def function(*args, **kwargs):
-            tensor = make(*args, **kwargs)
-            return tensor.fill_(math.nan) if tensor.is_floating_point() and not tensor.is_meta else tensor
-
-        return function
-
-    monkeypatch.setattr(torch, "empty_like", poisoned(like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(new))
-
-
-def fused_(*args, **kwargs):
-    return preconditioned_attention(*args, impl="fused", **kwargs)
-
-
 def on_device(tensors, mask):
     return [t.to(DEVICE) for t in tensors], None if mask is None else mask.to(DEVICE)
-
-
-def assert_good(ours, plains, oracle, name):
-    for what, a, b, c in zip(("output", "dq", "dk", "dv", "dmask"), ours, plains, oracle):
-        assert a.isfinite().all()
-        assert_as_good_as_plain(a, b, c, 2 if what == "output" else 3, f"{name}, {what}")
 
 
 @cases
@@ -208,11 +172,9 @@ WIDE = torch.randn(1, 1, 3, 257, device=DEVICE)
 @pytest.mark.parametrize(
     ("args", "kwargs", "words"),
     [
-        ((Q, Q, Q, None, 0.1), {}, "no dropout"),
         ((WIDE, WIDE, WIDE), {}, "head widths up to 256, got 257"),
         ((Q, Q[:1], Q[:1]), {}, "broadcast"),
         ((Q[:, :, :0], Q, Q), {}, "empty"),
-        ((Q, Q, Q), {"rows": "weights"}, "rows of the output only"),
         ((Q.double(), Q.double(), Q.double()), {}, "not torch.float64"),
         ((Q.to("meta"),) * 3, {}, "the tensors are on meta"),
     ],
@@ -233,11 +195,12 @@ def test_operators_are_registered_rightly(masked):
     q, k, v = (SMALL.clone().requires_grad_() for _ in range(3))
     of_mask = masked == torch.float32
     mask = None if masked is None else torch.ones(1, 1, 5, 5, device=DEVICE, dtype=masked, requires_grad=of_mask)
-    options = (False, 0.3, 1e-6, "stopped")
-    torch.library.opcheck(fused.forward_operator, (q, k, v, mask, *options))
-    y, norm, lse = (t.detach() for t in fused.forward_operator(q, k, v, mask, *options))
-    inputs = [t if t is None else t.detach() for t in (y, q, k, v, mask, y, norm, lse)]
-    torch.library.opcheck(fused.backward_operator, (*inputs, *options, of_mask))
+    seed = torch.tensor([5], device=DEVICE)
+    options = Options(False, 0.3, 0.0 if masked is None else 0.2, 0, 1e-6, "output", "stopped")
+    torch.library.opcheck(fused.forward_operator, (q, k, v, mask, seed, None, None, *options))
+    results = [t.detach() for t in fused.forward_operator(q, k, v, mask, seed, None, None, *options)]
+    inputs = [t if t is None else t.detach() for t in (q, k, v, mask, seed, None, None)]
+    torch.library.opcheck(fused.backward_operator, (results[0], *inputs, *results, *options, of_mask))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conditioned_attention import explain, precondition_rows, preconditioned_attention, reference
-from conditioned_attention.attention import fused
+from conditioned_attention.attention import fused_contract
 from conditioned_attention.functional import IMPLEMENTATIONS
 from tests.judge import assert_as_good_as_plain, plain, stock
 
@@ -497,7 +497,7 @@ def test_the_kernels_are_refused_where_they_cannot_run(monkeypatch):
     with pytest.raises(ValueError, match="the tensors are on a CPU"):
         preconditioned_attention(Q, Q, Q, impl="fused")
     assert "CPU" in explain(Q, Q, Q).refused["fused"]
-    monkeypatch.setattr(fused, "_has_triton", lambda: False)
+    monkeypatch.setattr(fused_contract, "_has_triton", lambda: False)
     with FakeTensorMode():
         on_cuda = torch.empty(1, 2, 5, 8, device="cuda")
         assert explain(on_cuda, on_cuda, on_cuda).refused["fused"] == "Triton is not installed"

@@ -23,7 +23,7 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     """
     if transform.needs_weights:
         return _attend_by_weights(transform, arguments)
-    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa = arguments
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _ = arguments
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -32,7 +32,7 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
 
 def _attend_by_weights(transform: HeadTransform, arguments: Arguments) -> Tensor:
     """The same with softmax(q kᵀ) as a tensor; half precision computes in float32 and rounds once at the end."""
-    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa = arguments
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _ = arguments
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     with torch.autocast(device, enabled=False):

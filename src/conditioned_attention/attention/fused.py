@@ -10,114 +10,79 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from conditioned_attention.attention import fused_launch
+from conditioned_attention.attention import fused_contract, fused_launch
 from conditioned_attention.attention.arguments import Arguments
+from conditioned_attention.attention.fused_launch import Inputs, Options
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_WIDEST = 256  # head width whose blocks fit into a multiprocessor
+_TENSORS = len(Inputs._fields)
 
 
 def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
-    """``C · softmax(q kᵀ · scale) v``, (..., H, N, E), for arguments that `refusal` has nothing against."""
-    assert isinstance(transform, RowNorm)
-    query, key, value, mask = _tensors(arguments)
-    scale = 1 / math.sqrt(query.shape[-1]) if arguments.scale is None else arguments.scale
-    floor = transform.floor(query.dtype)
-    inputs = (query, key, value, mask, arguments.is_causal, scale, floor, transform.gradient)
-    output: Tensor
-    if not _may_call_directly():
-        output = forward_operator(*inputs)[0]
-    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs[:4]):
-        output = _Fused.apply(*inputs)[0]  # type: ignore[no-untyped-call]
-    else:
-        output = fused_launch.forward(*inputs[:7])[0]
+    """``C · softmax(q kᵀ · scale) v``, (..., H, N, E), for arguments that `fused_contract` has nothing against."""
+    query, key, value, mask = fused_contract.tensors(arguments)
+    seed = _seed(query) if arguments.dropout_p > 0 else None
+    output = _run(Inputs(query, key, value, mask, seed), _options(transform, arguments, query))
     return output if arguments.query.dim() == 4 else output.reshape(*arguments.query.shape[:-1], output.shape[-1])
 
 
-def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
-    """Why this implementation cannot run for these arguments; None if it can."""
-    if type(transform) is not RowNorm or transform.needs_weights:  # a subclass may do anything
-        return "C is worked into the kernels from the rows of the output only"
-    return _refuses_machine(arguments.query.device) or _refuses_surroundings() or _refuses_inputs(arguments)
+def attend_packed(
+    transform: HeadTransform, arguments: Arguments, queries_from: Tensor, keys_from: Tensor, longest: tuple[int, int]
+) -> Tensor:
+    """The same for sequences that lie one after the other: query (1, H, all N, D), key and value (1, G, all M, ...).
+
+    ``queries_from`` and ``keys_from`` are the first token of each sequence and, last, how many tokens there are, int32
+    on query's device; ``longest`` the queries and keys of the longest sequences.
+    """
+    query, key, value, _ = fused_contract.tensors(arguments)
+    seed = _seed(query) if arguments.dropout_p > 0 else None
+    options = _options(transform, arguments, query)._replace(longest_queries=longest[0], longest_keys=longest[1])
+    return _run(Inputs(query, key, value, None, seed, queries_from, keys_from), options)
 
 
-def _refuses_machine(device: torch.device) -> str | None:
-    if device.type == "cpu" and not fused_launch.interpreted():
-        return "the Triton kernels are for CUDA, and the tensors are on a CPU"
-    if device.type not in ("cuda", "cpu"):
-        return f"the Triton kernels are for CUDA, and the tensors are on {device.type}"
-    if not _has_triton():
-        return "Triton is not installed"
-    return None
+def _options(transform: HeadTransform, arguments: Arguments, query: Tensor) -> Options:
+    assert isinstance(transform, RowNorm)
+    return Options(
+        is_causal=arguments.is_causal,
+        scale=1 / math.sqrt(query.shape[-1]) if arguments.scale is None else arguments.scale,
+        dropout_p=arguments.dropout_p,
+        window=arguments.window or 0,
+        eps=transform.floor(query.dtype),
+        rows=transform.rows,
+        gradient=transform.gradient,
+    )
 
 
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _seed(query: Tensor) -> Tensor:
+    """Of dropout, from PyTorch's own generator of the device, on the device."""
+    return torch.randint(2**62, (1,), device=query.device)
 
 
-# torch.compile evaluates it once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
-_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _run(inputs: Inputs, options: Options) -> Tensor:
+    output: Tensor
+    if not _may_call_directly():
+        output = forward_operator(*inputs, *options)[0]
+    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        output = _Fused.apply(*inputs, *options)[0]  # type: ignore[no-untyped-call]
+    else:
+        output = fused_launch.forward(inputs, options)[0]
+    return output
 
 
-def _refuses_surroundings() -> str | None:
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-        return "an exported or traced graph would hold private operators"
-    if torch._C._are_functorch_transforms_active():
-        return "transforms of functorch do not go through the kernels"
-    if forward_ad._current_level >= 0:
-        return "the kernels have no forward-mode derivative"
-    return None
+def _may_call_directly() -> bool:
+    """Whether nobody but autograd has to see the operators."""
+    if torch.compiler.is_compiling():
+        return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
 
 
-def _refuses_inputs(arguments: Arguments) -> str | None:
-    query, key, value, mask, dropout_p, _, _, enable_gqa = arguments
-    for tensor in (query, key, value, mask):
-        if tensor is None:
-            continue
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
-            return f"{type(tensor).__name__} and nested tensors go through PyTorch's own dispatch"
-        if tensor.numel() == 0:
-            return "empty tensors"
-    if dropout_p > 0:
-        return "the kernels have no dropout"
-    if not 2 <= query.dim() <= 4 or query.dim() != key.dim() or key.dim() != value.dim():
-        return "query, key and value must have the same number of dimensions, 2 to 4"
-    if any(tensor.dtype not in _DTYPES for tensor in (query, key, value)):
-        return f"the kernels take float16, bfloat16 and float32, not {query.dtype}"
-    if max(query.shape[-1], value.shape[-1]) > _WIDEST:
-        return f"the kernels take head widths up to {_WIDEST}, got {query.shape[-1]} and {value.shape[-1]}"
-    heads = 3 if enable_gqa else 2
-    if query.shape[:-heads] != key.shape[:-heads] or key.shape[:-2] != value.shape[:-2]:
-        return "batch or head dimensions that broadcast"
-    return None
-
-
-def _tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Query, key, value and mask with four dimensions and, under autocast, in its dtype; the mask is not spread."""
-    query, key, value, mask = (None if t is None else _four(t) for t in arguments[:4])
-    assert query is not None
-    assert key is not None
-    assert value is not None
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    return query, key, value, mask
-
-
-def _four(tensor: Tensor) -> Tensor:
-    return tensor.view((1,) * (4 - tensor.dim()) + tensor.shape)
-
-
-# The signatures of the operators are written out, flat, because schemas are made from them.
+# The signatures of the operators are written out, flat, because schemas are made from them: `Inputs`, then `Options`.
 
 
 @torch.library.custom_op("conditioned_attention::fused_forward", mutates_args=())
@@ -126,13 +91,24 @@ def forward_operator(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    seed: Tensor | None,
+    queries_from: Tensor | None,
+    keys_from: Tensor | None,
     is_causal: bool,
     scale: float,
+    dropout_p: float,
+    window: int,
     eps: float,
+    rows: str,
     gradient: str,
+    longest_queries: int,
+    longest_keys: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`fused_launch.forward`: y, 1/C and the log-sum-exp."""
-    return fused_launch.forward(query, key, value, mask, is_causal, scale, eps)
+    return fused_launch.forward(
+        Inputs(query, key, value, mask, seed, queries_from, keys_from),
+        Options(is_causal, scale, dropout_p, window, eps, rows, gradient, longest_queries, longest_keys),
+    )
 
 
 @torch.library.custom_op("conditioned_attention::fused_backward", mutates_args=())
@@ -142,18 +118,32 @@ def backward_operator(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    seed: Tensor | None,
+    queries_from: Tensor | None,
+    keys_from: Tensor | None,
     y: Tensor,
     norm: Tensor,
     lse: Tensor,
     is_causal: bool,
     scale: float,
+    dropout_p: float,
+    window: int,
     eps: float,
+    rows: str,
     gradient: str,
+    longest_queries: int,
+    longest_keys: int,
     of_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`fused_launch.backward`."""
     return fused_launch.backward(
-        upstream, query, key, value, mask, y, norm, lse, is_causal, scale, eps, gradient, of_mask
+        upstream,
+        Inputs(query, key, value, mask, seed, queries_from, keys_from),
+        y,
+        norm,
+        lse,
+        Options(is_causal, scale, dropout_p, window, eps, rows, gradient, longest_queries, longest_keys),
+        of_mask,
     )
 
 
@@ -170,21 +160,23 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, key, value, mask, *ctx.options = inputs
-    ctx.save_for_backward(query, key, value, mask, *output)
+    ctx.options = inputs[_TENSORS:]
+    ctx.save_for_backward(*inputs[:_TENSORS], *output)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    none = (None,) * (_TENSORS + len(Options._fields) - 4)
     if upstream is None:
-        return (None,) * 8
+        return (None,) * 4 + none
     of_mask = ctx.needs_input_grad[3]
-    # With create_graph the operator, of which a further derivative is an error.
-    directly = _may_call_directly() and not torch.is_grad_enabled()
-    backward: Any = fused_launch.backward if directly else backward_operator
-    *gradients, of_the_mask = backward(upstream, *ctx.saved_tensors, *ctx.options, of_mask)
-    return *gradients, of_the_mask if of_mask else None, None, None, None, None
+    inputs, results = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
+    if _may_call_directly() and not torch.is_grad_enabled():
+        gradients = fused_launch.backward(upstream, Inputs(*inputs), *results, Options(*ctx.options), of_mask)
+    else:  # with create_graph the operator, of which a further derivative is an error
+        gradients = backward_operator(upstream, *inputs, *results, *ctx.options, of_mask)
+    return *gradients[:3], gradients[3] if of_mask else None, *none
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> None:
@@ -203,15 +195,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = fused_launch.forward(*inputs[:7])
+        output = fused_launch.forward(Inputs(*inputs[:_TENSORS]), Options(*inputs[_TENSORS:]))
         _keep(ctx, inputs, output)
         return output
 
     backward = staticmethod(_send_back)
-
-
-def _may_call_directly() -> bool:
-    """Whether nobody but autograd has to see the operators."""
-    if torch.compiler.is_compiling():
-        return False
-    return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())

@@ -1,19 +1,66 @@
 """Launches the Triton kernels on tensors that `fused` has checked: block shapes, memory for results, options.
 
-Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
+Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.  Packed
+sequences come as B = 1, all their tokens one after the other, and the first token of each sequence.
 """
 
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# How many programs the gradient of a mask is split into at least, where so many batches and heads share it: a few
-# for each of the 132 multiprocessors of an H100.
+# How many programs a kernel is split into at least, where it can be: a few for each of the 132 multiprocessors of an
+# H100.
 _PROGRAMS = 528
+
+# Few queries: this many rows that share their keys, or fewer, take the keys in parts of at least so many keys.
+_FEW_ROWS = 64
+_PART_KEYS = 256
+
+
+class Inputs(NamedTuple):
+    """What attention is computed from.
+
+    Attributes:
+        query, key, value: (B, H, N, D), (B, G, M, D), (B, G, M, E).
+        mask: (B or 1, H or 1, N or 1, M or 1), of truth values or numbers.
+        seed: of dropout, one int64.
+        queries_from, keys_from: first token of each packed sequence, and after them how many there are, int32.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    seed: Tensor | None = None
+    queries_from: Tensor | None = None
+    keys_from: Tensor | None = None
+
+
+class Options(NamedTuple):
+    """How attention is computed.
+
+    Attributes:
+        is_causal, scale, dropout_p: as in ``scaled_dot_product_attention``.
+        window: query n attends to keys m with |n - m| below it; 0 for all.
+        eps: the smallest row norm that is divided by.
+        rows, gradient: as in `RowNorm`.
+        longest_queries, longest_keys: tokens of the longest packed sequences.
+    """
+
+    is_causal: bool
+    scale: float
+    dropout_p: float
+    window: int
+    eps: float
+    rows: str
+    gradient: str
+    longest_queries: int = 0
+    longest_keys: int = 0
 
 
 class Blocks(NamedTuple):
@@ -44,53 +91,43 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, H, N, E) and, in float32, 1/C and the log-sum-exp in base 2 (bfloat16: minus log C), both (B, H, N)."""
-    from conditioned_attention.attention import triton_kernels
-
-    b, h, n, _ = query.shape
-    blocks = _blocks(query, key, value)[0]
-    y, norm, lse = empty_results(query, value)
-    with torch.cuda.device_of(query):
-        triton_kernels.attend[(b * h * -(-n // blocks.queries),)](
-            query, key, value, _bytes(mask), y, norm, lse,
-            query.stride(), key.stride(), value.stride(), _strides(mask), y.stride(),
-            scale, eps, h, h // key.shape[1], n, key.shape[2],
-            **_options(query, value, mask, is_causal, blocks), FOLD=_folds(query),
-        )  # fmt: skip
-    return y, norm, lse
+    with torch.cuda.device_of(inputs.query):
+        parts = _parts(inputs, options)
+        return _attend_in_parts(inputs, options, parts) if parts > 1 else _attend(inputs, options)
 
 
 def backward(
-    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    y: Tensor, norm: Tensor, lse: Tensor, is_causal: bool, scale: float, eps: float, gradient: str, of_mask: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    upstream: Tensor, inputs: Inputs, y: Tensor, norm: Tensor, lse: Tensor, options: Options, of_mask: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, and of an additive mask if ``of_mask`` (else an empty tensor)."""
-    from conditioned_attention.attention import triton_kernels
+    from conditioned_attention.attention.triton_kernels import backward as kernels
 
-    (b, h, n, _), (_, g, m, _) = query.shape, key.shape
-    _, of_keys, of_queries = _blocks(query, key, value)
+    query, key, value, mask, *_ = inputs
+    _, of_keys, of_queries = _blocks(inputs, options)
     dq, dk, dv, dmask = empty_gradients(query, key, value, mask if of_mask else None)
+    b, h, n, g, m, longest_n, longest_m = _sizes(inputs, options)
     with torch.cuda.device_of(query):
-        upstream, delta = _prepare(upstream, y, norm, eps, gradient)
-        tensors = (query, key, value, _bytes(mask), upstream, lse, delta)
-        strides = (query.stride(), key.stride(), value.stride(), _strides(mask), upstream.stride())
-        sizes = (scale, h, h // g, n, m)
-        triton_kernels.keys_and_values[(b * g * -(-m // of_keys.keys),)](
-            *tensors, dk, dv, *strides, dk.stride(), dv.stride(), *sizes,
-            **_options(query, value, mask, is_causal, of_keys),
+        upstream, delta, pull = _prepare(upstream, inputs, y, norm, options)
+        tensors = _pointers(inputs)
+        kept = (upstream, lse, delta, pull)
+        strides = (*map(_strides, (query, key, value, mask, upstream)),)
+        numbers = (options.scale, options.window, *_dropout(options))
+        kernels.keys_and_values[(b * g * -(-longest_m // of_keys.keys),)](
+            *tensors, *kept, dk, dv, *strides, _strides(dk), _strides(dv), *numbers, h, h // g, n, m, longest_m,
+            **_compiled_for(inputs, options, of_keys),
         )  # fmt: skip
-        triton_kernels.queries[(b * h * -(-n // of_queries.queries),)](
-            *tensors, dq, *strides, dq.stride(), *sizes, **_options(query, value, mask, is_causal, of_queries)
-        )
+        kernels.queries[(b * h * -(-longest_n // of_queries.queries),)](
+            *tensors, *kept, dq, *strides, _strides(dq), *numbers, h, h // g, n, m, longest_n,
+            **_compiled_for(inputs, options, of_queries),
+        )  # fmt: skip
         if of_mask:
             assert mask is not None
             if mask.shape[3] == 1:  # softmax does not see a number that is added to all keys alike
                 dmask.zero_()
             else:
-                dmask.copy_(_mask_gradient(tensors, strides, mask, is_causal, scale))
+                dmask.copy_(_mask_gradient(inputs, options, kept))
     return dq, dk, dv, dmask
 
 
@@ -107,57 +144,144 @@ def empty_gradients(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), dmask
 
 
-def _prepare(upstream: Tensor, y: Tensor, norm: Tensor, eps: float, gradient: str) -> tuple[Tensor, Tensor]:
-    """The upstream gradient as the kernels take it, and δ."""
-    from conditioned_attention.attention import triton_kernels
+def _attend(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    from conditioned_attention.attention.triton_kernels import forward as kernels
 
-    b, h, n, e = y.shape
-    through, folds = gradient == "through", _folds(y)
-    prepared = torch.empty_like(y) if through or not folds else upstream
-    delta = torch.empty_like(norm)
-    triton_kernels.prepare[(b * h * -(-n // 32),)](
-        upstream, y, norm, prepared, delta, upstream.stride(), y.stride(), prepared.stride(), eps, h, n,
-        E=e, BLOCK_E=_power_of_two(e), BLOCK_N=32, THROUGH=through, FOLD=folds,
+    query, key, value, mask, *_ = inputs
+    b, h, n, g, m, longest, _ = _sizes(inputs, options)
+    blocks = _blocks(inputs, options)[0]
+    y, norm, lse = empty_results(query, value)
+    kernels.attend[(b * h * -(-longest // blocks.queries),)](
+        *_pointers(inputs), y, norm, lse, *map(_strides, (query, key, value, mask, y)), options.scale, options.eps,
+        options.window, *_dropout(options), h, h // g, n, m, longest,
+        **_compiled_for(inputs, options._replace(gradient="stopped"), blocks),
     )  # fmt: skip
-    return prepared, delta
+    return y, norm, lse
 
 
-def _mask_gradient(
-    tensors: tuple[Any, ...], strides: tuple[Any, ...], mask: Tensor, is_causal: bool, scale: float
-) -> Tensor:
+def _parts(inputs: Inputs, options: Options) -> int:
+    """How many parts the keys are taken in: one, unless the queries are too few to keep a GPU busy."""
+    b, h, n, g, m, _, _ = _sizes(inputs, options)
+    rows = h // g * n
+    if inputs.queries_from is not None or options.is_causal or options.window or rows > _FEW_ROWS:
+        return 1
+    return max(1, min(-(-m // _PART_KEYS), _PROGRAMS // (b * g)))
+
+
+def _attend_in_parts(inputs: Inputs, options: Options, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    from conditioned_attention.attention.triton_kernels import decode as kernels
+
+    query, key, value, mask, *_ = inputs
+    b, h, n, g, m, _, _ = _sizes(inputs, options)
+    blocks = _blocks(inputs, options)[0]
+    blocks = blocks._replace(queries=min(blocks.queries, _power_of_two(h // g * n)))
+    part_keys = -(-m // (parts * blocks.keys)) * blocks.keys
+    parts = -(-m // part_keys)
+    y, norm, lse = empty_results(query, value)
+    sums = query.new_empty(parts, b * h * n, value.shape[-1], dtype=torch.float32)
+    numbers = query.new_empty(3, parts, b * h * n, dtype=torch.float32)
+    compiled_for = _compiled_for(inputs, options._replace(gradient="stopped"), blocks, per_head=True)
+    kernels.attend_in_parts[(b * g * -(-h // g * n // blocks.queries) * parts,)](
+        *_pointers(inputs)[:5], sums, numbers, *map(_strides, (query, key, value, mask)),
+        options.scale, options.window, _dropout(options)[0], b, h, h // g, n, m, part_keys, parts, **compiled_for,
+    )  # fmt: skip
+    merged = _compiled_for(inputs._replace(mask=None), options._replace(gradient="stopped"), Blocks(16, 16, 4, 1))
+    kernels.merge[(b * h * -(-n // 16),)](
+        sums, numbers, y, norm, lse, _strides(y), options.eps, _dropout(options)[1], b, h, n, parts, **merged
+    )
+    return y, norm, lse
+
+
+def _prepare(
+    upstream: Tensor, inputs: Inputs, y: Tensor, norm: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The upstream gradient as the kernels take it; δ; and through C of the weights, what they are pulled by (else
+    something that nobody reads)."""
+    from conditioned_attention.attention.triton_kernels import backward as kernels
+
+    b, h, n, _, _, longest, _ = _sizes(inputs, options)
+    through_output = options.gradient == "through" and options.rows == "output"
+    prepared = torch.empty_like(y) if through_output or not _folds(y) else upstream
+    delta = torch.empty_like(norm)
+    pull = torch.empty_like(norm) if options.gradient == "through" and options.rows == "weights" else delta
+    compiled_for = _compiled_for(inputs._replace(mask=None), options, Blocks(32, 16, 4, 1))
+    kernels.prepare[(b * h * -(-longest // 32),)](
+        upstream, y, norm, _pointers(inputs)[5], prepared, delta, pull, *map(_strides, (upstream, y, prepared)),
+        options.eps, h, n, longest, **compiled_for,
+    )  # fmt: skip
+    return prepared, delta, pull
+
+
+def _mask_gradient(inputs: Inputs, options: Options, kept: tuple[Tensor, ...]) -> Tensor:
     """Gradient of an additive mask (B or 1, H or 1, N or 1, M), in float32, added up in a fixed order."""
-    from conditioned_attention.attention import triton_kernels
+    from conditioned_attention.attention.triton_kernels import backward as kernels
 
-    query, key, value = tensors[:3]
-    (b, h, n, _), (_, g, m, _) = query.shape, key.shape
-    blocks = _blocks(query, key, value)[2]
+    query, key, value, mask, *_ = inputs
+    assert mask is not None
+    b, h, n, g, m, _, _ = _sizes(inputs, options)
+    blocks = _blocks(inputs, options)[2]
     blocks_n, blocks_m = -(-n // blocks.queries), -(-m // blocks.keys)
     heads = mask.shape[0] * mask.shape[1]
     programs = heads * blocks_n * blocks_m
     splits = max(1, min(b * h // heads, _PROGRAMS // programs))
-    options = _options(query, value, mask, is_causal, blocks)
-    del options["MASK"]
-    parts = query.new_empty(splits, heads, n if options["PER_QUERY"] else blocks_n, m, dtype=torch.float32)
-    triton_kernels.additive_mask[(programs * splits,)](
-        *tensors, parts, *strides, parts.stride(), scale, *mask.shape[:2], b, h, h // g, n, m, splits, **options
-    )
+    per_query = _per_query(mask, n)
+    parts = query.new_empty(splits, heads, n if per_query else blocks_n, m, dtype=torch.float32)
+    kernels.additive_mask[(programs * splits,)](
+        *_pointers(inputs)[:5], *kept, parts, *map(_strides, (query, key, value, mask, kept[0])), parts.stride(),
+        options.scale, options.window, *_dropout(options), *mask.shape[:2], b, h, h // g, n, m, splits,
+        **_compiled_for(inputs, options, blocks),
+    )  # fmt: skip
     gradient: Tensor = parts.sum(0).view(*mask.shape[:2], *parts.shape[2:])
     return gradient.sum(2, keepdim=True) if mask.shape[2] < gradient.shape[2] else gradient
 
 
-def _options(query: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, blocks: Blocks) -> dict[str, Any]:
-    """What every kernel is compiled for."""
-    d, e = query.shape[-1], value.shape[-1]
-    kind = "none" if mask is None else "bool" if mask.dtype == torch.bool else "additive"
+def _sizes(inputs: Inputs, options: Options) -> tuple[int, int, int, int, int, int, int]:
+    """Sequences, heads, queries, key heads, keys, and queries and keys of the longest sequence."""
+    (b, h, n, _), (_, g, m, _) = inputs.query.shape, inputs.key.shape
+    if inputs.queries_from is None:
+        return b, h, n, g, m, n, m
+    return len(inputs.queries_from) - 1, h, n, g, m, options.longest_queries, options.longest_keys
+
+
+def _compiled_for(inputs: Inputs, options: Options, blocks: Blocks, per_head: bool = False) -> dict[str, Any]:
+    """What a kernel is compiled for; ``per_head``: its blocks hold queries of several heads."""
+    query, _, value, mask, *_ = inputs
     single = query.dtype == torch.float32
     return {
-        "D": d, "E": e, "BLOCK_D": _power_of_two(d), "BLOCK_E": _power_of_two(e),
-        "BLOCK_N": blocks.queries, "BLOCK_M": blocks.keys, "CAUSAL": is_causal, "MASK": kind,
-        "PER_QUERY": mask is not None and (mask.shape[2] > 1 or query.shape[2] == 1),
-        "PRECISION": "tf32" if single and _may_use_tf32() else "ieee",
-        "UPCAST": interpreted() and query.dtype == torch.bfloat16,
-        "num_warps": blocks.warps if mask is None else 8, "num_stages": blocks.stages,  # a mask takes registers
-    }  # fmt: skip
+        "OPT": _kernel_options(
+            D=query.shape[-1],
+            E=value.shape[-1],
+            BLOCK_D=_power_of_two(query.shape[-1]),
+            BLOCK_E=_power_of_two(value.shape[-1]),
+            BLOCK_N=blocks.queries,
+            BLOCK_M=blocks.keys,
+            CAUSAL=options.is_causal,
+            WINDOWED=options.window > 0,
+            MASK="none" if mask is None else "bool" if mask.dtype == torch.bool else "additive",
+            PER_QUERY=mask is not None and (_per_query(mask, query.shape[2]) or (per_head and mask.shape[1] > 1)),
+            DROPOUT=options.dropout_p > 0,
+            WEIGHTS=options.rows == "weights",
+            THROUGH=options.gradient == "through",
+            FOLD=_folds(query),
+            SCALED=options.scale <= 0 or (mask is not None and mask.dtype != torch.bool),
+            PACKED=inputs.queries_from is not None,
+            PRECISION="tf32" if single and _may_use_tf32() else "ieee",
+            UPCAST=interpreted() and query.dtype == torch.bfloat16,
+        ),
+        "num_warps": blocks.warps if mask is None else 8,  # a mask takes registers
+        "num_stages": blocks.stages,
+    }
+
+
+@lru_cache(maxsize=None)
+def _kernel_options(**fields: Any) -> Any:
+    from conditioned_attention.attention.triton_kernels.blocks import Options as KernelOptions
+
+    return KernelOptions(**fields)
+
+
+def _per_query(mask: Tensor, queries: int) -> bool:
+    return mask.shape[2] > 1 or queries == 1
 
 
 def _may_use_tf32() -> bool:
@@ -168,12 +292,14 @@ def _may_use_tf32() -> bool:
     return bool(switches.allow_tf32)
 
 
-def _blocks(query: Tensor, key: Tensor, value: Tensor) -> list[Blocks]:
+def _blocks(inputs: Inputs, options: Options) -> list[Blocks]:
     """The table's block shapes, no larger than the lengths need."""
+    query, _, value, *_ = inputs
     width = max(query.shape[-1], value.shape[-1])
     table = _SINGLE if query.dtype == torch.float32 else _HALF
     row = next(blocks for up_to, blocks in table.items() if width <= up_to)
-    n, m = _power_of_two(query.shape[2]), _power_of_two(key.shape[2])
+    *_, longest_n, longest_m = _sizes(inputs, options)
+    n, m = _power_of_two(longest_n), _power_of_two(longest_m)
     return [each._replace(queries=min(each.queries, n), keys=min(each.keys, m)) for each in row]
 
 
@@ -183,16 +309,23 @@ def _power_of_two(size: int) -> int:
 
 
 def _folds(tensor: Tensor) -> bool:
-    """Whether C goes into the log-sum-exp; see `triton_kernels`."""
+    """Whether C goes into the log-sum-exp; see `triton_kernels.backward`."""
     return tensor.dtype == torch.bfloat16
 
 
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    return mask.view(torch.uint8) if mask is not None and mask.dtype == torch.bool else mask
+def _dropout(options: Options) -> tuple[float, float]:
+    """(probability to be dropped, factor on what is left)."""
+    return options.dropout_p, 0.0 if options.dropout_p == 1 else 1 / (1 - options.dropout_p)
 
 
-def _strides(mask: Tensor | None) -> tuple[int, ...]:
-    """Of a mask, 0 along what it is broadcast; for none, anything."""
-    if mask is None:
+def _pointers(inputs: Inputs) -> list[Tensor]:
+    """The tensors as kernels take them: truth values as bytes, and for what is missing, and not read, any."""
+    tensors = (inputs.query if tensor is None else tensor for tensor in inputs)
+    return [tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor for tensor in tensors]
+
+
+def _strides(tensor: Tensor | None) -> tuple[int, ...]:
+    """0 along dimensions of one entry, so that a mask is broadcast; for none, anything."""
+    if tensor is None:
         return (0, 0, 0, 0)
-    return tuple(0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride()))
+    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))

@@ -77,7 +77,7 @@ def _transforms() -> list[Any]:
 
 
 def _refuses_inputs(arguments: Arguments) -> str | None:
-    query, key, value, mask, _, _, _, enable_gqa = arguments
+    query, key, value, mask = arguments[:4]
     for tensor in (query, key, value, mask):
         if tensor is None:
             continue
@@ -91,7 +91,7 @@ def _refuses_inputs(arguments: Arguments) -> str | None:
         return f"value width {value.shape[-1]} differs from key width {query.shape[-1]}"
     if not query.dtype == key.dtype == value.dtype and torch.float64 in (query.dtype, key.dtype, value.dtype):
         return "float64, which autocast leaves as it is, beside another dtype"
-    heads = 3 if enable_gqa else 2
+    heads = 3 if arguments.enable_gqa else 2
     if query.shape[:-heads] != key.shape[:-heads] or key.shape[:-2] != value.shape[:-2]:
         return "batch or head dimensions that broadcast"
     if mask is not None and mask.requires_grad and torch.is_grad_enabled():
@@ -122,6 +122,7 @@ def _refuses_on_cuda(arguments: Arguments) -> str | None:
         return f"no flash operators are known for {'ROCm' if device == 'cuda' else device}"
     if torch.compiler.is_compiling():
         return "PyTorch's choice of a CUDA backend cannot be asked for inside torch.compile"
+    arguments = arguments.for_pytorch()
     prepared = tensors(arguments)
     query, key, _, mask = prepared
     if mask is not None and mask.dtype != query.dtype:

@@ -1,0 +1,89 @@
+"""What the Triton kernels take, and why not the rest.
+
+Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from conditioned_attention.attention import fused_launch
+from conditioned_attention.attention.arguments import Arguments
+from conditioned_attention.preconditioner import HeadTransform, RowNorm
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_WIDEST = 256  # head width whose blocks fit into a multiprocessor
+
+
+def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
+    """Why this implementation cannot run for these arguments; None if it can."""
+    if type(transform) is not RowNorm:  # a subclass may do anything
+        return "C of this library, and nothing else, is worked into the kernels"
+    return _refuses_machine(arguments.query.device) or _refuses_surroundings() or _refuses_inputs(arguments)
+
+
+def _refuses_machine(device: torch.device) -> str | None:
+    if device.type == "cpu" and not fused_launch.interpreted():
+        return "the Triton kernels are for CUDA, and the tensors are on a CPU"
+    if device.type not in ("cuda", "cpu"):
+        return f"the Triton kernels are for CUDA, and the tensors are on {device.type}"
+    if not _has_triton():
+        return "Triton is not installed"
+    return None
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+# torch.compile evaluates it once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
+_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _refuses_surroundings() -> str | None:
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        return "an exported or traced graph would hold private operators"
+    if torch._C._are_functorch_transforms_active():
+        return "transforms of functorch do not go through the kernels"
+    if forward_ad._current_level >= 0:
+        return "the kernels have no forward-mode derivative"
+    return None
+
+
+def _refuses_inputs(arguments: Arguments) -> str | None:
+    query, key, value, mask = arguments[:4]
+    for tensor in (query, key, value, mask):
+        if tensor is None:
+            continue
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
+            return f"{type(tensor).__name__} and nested tensors go through PyTorch's own dispatch"
+        if tensor.numel() == 0:
+            return "empty tensors"
+    if not 2 <= query.dim() <= 4 or query.dim() != key.dim() or key.dim() != value.dim():
+        return "query, key and value must have the same number of dimensions, 2 to 4"
+    if any(tensor.dtype not in _DTYPES for tensor in (query, key, value)):
+        return f"the kernels take float16, bfloat16 and float32, not {query.dtype}"
+    if max(query.shape[-1], value.shape[-1]) > _WIDEST:
+        return f"the kernels take head widths up to {_WIDEST}, got {query.shape[-1]} and {value.shape[-1]}"
+    heads = 3 if arguments.enable_gqa else 2
+    if query.shape[:-heads] != key.shape[:-heads] or key.shape[:-2] != value.shape[:-2]:
+        return "batch or head dimensions that broadcast"
+    return None
+
+
+def tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Query, key, value and mask with four dimensions and, under autocast, in its dtype; the mask is not spread."""
+    query, key, value = (_four(tensor) for tensor in arguments[:3])
+    mask = None if arguments.attn_mask is None else _four(arguments.attn_mask)
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    return query, key, value, mask
+
+
+def _four(tensor: Tensor) -> Tensor:
+    return tensor.view((1,) * (4 - tensor.dim()) + tensor.shape)
