@@ -22,7 +22,7 @@ LAYERS = [
     {"experiments", "bench", "inspection"},
     {"conversion", "measure", "environment", "_torchvision"},
     {"sites"},
-    {"modules"},
+    {"modules", "varlen"},
     {"functional"},
     {"attention", "controls", "d_optimal"},
     {"preconditioner", "reference", "spectral", "_on_import"},
@@ -127,6 +127,7 @@ def test_examples_are_there():
     """The test above passes on modules without examples; these have to have one."""
     for name in (
         "functional",
+        "varlen",
         "modules",
         "conversion.convert",
         "measure.spectra",

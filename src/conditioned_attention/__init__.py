@@ -13,6 +13,7 @@ from conditioned_attention.functional import explain, precondition_rows, precond
 from conditioned_attention.measure import ConditionMonitor, condition_number, log_complexity
 from conditioned_attention.modules import MultiheadAttention
 from conditioned_attention.sites import register_attention, watch
+from conditioned_attention.varlen import preconditioned_attention_varlen
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "precondition",
     "precondition_rows",
     "preconditioned_attention",
+    "preconditioned_attention_varlen",
     "register_attention",
     "restore",
     "spectral_condition",

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from conditioned_attention.attention import composed, fused, fused_contract, lean, lean_contract
-from conditioned_attention.attention.arguments import Arguments
+from conditioned_attention.attention.arguments import Arguments, check_float, checked
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_rows
 
 IMPLEMENTATIONS = ("composed", "lean", "fused")
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _Rule(NamedTuple):
@@ -124,9 +122,9 @@ def preconditioned_attention(
     (torch.Size([2, 4, 10, 16]), True)
     """
     transform = RowNorm(rows, gradient, eps)
-    _check_name(impl)
-    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
-    return _attend(transform, arguments, impl)
+    check_impl(impl)
+    arguments = checked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
+    return run(transform, arguments, impl)
 
 
 def precondition_rows(output: Tensor, *, gradient: str = "stopped", eps: float = 1e-6) -> Tensor:
@@ -150,7 +148,7 @@ def precondition_rows(output: Tensor, *, gradient: str = "stopped", eps: float =
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    _check_float("output", output)
+    check_float("output", output)
     if output.dim() < 1:
         raise ValueError("output must have at least one dimension, the row's, got a scalar")
     return RowNorm("output", gradient, eps)(output)
@@ -176,8 +174,8 @@ def attend(
     check_rows(transform, causal=is_causal, masked=attn_mask is not None and attn_mask.dtype == torch.bool)
     if transform.changes_queries:
         query, key = transform.queries(query, key)
-    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    return _attend(transform, arguments, "auto")
+    arguments = checked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return run(transform, arguments, "auto")
 
 
 def explain(
@@ -207,8 +205,8 @@ def explain(
     'composed'
     """
     transform = RowNorm(rows, gradient, eps)
-    _check_name(impl)
-    arguments = _arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
+    check_impl(impl)
+    arguments = checked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
     refused = {name: why for name in IMPLEMENTATIONS if (why := _why_not(name, transform, arguments))}
     picked = _pick(transform, arguments, impl)
     others = {name: refused.get(name) or _why_passed_over(name, picked, arguments, impl) for name in IMPLEMENTATIONS}
@@ -226,7 +224,8 @@ def _why_passed_over(name: str, picked: str, arguments: Arguments, impl: str) ->
     return rule.why if picked == rule.impl else lean_contract.copies(arguments) or ""
 
 
-def _attend(transform: HeadTransform, arguments: Arguments, impl: str) -> Tensor:
+def run(transform: HeadTransform, arguments: Arguments, impl: str) -> Tensor:
+    """What every public function comes down to: picks an implementation and calls it."""
     picked = _pick(transform, arguments, impl)
     if picked == "fused":
         return fused.attend(transform, arguments)
@@ -282,111 +281,7 @@ def _cost(name: str, transform: HeadTransform) -> str:
     return "scaled_dot_product_attention, then C; keeps one more tensor of the output's size"
 
 
-def _check_name(impl: str) -> None:
+def check_impl(impl: str) -> None:
+    """Raises ValueError for a name that is no implementation's."""
     if impl not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"impl={impl!r} is unknown; valid are {('auto', *IMPLEMENTATIONS)}")
-
-
-def _arguments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    window: int | None = None,
-) -> Arguments:
-    _check(query, key, value, attn_mask, dropout_p, enable_gqa)
-    _check_window(window)
-    if attn_mask is not None and attn_mask.is_floating_point() and query.dtype == torch.float64:
-        attn_mask = attn_mask.double()  # stock CPU attention accepts a float32 mask there and misreads it
-    return Arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
-
-
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, enable_gqa: bool
-) -> None:
-    """Raises for whatever `scaled_dot_product_attention` would refuse, take silently or answer obscurely."""
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        _check_float(name, tensor)
-        if tensor.dim() < 2:
-            raise ValueError(f"{name} must have at least 2 dimensions (tokens, width), got shape {tuple(tensor.shape)}")
-        if tensor.device != query.device:
-            raise ValueError(f"{name} is on {tensor.device}, query on {query.device}; they must share one device")
-        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
-            raise TypeError(f"{name} has dtype {tensor.dtype}, query {query.dtype}; they must share one dtype")
-    if not isinstance(dropout_p, (int, float, torch.SymFloat)):
-        raise TypeError(f"dropout_p must be a number, got {type(dropout_p).__name__}")
-    if not 0.0 <= dropout_p <= 1.0:
-        raise ValueError(f"dropout_p must be a probability in [0, 1], got {dropout_p}")
-    if query.is_nested or key.is_nested or value.is_nested:
-        return  # jagged sizes are PyTorch's to compare
-    if torch._C._get_tracing_state() is not None:
-        return  # sizes are values of the graph there, and PyTorch checks them when it runs
-    _check_shapes(query, key, value, enable_gqa)
-    if attn_mask is not None:
-        _check_mask(query, key, attn_mask, enable_gqa)
-
-
-def _check_window(window: int | None) -> None:
-    if window is None:
-        return
-    if isinstance(window, bool) or not isinstance(window, (int, torch.SymInt)):
-        raise TypeError(f"window must be a whole number or None, got {type(window).__name__}")
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
-
-
-def _check_float(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"{name} has dtype {tensor.dtype}; valid are float16, bfloat16, float32 and float64")
-
-
-def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    wrong = _wrong_shapes(query.shape, key.shape, value.shape, enable_gqa)
-    if wrong is not None:  # the words are made only now: small attention takes no longer than they do
-        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-        raise ValueError(f"{wrong}: {shapes}")
-
-
-def _wrong_shapes(query: torch.Size, key: torch.Size, value: torch.Size, enable_gqa: bool) -> str | None:
-    if query[-1] != key[-1]:
-        return "query and key must have the same head width (last dimension)"
-    if key[-2] != value[-2]:
-        return "key and value must have the same number of tokens (dimension -2)"
-    if enable_gqa:
-        if min(len(query), len(key), len(value)) < 3:
-            return "enable_gqa needs a head dimension (-3) in query, key and value"
-        if key[-3] != value[-3] or key[-3] == 0 or query[-3] % key[-3]:
-            return "enable_gqa needs key and value heads (dimension -3) that divide query's"
-    skip = 3 if enable_gqa else 2
-    if not all(_broadcast(query[:-skip], other[:-skip]) for other in (key, value)):
-        return "batch and head dimensions must be equal or broadcastable"
-    return None
-
-
-def _check_mask(query: Tensor, key: Tensor, attn_mask: Tensor, enable_gqa: bool) -> None:
-    if not isinstance(attn_mask, Tensor):
-        raise TypeError(f"attn_mask must be a torch.Tensor or None, got {type(attn_mask).__name__}")
-    if attn_mask.device != query.device:
-        raise ValueError(f"attn_mask is on {attn_mask.device}, query on {query.device}; they must share one device")
-    autocast = torch.is_autocast_enabled(query.device.type) and attn_mask.is_floating_point()
-    if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype) and not autocast:
-        valid = " and ".join(str(dtype) for dtype in dict.fromkeys((torch.bool, torch.float32, query.dtype)))
-        raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; valid are {valid}")
-    heads = query.shape[:-2]
-    if not enable_gqa:  # under grouped queries the heads are query's
-        heads = torch.broadcast_shapes(heads, key.shape[:-2])
-    target, sizes = (*heads, query.shape[-2], key.shape[-2]), attn_mask.shape
-    # "==" and not "in": a size may be symbolic under torch.compile.
-    fits = all(size == 1 or size == goal for size, goal in zip(reversed(sizes), reversed(target)))
-    if not fits or not 2 <= len(sizes) <= len(target):
-        raise ValueError(f"attn_mask of shape {tuple(sizes)} does not broadcast to (..., H, N, M) = {target}")
-
-
-def _broadcast(a: torch.Size, b: torch.Size) -> bool:
-    return all(x == y or x == 1 or y == 1 for x, y in zip(reversed(a), reversed(b)))

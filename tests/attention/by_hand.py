@@ -1,4 +1,4 @@
-"""Attention written out, with everything that the kernels take: in float64 an oracle, in other dtypes what a user has."""
+"""Attention written out, with all that the kernels take: in float64 an oracle, in other dtypes what a user has."""
 
 import math
 

@@ -1,6 +1,5 @@
 """The Triton kernels: the case list of the operator, masks, registration, what is kept, what is refused."""
 
-import math
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,10 +24,8 @@ pytestmark = needs_kernels
 
 ROOT = Path(__file__).parents[2]
 REFUSED = {"5-D": "same number of dimensions", "float64": "not torch.float64", "float64, mask": "not torch.float64"}
-NOT_INTERPRETED = {
-    "1000 tokens",  # five seconds
-    "logits of 3000",  # numpy rounds q kᵀ and k qᵀ differently, by 0.001 there
-}
+SLOW = {"1000 tokens"}  # five seconds in the interpreter
+NOT_INTERPRETED = {"logits of 3000"}  # numpy rounds q kᵀ and k qᵀ differently, by 0.001 there
 # Those whose gradient through the norm says something new, for the interpreter
 THROUGH = {
     "63 tokens, width 60",
@@ -38,7 +36,12 @@ THROUGH = {
     "float16",
 }
 cases = pytest.mark.parametrize(
-    "case", [case for case in CASES if GPU or case.name not in NOT_INTERPRETED], ids=lambda case: case.name
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=pytest.mark.slow if case.name in SLOW and not GPU else ())
+        for case in CASES
+        if GPU or case.name not in NOT_INTERPRETED
+    ],
 )
 
 
@@ -211,6 +214,25 @@ def test_compiles_without_a_graph_break(dynamic):
     tensors = (SMALL, SMALL + 1, SMALL - 1, bias)
     for a, b in zip(run(compiled, tensors), run(function, tensors), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def graphs_of(attention, mark):
+    """How many graphs torch.compile makes of growing sequences and batches; ``mark``: sizes said to differ."""
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(attention, fullgraph=True, backend=counter)
+    for b, n in ((1, 20), (1, 33), (2, 40), (3, 50)):
+        q, k, v = (t.requires_grad_() for t in torch.randn(3, b, 2, n, 8, device=DEVICE))
+        for tensor in (q, k, v) if mark else ():
+            torch._dynamo.mark_dynamic(tensor, 2)
+        compiled(q, k, v).sum().backward()
+    return counter.frame_count
+
+
+@pytest.mark.parametrize("mark", [False, True])
+def test_recompiles_no_more_than_plain_attention(mark):
+    ours = graphs_of(lambda q, k, v: fused_(q, k, v, is_causal=True, dropout_p=0.1), mark)
+    assert ours <= graphs_of(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, None, 0.1, True), mark)
 
 
 def test_keeps_one_float_a_row_more_than_plain_attention():

@@ -173,7 +173,8 @@ def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Te
     of_mask = ctx.needs_input_grad[3]
     inputs, results = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
     if _may_call_directly() and not torch.is_grad_enabled():
-        gradients = fused_launch.backward(upstream, Inputs(*inputs), *results, Options(*ctx.options), of_mask)
+        y, norm, lse = results
+        gradients = fused_launch.backward(upstream, Inputs(*inputs), y, norm, lse, Options(*ctx.options), of_mask)
     else:  # with create_graph the operator, of which a further derivative is an error
         gradients = backward_operator(upstream, *inputs, *results, *ctx.options, of_mask)
     return *gradients[:3], gradients[3] if of_mask else None, *none

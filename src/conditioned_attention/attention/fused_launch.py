@@ -7,7 +7,7 @@ sequences come as B = 1, all their tokens one after the other, and the first tok
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -273,7 +273,7 @@ def _compiled_for(inputs: Inputs, options: Options, blocks: Blocks, per_head: bo
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel_options(**fields: Any) -> Any:
     from conditioned_attention.attention.triton_kernels.blocks import Options as KernelOptions
 

@@ -1,8 +1,8 @@
 """What attention with rows of unit length sends back, with C a constant or differentiated too.
 
-C enters in one of two ways.  ``lse - log C`` in place of lse makes ``P' = C P``, the weights of what was returned,
-for nothing; but the sum loses digits, so only where FOLD says that the dtype has fewer (bfloat16; float16 would lose P' below its
-smallest number).  Elsewhere `prepare` writes ``C dY`` once.  What follows is plain flash backward:
+C enters in one of two ways.  ``lse - log C`` in place of lse makes ``P' = C P``, the weights of what was returned, for
+nothing; but the sum loses digits, so only where FOLD says that the dtype has fewer (bfloat16; float16 would lose P'
+below its smallest number).  Elsewhere `prepare` writes ``C dY`` once.  What follows is plain flash backward:
 ``dV = P'ᵀ dY``, ``dS = P' ∘ (dY Vᵀ - δ)``, ``dQ = dS K``, ``dK = dSᵀ Q``, with ``δ = rowsum(dY ∘ y) / C``.
 
 THROUGH C of the output's rows takes the part along y out of dY first.  THROUGH C of the weights' rows takes
