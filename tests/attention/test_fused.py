@@ -312,10 +312,11 @@ def test_compiles_for_an_h100_and_fits(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
-    assert {line[0] for line in lines} == {"attend", "prepare", "keys_and_values", "queries", "additive_mask"}
+    of_backward = {"prepare", "keys_and_values", "queries", "additive_mask"}
+    assert {line[0] for line in lines} == {"attend", "attend_in_parts", "merge", *of_backward}
     for kernel, shared, stack, case in lines:
         assert int(shared) <= 227 * 1024, (kernel, case)
-        assert int(stack) <= 128, (kernel, case)  # registers that did not fit: 32 of a thread's 255
+        assert int(stack) <= 192, (kernel, case)  # registers that did not fit: 48 of a thread's 255
 
 
 @pytest.mark.skipif(not GPU, reason="no CUDA device")

@@ -81,7 +81,7 @@ _HALF = {
 }
 _SINGLE = {
     64: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 2)),
-    128: (Blocks(64, 16, 8, 2), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 1)),
+    128: (Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 1)),
     256: (Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 8, 1)),
 }
 
@@ -268,7 +268,7 @@ def _compiled_for(inputs: Inputs, options: Options, blocks: Blocks, per_head: bo
             PRECISION="tf32" if single and _may_use_tf32() else "ieee",
             UPCAST=interpreted() and query.dtype == torch.bfloat16,
         ),
-        "num_warps": blocks.warps if mask is None else 8,  # a mask takes registers
+        "num_warps": blocks.warps if mask is None and options.dropout_p == 0 else 8,  # both take registers
         "num_stages": blocks.stages,
     }
 

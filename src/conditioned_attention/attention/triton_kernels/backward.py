@@ -16,6 +16,7 @@ import triton.language as tl
 
 from conditioned_attention.attention.triton_kernels.blocks import (
     LOG2_E,
+    SIZES,
     dot,
     first_row,
     head_of,
@@ -29,7 +30,7 @@ from conditioned_attention.attention.triton_kernels.blocks import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def prepare(
     upstream, y, norm, queries_from, prepared, delta, pull, upstream_strides, y_strides, prepared_strides,
     eps, H, N, longest, OPT: tl.constexpr,
@@ -141,7 +142,7 @@ def _queries_of(start_m, N, M, window, OPT: tl.constexpr):
     return first, whole, end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def keys_and_values(
     q, k, v, mask, seed, queries_from, keys_from, up, lse, delta, pull, dk, dv,
     q_strides, k_strides, v_strides, mask_strides, up_strides, dk_strides, dv_strides,
@@ -236,7 +237,7 @@ def _queries_from_keys(
     return d_query
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def queries(
     q, k, v, mask, seed, queries_from, keys_from, up, lse, delta, pull, dq,
     q_strides, k_strides, v_strides, mask_strides, up_strides, dq_strides,
@@ -268,7 +269,7 @@ def queries(
     store(head_of(dq, dq_strides, b, h, first_n), dq_strides, start_n, n_count, d_query * scale, OPT.D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def additive_mask(
     q, k, v, mask, seed, up, lse, delta, pull, out,
     q_strides, k_strides, v_strides, mask_strides, up_strides, out_strides,

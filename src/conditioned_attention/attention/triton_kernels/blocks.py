@@ -10,6 +10,11 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
+# Arguments by whose value no kernel is compiled anew: Triton would compile one for sizes of 1, one for multiples of 16
+# and one for the others.
+SIZES = (
+    "B", "H", "N", "M", "MASK_BATCH", "MASK_HEADS", "SPLITS", "longest", "window", "parts", "part_keys",
+)  # fmt: skip
 _ROUNDS = tl.constexpr(7)  # of Philox; the fewest that pass every statistical test (Salmon et al. 2011)
 
 

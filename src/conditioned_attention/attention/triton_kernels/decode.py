@@ -8,11 +8,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from conditioned_attention.attention.triton_kernels.blocks import LARGEST, head_of, store
+from conditioned_attention.attention.triton_kernels.blocks import LARGEST, SIZES, head_of, store
 from conditioned_attention.attention.triton_kernels.forward import attend_to_keys, finish, nothing_yet
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def attend_in_parts(
     q, k, v, mask, seed, sums, numbers, q_strides, k_strides, v_strides, mask_strides,
     scale, window, dropout_p, B, H, REPEATS, N, M, part_keys, parts, OPT: tl.constexpr,
@@ -65,7 +65,7 @@ def attend_in_parts(
     tl.store(numbers + 2 * parts * all_rows, top, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def merge(
     sums, numbers, y, norm, lse, y_strides, eps, keep, B, H, N, parts, OPT: tl.constexpr,
 ):  # fmt: skip

@@ -8,6 +8,7 @@ import triton.language as tl
 from conditioned_attention.attention.triton_kernels.blocks import (
     LARGEST,
     LOG2_E,
+    SIZES,
     dot,
     first_row,
     head_of,
@@ -96,7 +97,7 @@ def finish(state, keep, eps, OPT: tl.constexpr):
     return attention / length[:, None], length, tl.where(nothing, float("inf"), log_sum)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def attend(
     q, k, v, mask, seed, queries_from, keys_from, y, norm, lse,
     q_strides, k_strides, v_strides, mask_strides, y_strides,
