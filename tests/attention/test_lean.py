@@ -12,8 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from conditioned_attention import explain, functional, preconditioned_attention
-from conditioned_attention.attention import flash, lean_steps
+from conditioned_attention.attention import flash, fused_launch, lean_rows, lean_steps
 from conditioned_attention.measure.memory import held_bytes
+from tests.attention.kernels import assert_good, needs_kernels
+from tests.triton_interpreter import VARIABLE
 
 Q = torch.randn(2, 4, 5, 8)
 BIAS = torch.zeros(5, 5, requires_grad=True)
@@ -567,3 +569,20 @@ def test_fully_sharded(tmp_path):
         torch.testing.assert_close(block.qkv.weight.grad.full_tensor(), expected)
     finally:
         dist.destroy_process_group()
+
+
+@needs_kernels
+@pytest.mark.parametrize("gradient", ["stopped", "through"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("width", "factor"), [(16, 1.0), (200, 1.0), (16, 1e-8), (16, 0.0)])
+def test_one_kernel_each_way_does_what_pytorchs_operators_do(gradient, dtype, width, factor, monkeypatch):
+    """As on CUDA; here in Triton's interpreter, around PyTorch's flash attention for CPUs."""
+    q, k, v = torch.randn(3, 2, 37, 3, width).to(dtype).transpose(2, 3)
+    tensors = (q, k, v * factor)
+    attend = functools.partial(lean, gradient=gradient)
+    without, oracle = results(attend, *tensors), results(attend, *(t.double() for t in tensors))
+    monkeypatch.setenv(VARIABLE, "1")
+    launched = []
+    monkeypatch.setattr(lean_rows, "power_of_two", lambda n: launched.append(n) or fused_launch.power_of_two(n))
+    assert_good(results(attend, *tensors), without, oracle, "one kernel")
+    assert launched == [width, width]

@@ -497,7 +497,7 @@ def test_the_kernels_are_refused_where_they_cannot_run(monkeypatch):
     with pytest.raises(ValueError, match="the tensors are on a CPU"):
         preconditioned_attention(Q, Q, Q, impl="fused")
     assert "CPU" in explain(Q, Q, Q).refused["fused"]
-    monkeypatch.setattr(fused_contract, "_has_triton", lambda: False)
+    monkeypatch.setattr(fused_contract, "has_triton", lambda: False)
     with FakeTensorMode():
         on_cuda = torch.empty(1, 2, 5, 8, device="cuda")
         assert explain(on_cuda, on_cuda, on_cuda).refused["fused"] == "Triton is not installed"

@@ -31,17 +31,18 @@ def _refuses_machine(device: torch.device) -> str | None:
         return "the Triton kernels are for CUDA, and the tensors are on a CPU"
     if device.type not in ("cuda", "cpu"):
         return f"the Triton kernels are for CUDA, and the tensors are on {device.type}"
-    if not _has_triton():
+    if not has_triton():
         return "Triton is not installed"
     return None
 
 
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
 # torch.compile evaluates it once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
-_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _refuses_surroundings() -> str | None:

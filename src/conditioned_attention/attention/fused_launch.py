@@ -174,7 +174,7 @@ def _attend_in_parts(inputs: Inputs, options: Options, parts: int) -> tuple[Tens
     query, key, value, mask, *_ = inputs
     b, h, n, g, m, _, _ = _sizes(inputs, options)
     blocks = _blocks(inputs, options)[0]
-    blocks = blocks._replace(queries=min(blocks.queries, _power_of_two(h // g * n)))
+    blocks = blocks._replace(queries=min(blocks.queries, power_of_two(h // g * n)))
     part_keys = -(-m // (parts * blocks.keys)) * blocks.keys
     parts = -(-m // part_keys)
     y, norm, lse = empty_results(query, value)
@@ -251,8 +251,8 @@ def _compiled_for(inputs: Inputs, options: Options, blocks: Blocks, per_head: bo
         "OPT": _kernel_options(
             D=query.shape[-1],
             E=value.shape[-1],
-            BLOCK_D=_power_of_two(query.shape[-1]),
-            BLOCK_E=_power_of_two(value.shape[-1]),
+            BLOCK_D=power_of_two(query.shape[-1]),
+            BLOCK_E=power_of_two(value.shape[-1]),
             BLOCK_N=blocks.queries,
             BLOCK_M=blocks.keys,
             CAUSAL=options.is_causal,
@@ -299,11 +299,11 @@ def _blocks(inputs: Inputs, options: Options) -> list[Blocks]:
     table = _SINGLE if query.dtype == torch.float32 else _HALF
     row = next(blocks for up_to, blocks in table.items() if width <= up_to)
     *_, longest_n, longest_m = _sizes(inputs, options)
-    n, m = _power_of_two(longest_n), _power_of_two(longest_m)
+    n, m = power_of_two(longest_n), power_of_two(longest_m)
     return [each._replace(queries=min(each.queries, n), keys=min(each.keys, m)) for each in row]
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     """The smallest power of two from 16 on, the least that Triton multiplies, that is not below ``size``."""
     return max(16, 1 << (size - 1).bit_length())
 

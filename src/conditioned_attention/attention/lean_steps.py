@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conditioned_attention.attention import flash
+from conditioned_attention.attention import flash, lean_rows
 from conditioned_attention.preconditioner import precondition_, row_norm
 
 
@@ -39,6 +39,8 @@ def forward(call: flash.Call, query: Tensor, key: Tensor, value: Tensor, mask: T
             log_norm = norm.squeeze(-1).log()
             lse = lse + F.pad(log_norm, (0, lse.shape[-1] - log_norm.shape[-1]))
         return Kept(y, norm, lse, seed, offset)
+    if lean_rows.run_on(output):
+        return Kept(output, lean_rows.normalise_(output, lse, eps, _folds(output)), lse, seed, offset)
     y, norm = precondition_(output, eps)
     if _folds(y):
         lse[..., : norm.shape[-2]].add_(norm.squeeze(-1).log())  # lse - log C; some operators pad it
@@ -58,16 +60,24 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value for that of y."""
     y, norm, lse, seed, offset = kept
+    if lean_rows.run_on(y):
+        through = gradient == "through"
+        attention, upstream = lean_rows.rebuild(y, norm, upstream, eps, through=through, folds=_folds(y))
+    else:
+        attention, upstream = _rebuild(y, norm, upstream, eps, gradient)
+    return flash.backward(
+        call, unit_stride(upstream), query, key, value, mask, flash.Forward(attention, lse, seed, offset)
+    )
+
+
+def _rebuild(y: Tensor, norm: Tensor, upstream: Tensor, eps: float, gradient: str) -> tuple[Tensor, Tensor]:
+    """(y / C, the upstream gradient as flash's backward takes it)."""
     if gradient == "through":
         along = (y * upstream).sum(-1, keepdim=True, dtype=norm.dtype)
         upstream = (upstream - y * (along * (norm > eps))).to(y.dtype)
     if _folds(y):  # the product in float32, and no float32 tensor of its size in between
-        attention = torch.mul(y, norm, out=torch.empty_like(y))
-    else:
-        attention, upstream = y * norm, upstream / norm
-    return flash.backward(
-        call, unit_stride(upstream), query, key, value, mask, flash.Forward(attention, lse, seed, offset)
-    )
+        return torch.mul(y, norm, out=torch.empty_like(y)), upstream
+    return y * norm, upstream / norm
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
