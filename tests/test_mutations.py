@@ -24,7 +24,9 @@ LEARNED, VARIANTS = "tests/sites/test_learned.py", "tests/experiments/test_varia
 JACOBIAN, WEIGHTS = "tests/measure/test_jacobian.py", "tests/measure/test_weights.py"
 SPECTRA, WATCHING = "tests/measure/test_spectra.py", "tests/measure/test_watching.py"
 ATTENTION_SPECTRA = "tests/measure/test_attention_spectra.py"
-FUSED = "tests/attention/test_fused.py"
+FUSED, FUSED_OPTIONS = "tests/attention/test_fused.py", "tests/attention/test_fused_options.py"
+VARLEN, LEAN_ROWS = "tests/test_varlen.py", "tests/attention/test_lean.py"
+OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -155,36 +157,63 @@ MUTATIONS = [
     ("the worst heads, last", "inspection/heads.py", "key=lambda r: (-r.kappa_before", "key=lambda r: (r.kappa_before", INSPECTION),
     ("text, windows of any length", "inspection/inputs.py", "if len(window) == len(windows[0])", "if True", INSPECTION),
     ("projections of a run that was killed", "experiments/loop.py", "(self.conditions, self.projections)", "(self.conditions,)", VARIANTS),
-    ("fused, C left out", "attention/triton_kernels.py", "attention / length[:, None], E)", "attention, E)", FUSED),
-    ("fused, zero rows get 1/eps", "attention/triton_kernels.py", "tl.where(length == 0.0, 1.0, tl.minimum(tl.maximum(length, eps), _LARGEST))", "tl.minimum(tl.maximum(length, eps), _LARGEST)", FUSED),
-    ("fused, norms overflow", "attention/triton_kernels.py", "tl.minimum(tl.maximum(length, eps), _LARGEST)", "tl.maximum(length, eps)", FUSED),
-    ("fused, C unfolded", "attention/triton_kernels.py", "log_sum += tl.log2(length)", "log_sum -= tl.log2(length)", FUSED),
+    ("kernels, C left out", "attention/triton_kernels/forward.py", "return attention / length[:, None], length", "return attention, length", FUSED),
+    ("kernels, zero rows get 1/eps", "attention/triton_kernels/forward.py", "tl.where(length == 0.0, 1.0, tl.minimum(tl.maximum(length, eps), LARGEST))", "tl.minimum(tl.maximum(length, eps), LARGEST)", FUSED),
+    ("kernels, norms overflow", "attention/triton_kernels/forward.py", "tl.minimum(tl.maximum(length, eps), LARGEST)", "tl.maximum(length, eps)", FUSED),
+    ("kernels, C unfolded", "attention/triton_kernels/forward.py", "log_sum += tl.log2(length)", "log_sum -= tl.log2(length)", FUSED),
+    ("kernels, old sum not shrunk", "attention/triton_kernels/forward.py", "acc * shrink[:, None]", "acc", FUSED),
+    ("kernels, nothing to attend to", "attention/triton_kernels/forward.py", 'tl.where(new_top == float("-inf"), 0.0, new_top)', "new_top", FUSED),
+    ("kernels, scale lost", "attention/triton_kernels/forward.py", "new_top = tl.maximum(top, tl.max(logits, 1) * factor)\n            logits *= factor", "new_top = tl.maximum(top, tl.max(logits, 1))", FUSED),
+    ("kernels, dropout not made up for", "attention/triton_kernels/forward.py", "        attention *= keep\n", "        attention *= 1.0\n", FUSED_OPTIONS),
+    ("kernels, squares not shrunk", "attention/triton_kernels/forward.py", "squares * shrink * shrink", "squares * shrink", FUSED_OPTIONS),
+    ("kernels, C of the weights from the output", "attention/triton_kernels/forward.py", "length = tl.sqrt(squares) / denominator", "length = tl.sqrt(tl.sum(attention * attention, 1))", FUSED_OPTIONS),
+    ("kernels, δ of y", "attention/triton_kernels/backward.py", "inner = tl.sum(gradient * unit, 1) * length", "inner = tl.sum(gradient * unit, 1)", FUSED),
+    ("kernels, removes below eps", "attention/triton_kernels/backward.py", "tl.where(length > eps, tl.sum(unit * gradient, 1), 0.0)", "tl.sum(unit * gradient, 1)", FUSED),
+    ("kernels, C not in dY", "attention/triton_kernels/backward.py", "gradient /= length[:, None]", "pass", FUSED),
+    ("kernels, no pull of the weights", "attention/triton_kernels/backward.py", "d_weights -= pull * (weights * kept)", "pass", FUSED_OPTIONS),
+    ("kernels, pull below eps", "attention/triton_kernels/backward.py", "tl.where(length > eps, along, 0.0)", "along", FUSED_OPTIONS),
+    ("kernels, dV of what was dropped", "attention/triton_kernels/backward.py", "        met = weights  # the values\n        if OPT.DROPOUT:\n            met *= kept\n", "        met = weights\n", FUSED_OPTIONS),
+    ("kernels, dS of what was dropped", "attention/triton_kernels/backward.py", "    if OPT.DROPOUT:\n        d_weights *= kept\n", "", FUSED_OPTIONS),
+    ("kernels, one query head of a group", "attention/triton_kernels/backward.py", "tl.range(0, REPEATS)", "tl.range(0, 1)", FUSED),
+    ("kernels, dK without the scale", "attention/triton_kernels/backward.py", "d_key * scale", "d_key", FUSED),
+    ("kernels, dQ without the scale", "attention/triton_kernels/backward.py", "d_query * scale", "d_query", FUSED),
+    ("kernels, parts of a mask twice", "attention/triton_kernels/backward.py", "tl.range(split, sharing, SPLITS)", "tl.range(0, sharing, SPLITS)", FUSED),
+    ("kernels, causal, first query", "attention/triton_kernels/backward.py", "first = start_m // OPT.BLOCK_N * OPT.BLOCK_N", "first = (start_m // OPT.BLOCK_N + 1) * OPT.BLOCK_N", FUSED),
+    ("kernels, causal, guarded queries", "attention/triton_kernels/backward.py", "whole = blocks * OPT.BLOCK_N", "whole = first", FUSED),
+    ("kernels, window, last query", "attention/triton_kernels/backward.py", "start_m + OPT.BLOCK_M - 1 + window)", "start_m + window)", FUSED_OPTIONS),
+    ("kernels, window, first query", "attention/triton_kernels/backward.py", "first = tl.maximum(start_m - window + 1, 0) // OPT.BLOCK_N * OPT.BLOCK_N", "first = start_m // OPT.BLOCK_N * OPT.BLOCK_N", FUSED_OPTIONS),
+    ("kernels, causal sees the next", "attention/triton_kernels/blocks.py", "tl.where(m <= n, logits", "tl.where(m <= n + 1, logits", FUSED),
+    ("kernels, causal, whole blocks", "attention/triton_kernels/blocks.py", "tl.minimum(start_n + 1, M) // OPT.BLOCK_M", "tl.minimum(start_n + OPT.BLOCK_N, M) // OPT.BLOCK_M", FUSED),
+    ("kernels, window one too wide", "attention/triton_kernels/blocks.py", "(m - n < window) & (n - m < window)", "(m - n <= window) & (n - m <= window)", FUSED_OPTIONS),
+    ("kernels, window, first key", "attention/triton_kernels/blocks.py", "first = tl.maximum(start_n - window + 1, 0) //", "first = tl.maximum(start_n, 0) //", FUSED_OPTIONS),
+    ("kernels, window, last key", "attention/triton_kernels/blocks.py", "end = tl.minimum(end, start_n + OPT.BLOCK_N - 1 + window)", "end = tl.minimum(end, start_n + OPT.BLOCK_N)", FUSED_OPTIONS),
+    ("kernels, keys beyond the last", "attention/triton_kernels/blocks.py", 'logits = tl.where(m < M, logits, float("-inf"))', "pass", FUSED),
+    ("kernels, the smallest number", "attention/triton_kernels/blocks.py", "tl.maximum(entries.to(tl.float32) * LOG2_E, -LARGEST)", "entries.to(tl.float32) * LOG2_E", FUSED),
+    ("kernels, widths not padded", "attention/triton_kernels/blocks.py", "tl.load(pointers, mask=j < WIDTH, other=0.0)", "tl.load(pointers)", FUSED),
+    ("kernels, odd last block", "attention/triton_kernels/blocks.py", "tl.load(pointers, mask=i < count - start, other=0.0)", "tl.load(pointers)", FUSED),
+    ("kernels, dropout alike in all rows", "attention/triton_kernels/blocks.py", "row * M + m, _ROUNDS", "m, _ROUNDS", FUSED_OPTIONS),
+    ("kernels, packed, first token", "attention/triton_kernels/blocks.py", "return pointer + start + tl.cast(first, tl.int64) * strides[2]", "return pointer + start", VARLEN),
+    ("kernels, packed, rows of another", "attention/triton_kernels/blocks.py", "return tl.cast(h, tl.int64) * N + first", "return tl.cast(h, tl.int64) * N", VARLEN),
+    ("kernels, parts, not shrunk", "attention/triton_kernels/decode.py", "acc = acc * shrink[:, None] + part_acc * more[:, None]", "acc = acc + part_acc * more[:, None]", FUSED_OPTIONS),
+    ("kernels, parts, all of them", "attention/triton_kernels/decode.py", "tl.range(0, parts)", "tl.range(0, 1)", FUSED_OPTIONS),
+    ("kernels, parts, another head's mask", "attention/triton_kernels/decode.py", "mask_rows = tl.cast(h, tl.int64) * mask_strides[1]", "mask_rows = tl.cast(g, tl.int64) * mask_strides[1]", FUSED_OPTIONS),
+    ("kernels, rows, C unfolded", "attention/triton_kernels/rows.py", "other=0.0) + tl.log(length)", "other=0.0) - tl.log(length)", LEAN_ROWS),
+    ("kernels, rows, C left out", "attention/triton_kernels/rows.py", "rows / length[:, None]", "rows", LEAN_ROWS),
+    ("kernels, rows, zero rows get 1/eps", "attention/triton_kernels/rows.py", "tl.where(length == 0.0, 1.0, tl.minimum(tl.maximum(length, eps), LARGEST))", "tl.maximum(length, eps)", LEAN_ROWS),
     ("fused, folds in float32", "attention/fused_launch.py", "return tensor.dtype == torch.bfloat16", "return tensor.dtype != torch.float16", FUSED),
     ("fused, folds in float16", "attention/fused_launch.py", "return tensor.dtype == torch.bfloat16", "return tensor.dtype != torch.float32", FUSED),
-    ("fused, δ of y", "attention/triton_kernels.py", "tl.sum(gradient * unit, 1) * length", "tl.sum(gradient * unit, 1)", FUSED),
-    ("fused, through is stopped", "attention/fused_launch.py", 'through, folds = gradient == "through", _folds(y)', "through, folds = False, _folds(y)", FUSED),
-    ("fused, removes below eps", "attention/triton_kernels.py", "tl.where(length > eps, tl.sum(unit * gradient, 1), 0.0)", "tl.sum(unit * gradient, 1)", FUSED),
-    ("fused, C not in dY", "attention/triton_kernels.py", "gradient /= length[:, None]", "pass", FUSED),
-    ("fused, causal sees the next", "attention/triton_kernels.py", "tl.where(m <= n, logits", "tl.where(m <= n + 1, logits", FUSED),
-    ("fused, causal, whole blocks", "attention/triton_kernels.py", "tl.minimum(start_n + 1, M) // BLOCK_M", "tl.minimum(start_n + BLOCK_N, M) // BLOCK_M", FUSED),
-    ("fused, causal, first query", "attention/triton_kernels.py", "first = start_m // BLOCK_N * BLOCK_N", "first = (start_m // BLOCK_N + 1) * BLOCK_N", FUSED),
-    ("fused, causal, guarded queries", "attention/triton_kernels.py", "whole = tl.minimum(tl.cdiv(start_m + BLOCK_M - 1, BLOCK_N) * BLOCK_N, tl.cdiv(N, BLOCK_N) * BLOCK_N)", "whole = first", FUSED),
-    ("fused, one query head of a group", "attention/triton_kernels.py", "tl.range(0, REPEATS)", "tl.range(0, 1)", FUSED),
-    ("fused, keys beyond the last", "attention/triton_kernels.py", 'logits = tl.where(m < M, logits, float("-inf"))', "pass", FUSED),
-    ("fused, nothing to attend to", "attention/triton_kernels.py", 'tl.where(new_top == float("-inf"), 0.0, new_top) if MASK != "none" else new_top', "new_top", FUSED),
-    ("fused, the smallest number", "attention/triton_kernels.py", "tl.maximum(entries.to(tl.float32) * _LOG2_E, -_LARGEST)", "entries.to(tl.float32) * _LOG2_E", FUSED),
-    ("fused, old sum not shrunk", "attention/triton_kernels.py", "acc * shrink[:, None]", "acc", FUSED),
-    ("fused, dK without the scale", "attention/triton_kernels.py", "d_key * scale", "d_key", FUSED),
-    ("fused, dQ without the scale", "attention/triton_kernels.py", "d_query * scale", "d_query", FUSED),
+    ("fused, through is stopped", "attention/fused_launch.py", 'THROUGH=options.gradient == "through"', "THROUGH=False", FUSED),
     ("fused, masks not broadcast", "attention/fused_launch.py", "0 if size == 1 else stride", "stride", FUSED),
-    ("fused, parts of a mask twice", "attention/triton_kernels.py", "tl.range(split, sharing, SPLITS)", "tl.range(0, sharing, SPLITS)", FUSED),
     ("fused, masks of queries", "attention/fused_launch.py", "if mask.shape[3] == 1:  #", "if False:  #", FUSED),
-    ("fused, dropout ignored", "attention/fused.py", "if dropout_p > 0:", "if False:", FUSED),
-    ("fused, empty not refused", "attention/fused.py", "if tensor.numel() == 0:", "if False:", FUSED),
-    ("fused, widths not padded", "attention/triton_kernels.py", "tl.load(pointers, mask=j < WIDTH, other=0.0)", "tl.load(pointers)", FUSED),
+    ("fused, a mask a head, in parts", "attention/fused_launch.py", "(per_head and mask.shape[1] > 1)", "False", FUSED_OPTIONS),
+    ("fused, negative scales", "attention/fused_launch.py", "SCALED=options.scale <= 0 or (mask", "SCALED=(mask", FUSED_OPTIONS),
+    ("fused, a seed for ever", "attention/fused.py", "torch.randint(2**62, (1,), device=query.device)", "torch.zeros(1, dtype=torch.int64, device=query.device)", FUSED_OPTIONS),
+    ("fused, empty not refused", "attention/fused_contract.py", "if tensor.numel() == 0:", "if False:", FUSED),
     ("fused, second derivatives dropped", "attention/fused.py", "_may_call_directly() and not torch.is_grad_enabled()", "_may_call_directly()", FUSED),
     ("fused, modes passed over", "attention/fused.py", "return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())", "return True", FUSED),
-    ("fused, odd last block", "attention/triton_kernels.py", "tl.load(pointers, mask=i < count - start, other=0.0)", "tl.load(pointers)", FUSED),
+    ("fused, window of the others", "attention/arguments.py", "seen.triu(1 - window)", "seen.triu(-window)", FUSED_OPTIONS),
+    ("varlen, too short", "varlen.py", "if longest is not None and longest < most:", "if False:", VARLEN),
+    ("varlen, starts in no order", "varlen.py", "or (lengths < 0).any()", "", VARLEN),
 ]  # fmt: skip
 
 
@@ -193,7 +222,7 @@ MUTATIONS = [
     ("file", "words", "instead", "tests"), [m[1:] for m in MUTATIONS], ids=[m[0] for m in MUTATIONS]
 )
 def test_the_suite_notices(file, words, instead, tests, tmp_path):
-    if tests == FUSED and not KERNELS_RUN:
+    if tests in OF_KERNELS and not KERNELS_RUN:
         pytest.skip("Triton is not installed")
     package = tmp_path / "src" / SOURCE.name
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -197,3 +197,9 @@ def test_the_same_options_in_every_implementation():
     expected = by_hand.attention(q, k, v, mask, causal=True, window=7)
     for impl in ("fused", "composed", "lean") if DEVICE == "cpu" else ("fused", "composed"):
         torch.testing.assert_close(preconditioned_attention(q, k, v, **options, impl=impl), expected)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_scales_that_are_not_positive(scale):
+    tensors = draw((1, 2, 20, 16), (1, 2, 40, 16), (1, 2, 40, 16))
+    assert_right(tensors, scale=scale, causal=True)
