@@ -135,10 +135,9 @@ def test_backward_is_timed_after_its_forwards(monkeypatch):
 
     def attend(*arguments):
         order.append("forward")
-        return F.scaled_dot_product_attention(*arguments)
+        return "an output"
 
-    grad = torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *arguments: (order.append("backward"), grad(*arguments)))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *arguments: order.append("backward"))
     operator_module._repeat_backward(attend, inputs, 5, Watch(), graphs=3)
     assert order == [
         *["forward"] * 3, "wait", "start", *["backward"] * 3, "stop",
