@@ -1,6 +1,5 @@
 """What is derived from the measured rows: work, rates, the fastest backend, targets met and missed."""
 
-import pytest
 import torch
 
 from conditioned_attention.bench.cases import CASES, GPU_CASES, Case
@@ -103,12 +102,14 @@ def test_rates_beside_the_limits(capsys):
     assert _rates(timed("d64_n197", "fused", [1.0]), LIMITS) == ["26.7 (3%)", "232 (6%)"]
     other_size = OperatorRow("d64_n197", "1×2×3×4", "both", "fused", "measured", "", milliseconds=1.0)
     assert _rates(other_size, LIMITS) == ["-", "-"]
-    print_gpu_case([timed("d64_n197", "flash", [0.5], "forward"), row], LIMITS)
-    assert "2.000 (2.000–2.000)" in capsys.readouterr().out
+    refused = OperatorRow("d64_n197", row.shape, "forward", "lean", "refused", "no reason")
+    print_gpu_case([timed("d64_n197", "flash", [0.5], "forward"), row, refused], LIMITS)
+    fused, lean = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert fused[:7] == ["fused", "1.000", "2.000", "1", "7.63", "(1%)", "77.5"]
+    assert lean[-3:] == ["refused:", "no", "reason"]
 
 
-@pytest.mark.parametrize("case", GPU_CASES.values(), ids=GPU_CASES)
-def test_cases_are_of_the_usual_amount_of_work(case):
-    batch, heads, n, width = case.query
-    assert batch * n == (64 * 197 if n == 197 else 16384)
-    assert heads * width == (12 * width if n == 197 else 2048)
+def test_cases_are_of_the_usual_amount_of_work():
+    for batch, heads, n, width in (case.query for case in GPU_CASES.values()):
+        assert batch * n == (64 * 197 if n == 197 else 16384)
+        assert heads * width == (12 * width if n == 197 else 2048)

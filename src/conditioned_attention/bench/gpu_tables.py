@@ -33,10 +33,11 @@ def print_gpu_case(rows: Sequence[OperatorRow], limits: Limits) -> None:
         last = mine[-1]
         line = [name]
         for row in mine:
-            line += [row.status if row.ratio is None else f"{row.ratio:.3f}", _over_fastest(row, rows)]
+            over = over_fastest(row, rows)
+            line += [number(row.ratio, ".3f"), "-" if over is None else f"{over.median:.3f}"]
         line += [milliseconds(last.milliseconds), *_rates(last, limits)]
         line += [number(last.output_error, ".1e"), number(last.gradient_error, ".1e")]
-        lines.append([*line, number(last.extra_floats_a_row, "+.3g"), number(last.peak_ratio, ".3f"), last.note])
+        lines.append([*line, number(last.extra_floats_a_row, "+.3g"), number(last.peak_ratio, ".3f"), _note(last)])
     print_table(f"{rows[0].case}: {rows[0].shape}", header, lines)
 
 
@@ -105,6 +106,10 @@ def _over_fastest(row: OperatorRow | None, rows: Sequence[OperatorRow]) -> str:
         return "-"
     ratio = over_fastest(row, rows)
     return row.status if ratio is None else spread(ratio)
+
+
+def _note(row: OperatorRow) -> str:
+    return row.note if row.status == "measured" else f"{row.status}: {row.note}"
 
 
 def _rates(row: OperatorRow | None, limits: Limits) -> list[str]:
