@@ -1,5 +1,6 @@
 """PyTorch's backends one by one: those that cannot run say why, and no other runs in their place."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from conditioned_attention import functional
 from conditioned_attention.bench.cases import Case
-from conditioned_attention.bench.contestants import BACKENDS, _only, _reasons, gpu_contestants
+from conditioned_attention.bench.contestants import BACKENDS, Contestant, _only, _reasons, gpu_contestants
 from conditioned_attention.bench.operator import measure_case
 from tests.bench.tiny import CASE, QUICK
 
@@ -27,6 +28,25 @@ def test_a_backend_does_not_fall_back():
     rows = {row.contestant: row for row in measure_case(Case("bias", (1, 2, 5, 4), "", mask="bias"), GPU)}
     assert rows["plain"].status == "measured"
     assert rows["flash"].status == "refused"
+
+
+def test_whatever_is_timed_runs_in_its_surroundings():
+    inside = []
+
+    @contextlib.contextmanager
+    def surroundings():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def attend(*arguments):
+        assert inside
+        return usual[0].attend(*arguments)
+
+    usual = gpu_contestants(CASE, compiled=False)
+    other = Contestant("other", attend, usual[0].oracle, surroundings=surroundings)
+    rows = measure_case(CASE, dataclasses.replace(QUICK, rounds=1), [usual[0], other])
+    assert [row.status for row in rows] == ["measured"] * 6
 
 
 def test_other_errors_are_no_refusals():

@@ -64,7 +64,7 @@ def step(variant, ratio, peak):
 
 def test_targets_are_met_or_missed():
     rows = [timed(case, "flash", [10.0]) for case in GPU_CASES]
-    fused = {case: timed(case, "fused", [10.2]) for case in GPU_CASES}
+    fused = {case: timed(case, "fused", [10.2], floats=1.005) for case in GPU_CASES}  # flash keeps a seed
     steps = [
         step("baseline", 1.0, 1.0),
         step("preconditioned", 1.009, 1.001),
@@ -72,7 +72,7 @@ def test_targets_are_met_or_missed():
     ]
     time, floats, step_time, step_memory = target_lines([*rows, *fused.values()], steps)
     assert time.endswith("SDPA backend, at most 1.02: met, by 16 of 16; the worst is 1.02, d64_n197")
-    assert floats.endswith("at most 1: met, by 16 of 16; the worst is 1, d64_n197")
+    assert floats.endswith("at most 1: met, by 16 of 16; the worst is 1.005, d64_n197")
     assert step_time.endswith("at most 1.01: missed, by 1 of 2; the worst is 1.011, preconditioned, fused")
     assert step_memory.endswith("at most 1.002: met, by 2 of 2; the worst is 1.001, preconditioned")
     fused["d128_n4096"] = timed("d128_n4096", "fused", [13.1], floats=129.0)

@@ -124,6 +124,7 @@ def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> in
     plan.operator.check()
     plan.step.check()
     end = time.monotonic() + 60 * settings.minutes
+    torch.set_num_threads(plan.operator.threads)  # now: the environment that a second run is compared with has it
     folder.mkdir(parents=True, exist_ok=True)
     where, earlier = environment(), folder / ABOUT
     tests = read_json(earlier)["tests"] if earlier.exists() else "not run"
@@ -132,16 +133,18 @@ def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> in
     units = _units(plan, folder, about)
     missing |= {unit.name: _NOT_REACHED for unit in units if not unit.finished}
     about["not_measured"] = missing
-    save = partial(write_json, folder / ABOUT, about)
-    save()
+    write_json(folder / ABOUT, about)
     if plan.tests:
         about["tests"] = run_tests(plan.tests, folder / "tests.txt", (end - time.monotonic()) / 3)
         print(f"tests: {about['tests']}", flush=True)
     about["limits"] = asdict(plan.limits())
+
+    def save() -> None:
+        write_json(folder / ABOUT, about)
+        write_text(folder / "summary.md", f"{gpu_page(folder)}\n")
+
     failed = _measure(units, end, missing, save)
-    page = gpu_page(folder)
-    write_text(folder / "summary.md", f"{page}\n")
-    print(page)
+    print(gpu_page(folder))
     return int(failed or bool(plan.tests and not about["tests"].startswith("passed")))
 
 
@@ -173,6 +176,7 @@ def _units(plan: Plan, folder: Path, about: dict[str, Any]) -> list[Unit]:
 def _measure(units: Sequence[Unit], end: float, missing: dict[str, str], save: Callable[[], None]) -> bool:
     """Each unit that there is time for, if it takes as long as the one before; whether any failed."""
     failed, last = False, 0.0
+    save()
     for unit in units:
         began = time.monotonic()
         if not unit.finished and end - began <= last:
