@@ -185,6 +185,6 @@ def by_name(names: Iterable[str], known: Mapping[str, Known], kind: str) -> list
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The different names in the order of `CASES` and `GPU_CASES`, whatever was measured first; unknown ones last."""
-    order = {name: place for place, name in enumerate([*CASES, *GPU_CASES])}
+    """The different names in the order of `GPU_CASES` and `CASES`, whatever was measured first; unknown ones last."""
+    order = {name: place for place, name in enumerate([*GPU_CASES, *CASES])}
     return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))

@@ -28,7 +28,7 @@ def print_gpu_case(rows: Sequence[OperatorRow], limits: Limits) -> None:
     header = ["", *(f"{mode} {over}" for mode in modes for over in ("× plain", "× fastest")), f"{modes[-1]}, ms"]
     header += ["TFLOP/s", "GB/s", "error", "gradient error", "floats a row", "peak ×", ""]
     lines = []
-    for name in dict.fromkeys(row.contestant for row in rows):
+    for name in dict.fromkeys(row.contestant for row in rows if row.status == "measured"):
         mine = [row for row in rows if row.contestant == name]
         last = mine[-1]
         line = [name]
@@ -37,8 +37,11 @@ def print_gpu_case(rows: Sequence[OperatorRow], limits: Limits) -> None:
             line += [number(row.ratio, ".3f"), "-" if over is None else f"{over.median:.3f}"]
         line += [milliseconds(last.milliseconds), *_rates(last, limits)]
         line += [number(last.output_error, ".1e"), number(last.gradient_error, ".1e")]
-        lines.append([*line, number(last.extra_floats_a_row, "+.3g"), number(last.peak_ratio, ".3f"), _note(last)])
+        lines.append([*line, number(last.extra_floats_a_row, "+.3g"), number(last.peak_ratio, ".3f"), last.note])
     print_table(f"{rows[0].case}: {rows[0].shape}", header, lines)
+    for row in rows:
+        if row.mode == modes[0] and row.status != "measured":
+            print(f"{row.contestant} {row.status}: {row.note}")
 
 
 def gpu_page(folder: Path) -> str:
@@ -106,10 +109,6 @@ def _over_fastest(row: OperatorRow | None, rows: Sequence[OperatorRow]) -> str:
         return "-"
     ratio = over_fastest(row, rows)
     return row.status if ratio is None else spread(ratio)
-
-
-def _note(row: OperatorRow) -> str:
-    return row.note if row.status == "measured" else f"{row.status}: {row.note}"
 
 
 def _rates(row: OperatorRow | None, limits: Limits) -> list[str]:
