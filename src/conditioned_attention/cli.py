@@ -19,6 +19,7 @@ try:
     import tyro
     from tyro.conf import OmitArgPrefixes, subcommand
 
+    from conditioned_attention.bench.gpu import GpuSettings
     from conditioned_attention.bench.monitor import MonitorSettings
     from conditioned_attention.bench.operator import OperatorSettings
     from conditioned_attention.bench.spectra import SpectraSettings
@@ -293,6 +294,23 @@ class BenchStep:
 
 
 @dataclass(frozen=True)
+class BenchGpu:
+    """Test the kernels on a GPU, then measure attention on it and a training step, within minutes.
+
+    What was finished is kept, and a second call with the same settings measures only the rest.
+    """
+
+    settings: GpuSettings = field(default_factory=GpuSettings)
+    output: Path = Path("results/bench/gpu")
+    """Folder for operator.csv, step.csv, gpu.json, tests.txt and summary.md."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.gpu import run_gpu
+
+        return run_gpu(self.settings, self.output)
+
+
+@dataclass(frozen=True)
 class BenchMonitor:
     """Measure what the condition monitor takes of training time and memory.
 
@@ -358,17 +376,18 @@ class BenchLoop:
 
 @dataclass(frozen=True)
 class BenchTable:
-    """Print the README's tables of what `bench operator` and `bench step` have written."""
+    """Print the README's tables of what `bench operator` and `bench step` have written, or the page of `bench gpu`."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Folder with operator.csv, step.csv or both."""
+    """Folder with operator.csv, step.csv or both, or with gpu.json."""
     into: Path | None = None
     """Put the tables between the marks of this Markdown file instead of printing them."""
 
     def __call__(self) -> int:
+        from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page
         from conditioned_attention.bench.tables import NOT_MEASURED, put_between_marks, readme_text
 
-        text = readme_text(self.folder)
+        text = (gpu_page if (self.folder / ABOUT).exists() else readme_text)(self.folder)
         if text == NOT_MEASURED:
             raise FileNotFoundError(f"{self.folder} holds neither operator.csv nor step.csv")
         if self.into is None:
@@ -381,6 +400,7 @@ class BenchTable:
 AnyBench = (
     Annotated[BenchOperator, subcommand("operator")]
     | Annotated[BenchStep, subcommand("step")]
+    | Annotated[BenchGpu, subcommand("gpu")]
     | Annotated[BenchMonitor, subcommand("monitor")]
     | Annotated[BenchSpectra, subcommand("spectra")]
     | Annotated[BenchLoop, subcommand("loop")]

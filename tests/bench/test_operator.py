@@ -125,6 +125,26 @@ def test_nothing_is_measured_against_a_wrong_plain_attention():
         measure_case(CASE, QUICK, [broken, *usual[1:]])
 
 
+def test_backward_is_timed_after_its_forwards(monkeypatch):
+    """The clock runs over backwards alone, and starts on a device that has nothing left to do."""
+    inputs, order = CASE.inputs(torch.device("cpu"), torch.float32), []
+
+    class Watch:
+        def __getattr__(self, name):
+            return lambda: order.append(name)
+
+    def attend(*arguments):
+        order.append("forward")
+        return "an output"
+
+    monkeypatch.setattr(torch.autograd, "grad", lambda *arguments: order.append("backward"))
+    operator_module._repeat_backward(attend, inputs, 5, Watch(), graphs=3)
+    assert order == [
+        *["forward"] * 3, "wait", "start", *["backward"] * 3, "stop",
+        *["forward"] * 2, "wait", "start", *["backward"] * 2, "stop",
+    ]  # fmt: skip
+
+
 def test_an_added_implementation_takes_part_and_may_refuse(monkeypatch):
     """As when `functional` learns a new name: nothing here has to change."""
     monkeypatch.setattr(contestants_module, "IMPLEMENTATIONS", ("composed", "picky"))

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from conditioned_attention import functional
 from conditioned_attention.bench import step as step_module
 from conditioned_attention.bench.models import MODELS, find_models
 from conditioned_attention.bench.results import read_rows
@@ -37,6 +38,20 @@ def test_batch_and_layers_can_be_chosen():
     assert row.note == "2 of 2 attention modules converted"
 
 
+def test_an_implementation_can_be_asked_for_and_runs():
+    """What composed holds beside lean is the output once more: 197 rows of 12 heads of 64."""
+    rules = functional._AUTO
+    quick = dataclasses.replace(QUICK, rounds=1, variants=("baseline",), implementations=("composed", "lean"))
+    plain, composed, lean = measure_model(MODEL, quick)
+    assert [composed.variant, lean.variant] == ["preconditioned, composed", "preconditioned, lean"]
+    assert lean.held_bytes - plain.held_bytes == 4 * 197 * 12
+    assert composed.held_bytes - lean.held_bytes == 4 * 197 * 12 * 64
+    assert functional._AUTO is rules
+    with pytest.raises(ValueError, match=r"'fused' cannot run in this model; its attention ran \['composed'\]"):
+        measure_model(MODEL, dataclasses.replace(quick, implementations=("fused",)))
+    assert functional._AUTO is rules
+
+
 def test_finished_models_are_not_measured_again(tmp_path, monkeypatch):
     (rows,) = run_step([MODEL], QUICK, tmp_path)
     monkeypatch.setattr(step_module, "measure_model", None)
@@ -52,6 +67,8 @@ def test_models_by_name_and_sizes_that_are_none(tmp_path):
         find_models(["bert"])
     with pytest.raises(ValueError, match="at least 1"):
         list(run_step([MODEL], StepSettings(layers=0), tmp_path))
+    with pytest.raises(ValueError, match="'fast' is unknown; valid are composed"):
+        list(run_step([MODEL], StepSettings(implementations=("fast",)), tmp_path))
 
 
 @pytest.mark.slow

@@ -47,3 +47,26 @@ def test_peak_is_of_what_lives_at_a_time():
 
     assert peak_bytes(one_after_the_other, CPU) == 1 << 18
     assert peak_bytes(together, CPU) == 5 << 18
+
+
+def test_peak_on_cuda_is_of_what_is_asked_for_and_not_of_what_libraries_keep(monkeypatch):
+    """An allocator that is made up: the first call leaves a workspace behind, and every block is rounded up."""
+    now = {"requested_bytes.all.current": 1000, "requested_bytes.all.peak": 5000, "allocated_bytes.all.peak": 9999}
+
+    def ask(size):
+        now["requested_bytes.all.current"] += size
+        now["requested_bytes.all.peak"] = max(now["requested_bytes.all.peak"], now["requested_bytes.all.current"])
+
+    def work():
+        if now["requested_bytes.all.current"] == 1000:
+            ask(300)  # stays
+        ask(70)
+        ask(-70)
+
+    def reset():
+        now["requested_bytes.all.peak"] = now["requested_bytes.all.current"]
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: dict(now))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    assert peak_bytes(work, torch.device("cuda")) == 70

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -90,35 +91,35 @@ class Case:
         return self if batch_size is None else replace(self, query=(batch_size, *self.query[1:]))
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> Inputs:
-        """Random tensors; the same ones every time."""
-        generator = torch.Generator().manual_seed(0)
+        """Random tensors; the same ones every time, drawn on the device, for large ones would take a CPU seconds."""
+        generator = torch.Generator(device).manual_seed(0)
         batch, heads, n, width = self.query
         m, key_heads = self.keys or n, self.key_heads or heads
         query = self._draw(generator, batch, heads, n, width, unit=self.channels)
         key = self._draw(generator, batch, key_heads, m, width, unit=self.channels)
         value = self._draw(generator, batch, key_heads, m, width)
-        query, key, value = (tensor.to(device, dtype).requires_grad_() for tensor in (query, key, value))
-        upstream = self._draw(generator, batch, heads, n, width).to(device, dtype)
-        return Inputs(query, key, value, self._mask(generator, (batch, heads, n, m), device, dtype), upstream)
+        query, key, value = (tensor.to(dtype).requires_grad_() for tensor in (query, key, value))
+        upstream = self._draw(generator, batch, heads, n, width).to(dtype)
+        return Inputs(query, key, value, self._mask(generator, (batch, heads, n, m), dtype), upstream)
 
     def _draw(self, generator: torch.Generator, *size: int, unit: bool = False) -> Tensor:
         """(B, H, N, D) as a view of (B, N, H, D), or of (B, D, H, N) for channels: what a projection's output is."""
         batch, heads, n, width = size
+        randn = partial(torch.randn, generator=generator, device=generator.device)
         if self.channels:
-            tensor = torch.randn(batch, width, heads, n, generator=generator).permute(0, 2, 3, 1)
+            tensor = randn(batch, width, heads, n).permute(0, 2, 3, 1)
         else:
-            tensor = torch.randn(batch, n, heads, width, generator=generator).transpose(1, 2)
+            tensor = randn(batch, n, heads, width).transpose(1, 2)
         return F.normalize(tensor, dim=-1) if unit else tensor
 
-    def _mask(
-        self, generator: torch.Generator, size: tuple[int, ...], device: torch.device, dtype: torch.dtype
-    ) -> Tensor | None:
-        batch, heads, n, m = size
+    def _mask(self, generator: torch.Generator, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        (batch, heads, n, m), device = size, generator.device
         if self.mask == "bias":
-            return torch.randn(1, heads, n, m, generator=generator).to(device, dtype).requires_grad_()
+            return torch.randn(1, heads, n, m, generator=generator, device=device).to(dtype).requires_grad_()
         if self.mask == "padding":
-            lengths = torch.randint(math.ceil(m / 2), m + 1, (batch, 1, 1, 1), generator=generator)
-            return (torch.arange(m) < lengths).to(device)
+            sizes = (batch, 1, 1, 1)
+            lengths = torch.randint(math.ceil(m / 2), m + 1, sizes, generator=generator, device=device)
+            return torch.arange(m, device=device) < lengths
         return None
 
     def merge_heads(self, output: Tensor) -> Tensor:
@@ -151,6 +152,23 @@ CASES = {
     )
 }
 
+# For a GPU: 16 thousand tokens in a batch and H · D = 2048, as flash attention is usually measured, and ViT's 197
+# tokens.  The cheap ones first, so that little is missing when time is up.
+GPU_CASES = {
+    case.name: case
+    for n, batch in ((197, 64), (1024, 16), (4096, 4), (16384, 1))
+    for width in (64, 128)
+    for causal in (False, True)
+    for case in [
+        Case(
+            f"d{width}_n{n}{'_causal' * causal}",
+            (batch, 12 if n == 197 else 2048 // width, n, width),
+            "ViT-B's tokens and heads, 64 images" if n == 197 else "16 thousand tokens, H · D = 2048",
+            causal=causal,
+        )
+    ]
+}
+
 
 def find_cases(names: Iterable[str]) -> list[Case]:
     """The cases of these names, all for none; raises ValueError for one that is unknown."""
@@ -167,6 +185,6 @@ def by_name(names: Iterable[str], known: Mapping[str, Known], kind: str) -> list
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The different names in the order of `CASES`, whatever order they were measured in; unknown ones last."""
-    order = list(CASES)
-    return sorted(dict.fromkeys(names), key=lambda name: order.index(name) if name in CASES else len(order))
+    """The different names in the order of `GPU_CASES` and `CASES`, whatever was measured first; unknown ones last."""
+    order = {name: place for place, name in enumerate([*GPU_CASES, *CASES])}
+    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))

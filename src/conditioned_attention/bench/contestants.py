@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conditioned_attention.bench.cases import Attend, Case, Inputs
 from conditioned_attention.functional import IMPLEMENTATIONS, explain, preconditioned_attention
 from conditioned_attention.reference import preconditioned_attention as reference_attention
 
 PLAIN = "plain"
+
+
+class _Backend(NamedTuple):
+    """One of PyTorch's kernels behind `scaled_dot_product_attention`, and what its warnings call it."""
+
+    backend: SDPBackend
+    called: str
+
+
+BACKENDS = {
+    "flash": _Backend(SDPBackend.FLASH_ATTENTION, "Flash"),
+    "cuDNN": _Backend(SDPBackend.CUDNN_ATTENTION, "CuDNN"),
+    "efficient": _Backend(SDPBackend.EFFICIENT_ATTENTION, "Memory"),
+}
 
 # `F.rms_norm`'s own default depends on the dtype, and then float64 would compute something else.
 _EPS = 1e-6
@@ -29,12 +47,14 @@ class Contestant:
         attend: (query, key, value, mask) -> (B, H, N, E).
         oracle: the same in float64, which it is judged by.
         note: what the tables say beside it; it reads the inputs, since ``auto`` picks by them.
+        surroundings: what it runs in, entered outside the clock; ValueError from there is a refusal.
     """
 
     name: str
     attend: Attend
     oracle: Attend
     note: Callable[[Inputs], str] = lambda inputs: ""
+    surroundings: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def contestants(case: Case, compiled: bool) -> list[Contestant]:
@@ -59,6 +79,59 @@ def contestants(case: Case, compiled: bool) -> list[Contestant]:
             Contestant("ours, compiled", compile_(auto), reference),
         ]
     return found
+
+
+def gpu_contestants(case: Case, compiled: bool) -> list[Contestant]:
+    """Everyone who can take part on a GPU: `BACKENDS` by themselves too, and of the compiled ones the three lines.
+
+    ``lean`` has cuDNN's attention switched off, whose operators it does not take: otherwise it would be refused
+    wherever that is PyTorch's own pick.
+    """
+    plain, reference = partial(_plain, case), partial(_reference, case)
+    three_lines, auto = partial(_three_lines, case), partial(_ours, case, "auto")
+    ours = [Contestant(name, partial(_ours, case, name), reference) for name in IMPLEMENTATIONS]
+    found = [
+        Contestant(PLAIN, plain, plain),
+        *(Contestant(name, plain, plain, surroundings=partial(_only, name)) for name in BACKENDS),
+        Contestant("three lines", three_lines, reference),
+        *(replace(one, surroundings=_without_cudnn) if one.name == "lean" else one for one in ours),
+        Contestant("auto", auto, reference, partial(_picked, case)),
+    ]
+    if compiled:
+        attend = torch.compile(three_lines, fullgraph=True, dynamic=False)
+        found.append(Contestant("three lines, compiled", attend, reference))
+    return found
+
+
+@contextmanager
+def _only(name: str) -> Iterator[None]:
+    """One of PyTorch's backends and no other; raises ValueError with its reasons where it cannot run."""
+    with warnings.catch_warnings(record=True) as said, sdpa_kernel(BACKENDS[name].backend):
+        warnings.simplefilter("always")
+        try:
+            yield
+        except RuntimeError as error:
+            if "No available kernel" not in str(error) and "No viable backend" not in str(error):
+                raise
+            reasons = _reasons(BACKENDS[name].called, [str(warning.message) for warning in said])
+            raise ValueError(reasons or str(error)) from error
+
+
+def _reasons(called: str, said: Sequence[str]) -> str:
+    """What PyTorch's warnings have against one backend: those after the line that names it, up to the next name."""
+    found, mine = [], False
+    for message in (message.partition(" (Triggered internally")[0] for message in said):
+        if message.endswith("kernel not used because:"):
+            mine = message.startswith(called)
+        elif mine:
+            found.append(message)
+    return "; ".join(found)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        yield
 
 
 def _plain(case: Case, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

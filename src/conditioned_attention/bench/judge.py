@@ -1,4 +1,8 @@
-"""Correctness first: output and gradients of a contestant against float64, before anything is timed."""
+"""Correctness first: output and gradients of a contestant against float64, before anything is timed.
+
+A contestant is run on the very inputs that it is timed on.  Where all of them would be too large in float64, some heads
+of some batches are compared (`part_of`), and of the others it is seen that every number is finite.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from torch import Tensor
 
 from conditioned_attention.bench.cases import Attend, Inputs
 from conditioned_attention.bench.contestants import PLAIN, Contestant
+from conditioned_attention.bench.part import BUDGET, Part, part_of
 
 # A contestant may err ten times as much as plain attention.  The suite's bound is 2 (gradients 3); here the point is
 # not to time a program that computes something else, which is off by far more than rounding.
@@ -35,20 +40,27 @@ class Verdict:
     gradient_error: float | None = None
 
 
-def judge(contestants: Sequence[Contestant], inputs: Inputs) -> dict[str, Verdict]:
+def judge(contestants: Sequence[Contestant], inputs: Inputs, budget: int = BUDGET) -> dict[str, Verdict]:
     """A verdict for every contestant; plain attention, the first, sets the bounds.
+
+    Args:
+        contestants: who is judged.
+        inputs: what they will be timed on.
+        budget: the most bytes of a float64 matrix of attention weights; larger inputs are compared in part.
 
     Raises:
         RuntimeError: plain attention itself is wrong, so there is nothing to measure against.
     """
+    part = part_of(inputs, budget)
+    compared = inputs if part is None else part.inputs(inputs)
     truths: dict[Attend, list[Tensor]] = {}  # several contestants share an oracle
     verdicts: dict[str, Verdict] = {}
     bounds = (0.05, 0.05)  # plain attention's own: above half precision's rounding, below any real mistake
     for contestant in contestants:
         oracle = contestant.oracle
         if oracle not in truths:
-            truths[oracle] = _results(oracle, inputs.double())
-        verdicts[contestant.name] = verdict = _judge_one(contestant, inputs, truths[oracle], bounds)
+            truths[oracle] = _results(oracle, compared.double())
+        verdicts[contestant.name] = verdict = _judge_one(contestant, inputs, part, truths[oracle], bounds)
         if contestant.name == PLAIN:
             if verdict.status != "measured" or verdict.output_error is None or verdict.gradient_error is None:
                 raise RuntimeError(f"plain attention cannot be measured here ({verdict.status}): {verdict.note}")
@@ -57,17 +69,20 @@ def judge(contestants: Sequence[Contestant], inputs: Inputs) -> dict[str, Verdic
     return verdicts
 
 
-def _judge_one(contestant: Contestant, inputs: Inputs, truth: list[Tensor], bounds: tuple[float, float]) -> Verdict:
+def _judge_one(
+    contestant: Contestant, inputs: Inputs, part: Part | None, truth: list[Tensor], bounds: tuple[float, float]
+) -> Verdict:
     try:
-        with torch.no_grad():  # a compiled one has another graph without gradients, and that may fail too
-            contestant.attend(*inputs.arguments)
-        found = _results(contestant.attend, inputs)
-        note = contestant.note(inputs)
+        with contestant.surroundings():
+            with torch.no_grad():  # a compiled one has another graph without gradients, and that may fail too
+                contestant.attend(*inputs.arguments)
+            found = _results(contestant.attend, inputs)
+            note = contestant.note(inputs)
     except ValueError as error:
         return Verdict("refused", _first_line(error))
     except Exception as error:  # a compiler may raise anything; the other contestants are measured all the same
         return Verdict("failed", f"{type(error).__name__}: {_first_line(error)}")
-    errors = [_error(mine, true) for mine, true in zip(found, truth)]
+    errors = [_error(mine, true, part) for mine, true in zip(found, truth)]
     output_error, gradient_error = errors[0], max(errors[1:])
     if not (output_error <= bounds[0] and gradient_error <= bounds[1]):  # "not", so that NaN is wrong
         note = f"output off by {output_error:.1e} (at most {bounds[0]:.1e}), "
@@ -84,9 +99,12 @@ def _results(attend: Attend, inputs: Inputs) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(output, inputs.leaves, inputs.upstream)]
 
 
-def _error(mine: Tensor, true: Tensor) -> float:
-    error = (mine.double() - true).abs().max() / true.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float("inf") if error.isnan() else float(error)
+def _error(mine: Tensor, true: Tensor, part: Part | None) -> float:
+    if not mine.isfinite().all():
+        return float("inf")
+    compared = mine if part is None else part.cut(mine)
+    error = (compared.double() - true).abs().max() / true.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(error)
 
 
 def _first_line(error: Exception) -> str:

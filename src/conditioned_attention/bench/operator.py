@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from conditioned_attention.bench.cases import Attend, Case, Inputs
-from conditioned_attention.bench.contestants import PLAIN, Contestant, contestants
+from conditioned_attention.bench.contestants import PLAIN, Contestant, contestants, gpu_contestants
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.judge import Verdict, judge
 from conditioned_attention.bench.results import begin, write_rows
@@ -25,6 +25,10 @@ from conditioned_attention.measure.memory import held_bytes, peak_bytes
 Mode = Literal["forward", "backward", "both"]
 
 _WARMUP = 2
+
+# Forwards before the clock of a backward starts.  A GPU still busy with its forward would hide the launches of the
+# backward, and the longer the forward the more; so it is waited for, and then a single backward would be all launches.
+_GRAPHS = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class OperatorSettings:
         device: where.
         dtype: of all inputs.
         batch_size: instead of each case's own.
+        contestants: ``"usual"``, or ``"gpu"``: each of PyTorch's backends by itself, and no RMSNorm.
         compiled: let torch.compile take part; on a CPU it needs a C++ compiler.
         sample_milliseconds: a sample repeats the call until plain attention takes about as long.
     """
@@ -48,6 +53,7 @@ class OperatorSettings:
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: int | None = None
+    contestants: Literal["usual", "gpu"] = "usual"
     compiled: bool = True
     sample_milliseconds: float = 20.0
 
@@ -126,7 +132,8 @@ def measure_case(
         torch.compiler.reset()  # or the shapes of earlier cases count as recompilations
     device = torch.device(settings.device)
     inputs = case.inputs(device, getattr(torch, settings.dtype))
-    competing = contestants(case, settings.compiled) if competing is None else competing
+    if competing is None:
+        competing = (gpu_contestants if settings.contestants == "gpu" else contestants)(case, settings.compiled)
     verdicts = judge(competing, inputs)
     fit = [contestant for contestant in competing if verdicts[contestant.name].status == "measured"]
     memory = _memory(case, fit, inputs)
@@ -148,21 +155,21 @@ def _times(
     mode: Mode, competing: Sequence[Contestant], inputs: Inputs, settings: OperatorSettings
 ) -> tuple[dict[str, list[float]], int]:
     """Milliseconds a call by contestant and round, and how many calls a sample makes: for all the same."""
-    plain = partial(_sample, mode, competing[0].attend, inputs)
+    plain = partial(_sample, mode, competing[0], inputs)
     plain(1)
     fastest = min(plain(1) for _ in range(3))
     repetitions = max(1, math.ceil(settings.sample_milliseconds / fastest))
-    samples = [partial(_sample, mode, contestant.attend, inputs, repetitions) for contestant in competing]
+    samples = [partial(_sample, mode, contestant, inputs, repetitions) for contestant in competing]
     times = interleave(samples, settings.rounds, _WARMUP)
     return dict(zip((contestant.name for contestant in competing), times)), repetitions
 
 
-def _sample(mode: Mode, attend: Attend, inputs: Inputs, repetitions: int) -> float:
-    """Milliseconds of one call, from so many calls in a row."""
-    watch = Stopwatch(inputs.query.device)
-    with torch.set_grad_enabled(mode != "forward"):
+def _sample(mode: Mode, contestant: Contestant, inputs: Inputs, repetitions: int) -> float:
+    """Milliseconds of one call, from so many calls in a row on the same inputs: a cache holds what fits into it."""
+    watch, attend = Stopwatch(inputs.query.device), contestant.attend
+    with torch.set_grad_enabled(mode != "forward"), contestant.surroundings():
         if mode == "backward":
-            _repeat_backward(attend, inputs, repetitions, watch)
+            _repeat_backward(attend, inputs, repetitions, watch, _GRAPHS[inputs.query.device.type])
         else:
             call = (
                 partial(attend, *inputs.arguments)
@@ -176,11 +183,17 @@ def _sample(mode: Mode, attend: Attend, inputs: Inputs, repetitions: int) -> flo
     return 1000 * watch.seconds() / repetitions
 
 
-def _repeat_backward(attend: Attend, inputs: Inputs, repetitions: int, watch: Stopwatch) -> None:
-    for _ in range(repetitions):  # a new graph each time: a compiled one cannot be walked twice
-        output = attend(*inputs.arguments)
+def _repeat_backward(attend: Attend, inputs: Inputs, repetitions: int, watch: Stopwatch, graphs: int) -> None:
+    """Backward of so many forwards, ``graphs`` of which are made at a time, outside the clock.
+
+    Always a new graph: a compiled one cannot be walked twice.
+    """
+    for done in range(0, repetitions, graphs):
+        outputs = [attend(*inputs.arguments) for _ in range(min(graphs, repetitions - done))]
+        watch.wait()
         watch.start()
-        torch.autograd.grad(output, inputs.leaves, inputs.upstream)
+        while outputs:  # each graph goes with its output, as in training
+            torch.autograd.grad(outputs.pop(), inputs.leaves, inputs.upstream)
         watch.stop()
 
 
@@ -211,15 +224,16 @@ def _memory(case: Case, competing: Sequence[Contestant], inputs: Inputs) -> dict
     weight = torch.zeros(width, width, device=query.device, dtype=query.dtype, requires_grad=True)
     exist = [tensor for tensor in (*inputs.arguments, weight) if tensor is not None]
 
-    def forward(attend: Attend) -> Tensor:
-        return case.merge_heads(attend(*inputs.arguments)) @ weight
+    def forward(one: Contestant) -> Tensor:
+        with one.surroundings():
+            return case.merge_heads(one.attend(*inputs.arguments)) @ weight
 
-    def step(attend: Attend) -> None:
-        output = forward(attend)
+    def step(one: Contestant) -> None:
+        output = forward(one)
         torch.autograd.grad(output, [*inputs.leaves, weight], torch.ones_like(output))
 
-    held = [held_bytes(partial(forward, one.attend), exist) for one in competing]
-    peak = [peak_bytes(partial(step, one.attend), query.device) for one in competing]
+    held = [held_bytes(partial(forward, one), exist) for one in competing]
+    peak = [peak_bytes(partial(step, one), query.device) for one in competing]
     rows = math.prod(query.shape[:-1])
     return {
         one.name: {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,15 +12,18 @@ from typing import Literal
 import torch
 from torch import nn
 
+from conditioned_attention.bench.forced import check_runs, forced
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import begin, write_rows
 from conditioned_attention.experiments.folder import working_folder
 from conditioned_attention.experiments.variants import Variant, find_variants
+from conditioned_attention.functional import IMPLEMENTATIONS
 from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.measure.memory import held_bytes, peak_bytes
 
 _WARMUP = 2
+_PRECONDITIONED = "preconditioned"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class StepSettings:
         batch_size: instead of each model's own.
         layers: blocks, instead of each model's own number.
         variants: what takes turns, the first the baseline.
+        implementations: more turns, of the model preconditioned with one implementation of attention in place of
+            ``"auto"``'s pick.
     """
 
     rounds: int = 20
@@ -44,6 +49,7 @@ class StepSettings:
     batch_size: int | None = None
     layers: int | None = None
     variants: tuple[str, ...] = ("baseline", "preconditioned", "head_rmsnorm")
+    implementations: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises ValueError for what cannot be measured."""
@@ -53,6 +59,9 @@ class StepSettings:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device='cuda', but this torch sees no CUDA device")
         find_variants(self.variants)
+        unknown = [name for name in self.implementations if name not in IMPLEMENTATIONS]
+        if unknown:
+            raise ValueError(f"implementation {unknown[0]!r} is unknown; valid are {', '.join(IMPLEMENTATIONS)}")
 
 
 @dataclass(frozen=True)
@@ -113,26 +122,24 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
 
 def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
     """One row a variant, the baseline first."""
-    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
-    batch_size, layers = settings.batch_size or model.batch_size, settings.layers or model.layers
-    variants = find_variants(settings.variants)
+    device = torch.device(settings.device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        batch = model.batch(batch_size)
-        trainees = [trainee(model, layers, variant, batch, device, dtype) for variant in variants]
-        samples = [partial(seconds_of, each.step, device) for each in trainees]
+        trainees = _trainees(model, settings)
+        samples = [partial(seconds_of, each.step, device) for each in trainees.values()]
         times = interleave(samples, settings.rounds, _WARMUP)
-        held = [each.held() for each in trainees]
-        peak = [each.fixed_bytes + peak_bytes(each.step, device) for each in trainees]
-    shape = f"{model.about}, batch {batch_size}, {layers} layer{'s' * (layers > 1)}"
+        held = [each.held() for each in trainees.values()]
+        peak = [each.fixed_bytes + peak_bytes(each.step, device) for each in trainees.values()]
+    layers = settings.layers or model.layers
+    shape = f"{model.about}, batch {settings.batch_size or model.batch_size}, {layers} layer{'s' * (layers > 1)}"
     rows = []
-    for i, (variant, each) in enumerate(zip(variants, trainees)):
+    for i, (name, each) in enumerate(trainees.items()):
         ratio = paired_ratio(times[i], times[0])
         rows.append(
             StepRow(
                 model=model.name,
                 shape=shape,
-                variant=variant.name,
+                variant=name,
                 note=each.note,
                 ratio=ratio.median,
                 p20=ratio.p20,
@@ -146,6 +153,18 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
             )
         )
     return rows
+
+
+def _trainees(model: StepModel, settings: StepSettings) -> dict[str, Trainee]:
+    """Who takes turns, by the name in the tables, all on the same batch."""
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    layers, batch = settings.layers or model.layers, model.batch(settings.batch_size or model.batch_size)
+    make = partial(trainee, model, layers, batch=batch, device=device, dtype=dtype)
+    found = {variant.name: make(variant) for variant in find_variants(settings.variants)}
+    (preconditioned,) = find_variants([_PRECONDITIONED])
+    for impl in settings.implementations:
+        found[f"{_PRECONDITIONED}, {impl}"] = _with_implementation(make(preconditioned), impl)
+    return found
 
 
 def trainee(
@@ -176,6 +195,21 @@ def trainee(
         held=lambda: held_bytes(lambda: model.loss(network, batch), exist),
         fixed_bytes=3 * sum(p.numel() * p.element_size() for p in network.parameters()),  # AdamW keeps two of each
     )
+
+
+def _with_implementation(each: Trainee, impl: str) -> Trainee:
+    """The same model with one implementation; raises ValueError if that cannot run in it."""
+
+    def step() -> None:
+        with forced(impl):
+            each.step()
+
+    def held() -> int:
+        with forced(impl):
+            return each.held()
+
+    check_runs(impl, step)
+    return replace(each, step=step, held=held)
 
 
 def _to(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

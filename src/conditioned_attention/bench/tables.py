@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.bench.cases import in_order
 from conditioned_attention.bench.contestants import PLAIN
+from conditioned_attention.bench.layout import how, markdown, milliseconds, number, print_table, spread
 from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_about, read_rows
 from conditioned_attention.bench.spectra import SpectraRow
 from conditioned_attention.bench.step import StepRow
 from conditioned_attention.experiments.files import write_text
+from conditioned_attention.measure.clock import PairedRatio
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOT_MEASURED = "Not measured yet."
@@ -33,11 +35,11 @@ def print_case(rows: Sequence[OperatorRow]) -> None:
     for name in dict.fromkeys(row.contestant for row in rows):
         mine = [row for row in rows if row.contestant == name]
         last = mine[-1]
-        line = [name, *(_ratio(row) for row in mine), _milliseconds(last.milliseconds)]
-        line += [_number(last.output_error, ".1e"), _number(last.gradient_error, ".1e")]
-        line += [_number(last.held_ratio, ".3f"), _number(last.extra_floats_a_row, "+.3g")]
-        lines.append([*line, _number(last.peak_ratio, ".3f"), last.note])
-    _print(f"{rows[0].case}: {rows[0].shape}", header, lines)
+        line = [name, *(_ratio(row) for row in mine), milliseconds(last.milliseconds)]
+        line += [number(last.output_error, ".1e"), number(last.gradient_error, ".1e")]
+        line += [number(last.held_ratio, ".3f"), number(last.extra_floats_a_row, "+.3g")]
+        lines.append([*line, number(last.peak_ratio, ".3f"), last.note])
+    print_table(f"{rows[0].case}: {rows[0].shape}", header, lines)
 
 
 def print_steps(rows: Sequence[StepRow]) -> None:
@@ -47,38 +49,38 @@ def print_steps(rows: Sequence[StepRow]) -> None:
         [
             row.variant,
             _ratio(row),
-            _milliseconds(row.milliseconds),
-            _number(row.peak_ratio, ".4f"),
-            _number(row.held_ratio, ".4f"),
-            _number(row.held_bytes / 2**20, ".1f"),
+            milliseconds(row.milliseconds),
+            number(row.peak_ratio, ".4f"),
+            number(row.held_ratio, ".4f"),
+            number(row.held_bytes / 2**20, ".1f"),
             row.note,
         ]
         for row in rows
     ]
-    _print(f"{rows[0].model}: {rows[0].shape}", header, lines)
+    print_table(f"{rows[0].model}: {rows[0].shape}", header, lines)
 
 
 def print_spectra(rows: Sequence[SpectraRow]) -> None:
     """One shape and κ: each route."""
     lines = [
-        [row.route, f"{row.ratio:.3f} ({row.p20:.3f}–{row.p80:.3f})", f"{row.milliseconds:.3g}", f"{row.error:.1e}"]
+        [row.route, spread(PairedRatio(row.ratio, row.p20, row.p80)), f"{row.milliseconds:.3g}", f"{row.error:.1e}"]
         for row in rows
     ]
-    _print(f"{rows[0].shape}, κ = {rows[0].kappa:g}", ["", "time ×", "ms a matrix", "error of κ"], lines)
+    print_table(f"{rows[0].shape}, κ = {rows[0].kappa:g}", ["", "time ×", "ms a matrix", "error of κ"], lines)
 
 
 def print_monitor(row: MonitorRow, every: int) -> None:
     """One model: what a measurement takes, beside a training step."""
     header = ["", "ms", "peak, MiB", f"share of {every} steps"]
     share = f"{row.share:.2%} ({row.p20:.2%}–{row.p80:.2%})"
-    step = ["training step", _milliseconds(row.step_milliseconds), _number(row.step_peak_bytes / 2**20, ".0f"), ""]
+    step = ["training step", milliseconds(row.step_milliseconds), number(row.step_peak_bytes / 2**20, ".0f"), ""]
     measurement = [
         f"measurement of {row.heads} heads",
-        _milliseconds(row.measurement_milliseconds),
-        _number(row.measurement_peak_bytes / 2**20, ".0f"),
+        milliseconds(row.measurement_milliseconds),
+        number(row.measurement_peak_bytes / 2**20, ".0f"),
         share,
     ]
-    _print(f"{row.model}: {row.shape}", header, [step, measurement])
+    print_table(f"{row.model}: {row.shape}", header, [step, measurement])
 
 
 def markdown_table(csv: Path) -> str:
@@ -125,37 +127,29 @@ def _markdown_of_cases(rows: Sequence[OperatorRow], about: dict[str, Any]) -> st
     lines = []
     for case in in_order(row.case for row in rows):
         plain = cells[case, PLAIN]
-        line = [f"{case}: {plain.shape}", _milliseconds(plain.milliseconds)]
+        line = [f"{case}: {plain.shape}", milliseconds(plain.milliseconds)]
         line += [_ratio(cells.get((case, name)), 2) for name in shown]
         memory = [cells.get((case, name)) for name in kept]
-        lines.append([*line, *("-" if row is None else _number(row.extra_floats_a_row, "+.3g") for row in memory)])
+        lines.append([*line, *("-" if row is None else number(row.extra_floats_a_row, "+.3g") for row in memory)])
     words = {"forward": "Forward", "backward": "Backward", "both": "Forward and backward"}[mode]
     return (
-        f"{words}, time over plain attention: median (20th–80th percentile) of {_how(about)}. Floats: what is "
-        f"held for backward beyond plain attention, for each row of each head.\n\n{_markdown(header, lines)}"
+        f"{words}, time over plain attention: median (20th–80th percentile) of {how(about)}. Floats: what is "
+        f"held for backward beyond plain attention, for each row of each head.\n\n{markdown(header, lines)}"
     )
 
 
 def _markdown_of_steps(rows: Sequence[StepRow], about: dict[str, Any]) -> str:
     """One line for each converted variant of each model; a model's baseline comes before its variants."""
     header = ["training step", "baseline, ms", "variant", "time ×", "peak memory ×", "held for backward ×"]
-    lines, milliseconds = [], 0.0
+    lines, baseline = [], 0.0
     for row in rows:
         if row.variant == _BASELINE:
-            milliseconds = row.milliseconds
+            baseline = row.milliseconds
             continue
-        line = [f"{row.model}: {row.shape}", _milliseconds(milliseconds), row.variant, _ratio(row)]
+        line = [f"{row.model}: {row.shape}", milliseconds(baseline), row.variant, _ratio(row)]
         lines.append([*line, f"{row.peak_ratio:.4f}", f"{row.held_ratio:.4f}"])
-    words = f"Whole training steps, over the baseline's: median (20th–80th percentile) of {_how(about)}."
-    return f"{words}\n\n{_markdown(header, lines)}"
-
-
-def _how(about: dict[str, Any]) -> str:
-    settings, where = about["settings"], about["environment"]
-    machine = where["machine"] if settings["device"] == "cpu" else next(d for d in where["devices"] if "cuda" in d)
-    threads = f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
-    rounds = f"{settings['rounds']} interleaved round{'s' * (settings['rounds'] > 1)}"
-    return f"{rounds}, {settings['dtype']}, {threads}, {machine}, torch {where['torch']}"
+    words = f"Whole training steps, over the baseline's: median (20th–80th percentile) of {how(about)}."
+    return f"{words}\n\n{markdown(header, lines)}"
 
 
 def _ratio(row: OperatorRow | StepRow | None, digits: int = 3) -> str:
@@ -165,30 +159,4 @@ def _ratio(row: OperatorRow | StepRow | None, digits: int = 3) -> str:
         return row.status if isinstance(row, OperatorRow) else "-"
     if (row.contestant == PLAIN) if isinstance(row, OperatorRow) else (row.variant == _BASELINE):
         return "1"
-    return f"{row.ratio:.{digits}f} ({row.p20:.{digits}f}–{row.p80:.{digits}f})"
-
-
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _print(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    grid = Table(title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in header:
-        grid.add_column(escape(name))
-    for line in lines:
-        grid.add_row(*map(escape, line))
-    Console(width=None if Console().is_terminal else 200).print(grid)
+    return spread(PairedRatio(row.ratio, row.p20, row.p80), digits)

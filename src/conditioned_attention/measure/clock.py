@@ -12,13 +12,22 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the time between ``start`` and ``stop``; on CUDA by events, so that nothing has to wait in between."""
+    """Adds up the time between ``start`` and ``stop``; on CUDA by events, so that nothing has to wait in between.
+
+    Calls in a row then take whichever is longer, the host's launches or the device's work, as in training.  For that
+    the device must be idle at ``start``: after ``wait``, or after the ``seconds`` of an earlier watch.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._total = 0.0
         self._began: Any = None
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def wait(self) -> None:
+        """Until the device has done what it was given; a CPU has."""
+        if self._cuda:
+            torch.cuda.synchronize()
 
     def start(self) -> None:
         self._began = self._event() if self._cuda else time.perf_counter()
@@ -31,8 +40,8 @@ class Stopwatch:
 
     def seconds(self) -> float:
         """The sum so far; on CUDA this waits for the device."""
+        self.wait()
         if self._cuda:
-            torch.cuda.synchronize()
             return float(sum(began.elapsed_time(ended) for began, ended in self._events)) / 1000
         return self._total
 

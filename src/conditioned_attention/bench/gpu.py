@@ -1,0 +1,245 @@
+"""The tests of the kernels on a GPU, then every case on it and a training step, within minutes: ``make bench-gpu``.
+
+``python -m conditioned_attention.bench.gpu FOLDER`` needs torch and rich, and no network: pytest and hypothesis for the
+tests and timm for the training step, which are otherwise named as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from conditioned_attention.bench.cases import CASES, GPU_CASES, Case
+from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page, print_gpu_case
+from conditioned_attention.bench.models import MODELS, StepModel
+from conditioned_attention.bench.operator import OperatorRow, OperatorSettings, run_operator
+from conditioned_attention.bench.results import begin
+from conditioned_attention.bench.step import StepRow, StepSettings, run_step
+from conditioned_attention.bench.tables import print_steps
+from conditioned_attention.bench.targets import MODEL
+from conditioned_attention.bench.work import Limits, measure_limits
+from conditioned_attention.environment import environment
+from conditioned_attention.experiments.files import read_json, write_json, write_text
+
+_ROOT = Path(__file__).parents[3]
+_TESTS = tuple(
+    f"tests/attention/{name}" for name in ("test_fused.py", "test_cuda_operators.py", "test_operator.py::test_on_a_gpu")
+)
+# After the cases of a GPU: first what they lack, masks that are learned or hide keys, grouped queries, and channels.
+_OTHERS = ("swin_bias", "bert", "gpt_grouped", "xcit")
+_NOT_REACHED = "not reached; a second run goes on here"
+
+
+@dataclass(frozen=True)
+class GpuSettings:
+    """How a GPU is measured.
+
+    Attributes:
+        minutes: for everything.  What there is no time for is named, and a second run goes on there.
+        rounds: turns that the contestants take.
+        tests: test the kernels first, in a third of the time at most.
+        compiled: let torch.compile take part.
+    """
+
+    minutes: float = 8.0
+    rounds: int = 12
+    tests: bool = True
+    compiled: bool = True
+
+    def check(self) -> None:
+        """Raises ValueError for no time."""
+        if not self.minutes > 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, in this order: tests, limits, models, cases."""
+
+    tests: tuple[str, ...]
+    limits: Callable[[], Limits]
+    step: StepSettings
+    models: tuple[StepModel, ...]
+    operator: OperatorSettings
+    cases: tuple[Case, ...]
+
+
+class Unit(NamedTuple):
+    """A model or a case: whether an earlier run has finished it, and its measurement, which prints a table."""
+
+    name: str
+    finished: bool
+    measure: Callable[[], None]
+
+
+def plan_for_cuda(settings: GpuSettings) -> Plan:
+    """Everything, in bfloat16: ViT-B at batch 64, the cases of `GPU_CASES`, then those of the other benchmarks."""
+    others = dict.fromkeys([*_OTHERS, *CASES])
+    return Plan(
+        tests=_TESTS if settings.tests else (),
+        limits=lambda: measure_limits(torch.device("cuda"), torch.bfloat16),
+        step=StepSettings(
+            rounds=2 * settings.rounds,  # it is to be known to less than a percent
+            device="cuda",
+            dtype="bfloat16",
+            batch_size=64,
+            variants=("baseline", "preconditioned"),
+            implementations=("composed", "fused"),
+        ),
+        models=(MODELS[MODEL],),
+        operator=OperatorSettings(
+            rounds=settings.rounds,
+            device="cuda",
+            dtype="bfloat16",
+            contestants="gpu",
+            compiled=settings.compiled,
+            sample_milliseconds=10.0,
+        ),
+        cases=(*GPU_CASES.values(), *(CASES[name] for name in others)),
+    )
+
+
+def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> int:
+    """Tests and measures, prints as it goes, and leaves operator.csv, step.csv, gpu.json, tests.txt and summary.md.
+
+    Returns:
+        0, or 1 if the tests did not pass or a measurement failed.  What there was no time for is no failure.
+
+    Raises:
+        ValueError: no CUDA device, or the folder holds measurements with other settings or of another environment.
+    """
+    settings.check()
+    plan = plan_for_cuda(settings) if plan is None else plan
+    plan.operator.check()
+    plan.step.check()
+    end = time.monotonic() + 60 * settings.minutes
+    torch.set_num_threads(plan.operator.threads)  # now: the environment that a second run is compared with has it
+    folder.mkdir(parents=True, exist_ok=True)
+    where, earlier = environment(), folder / ABOUT
+    tests = read_json(earlier)["tests"] if earlier.exists() else "not run"
+    about: dict[str, Any] = {"settings": asdict(settings), "environment": where, "tests": tests, "limits": {}}
+    missing, plan = _without_unavailable(plan, where["implementations"])
+    units = _units(plan, folder, about)
+    missing |= {unit.name: _NOT_REACHED for unit in units if not unit.finished}
+    about["not_measured"] = missing
+    write_json(folder / ABOUT, about)
+    if plan.tests:
+        about["tests"] = run_tests(plan.tests, folder / "tests.txt", (end - time.monotonic()) / 3)
+        print(f"tests: {about['tests']}", flush=True)
+    about["limits"] = asdict(plan.limits())
+
+    def save() -> None:
+        write_json(folder / ABOUT, about)
+        write_text(folder / "summary.md", f"{gpu_page(folder)}\n")
+
+    failed = _measure(units, end, missing, save)
+    print(gpu_page(folder))
+    return int(failed or bool(plan.tests and not about["tests"].startswith("passed")))
+
+
+def _without_unavailable(plan: Plan, availability: dict[str, str]) -> tuple[dict[str, str], Plan]:
+    """The plan with implementations that can run at all; what is left out, and why."""
+    out = {name: availability[name] for name in plan.step.implementations if availability[name] != "available"}
+    kept = tuple(name for name in plan.step.implementations if name not in out)
+    missing = {f"{model.name}, {name}": why for model in plan.models for name, why in out.items()}
+    return missing, replace(plan, step=replace(plan.step, implementations=kept))
+
+
+def _units(plan: Plan, folder: Path, about: dict[str, Any]) -> list[Unit]:
+    """Models, then cases; raises ValueError if the folder's earlier measurements are of something else."""
+    models = {row.model for row in begin(folder / "step.csv", StepRow, asdict(plan.step))}
+    cases = {row.case for row in begin(folder / "operator.csv", OperatorRow, asdict(plan.operator))}
+
+    def step(model: StepModel) -> None:
+        for rows in run_step([model], plan.step, folder):
+            print_steps(rows)
+
+    def operator(case: Case) -> None:
+        for rows in run_operator([case], plan.operator, folder):
+            print_gpu_case(rows, Limits(**about["limits"]))
+
+    units = [Unit(model.name, model.name in models, partial(step, model)) for model in plan.models]
+    return units + [Unit(case.name, case.name in cases, partial(operator, case)) for case in plan.cases]
+
+
+def _measure(units: Sequence[Unit], end: float, missing: dict[str, str], save: Callable[[], None]) -> bool:
+    """Each unit that there is time for, if it takes as long as the one before; whether any failed."""
+    failed, last = False, 0.0
+    save()
+    for unit in units:
+        began = time.monotonic()
+        if not unit.finished and end - began <= last:
+            continue
+        try:
+            unit.measure()
+            missing.pop(unit.name, None)
+        except Exception as error:  # the others are measured all the same: who knows when there is a GPU again
+            failed = True
+            missing[unit.name] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            print(f"{unit.name}: {missing[unit.name]}", flush=True)
+        if not unit.finished:
+            last = time.monotonic() - began
+        save()
+    return failed
+
+
+def run_tests(tests: Sequence[str], log: Path, seconds: float) -> str:
+    """Runs pytest in a process of its own; "passed", "FAILED" or why not, in a line.  Its output goes to ``log``."""
+    if not (_ROOT / "tests").is_dir():
+        return "not run: there are no tests beside this package; it is no checkout"
+    lacking = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
+    if lacking:
+        return f"not run: {' and '.join(lacking)} not installed"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    if importlib.util.find_spec("xdist") is not None:  # most of the time goes into compiling kernels, on the host
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
+    path = os.pathsep.join(filter(None, [str(_ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    with log.open("w") as output:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=_ROOT,
+                env={**os.environ, "PYTHONPATH": path},
+                stdout=output,
+                stderr=output,
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired:
+            return f"not finished within {seconds:.0f} seconds; see {log.name}"
+    last = (log.read_text().strip().splitlines() or [""])[-1].strip("= ")
+    return f"{'FAILED' if done.returncode else 'passed'}: {last}; see {log.name}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: as `run_gpu`; 2 for wrong input, no CUDA device among it; 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m conditioned_attention.bench.gpu", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the results go; a second run goes on there")
+    parser.add_argument("--minutes", type=float, default=GpuSettings.minutes, help="for everything")
+    parser.add_argument("--rounds", type=int, default=GpuSettings.rounds, help="turns that the contestants take")
+    parser.add_argument("--no-tests", dest="tests", action="store_false", help="do not test the kernels first")
+    parser.add_argument("--no-compiled", dest="compiled", action="store_false", help="without torch.compile")
+    options = vars(parser.parse_args(arguments))
+    folder = options.pop("folder")
+    try:
+        return run_gpu(GpuSettings(**options), folder)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
