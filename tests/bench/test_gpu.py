@@ -125,8 +125,8 @@ def test_tests_that_pass_or_take_too_long_or_are_not_there(tmp_path, monkeypatch
 def test_the_plan_for_a_gpu():
     plan = plan_for_cuda(GpuSettings())
     names = [case.name for case in plan.cases]
-    assert names == [*GPU_CASES, "swin_bias", "bert", "gpt_grouped", "xcit", *names[len(GPU_CASES) + 4 :]]
-    assert sorted(names) == sorted([*GPU_CASES, *CASES])
+    assert names == [*GPU_CASES, "decode", "swin_bias", "bert", "gpt_grouped", "xcit", *names[len(GPU_CASES) + 5 :]]
+    assert sorted(names) == sorted([*GPU_CASES, "decode", *CASES])
     assert {(plan.operator.device, plan.operator.dtype), (plan.step.device, plan.step.dtype)} == {("cuda", "bfloat16")}
     shapes = {(case.query[2], case.query[3], case.causal) for case in GPU_CASES.values()}
     assert shapes == set(itertools.product((197, 1024, 4096, 16384), (64, 128), (False, True)))

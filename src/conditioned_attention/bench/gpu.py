@@ -33,11 +33,16 @@ from conditioned_attention.environment import environment
 from conditioned_attention.experiments.files import read_json, write_json, write_text
 
 _ROOT = Path(__file__).parents[3]
-_TESTS = tuple(
-    f"tests/attention/{name}" for name in ("test_fused.py", "test_cuda_operators.py", "test_operator.py::test_on_a_gpu")
+_TESTS = (
+    "tests/attention/test_fused.py",
+    "tests/attention/test_fused_options.py",
+    "tests/test_varlen.py",
+    "tests/attention/test_cuda_operators.py",
+    "tests/attention/test_operator.py::test_on_a_gpu",
 )
 # After the cases of a GPU: first what they lack, masks that are learned or hide keys, grouped queries, and channels.
 _OTHERS = ("swin_bias", "bert", "gpt_grouped", "xcit")
+_DECODE = Case("decode", (16, 32, 1, 128), "a token a sequence, against a cache", keys=8192, key_heads=8)
 _NOT_REACHED = "not reached; a second run goes on here"
 
 
@@ -106,7 +111,7 @@ def plan_for_cuda(settings: GpuSettings) -> Plan:
             compiled=settings.compiled,
             sample_milliseconds=10.0,
         ),
-        cases=(*GPU_CASES.values(), *(CASES[name] for name in others)),
+        cases=(*GPU_CASES.values(), _DECODE, *(CASES[name] for name in others)),
     )
 
 
