@@ -1,10 +1,13 @@
-"""Compiles the Triton kernels for an H100 as `fused_launch` launches them; needs Triton, and no GPU.
+"""Compiles the Triton kernels for a GPU as `fused_launch` launches them; needs Triton, and no GPU.
+
+The argument is the compute capability: 90 for an H100.
 
 Prints a line for each: name, bytes of shared memory, bytes of stack (registers that spilled), and the case.
 """
 
 import re
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +20,6 @@ from triton.runtime.jit import JITFunction
 
 from conditioned_attention.attention import fused_launch
 from conditioned_attention.attention.fused_launch import Inputs, Options
-
-H100 = GPUTarget("cuda", 90, 32)
 
 half, single = torch.bfloat16, torch.float32
 BIAS, BIAS_OF_ALL = torch.empty(1, 3, 49, 49, dtype=half), torch.empty(1, 1, 1, 512, dtype=half)
@@ -55,6 +56,9 @@ CASES = {  # query (B, H, N, D), key heads, keys, value width, dtype, mask, opti
 class NoDevice:
     """What Triton asks its driver for before it compiles."""
 
+    def __init__(self, capability):
+        self.capability = capability
+
     def get_current_device(self):
         return 0
 
@@ -62,11 +66,11 @@ class NoDevice:
         return 0
 
     def get_current_target(self):
-        return H100
+        return GPUTarget("cuda", self.capability, 32)
 
 
 @contextmanager
-def only_compiling(found):
+def only_compiling(found, capability):
     """Whatever is launched is compiled instead, by Triton's own launcher, and what came of it noted."""
 
     def compile_only(kernel, grid):
@@ -75,7 +79,7 @@ def only_compiling(found):
 
         return launch
 
-    driver.set_active(NoDevice())
+    driver.set_active(NoDevice(capability))
     launched, JITFunction.__getitem__ = JITFunction.__getitem__, compile_only
     try:
         yield
@@ -107,7 +111,7 @@ def run(query, key_heads, keys, value_width, dtype, mask, options):
 def main():
     for name, case in CASES.items():
         found = []
-        with only_compiling(found):
+        with only_compiling(found, int(sys.argv[1])):
             run(*case)
         for kernel, done in found:
             print(kernel, done.metadata.shared, stack(done.asm["cubin"]), name, flush=True)

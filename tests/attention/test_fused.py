@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conditioned_attention import explain, reference
-from conditioned_attention.attention import fused, fused_launch
+from conditioned_attention.attention import fused, fused_contract, fused_launch
 from conditioned_attention.attention.fused_launch import Options
 from conditioned_attention.measure.memory import held_bytes
 from tests.attention.kernels import DEVICE, GPU, assert_good, fused_, interpreted, needs_kernels, poison_more_memory  # noqa: F401
@@ -304,19 +305,31 @@ def test_autocast():
 
 
 @pytest.mark.slow
-def test_compiles_for_an_h100_and_fits(tmp_path):
-    """Without a GPU, by Triton's compiler and assembler: the interpreter takes what these do not."""
+@pytest.mark.parametrize(("capability", "kilobytes"), [(80, 163), (89, 99), (90, 227)])
+def test_compiles_for_a_gpu_and_fits(capability, kilobytes, tmp_path):
+    """Without one, by Triton's compiler and assembler: the interpreter takes what these do not."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop(VARIABLE, None)
-    command = [sys.executable, "-m", "tests.attention.compile_kernels"]
+    command = [sys.executable, "-m", "tests.attention.compile_kernels", str(capability)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
     of_backward = {"prepare", "keys_and_values", "queries", "additive_mask"}
     assert {line[0] for line in lines} == {"attend", "attend_in_parts", "merge", *of_backward}
     for kernel, shared, stack, case in lines:
-        assert int(shared) <= 227 * 1024, (kernel, case)
-        assert int(stack) <= 192, (kernel, case)  # registers that did not fit: 48 of a thread's 255
+        assert int(shared) <= kilobytes * 1024, (kernel, case)
+        if capability == 90:
+            assert int(stack) <= 192, (kernel, case)  # registers that did not fit: 48 of a thread's 255
+
+
+@pytest.mark.parametrize(("attribute", "value", "words"), [("hip", "6.4", "ROCm"), ("old", True, "capability 8.0")])
+def test_other_cards_are_refused(attribute, value, words, monkeypatch):
+    if attribute == "hip":
+        monkeypatch.setattr(torch.version, "hip", value)
+    monkeypatch.setattr(fused_contract, "_too_old", lambda index: value is True)
+    with FakeTensorMode():
+        q = torch.empty(1, 2, 5, 16, device="cuda")
+        assert words in explain(q, q, q).refused["fused"]
 
 
 @pytest.mark.skipif(not GPU, reason="no CUDA device")

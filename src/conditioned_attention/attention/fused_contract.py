@@ -16,6 +16,7 @@ from conditioned_attention.attention.arguments import Arguments
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_OLDEST = (8, 0)  # compute capability
 _WIDEST = 256  # head width whose blocks fit into a multiprocessor
 
 
@@ -33,6 +34,10 @@ def _refuses_machine(device: torch.device) -> str | None:
         return f"the Triton kernels are for CUDA, and the tensors are on {device.type}"
     if not has_triton():
         return "Triton is not installed"
+    if torch.version.hip is not None:
+        return "the Triton kernels were not tried on ROCm"
+    if device.type == "cuda" and _too_old(device.index):
+        return f"the Triton kernels need compute capability {_OLDEST[0]}.{_OLDEST[1]} or later"
     return None
 
 
@@ -41,8 +46,14 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-# torch.compile evaluates it once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
+def _too_old(index: int | None) -> bool:
+    """Whether it is a GPU without tensor cores for bfloat16."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(index) < _OLDEST
+
+
+# torch.compile evaluates these once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
 has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _refuses_surroundings() -> str | None:

@@ -73,11 +73,12 @@ class Blocks(NamedTuple):
 
 
 # By the larger head width up to which they hold, for half precision and for float32; each `attend`, `keys_and_values`,
-# the others.  Not timed yet: large ones that spill hardly a register when compiled for an H100.
+# the others.  Not timed yet (`conditioned-attention bench blocks` would): large ones that spill hardly a register when
+# compiled for an H100, and fit into the 99 KiB of shared memory that smaller cards have, and A100s too.
 _HALF = {
     64: (Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 3), Blocks(128, 64, 8, 3)),
     128: (Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2)),
-    256: (Blocks(64, 64, 8, 2), Blocks(32, 32, 8, 1), Blocks(32, 64, 8, 1)),
+    256: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 1), Blocks(32, 64, 8, 1)),
 }
 _SINGLE = {
     64: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 2)),
