@@ -126,7 +126,7 @@ def test_train_goes_on(tmp_path, capsys):
         (["compare", "next_byte", "--text", "files"], "text='files' needs a path"),
         (["train", "digits", "--lr", "1e30", "--clip", "None", *QUICK], "training loss is nan"),
         (["bench", "loop", "--rounds", "0"], "rounds, threads and epochs must be at least 1"),
-        (["bench"], "operator, step, gpu, monitor, spectra, loop, table"),
+        (["bench"], "operator, step, gpu, blocks, monitor, spectra, loop, table"),
         (["bench", "operator", "--cases", "vit_z"], "case 'vit_z' is unknown; valid are vit_b, vit_s"),
         (
             ["bench", "operator", "--cases", "digits", "--rounds", "0"],

@@ -19,6 +19,7 @@ try:
     import tyro
     from tyro.conf import OmitArgPrefixes, subcommand
 
+    from conditioned_attention.bench.blocks import BlocksSettings
     from conditioned_attention.bench.gpu import GpuSettings
     from conditioned_attention.bench.monitor import MonitorSettings
     from conditioned_attention.bench.operator import OperatorSettings
@@ -311,6 +312,29 @@ class BenchGpu:
 
 
 @dataclass(frozen=True)
+class BenchBlocks:
+    """Time block shapes of the Triton kernels beside those of their table, on a GPU.
+
+    Finished cases are kept, and a second call with the same settings measures only the others.
+    """
+
+    settings: BlocksSettings = field(default_factory=BlocksSettings)
+    cases: tuple[str, ...] = ()
+    """Names of the GPU's cases; default four of them.  An unknown name lists all."""
+    output: Path = Path("runs/bench")
+    """Folder for blocks.csv and blocks.json."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.blocks import find_blocks_cases, run_blocks
+        from conditioned_attention.bench.tables import print_blocks
+
+        for rows in run_blocks(find_blocks_cases(self.cases), self.settings, self.output):
+            print_blocks(rows)
+        print(f"{self.output}: blocks.csv, blocks.json")
+        return 0
+
+
+@dataclass(frozen=True)
 class BenchMonitor:
     """Measure what the condition monitor takes of training time and memory.
 
@@ -401,6 +425,7 @@ AnyBench = (
     Annotated[BenchOperator, subcommand("operator")]
     | Annotated[BenchStep, subcommand("step")]
     | Annotated[BenchGpu, subcommand("gpu")]
+    | Annotated[BenchBlocks, subcommand("blocks")]
     | Annotated[BenchMonitor, subcommand("monitor")]
     | Annotated[BenchSpectra, subcommand("spectra")]
     | Annotated[BenchLoop, subcommand("loop")]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conditioned_attention.bench.blocks import BlocksRow
 from conditioned_attention.bench.cases import in_order
 from conditioned_attention.bench.contestants import PLAIN
 from conditioned_attention.bench.layout import how, markdown, milliseconds, number, print_table, spread
@@ -67,6 +69,20 @@ def print_spectra(rows: Sequence[SpectraRow]) -> None:
         for row in rows
     ]
     print_table(f"{rows[0].shape}, κ = {rows[0].kappa:g}", ["", "time ×", "ms a matrix", "error of κ"], lines)
+
+
+def print_blocks(rows: Sequence[BlocksRow]) -> None:
+    """One kernel in one case: each block shape, the fastest first, those that could not be timed last."""
+    lines = [
+        [
+            f"{row.queries} × {row.keys}, {row.warps} warps, {row.stages} stages",
+            spread(PairedRatio(row.ratio, row.p20, row.p80)) if row.ratio and row.p20 and row.p80 else row.status,
+            milliseconds(row.milliseconds),
+            row.note,
+        ]
+        for row in sorted(rows, key=lambda row: row.ratio or math.inf)
+    ]
+    print_table(f"{rows[0].case}, {rows[0].kernel}", ["queries × keys", "time × the table's", "ms", ""], lines)
 
 
 def print_monitor(row: MonitorRow, every: int) -> None:

@@ -1,0 +1,189 @@
+"""Block shapes of the Triton kernels, each timed beside the table's own: what `fused_launch`'s table is made from."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from conditioned_attention.attention import fused_launch
+from conditioned_attention.attention.fused_launch import Blocks, Inputs, Options
+from conditioned_attention.bench.cases import GPU_CASES, Case, by_name
+from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.experiments.folder import working_folder
+from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
+
+KERNELS = ("attend", "keys_and_values", "queries")  # in the order of the table's rows
+CASES = ("d64_n1024", "d64_n4096_causal", "d128_n1024", "d128_n4096_causal")
+_SHAPES = {  # queries, keys, warps, stages
+    "attend": ((128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3), (128, 32, 4, 4)),
+    "keys_and_values": (
+        (64, 128, 8, 3), (64, 128, 8, 2), (32, 128, 8, 3), (32, 128, 4, 3), (64, 64, 4, 3), (128, 128, 8, 2),
+    ),
+    "queries": ((128, 64, 8, 3), (128, 64, 4, 3), (128, 32, 4, 4), (128, 128, 8, 2), (64, 64, 4, 3)),
+}  # fmt: skip
+CANDIDATES = {kernel: tuple(Blocks(*shape) for shape in shapes) for kernel, shapes in _SHAPES.items()}
+
+# Of what comes out, beside the table's own blocks: rounding of half precision, far below a mistake.
+_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class BlocksSettings:
+    """How block shapes are timed.
+
+    Attributes:
+        rounds: turns that the shapes take.
+        calls: in a row, for each turn.
+        device: where; on a CPU in Triton's interpreter, which says nothing about speed.
+        dtype: of all inputs.
+    """
+
+    rounds: int = 7
+    calls: int = 20
+    device: Literal["cpu", "cuda"] = "cuda"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be measured."""
+        if min(self.rounds, self.calls) < 1:
+            raise ValueError(f"rounds and calls must be at least 1, got {self.rounds} and {self.calls}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device='cuda', but this torch sees no CUDA device")
+        if self.device == "cpu" and not fused_launch.interpreted():
+            raise ValueError("device='cpu' needs TRITON_INTERPRET=1")
+
+
+@dataclass(frozen=True)
+class BlocksRow:
+    """One shape of one kernel's blocks in one case.
+
+    Attributes:
+        case, kernel: which; ``attend`` is timed in forward, the others in backward with the rest as in the table.
+        queries, keys, warps, stages: as in `fused_launch.Blocks`.
+        status, note: ``"measured"``, ``"failed"`` (shared memory, mostly) or ``"wrong"``, and why.
+        ratio, p20, p80: time over that of the table's own shape, median and percentiles of the rounds' ratios.
+        milliseconds: of one call, median of the rounds.
+    """
+
+    case: str
+    kernel: str
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+    status: str
+    note: str = ""
+    ratio: float | None = None
+    p20: float | None = None
+    p80: float | None = None
+    milliseconds: float | None = None
+    rounds_milliseconds: list[float] = field(default_factory=list)
+
+
+def run_blocks(cases: Sequence[Case], settings: BlocksSettings, folder: Path) -> Iterator[list[BlocksRow]]:
+    """Times what ``folder``/blocks.csv does not hold yet, and yields the rows of every case and kernel in turn."""
+    settings.check()
+    with working_folder(folder):
+        file = folder / "blocks.csv"
+        rows = begin(file, BlocksRow, asdict(settings))
+        for case in cases:
+            for kernel in KERNELS:
+                if not any((row.case, row.kernel) == (case.name, kernel) for row in rows):
+                    rows = [*rows, *measure_blocks(case, kernel, CANDIDATES[kernel], settings)]
+                    write_rows(file, rows)
+                yield [row for row in rows if (row.case, row.kernel) == (case.name, kernel)]
+
+
+def measure_blocks(case: Case, kernel: str, candidates: Sequence[Blocks], settings: BlocksSettings) -> list[BlocksRow]:
+    """One row a shape, the table's own first."""
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    work = _work(case, kernel, device, dtype)
+    table = _table(dtype)
+    width = next(up_to for up_to in table if case.query[3] <= up_to)
+    own = table[width][KERNELS.index(kernel)]
+    shapes = list(dict.fromkeys([own, *candidates]))
+    truth, found, samples = work(), {}, {}
+    for blocks in shapes:
+        instead = partial(_instead, table, width, kernel, blocks)
+        found[blocks] = _judge(work, instead, truth)
+        if found[blocks][0] == "measured":
+            samples[blocks] = partial(_sample, work, instead, settings.calls, device)
+    if own not in samples:
+        raise RuntimeError(f"{kernel} of {case.name} cannot be measured with the table's own blocks: {found[own][1]}")
+    times = dict(zip(samples, interleave(list(samples.values()), settings.rounds, warmup=1)))
+    return [_row(case, kernel, blocks, found[blocks], times.get(blocks), times[own]) for blocks in shapes]
+
+
+def _work(case: Case, kernel: str, device: torch.device, dtype: torch.dtype) -> Callable[[], tuple[Tensor, ...]]:
+    """A call that launches the kernel, and its results."""
+    drawn = case.inputs(device, dtype)
+    inputs = Inputs(*(tensor.detach() for tensor in (drawn.query, drawn.key, drawn.value)))
+    options = Options(case.causal, case.query[3] ** -0.5, 0.0, 0, 1e-6, "output", "stopped")
+    if kernel == "attend":
+        return lambda: fused_launch.forward(inputs, options)
+    results = fused_launch.forward(inputs, options)
+    return lambda: fused_launch.backward(drawn.upstream, inputs, *results, options, False)[:3]
+
+
+def _table(dtype: torch.dtype) -> dict[int, tuple[Blocks, Blocks, Blocks]]:
+    return fused_launch._SINGLE if dtype == torch.float32 else fused_launch._HALF
+
+
+def _instead(table: dict[int, Any], width: int, kernel: str, blocks: Blocks) -> AbstractContextManager[Any]:
+    """While it lasts the table has these blocks for one kernel."""
+    row = list(table[width])
+    row[KERNELS.index(kernel)] = blocks
+    return mock.patch.dict(table, {width: tuple(row)})
+
+
+def _judge(
+    work: Callable[[], tuple[Tensor, ...]], instead: Callable[[], AbstractContextManager[Any]], truth: Sequence[Tensor]
+) -> tuple[str, str]:
+    try:
+        with instead():
+            results = work()
+    except Exception as error:  # Triton's own, of which there are many; the other shapes are timed all the same
+        return "failed", f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    pairs = zip(results, truth)
+    errors = [float((mine - true).abs().max() / true.abs().max().clamp_min(1e-6)) for mine, true in pairs]
+    if all(error <= _TOLERANCE for error in errors):  # NaN is not
+        return "measured", ""
+    return "wrong", f"off by {', '.join(f'{error:.1e}' for error in errors)}"
+
+
+def _sample(
+    work: Callable[[], object], instead: Callable[[], AbstractContextManager[Any]], calls: int, device: torch.device
+) -> float:
+    """Milliseconds of one call, from so many in a row."""
+
+    def all_calls() -> None:
+        for _ in range(calls):
+            work()
+
+    with instead():
+        return 1000 * seconds_of(all_calls, device) / calls
+
+
+def _row(
+    case: Case, kernel: str, blocks: Blocks, verdict: tuple[str, str], times: list[float] | None, own: list[float]
+) -> BlocksRow:
+    row = BlocksRow(case.name, kernel, *blocks, *verdict)
+    if times is None:
+        return row
+    ratio = paired_ratio(times, own)
+    numbers = {"ratio": ratio.median, "p20": ratio.p20, "p80": ratio.p80, "milliseconds": statistics.median(times)}
+    return BlocksRow(**(asdict(row) | numbers | {"rounds_milliseconds": list(times)}))
+
+
+def find_blocks_cases(names: Sequence[str]) -> list[Case]:
+    """The cases of these names, `CASES` for none; raises ValueError for one that is unknown."""
+    return by_name(names or CASES, GPU_CASES, "case")
