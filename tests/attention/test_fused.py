@@ -332,6 +332,19 @@ def test_other_cards_are_refused(attribute, value, words, monkeypatch):
         assert words in explain(q, q, q).refused["fused"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_offsets_beyond_two_to_the_31(which):
+    """The second sequence lies 2³¹ numbers behind the first (4 GiB, of zeros but for these)."""
+    far = 2**31 + 64
+    tensors = list(torch.randn(3, 2, 2, 40, 16, device=DEVICE).half())
+    near = run(fused_, tensors)
+    memory = torch.zeros(far + tensors[0][0].numel(), dtype=torch.half, device=DEVICE)
+    tensors[which] = memory.as_strided((2, 2, 40, 16), (far, 640, 16, 1)).copy_(tensors[which])
+    for a, b in zip(run(fused_, tensors), near, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.skipif(not GPU, reason="no CUDA device")
 def test_more_than_two_to_the_31_numbers():
     q = torch.randn(1, 2**13 + 1, 2**12, 64, device=DEVICE, dtype=torch.bfloat16)  # 4 GiB each

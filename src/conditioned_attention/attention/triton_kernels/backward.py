@@ -105,9 +105,7 @@ def _keys_and_values_from_queries(
         inner = tl.load(delta + row, mask=exists, other=0.0)
         logits = dot(key, tl.trans(query), OPT) * (scale * LOG2_E)
         mask_rows = tl.cast(n, tl.int64)[None, :] * mask_strides[2]
-        logits = restrict(
-            logits, mask, mask_rows, mask_strides[3], n[None, :], m[:, None], N, M, window, OPT, GUARDED
-        )  # fmt: skip
+        logits = restrict(logits, mask, mask_rows, mask_strides[3], n[None, :], m[:, None], N, M, window, OPT, GUARDED)
         weights = tl.exp2(logits - log_sum[None, :])
         kept = kept_of(seed, dropout_p, keep, row[None, :], m[:, None], row_keys, OPT)
         met = weights  # the values

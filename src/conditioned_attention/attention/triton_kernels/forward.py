@@ -42,9 +42,7 @@ def attend_to_keys(
         factor = scale * LOG2_E
         if OPT.SCALED:
             logits *= factor
-        logits = restrict(
-            logits, mask, mask_rows[:, None], mask_stride, n[:, None], m, N, M, window, OPT, GUARDED
-        )  # fmt: skip
+        logits = restrict(logits, mask, mask_rows[:, None], mask_stride, n[:, None], m, N, M, window, OPT, GUARDED)
         if OPT.SCALED:
             new_top = tl.maximum(top, tl.max(logits, 1))
         else:  # the factor is taken out of the maximum, and then goes into one multiply-add
