@@ -11,6 +11,7 @@ import torch._dynamo.testing
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from conditioned_attention import explain, reference
 from conditioned_attention.attention import fused, fused_contract, fused_launch
@@ -248,6 +249,46 @@ def test_keeps_one_float_a_row_more_than_plain_attention():
 
     row = 4 * b * h * n
     assert held(fused_) == row * d + 2 * row  # y; the log-sum-exp, as flash attention; 1/C
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_keeps_as_little_when_compiled(dynamic):
+    b, h, n, d = 2, 3, 50, 16
+    q, k, v = (t.transpose(1, 2).requires_grad_() for t in torch.randn(3, b, n, h, d, device=DEVICE))
+    weight = torch.randn(h * d, h * d, device=DEVICE, requires_grad=True)
+    block = lambda *t: fused_(*t).transpose(1, 2).flatten(2) @ weight  # noqa: E731
+    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+    row = 4 * b * h * n
+    assert held_bytes(lambda: compiled(q, k, v), [q, k, v, weight]) == row * d + 2 * row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turned", [False, True])
+def test_inductor(turned):
+    """The real compiler may lay tensors out otherwise than the trace did."""
+
+    def block(x, w, out):
+        q, k, v = (x @ w).unflatten(-1, (3, 4, 16)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = fused_(q, k, v, is_causal=True).transpose(1, 2).flatten(2) @ out
+        return y.transpose(1, 2).sum((1, 2)) if turned else y
+
+    tensors = [t.to(DEVICE) for t in (torch.randn(2, 10, 64), torch.randn(64, 192) / 8, torch.randn(64, 64) / 8)]
+    compiled = torch.compile(block, fullgraph=True)
+    for a, b in zip(run(compiled, tensors), run(block, tensors), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_drops_the_same_weights_again(reentrant):
+    def gradient(run_block):
+        torch.manual_seed(0)
+        q = SMALL.clone().requires_grad_()
+        run_block(lambda q: fused_(q * 2, q, q + 1, dropout_p=0.4).sin(), q).square().sum().backward()
+        return q.grad
+
+    checkpointed = gradient(lambda block, q: checkpoint(block, q, use_reentrant=reentrant))
+    assert torch.equal(checkpointed, gradient(lambda block, q: block(q)))
 
 
 class Watching(TorchDispatchMode):
