@@ -1,5 +1,6 @@
 """The Triton kernels: the case list of the operator, masks, registration, what is kept, what is refused."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch._dynamo.testing
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from conditioned_attention import explain, reference
 from conditioned_attention.attention import fused, fused_contract, fused_launch
@@ -289,6 +290,50 @@ def test_activation_checkpointing_drops_the_same_weights_again(reentrant):
 
     checkpointed = gradient(lambda block, q: checkpoint(block, q, use_reentrant=reentrant))
     assert torch.equal(checkpointed, gradient(lambda block, q: block(q)))
+
+
+@pytest.mark.parametrize("saved", ["attention", "everything", "nothing"])
+def test_selective_checkpointing(saved):
+    attention = [torch.ops.conditioned_attention.fused_forward.default]
+    choice = {"everything": CheckpointPolicy.PREFER_SAVE, "nothing": CheckpointPolicy.PREFER_RECOMPUTE}
+    policy = attention if saved == "attention" else lambda *args, **kwargs: choice[saved]
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+
+    def gradient(run_block):
+        torch.manual_seed(0)
+        q = SMALL.clone().requires_grad_()
+        run_block(lambda q: fused_(q * 2, q, q + 1, dropout_p=0.4).sin(), q).square().sum().backward()
+        return q.grad
+
+    checkpointed = gradient(lambda block, q: checkpoint(block, q, use_reentrant=False, context_fn=contexts))
+    assert torch.equal(checkpointed, gradient(lambda block, q: block(q)))
+
+
+@pytest.mark.parametrize("wanted", [[0], [1], [2], [3], [0, 3]])
+def test_some_of_the_gradients(wanted):
+    q, k, v, bias = *torch.randn(3, 1, 2, 9, 16, device=DEVICE), torch.randn(2, 9, 9, device=DEVICE)
+    everything = run(fused_, (q, k, v, bias))[1:]
+    tensors = [t.clone().requires_grad_(i in wanted) for i, t in enumerate((q, k, v, bias))]
+    output = fused_(*tensors)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(output)
+    output.backward(upstream)
+    for i, tensor in enumerate(tensors):
+        assert torch.equal(tensor.grad, everything[i]) if i in wanted else tensor.grad is None
+
+
+def test_gradients_that_a_sum_sends_back():
+    """Their strides are 0."""
+    q, k, v = torch.randn(3, 1, 2, 9, 16, device=DEVICE)
+    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+    expanded = torch.autograd.grad(fused_(*leaves).sum(), leaves)
+    whole = torch.autograd.grad(fused_(*leaves), leaves, torch.ones_like(q))
+    assert all(torch.equal(a, b) for a, b in zip(expanded, whole, strict=True))
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        y = fused_(SMALL, SMALL, SMALL)
+    torch.testing.assert_close(y, fused_(SMALL, SMALL, SMALL))
 
 
 class Watching(TorchDispatchMode):
