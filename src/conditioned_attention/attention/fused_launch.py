@@ -300,7 +300,11 @@ def _blocks(inputs: Inputs, options: Options) -> list[Blocks]:
     table = _SINGLE if query.dtype == torch.float32 else _HALF
     row = next(blocks for up_to, blocks in table.items() if width <= up_to)
     *_, longest_n, longest_m = _sizes(inputs, options)
-    n, m = power_of_two(longest_n), power_of_two(longest_m)
+    return _no_larger(row, power_of_two(longest_n), power_of_two(longest_m))
+
+
+@cache  # a small attention takes a GPU hardly longer than the host takes to make these
+def _no_larger(row: tuple[Blocks, ...], n: int, m: int) -> list[Blocks]:
     return [each._replace(queries=min(each.queries, n), keys=min(each.keys, m)) for each in row]
 
 
