@@ -116,6 +116,16 @@ def test_window(n, m, window, causal):
     assert_right(tensors, window=window, causal=causal, name=(n, m, window, causal))
 
 
+@pytest.mark.parametrize("window", [2**31 - 1, 2**63 - 1])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_of_any_size(window, causal):
+    """The kernels add positions to it."""
+    tensors = draw((1, 1, 20, 16), (1, 1, 35, 16), (1, 1, 35, 16))
+    every = run(lambda *t: fused_(*t, is_causal=causal), tensors)
+    for a, b in zip(run(lambda *t: fused_(*t, is_causal=causal, window=window), tensors), every, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_window_under_a_learned_mask_with_dropout():
     tensors = draw((1, 2, 50, 16), (1, 2, 50, 16), (1, 2, 50, 16))
     (mask,) = draw((1, 1, 50, 50))

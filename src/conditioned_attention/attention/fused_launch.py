@@ -94,6 +94,7 @@ def interpreted() -> bool:
 
 def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, H, N, E) and, in float32, 1/C and the log-sum-exp in base 2 (bfloat16: minus log C), both (B, H, N)."""
+    options = _without_idle_window(inputs, options)
     with torch.cuda.device_of(inputs.query):
         parts = _parts(inputs, options)
         return _attend_in_parts(inputs, options, parts) if parts > 1 else _attend(inputs, options)
@@ -105,6 +106,7 @@ def backward(
     """Gradients of query, key, value, and of an additive mask if ``of_mask`` (else an empty tensor)."""
     from conditioned_attention.attention.triton_kernels import backward as kernels
 
+    options = _without_idle_window(inputs, options)
     query, key, value, mask, *_ = inputs
     _, of_keys, of_queries = _blocks(inputs, options)
     dq, dk, dv, dmask = empty_gradients(query, key, value, mask if of_mask else None)
@@ -234,6 +236,12 @@ def _mask_gradient(inputs: Inputs, options: Options, kept: tuple[Tensor, ...]) -
     )  # fmt: skip
     gradient: Tensor = parts.sum(0).view(*mask.shape[:2], *parts.shape[2:])
     return gradient.sum(2, keepdim=True) if mask.shape[2] < gradient.shape[2] else gradient
+
+
+def _without_idle_window(inputs: Inputs, options: Options) -> Options:
+    """The options without a window that hides nothing: one near 2³¹ would overflow where the kernels add to it."""
+    *_, longest_n, longest_m = _sizes(inputs, options)
+    return options._replace(window=0) if options.window >= max(longest_n, longest_m) else options
 
 
 def _sizes(inputs: Inputs, options: Options) -> tuple[int, int, int, int, int, int, int]:
