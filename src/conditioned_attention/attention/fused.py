@@ -43,7 +43,8 @@ def attend_packed(
     query, key, value, _ = fused_contract.tensors(arguments)
     seed = _seed(query) if arguments.dropout_p > 0 else None
     options = _options(transform, arguments, query)._replace(longest_queries=longest[0], longest_keys=longest[1])
-    return _run(Inputs(query, key, value, None, seed, queries_from, keys_from), options)
+    firsts = (queries_from.contiguous(), keys_from.contiguous())  # the kernels read one number after the other
+    return _run(Inputs(query, key, value, None, seed, *firsts), options)
 
 
 def _options(transform: HeadTransform, arguments: Arguments, query: Tensor) -> Options:
