@@ -185,6 +185,20 @@ def test_few_queries_take_the_keys_in_parts(name, monkeypatch):
     assert parts == [3]
 
 
+def test_all_heads_that_share_keys_are_rows_of_one_block(monkeypatch):
+    """So that the keys are read once."""
+    seen = []
+    compiled_for = fused_launch._compiled_for
+
+    def note(inputs, options, blocks, per_head=False):
+        seen.extend([blocks.queries] if per_head else [])
+        return compiled_for(inputs, options, blocks, per_head)
+
+    monkeypatch.setattr(fused_launch, "_compiled_for", note)
+    assert_right(draw((1, 40, 1, 16), (1, 1, 600, 16), (1, 1, 600, 16)))
+    assert seen == [64]
+
+
 def test_parts_and_whole_are_the_same_attention(monkeypatch):
     """With dropout, where each weight must meet the same fate, and a query that sees nothing."""
     q, k, v = draw((1, 4, 3, 16), (1, 1, 600, 16), (1, 1, 600, 16))

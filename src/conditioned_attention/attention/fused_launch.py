@@ -80,6 +80,12 @@ _HALF = {
     128: (Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2)),
     256: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 1), Blocks(32, 64, 8, 1)),
 }
+# The same under a mask that differs between queries: blocks of it take memory too, most of all in float32.
+_HALF_MASKED = {
+    64: (Blocks(128, 64, 8, 2), Blocks(64, 64, 8, 1), Blocks(64, 64, 8, 2)),
+    128: (Blocks(64, 64, 8, 2), Blocks(32, 64, 8, 1), Blocks(64, 32, 8, 2)),
+    256: _HALF[256],
+}
 _SINGLE = {
     64: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 2)),
     128: (Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 1)),
@@ -176,8 +182,8 @@ def _attend_in_parts(inputs: Inputs, options: Options, parts: int) -> tuple[Tens
 
     query, key, value, mask, *_ = inputs
     b, h, n, g, m, _, _ = _sizes(inputs, options)
-    blocks = _blocks(inputs, options)[0]
-    blocks = blocks._replace(queries=min(blocks.queries, power_of_two(h // g * n)))
+    blocks = _table(inputs)[0]
+    blocks = Blocks(min(blocks.queries, power_of_two(h // g * n)), min(blocks.keys, power_of_two(m)), *blocks[2:])
     part_keys = -(-m // (parts * blocks.keys)) * blocks.keys
     parts = -(-m // part_keys)
     y, norm, lse = empty_results(query, value)
@@ -303,13 +309,19 @@ def _may_use_tf32() -> bool:
 
 def _blocks(inputs: Inputs, options: Options) -> list[Blocks]:
     """The table's block shapes, no larger than the lengths need."""
-    query, _, value, *_ = inputs
-    width = max(query.shape[-1], value.shape[-1])
-    table = _SINGLE if query.dtype == torch.float32 else _HALF
-    row = next(blocks for up_to, blocks in table.items() if width <= up_to)
     *_, longest_n, longest_m = _sizes(inputs, options)
     n, m = power_of_two(longest_n), power_of_two(longest_m)
-    return [each._replace(queries=min(each.queries, n), keys=min(each.keys, m)) for each in row]
+    return [each._replace(queries=min(each.queries, n), keys=min(each.keys, m)) for each in _table(inputs)]
+
+
+def _table(inputs: Inputs) -> tuple[Blocks, ...]:
+    """The table's row for these inputs."""
+    query, _, value, mask, *_ = inputs
+    table = _SINGLE if query.dtype == torch.float32 else _HALF
+    if table is _HALF and mask is not None and max(mask.shape[1:3]) > 1:
+        table = _HALF_MASKED
+    width = max(query.shape[-1], value.shape[-1])
+    return next(blocks for up_to, blocks in table.items() if width <= up_to)
 
 
 def power_of_two(size: int) -> int:
