@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from conditioned_attention import preconditioned_attention
 from conditioned_attention.attention import fused_launch
@@ -104,6 +105,21 @@ def test_dropout_draws_from_pytorchs_generator():
     first, second = fused_(q, k, v, dropout_p=P), fused_(q, k, v, dropout_p=P)
     assert not torch.equal(first, second)
     assert (fused_(q, k, v, dropout_p=1.0) == 0).all()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_draws_the_same_dropout_again(use_reentrant):
+    tensors = draw(*[(1, 2, 9, 16)] * 3)
+    results = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        attention = lambda *t: fused_(*t, dropout_p=P)  # noqa: E731
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        y = checkpoint(attention, *leaves, use_reentrant=use_reentrant) if again else attention(*leaves)
+        y.square().sum().backward(torch.tensor(2.0, device=DEVICE))
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 WINDOWS = [(70, 70, 20, True), (70, 70, 20, False), (40, 100, 33, False), (100, 40, 10, False), (100, 40, 10, True)]

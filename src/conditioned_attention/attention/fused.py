@@ -172,7 +172,8 @@ def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Te
     if upstream is None:
         return (None,) * 4 + none
     of_mask = ctx.needs_input_grad[3]
-    inputs, results = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
+    saved = ctx.saved_tensors  # asked for once: checkpointing lets nobody ask again
+    inputs, results = saved[:_TENSORS], saved[_TENSORS:]
     if _may_call_directly() and not torch.is_grad_enabled():
         y, norm, lse = results
         gradients = fused_launch.backward(upstream, Inputs(*inputs), y, norm, lse, Options(*ctx.options), of_mask)
