@@ -201,8 +201,9 @@ def test_few_queries_take_the_keys_in_parts(name, monkeypatch):
     assert parts == [3]
 
 
-def test_all_heads_that_share_keys_are_rows_of_one_block(monkeypatch):
-    """So that the keys are read once."""
+@pytest.mark.parametrize(("width", "rows"), [(16, 64), (128, 32)])
+def test_heads_that_share_keys_are_rows_of_one_block(width, rows, monkeypatch):
+    """As far as the table goes, so that the keys are read once; 40 rows."""
     seen = []
     compiled_for = fused_launch._compiled_for
 
@@ -211,8 +212,9 @@ def test_all_heads_that_share_keys_are_rows_of_one_block(monkeypatch):
         return compiled_for(inputs, options, blocks, per_head)
 
     monkeypatch.setattr(fused_launch, "_compiled_for", note)
-    assert_right(draw((1, 40, 1, 16), (1, 1, 600, 16), (1, 1, 600, 16)))
-    assert seen == [64]
+    tensors = draw((1, 40, 1, width), (1, 1, 300, width), (1, 1, 300, 16))
+    torch.testing.assert_close(fused_(*tensors, enable_gqa=True), by_hand.attention(*tensors))
+    assert seen == [rows]
 
 
 def test_parts_and_whole_are_the_same_attention(monkeypatch):
