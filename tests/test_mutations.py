@@ -188,7 +188,7 @@ MUTATIONS = [
     ("kernels, window, first key", "attention/triton_kernels/blocks.py", "first = tl.maximum(start_n - window + 1, 0) //", "first = tl.maximum(start_n, 0) //", FUSED_OPTIONS),
     ("kernels, window, last key", "attention/triton_kernels/blocks.py", "end = tl.minimum(end, start_n + OPT.BLOCK_N - 1 + window)", "end = tl.minimum(end, start_n + OPT.BLOCK_N)", FUSED_OPTIONS),
     ("kernels, keys beyond the last", "attention/triton_kernels/blocks.py", 'logits = tl.where(m < M, logits, float("-inf"))', "pass", FUSED),
-    ("kernels, the smallest number", "attention/triton_kernels/blocks.py", "tl.maximum(entries.to(tl.float32) * LOG2_E, -LARGEST)", "entries.to(tl.float32) * LOG2_E", FUSED),
+    ("kernels, the smallest number", "attention/triton_kernels/blocks.py", "tl.where(bias < -LARGEST, -LARGEST, bias)", "bias", FUSED),
     ("kernels, widths not padded", "attention/triton_kernels/blocks.py", "tl.load(pointers, mask=j < WIDTH, other=0.0)", "tl.load(pointers)", FUSED),
     ("kernels, odd last block", "attention/triton_kernels/blocks.py", "tl.load(pointers, mask=i < count - start, other=0.0)", "tl.load(pointers)", FUSED),
     ("kernels, dropout alike in all rows", "attention/triton_kernels/blocks.py", "row * M + m, _ROUNDS", "m, _ROUNDS", FUSED_OPTIONS),

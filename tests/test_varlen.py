@@ -89,6 +89,14 @@ def test_kernels_with_dropout():
 
 
 @needs_kernels
+def test_kernels_take_starts_that_do_not_lie_side_by_side():
+    q, k, v = draw(key_heads=4)
+    both = torch.stack([starts(QUERIES), starts(KEYS)], 1)
+    apart = preconditioned_attention_varlen(q, k, v, both[:, 0], both[:, 1], impl="fused")
+    assert torch.equal(apart, packed(q, k, v, impl="fused"))
+
+
+@needs_kernels
 def test_kernels_compile_without_a_graph_break():
     tensors = draw()
     compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")

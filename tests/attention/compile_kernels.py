@@ -23,6 +23,8 @@ from conditioned_attention.attention.fused_launch import Inputs, Options
 
 half, single = torch.bfloat16, torch.float32
 BIAS, BIAS_OF_ALL = torch.empty(1, 3, 49, 49, dtype=half), torch.empty(1, 1, 1, 512, dtype=half)
+OF_PAIRS, ALLOWED = torch.empty(2, 1, 512, 512), torch.empty(2, 1, 512, 512, dtype=torch.bool)  # the first in float32
+OF_HEADS = torch.empty(1, 64, 1, 4096)
 PADDING = torch.empty(8, 1, 1, 128, dtype=torch.bool)
 plain = Options(False, 0.1, 0.0, 0, 1e-6, "output", "stopped")
 causal = plain._replace(is_causal=True)
@@ -34,6 +36,12 @@ CASES = {  # query (B, H, N, D), key heads, keys, value width, dtype, mask, opti
     "256 wide": ((2, 12, 1024, 256), 4, 1024, 256, half, None, causal),
     "one query": ((1, 1, 1, 64), 1, 1, 64, half, None, plain),  # sizes of 1 are compiled in
     "Swin": ((512, 3, 49, 32), 3, 49, 32, half, BIAS, plain),
+    "mask of pairs": ((2, 4, 512, 64), 2, 512, 64, half, OF_PAIRS, causal),
+    "mask of pairs, 128 wide": ((2, 4, 512, 128), 2, 512, 128, half, OF_PAIRS, causal),
+    "pairs, 128 wide, weights, dropout": (
+        (2, 4, 512, 128), 2, 512, 128, half, ALLOWED,
+        plain._replace(rows="weights", gradient="through", dropout_p=0.1),
+    ),
     "padding, odd widths, float16": ((8, 12, 128, 60), 12, 128, 40, torch.float16, PADDING, through),
     "float32": ((2, 12, 1024, 64), 12, 1024, 64, single, None, plain),
     "float32, 128 wide": ((2, 12, 197, 128), 12, 197, 128, single, None, through),
@@ -45,6 +53,7 @@ CASES = {  # query (B, H, N, D), key heads, keys, value width, dtype, mask, opti
     "decode, masked, weights, dropout": (
         (2, 4, 3, 64), 2, 512, 64, half, BIAS_OF_ALL, plain._replace(rows="weights", dropout_p=0.1),
     ),
+    "decode, 64 heads share keys": ((1, 64, 1, 128), 1, 4096, 128, half, OF_HEADS, plain),
     "packed": ((1, 12, 5000, 64), 12, 5000, 64, half, None, causal._replace(longest_queries=900, longest_keys=900)),
     "packed, everything": (
         (1, 12, 5000, 128), 4, 5000, 128, half, None,

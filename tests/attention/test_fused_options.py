@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from conditioned_attention import preconditioned_attention
 from conditioned_attention.attention import fused_launch
@@ -106,6 +107,21 @@ def test_dropout_draws_from_pytorchs_generator():
     assert (fused_(q, k, v, dropout_p=1.0) == 0).all()
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_draws_the_same_dropout_again(use_reentrant):
+    tensors = draw(*[(1, 2, 9, 16)] * 3)
+    results = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        attention = lambda *t: fused_(*t, dropout_p=P)  # noqa: E731
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        y = checkpoint(attention, *leaves, use_reentrant=use_reentrant) if again else attention(*leaves)
+        y.square().sum().backward(torch.tensor(2.0, device=DEVICE))
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
 WINDOWS = [(70, 70, 20, True), (70, 70, 20, False), (40, 100, 33, False), (100, 40, 10, False), (100, 40, 10, True)]
 
 
@@ -114,6 +130,16 @@ def test_window(n, m, window, causal):
     """Where there are fewer keys than queries, the last queries see none."""
     tensors = draw((1, 2, n, 16), (1, 1, m, 16), (1, 1, m, 16))
     assert_right(tensors, window=window, causal=causal, name=(n, m, window, causal))
+
+
+@pytest.mark.parametrize("window", [2**31 - 1, 2**63 - 1])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_of_any_size(window, causal):
+    """The kernels add positions to it."""
+    tensors = draw((1, 1, 20, 16), (1, 1, 35, 16), (1, 1, 35, 16))
+    every = run(lambda *t: fused_(*t, is_causal=causal), tensors)
+    for a, b in zip(run(lambda *t: fused_(*t, is_causal=causal, window=window), tensors), every, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_window_under_a_learned_mask_with_dropout():
@@ -173,6 +199,22 @@ def test_few_queries_take_the_keys_in_parts(name, monkeypatch):
     tensors = draw((2, 4, n, d), (2, 2, 600, d), (2, 2, 600, e), dtype=dtype)
     assert_right(tensors, name=name, **case)
     assert parts == [3]
+
+
+@pytest.mark.parametrize(("width", "rows"), [(16, 64), (128, 32)])
+def test_heads_that_share_keys_are_rows_of_one_block(width, rows, monkeypatch):
+    """As far as the table goes, so that the keys are read once; 40 rows."""
+    seen = []
+    compiled_for = fused_launch._compiled_for
+
+    def note(inputs, options, blocks, per_head=False):
+        seen.extend([blocks.queries] if per_head else [])
+        return compiled_for(inputs, options, blocks, per_head)
+
+    monkeypatch.setattr(fused_launch, "_compiled_for", note)
+    tensors = draw((1, 40, 1, width), (1, 1, 300, width), (1, 1, 300, 16))
+    torch.testing.assert_close(fused_(*tensors, enable_gqa=True), by_hand.attention(*tensors))
+    assert seen == [rows]
 
 
 def test_parts_and_whole_are_the_same_attention(monkeypatch):

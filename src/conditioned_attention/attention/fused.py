@@ -43,7 +43,8 @@ def attend_packed(
     query, key, value, _ = fused_contract.tensors(arguments)
     seed = _seed(query) if arguments.dropout_p > 0 else None
     options = _options(transform, arguments, query)._replace(longest_queries=longest[0], longest_keys=longest[1])
-    return _run(Inputs(query, key, value, None, seed, queries_from, keys_from), options)
+    firsts = (queries_from.contiguous(), keys_from.contiguous())  # the kernels read one number after the other
+    return _run(Inputs(query, key, value, None, seed, *firsts), options)
 
 
 def _options(transform: HeadTransform, arguments: Arguments, query: Tensor) -> Options:
@@ -171,8 +172,8 @@ def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Te
     if upstream is None:
         return (None,) * 4 + none
     of_mask = ctx.needs_input_grad[3]
-    kept = ctx.saved_tensors  # once: checkpointing allows no second look
-    inputs, results = kept[:_TENSORS], kept[_TENSORS:]
+    saved = ctx.saved_tensors  # asked for once: checkpointing lets nobody ask again
+    inputs, results = saved[:_TENSORS], saved[_TENSORS:]
     if _may_call_directly() and not torch.is_grad_enabled():
         y, norm, lse = results
         gradients = fused_launch.backward(upstream, Inputs(*inputs), y, norm, lse, Options(*ctx.options), of_mask)

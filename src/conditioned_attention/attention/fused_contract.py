@@ -24,10 +24,11 @@ def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
     """Why this implementation cannot run for these arguments; None if it can."""
     if type(transform) is not RowNorm:  # a subclass may do anything
         return "C of this library, and nothing else, is worked into the kernels"
-    return _refuses_machine(arguments.query.device) or _refuses_surroundings() or _refuses_inputs(arguments)
+    return refuses_machine(arguments.query.device) or _refuses_surroundings() or _refuses_inputs(arguments)
 
 
-def _refuses_machine(device: torch.device) -> str | None:
+def refuses_machine(device: torch.device) -> str | None:
+    """Why Triton kernels do not run on tensors there; None if they do."""
     if device.type == "cpu" and not fused_launch.interpreted():
         return "the Triton kernels are for CUDA, and the tensors are on a CPU"
     if device.type not in ("cuda", "cpu"):
@@ -77,8 +78,9 @@ def _refuses_inputs(arguments: Arguments) -> str | None:
             return "empty tensors"
     if not 2 <= query.dim() <= 4 or query.dim() != key.dim() or key.dim() != value.dim():
         return "query, key and value must have the same number of dimensions, 2 to 4"
-    if any(tensor.dtype not in _DTYPES for tensor in (query, key, value)):
-        return f"the kernels take float16, bfloat16 and float32, not {query.dtype}"
+    others = [tensor.dtype for tensor in (query, key, value) if tensor.dtype not in _DTYPES]
+    if others:
+        return f"the kernels take float16, bfloat16 and float32, not {others[0]}"
     if max(query.shape[-1], value.shape[-1]) > _WIDEST:
         return f"the kernels take head widths up to {_WIDEST}, got {query.shape[-1]} and {value.shape[-1]}"
     heads = 3 if arguments.enable_gqa else 2

@@ -80,6 +80,12 @@ _HALF = {
     128: (Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2)),
     256: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 1), Blocks(32, 64, 8, 1)),
 }
+# The same under a mask that differs between queries: blocks of it take memory too, most of all in float32.
+_HALF_MASKED = {
+    64: (Blocks(128, 64, 8, 2), Blocks(64, 64, 8, 1), Blocks(64, 64, 8, 2)),
+    128: (Blocks(64, 64, 8, 2), Blocks(32, 64, 8, 1), Blocks(64, 32, 8, 2)),
+    256: _HALF[256],
+}
 _SINGLE = {
     64: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 2)),
     128: (Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 1)),
@@ -94,6 +100,7 @@ def interpreted() -> bool:
 
 def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, H, N, E) and, in float32, 1/C and the log-sum-exp in base 2 (bfloat16: minus log C), both (B, H, N)."""
+    options = _without_idle_window(inputs, options)
     with torch.cuda.device_of(inputs.query):
         parts = _parts(inputs, options)
         return _attend_in_parts(inputs, options, parts) if parts > 1 else _attend(inputs, options)
@@ -105,6 +112,7 @@ def backward(
     """Gradients of query, key, value, and of an additive mask if ``of_mask`` (else an empty tensor)."""
     from conditioned_attention.attention.triton_kernels import backward as kernels
 
+    options = _without_idle_window(inputs, options)
     query, key, value, mask, *_ = inputs
     _, of_keys, of_queries = _blocks(inputs, options)
     dq, dk, dv, dmask = empty_gradients(query, key, value, mask if of_mask else None)
@@ -174,8 +182,8 @@ def _attend_in_parts(inputs: Inputs, options: Options, parts: int) -> tuple[Tens
 
     query, key, value, mask, *_ = inputs
     b, h, n, g, m, _, _ = _sizes(inputs, options)
-    blocks = _blocks(inputs, options)[0]
-    blocks = blocks._replace(queries=min(blocks.queries, power_of_two(h // g * n)))
+    blocks = _table(inputs)[0]
+    blocks = Blocks(min(blocks.queries, power_of_two(h // g * n)), min(blocks.keys, power_of_two(m)), *blocks[2:])
     part_keys = -(-m // (parts * blocks.keys)) * blocks.keys
     parts = -(-m // part_keys)
     y, norm, lse = empty_results(query, value)
@@ -234,6 +242,12 @@ def _mask_gradient(inputs: Inputs, options: Options, kept: tuple[Tensor, ...]) -
     )  # fmt: skip
     gradient: Tensor = parts.sum(0).view(*mask.shape[:2], *parts.shape[2:])
     return gradient.sum(2, keepdim=True) if mask.shape[2] < gradient.shape[2] else gradient
+
+
+def _without_idle_window(inputs: Inputs, options: Options) -> Options:
+    """The options without a window that hides nothing: one near 2³¹ would overflow where the kernels add to it."""
+    *_, longest_n, longest_m = _sizes(inputs, options)
+    return options._replace(window=0) if options.window >= max(longest_n, longest_m) else options
 
 
 def _sizes(inputs: Inputs, options: Options) -> tuple[int, int, int, int, int, int, int]:
@@ -295,17 +309,23 @@ def _may_use_tf32() -> bool:
 
 def _blocks(inputs: Inputs, options: Options) -> list[Blocks]:
     """The table's block shapes, no larger than the lengths need."""
-    query, _, value, *_ = inputs
-    width = max(query.shape[-1], value.shape[-1])
-    table = _SINGLE if query.dtype == torch.float32 else _HALF
-    row = next(blocks for up_to, blocks in table.items() if width <= up_to)
     *_, longest_n, longest_m = _sizes(inputs, options)
-    return _no_larger(row, power_of_two(longest_n), power_of_two(longest_m))
+    return _no_larger(_table(inputs), power_of_two(longest_n), power_of_two(longest_m))
 
 
 @cache  # a small attention takes a GPU hardly longer than the host takes to make these
 def _no_larger(row: tuple[Blocks, ...], n: int, m: int) -> list[Blocks]:
     return [each._replace(queries=min(each.queries, n), keys=min(each.keys, m)) for each in row]
+
+
+def _table(inputs: Inputs) -> tuple[Blocks, ...]:
+    """The table's row for these inputs."""
+    query, _, value, mask, *_ = inputs
+    table = _SINGLE if query.dtype == torch.float32 else _HALF
+    if table is _HALF and mask is not None and max(mask.shape[1:3]) > 1:
+        table = _HALF_MASKED
+    width = max(query.shape[-1], value.shape[-1])
+    return next(blocks for up_to, blocks in table.items() if width <= up_to)
 
 
 def power_of_two(size: int) -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention.fused_contract import has_triton
-from conditioned_attention.attention.fused_launch import interpreted, power_of_two
+from conditioned_attention.attention.fused_contract import refuses_machine
+from conditioned_attention.attention.fused_launch import power_of_two
 
 _ROWS = 32  # of a program
 
 
 def run_on(output: Tensor) -> bool:
     """Whether the kernels can take this output of a flash operator, (B, H, N, D)."""
-    if output.dtype == torch.float64 or not (output.is_cuda or interpreted()) or not has_triton():
+    if output.dtype == torch.float64 or refuses_machine(output.device) is not None:
         return False
     return not torch._C._are_functorch_transforms_active()
 

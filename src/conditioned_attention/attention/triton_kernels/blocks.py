@@ -149,7 +149,8 @@ def restrict(logits, mask, mask_rows, mask_stride, n, m, N, M, window, OPT: tl.c
             logits = tl.where(entries != 0, logits, float("-inf"))
         else:
             # The smallest number must not become -inf: a row of them attends to all keys alike, as in PyTorch.
-            bias = tl.maximum(entries.to(tl.float32) * LOG2_E, -LARGEST)
+            bias = entries.to(tl.float32) * LOG2_E
+            bias = tl.where(bias < -LARGEST, -LARGEST, bias)  # a maximum would lose what is no number
             logits = tl.where(entries == float("-inf"), float("-inf"), logits + bias)
     if GUARDED:
         logits = tl.where(m < M, logits, float("-inf"))
