@@ -6,6 +6,7 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -44,12 +45,22 @@ def refuses_machine(device: torch.device) -> str | None:
 
 def has_triton() -> bool:
     """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+    return _is_installed("triton")
+
+
+@cache  # asked at each call, and a search of the disk where the answer is no
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _too_old(index: int | None) -> bool:
     """Whether it is a GPU without tensor cores for bfloat16."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability(index) < _OLDEST
+    return torch.cuda.is_available() and _capability(index) < _OLDEST
+
+
+@cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 # torch.compile evaluates these once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
