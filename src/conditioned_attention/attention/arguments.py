@@ -31,6 +31,23 @@ class Arguments(NamedTuple):
     enable_gqa: bool
     window: int | None = None
 
+    def irregular(self) -> str | None:
+        """Why kernels for plain tensors of equal batches and fitting heads cannot take these; None if they can."""
+        query, key, value, mask = self[:4]
+        for tensor in (query, key, value, mask):
+            if tensor is None:
+                continue
+            if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
+                return f"{type(tensor).__name__} and nested tensors go through PyTorch's own dispatch"
+            if tensor.numel() == 0:
+                return "empty tensors"
+        if not 2 <= query.dim() <= 4 or query.dim() != key.dim() or key.dim() != value.dim():
+            return "query, key and value must have the same number of dimensions, 2 to 4"
+        heads = 3 if self.enable_gqa else 2
+        if query.shape[:-heads] != key.shape[:-heads] or key.shape[:-2] != value.shape[:-2]:
+            return "batch or head dimensions that broadcast"
+        return None
+
     def for_pytorch(self) -> Arguments:
         """The same without a window and with no more than one of mask and flag, as PyTorch's operators take them."""
         # PyTorch's own causal attention is NaN where a scale that is not positive turns -inf around.

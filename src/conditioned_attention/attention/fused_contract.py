@@ -25,7 +25,12 @@ def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
     """Why this implementation cannot run for these arguments; None if it can."""
     if type(transform) is not RowNorm:  # a subclass may do anything
         return "C of this library, and nothing else, is worked into the kernels"
-    return refuses_machine(arguments.query.device) or _refuses_surroundings() or _refuses_inputs(arguments)
+    return (
+        refuses_machine(arguments.query.device)
+        or _refuses_surroundings()
+        or arguments.irregular()
+        or _refuses_inputs(arguments)
+    )
 
 
 def refuses_machine(device: torch.device) -> str | None:
@@ -79,24 +84,12 @@ def _refuses_surroundings() -> str | None:
 
 
 def _refuses_inputs(arguments: Arguments) -> str | None:
-    query, key, value, mask = arguments[:4]
-    for tensor in (query, key, value, mask):
-        if tensor is None:
-            continue
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
-            return f"{type(tensor).__name__} and nested tensors go through PyTorch's own dispatch"
-        if tensor.numel() == 0:
-            return "empty tensors"
-    if not 2 <= query.dim() <= 4 or query.dim() != key.dim() or key.dim() != value.dim():
-        return "query, key and value must have the same number of dimensions, 2 to 4"
+    query, key, value = arguments[:3]
     others = [tensor.dtype for tensor in (query, key, value) if tensor.dtype not in _DTYPES]
     if others:
         return f"the kernels take float16, bfloat16 and float32, not {others[0]}"
     if max(query.shape[-1], value.shape[-1]) > _WIDEST:
         return f"the kernels take head widths up to {_WIDEST}, got {query.shape[-1]} and {value.shape[-1]}"
-    heads = 3 if arguments.enable_gqa else 2
-    if query.shape[:-heads] != key.shape[:-heads] or key.shape[:-2] != value.shape[:-2]:
-        return "batch or head dimensions that broadcast"
     return None
 
 

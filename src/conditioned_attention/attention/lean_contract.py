@@ -36,6 +36,7 @@ def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
         return "C is folded into flash attention from the rows of the output only"
     return (
         _refuses_surroundings()
+        or arguments.irregular()
         or _refuses_inputs(arguments)
         or (_refuses_on_cpu(arguments) if arguments.query.device.type == "cpu" else _refuses_on_cuda(arguments))
     )
@@ -78,22 +79,10 @@ def _transforms() -> list[Any]:
 
 def _refuses_inputs(arguments: Arguments) -> str | None:
     query, key, value, mask = arguments[:4]
-    for tensor in (query, key, value, mask):
-        if tensor is None:
-            continue
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_nested:
-            return f"{type(tensor).__name__} and nested tensors go through PyTorch's own dispatch"
-        if tensor.numel() == 0:
-            return "empty tensors"
-    if not 2 <= query.dim() <= 4 or query.dim() != key.dim() or key.dim() != value.dim():
-        return "query, key and value must have the same number of dimensions, 2 to 4"
     if query.shape[-1] != value.shape[-1]:
         return f"value width {value.shape[-1]} differs from key width {query.shape[-1]}"
     if not query.dtype == key.dtype == value.dtype and torch.float64 in (query.dtype, key.dtype, value.dtype):
         return "float64, which autocast leaves as it is, beside another dtype"
-    heads = 3 if arguments.enable_gqa else 2
-    if query.shape[:-heads] != key.shape[:-heads] or key.shape[:-2] != value.shape[:-2]:
-        return "batch or head dimensions that broadcast"
     if mask is not None and mask.requires_grad and torch.is_grad_enabled():
         return "flash attention sends no gradient to a mask"
     return None
