@@ -12,12 +12,12 @@ from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.results import read_rows
 from conditioned_attention.bench.spectra import SpectraRow
 from conditioned_attention.bench.tables import readme_text, split_at_marks
-from conditioned_attention.experiments.files import read_json
 from conditioned_attention.experiments.report import read_report
 from conditioned_attention.experiments.statistics import paired_interval
 from conditioned_attention.experiments.variants import VARIANTS
 from conditioned_attention.sites import registered
 from conditioned_attention.sites.versions import SUPPORTED
+from conditioned_attention.storage.files import read_json
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

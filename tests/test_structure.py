@@ -20,7 +20,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"experiments", "bench", "inspection"},
-    {"conversion", "measure", "environment", "_torchvision"},
+    {"conversion", "measure", "environment", "storage", "profiling", "_torchvision"},
     {"sites"},
     {"modules", "varlen"},
     {"functional"},
@@ -112,7 +112,7 @@ def test_every_public_name_has_a_docstring_and_is_exported():
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages([str(SOURCE)], "conditioned_attention.")
-    if not module.name.endswith("cli") and "triton_kernels" not in module.name
+    if not module.name.endswith("cli") and "attention.triton" not in module.name
 )
 
 
@@ -130,8 +130,8 @@ def test_examples_are_there():
         "varlen",
         "modules",
         "conversion.convert",
-        "measure.spectra",
-        "measure.monitor",
+        "measure.numbers.spectra",
+        "measure.monitoring.monitor",
         "experiments.compare",
     ):
         module = importlib.import_module(f"conditioned_attention.{name}")

@@ -21,7 +21,7 @@ def prepare():
         return
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
-    from conditioned_attention.attention.triton_kernels import backward, decode, forward  # noqa: F401
+    from conditioned_attention.attention.triton import backward, decode, forward  # noqa: F401
 
     if before is None:
         del os.environ[VARIABLE]

@@ -389,7 +389,7 @@ class BenchLoop:
 
     def __call__(self) -> int:
         from conditioned_attention.bench.loop import measure_loop
-        from conditioned_attention.experiments.files import write_json
+        from conditioned_attention.storage.files import write_json
 
         result = measure_loop(self.rounds, self.threads)
         print(json.dumps(result, indent=2))

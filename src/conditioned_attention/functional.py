@@ -11,8 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention import composed, fused, fused_contract, lean, lean_contract
+from conditioned_attention.attention import composed
 from conditioned_attention.attention.arguments import Arguments, check_float, checked
+from conditioned_attention.attention.fused import attend as fused
+from conditioned_attention.attention.fused import contract as fused_contract
+from conditioned_attention.attention.lean import attend as lean
+from conditioned_attention.attention.lean import contract as lean_contract
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_rows
 
 IMPLEMENTATIONS = ("composed", "lean", "fused")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention import fused, fused_contract
 from conditioned_attention.attention.arguments import Arguments, checked
+from conditioned_attention.attention.fused import attend as fused
+from conditioned_attention.attention.fused import contract as fused_contract
 from conditioned_attention.functional import check_impl, run
 from conditioned_attention.preconditioner import RowNorm
 

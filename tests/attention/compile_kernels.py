@@ -18,8 +18,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from conditioned_attention.attention import fused_launch
-from conditioned_attention.attention.fused_launch import Inputs, Options
+from conditioned_attention.attention.fused import launch as fused_launch
+from conditioned_attention.attention.fused.launch import Inputs, Options
 
 half, single = torch.bfloat16, torch.float32
 BIAS, BIAS_OF_ALL = torch.empty(1, 3, 49, 49, dtype=half), torch.empty(1, 1, 1, 512, dtype=half)

@@ -9,8 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conditioned_attention import preconditioned_attention
-from conditioned_attention.attention import lean_contract
 from conditioned_attention.attention.arguments import Arguments
+from conditioned_attention.attention.lean import contract as lean_contract
 from tests.judge import assert_as_good_as_plain, plain
 
 PADDED = 32  # memory-efficient attention pads its statistics

@@ -18,9 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from conditioned_attention import explain, reference
-from conditioned_attention.attention import fused, fused_contract, fused_launch, lean_rows
-from conditioned_attention.attention.fused_launch import Options
-from conditioned_attention.measure.memory import held_bytes
+from conditioned_attention.attention.fused import attend as fused
+from conditioned_attention.attention.fused import contract as fused_contract
+from conditioned_attention.attention.fused import launch as fused_launch
+from conditioned_attention.attention.fused.launch import Options
+from conditioned_attention.attention.lean import rows as lean_rows
+from conditioned_attention.profiling.memory import held_bytes
 from tests.attention.kernels import DEVICE, GPU, assert_good, fused_, interpreted, needs_kernels, poison_more_memory  # noqa: F401
 from tests.attention.test_operator import CASES, double, plain_through, run
 from tests.judge import plain, stock

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from conditioned_attention import preconditioned_attention
-from conditioned_attention.attention import fused_launch
+from conditioned_attention.attention.fused import launch as fused_launch
 from tests.attention import by_hand
 from tests.attention.kernels import (  # noqa: F401
     DEVICE,

@@ -12,8 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from conditioned_attention import explain, functional, preconditioned_attention
-from conditioned_attention.attention import flash, fused_launch, lean_rows, lean_steps
-from conditioned_attention.measure.memory import held_bytes
+from conditioned_attention.attention.fused import launch as fused_launch
+from conditioned_attention.attention.lean import flash
+from conditioned_attention.attention.lean import rows as lean_rows
+from conditioned_attention.attention.lean import steps as lean_steps
+from conditioned_attention.profiling.memory import held_bytes
 from tests.attention.kernels import assert_good, needs_kernels
 from tests.triton_interpreter import VARIABLE
 

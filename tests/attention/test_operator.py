@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conditioned_attention import explain, precondition_rows, preconditioned_attention, reference
-from conditioned_attention.attention import fused_contract
+from conditioned_attention.attention.fused import contract as fused_contract
 from conditioned_attention.functional import IMPLEMENTATIONS
 from tests.judge import assert_as_good_as_plain, plain, stock
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from conditioned_attention.attention import fused_launch
-from conditioned_attention.attention.fused_launch import Blocks
+from conditioned_attention.attention.fused import launch as fused_launch
+from conditioned_attention.attention.fused.launch import Blocks
 from conditioned_attention.bench import blocks
 from conditioned_attention.bench.blocks import BlocksSettings, find_blocks_cases, measure_blocks, run_blocks
 from conditioned_attention.bench.cases import GPU_CASES, Case

@@ -7,7 +7,7 @@ from conditioned_attention.bench.plots import write_plot
 from conditioned_attention.bench.results import read_rows, write_rows
 from conditioned_attention.bench.step import StepRow
 from conditioned_attention.bench.tables import BEGIN, END, NOT_MEASURED, markdown_table, put_between_marks, readme_text
-from conditioned_attention.experiments.files import write_json
+from conditioned_attention.storage.files import write_json
 
 SETTINGS = {"rounds": 30, "threads": 2, "device": "cpu", "dtype": "float32"}
 ENVIRONMENT = {"machine": "a box, 2 cores", "torch": "2.13.0", "devices": ["cpu"]}

@@ -16,7 +16,7 @@ from transformers import YosoConfig, YosoModel
 from conditioned_attention import ConditionMonitor, conditioning, precondition, reference, restore
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
-from conditioned_attention.measure.probe import head_outputs
+from conditioned_attention.measure.probing.probe import head_outputs
 from tests.models import MODELS, build, gpt2, inputs, output, timm_vit, tokens, weigh
 from tests.oracle import NormalisedRows
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conditioned_attention import functional, precondition
-from conditioned_attention.attention import fused
+from conditioned_attention.attention.fused import attend as fused
 from tests.attention.kernels import interpreted, needs_kernels, poison_more_memory  # noqa: F401
 from tests.conversion.test_lean import outcome
 from tests.models import MODELS, build

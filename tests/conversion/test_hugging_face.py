@@ -21,7 +21,7 @@ from transformers import (
 from conditioned_attention import apply_conditioning, conditioning, precondition, restore
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import find_sites
-from conditioned_attention.sites import transformers as table
+from conditioned_attention.sites.transformers import heads as table
 from tests.conversion.hugging_face_families import attention_classes
 from tests.conversion.hugging_face_tiny import CASES, MODULES, attention, call, first_tensor, tiny, tiny_config
 from tests.models import build, output, tokens, weigh

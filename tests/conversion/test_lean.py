@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conditioned_attention import functional, precondition
-from conditioned_attention.attention import lean
-from conditioned_attention.measure.memory import held_bytes
+from conditioned_attention.attention.lean import attend as lean
+from conditioned_attention.profiling.memory import held_bytes
 from tests.models import MODELS, build, inputs, output, weigh
 from tests.oracle import NormalisedRows
 

@@ -10,12 +10,12 @@ from torch import nn
 from transformers import CONFIG_MAPPING
 
 from conditioned_attention.sites import find_sites
-from conditioned_attention.sites import projections_transformers as table
 from conditioned_attention.sites.corrected import correct, uncorrect
 from conditioned_attention.sites.projections import Projections, as_matrix
-from conditioned_attention.sites.projections_by_name import recognise
 from conditioned_attention.sites.site import class_name
 from conditioned_attention.sites.table import find_projections
+from conditioned_attention.sites.transformers import projections as table
+from conditioned_attention.sites.transformers.by_name import recognise
 from conditioned_attention.spectral import Spectral
 from tests.conversion.hugging_face_families import SECONDS, limited
 from tests.conversion.hugging_face_families import build as build_on_meta

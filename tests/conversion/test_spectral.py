@@ -26,7 +26,7 @@ from conditioned_attention import (
     spectral_condition,
     unfold,
 )
-from conditioned_attention.measure.weights import projection_records
+from conditioned_attention.measure.probing.projections import projection_records
 from conditioned_attention.sites.corrected import shown
 from conditioned_attention.sites.projections import Projection, Projections
 from conditioned_attention.spectral import Spectral, auto_strength, self_logit
@@ -353,7 +353,7 @@ def test_wrong_options_change_nothing(options, error, words):
 
 
 def test_wrong_entries_of_the_table_are_noticed(monkeypatch):
-    from conditioned_attention.sites import projections_timm
+    from conditioned_attention.sites.timm import projections as projections_timm
 
     def rows_that_are_not_there(module):
         return Projections((Projection("qkv", sizes=(32, 32, 33)),), module.num_heads)

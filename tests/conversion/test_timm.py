@@ -13,9 +13,9 @@ from timm.layers.cbam import SpatialAttn
 from torch import nn
 
 from conditioned_attention import apply_conditioning, conditioning, precondition, restore
-from conditioned_attention.measure.probe import head_outputs
-from conditioned_attention.sites import timm as table
+from conditioned_attention.measure.probing.probe import head_outputs
 from conditioned_attention.sites.site import class_name
+from conditioned_attention.sites.timm import heads as table
 from tests.conversion.timm_cases import CASES, MODELS
 from tests.conversion.timm_families import COMMAND, FAMILIES, PAGE, page, says_softmax, survey
 from tests.models import weigh

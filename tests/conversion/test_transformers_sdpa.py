@@ -9,7 +9,7 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from conditioned_attention.preconditioner import HeadTransform
-from conditioned_attention.sites.transformers_sdpa import attend_like_sdpa, look_up, stands_in_for
+from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, look_up, stands_in_for
 
 
 @dataclass(frozen=True)

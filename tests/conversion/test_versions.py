@@ -7,7 +7,8 @@ from types import ModuleType
 import pytest
 
 from conditioned_attention import precondition, restore
-from conditioned_attention.sites import marker, versions
+from conditioned_attention.sites import versions
+from conditioned_attention.sites.transformers import marker
 from tests.models import build
 
 PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text()

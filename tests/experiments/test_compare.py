@@ -16,8 +16,6 @@ from filelock import FileLock
 from PIL import Image
 
 from conditioned_attention.experiments import compare, run
-from conditioned_attention.experiments.files import write_json
-from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.images import Digits, VisionTransformer
 from conditioned_attention.experiments.recipes import compare_recipe
 from conditioned_attention.experiments.report import read_report, write_report
@@ -25,6 +23,8 @@ from conditioned_attention.experiments.tables import text_table
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant
+from conditioned_attention.storage.files import write_json
+from conditioned_attention.storage.folder import run_folder
 from tests.experiments.loops import dies_on_seed_1, fails_on_seed_1, scores
 from tests.experiments.tiny import Tiny
 

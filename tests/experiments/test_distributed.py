@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.launch import Launch
+from conditioned_attention.storage.files import JsonLines
 from tests.experiments import ranks
 
 

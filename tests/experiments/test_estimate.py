@@ -17,7 +17,7 @@ from conditioned_attention.experiments.gpus import GPUS, find_gpu
 from conditioned_attention.experiments.loop import train
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
-from conditioned_attention.measure.memory import held_bytes
+from conditioned_attention.profiling.memory import held_bytes
 from tests.experiments.tiny import TinyDigits
 from tests.models import timm_vit
 

@@ -8,12 +8,12 @@ import pytest
 
 from conditioned_attention.cli import main
 from conditioned_attention.experiments import compare
-from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.gather import gather
 from conditioned_attention.experiments.report import write_report
 from conditioned_attention.experiments.tables import print_table, text_table
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import AtRates, tune
+from conditioned_attention.storage.folder import run_folder
 from tests.experiments.loops import peaks_at_a_rate, scores
 
 BOTH = ["baseline", "preconditioned"]

@@ -12,12 +12,12 @@ from conditioned_attention.experiments.data.text import (
     standard_library_text,
     wordnet_glosses,
 )
-from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.language import GPT, NextByteRecipe
 from conditioned_attention.experiments.launch import Launch
 from conditioned_attention.experiments.loop import train
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.storage.files import JsonLines
 
 SMALL = NextByteRecipe(
     eval_windows=16,

@@ -18,7 +18,6 @@ from conditioned_attention.experiments.columns import Heads, average_kappa, read
 from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.curves import POINTS, Band, thin, thin_band
 from conditioned_attention.experiments.figures import charts_of, heads_of
-from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.images import Digits, VisionTransformer
 from conditioned_attention.experiments.launch import Launch
 from conditioned_attention.experiments.page import Section, page
@@ -30,8 +29,9 @@ from conditioned_attention.experiments.tables import conditioning_table, table
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.words import alarms, short_answer
+from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots import average_condition_number
-from conditioned_attention.measure.records import HeadRecord
+from conditioned_attention.storage.folder import run_folder
 
 BOTH = ["baseline", "preconditioned"]
 BLUE = (0x00, 0x72, 0xB2)

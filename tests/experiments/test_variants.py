@@ -18,7 +18,6 @@ from conditioned_attention.controls import PowerNorm
 from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.data.text import split_windows, standard_library_text
 from conditioned_attention.experiments.estimate import estimate
-from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.initialise import orthogonal_projections
 from conditioned_attention.experiments.language import GPT, NextByte, NextByteRecipe
 from conditioned_attention.experiments.launch import Launch
@@ -26,9 +25,10 @@ from conditioned_attention.experiments.loop import train
 from conditioned_attention.experiments.recipes import compare_recipe
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS, Variant, descriptions, find_variant, find_variants
-from conditioned_attention.measure.weights import projection_records
+from conditioned_attention.measure.probing.projections import projection_records
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.site import transform_of
+from conditioned_attention.storage.files import JsonLines
 from tests.experiments.test_resume import Killed, assert_same_run, kill_at, without_time
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
 from tests.models import build, inputs, output

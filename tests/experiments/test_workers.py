@@ -13,12 +13,12 @@ import pytest
 
 from conditioned_attention.experiments import compare
 from conditioned_attention.experiments.compare import run_missing
-from conditioned_attention.experiments.files import JsonLines
-from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.progress import display
 from conditioned_attention.experiments.run import job_of
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.storage.files import JsonLines
+from conditioned_attention.storage.folder import run_folder
 from tests.experiments import loops
 
 

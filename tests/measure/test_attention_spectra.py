@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conditioned_attention import reference
-from conditioned_attention.measure.attention_spectra import _Weights, attention_spectrum
+from conditioned_attention.measure.numbers.attention_weights import _Weights, attention_spectrum
 
 
 def heads(n=70, m=70, d=8):

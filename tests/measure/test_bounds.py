@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from conditioned_attention import log_complexity, reference
-from conditioned_attention.measure.bounds import (
+from conditioned_attention.measure.numbers.bounds import (
     application_flops,
     attention_flops,
     complexity_change,

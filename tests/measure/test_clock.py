@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from conditioned_attention.measure.clock import interleave, paired_ratio, turn_order
+from conditioned_attention.profiling.clock import interleave, paired_ratio, turn_order
 
 
 @pytest.mark.parametrize("n", [2, 4, 6, 8])

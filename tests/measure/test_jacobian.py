@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conditioned_attention.experiments.data.digits import load_digits
-from conditioned_attention.measure.jacobian import METHODS, WRT, jacobian_bound, jacobian_condition
+from conditioned_attention.measure.numbers.jacobian import METHODS, WRT, jacobian_bound, jacobian_condition
 from tests.models import build
 
 
@@ -123,7 +123,7 @@ def test_sharp_attention_is_not_lost_in_rounding(gap):
 
 
 def test_auto_takes_the_first_method_that_is_small_enough(monkeypatch):
-    from conditioned_attention.measure import jacobian as module
+    from conditioned_attention.measure.numbers import jacobian as module
 
     x, weights = drawn()
     exact = jacobian_condition(x, *weights)

@@ -5,7 +5,7 @@ import weakref
 
 import torch
 
-from conditioned_attention.measure.memory import held_bytes, peak_bytes
+from conditioned_attention.profiling.memory import held_bytes, peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from conditioned_attention import fold, precondition, spectral_condition
-from conditioned_attention.measure.jacobian import jacobian_condition
-from conditioned_attention.measure.model_jacobian import jacobian_records
+from conditioned_attention.measure.numbers.jacobian import jacobian_condition
+from conditioned_attention.measure.probing.jacobian import jacobian_records
 from tests.models import build, inputs, output, tokens, vectors
 
 DIGITS = torch.tensor(load_digits().images[:2], dtype=torch.float32).unsqueeze(1) / 8 - 1

@@ -14,8 +14,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from conditioned_attention import ConditionMonitor, condition_number, precondition, restore
-from conditioned_attention.measure.probe import head_outputs
-from conditioned_attention.measure.records import HeadRecord
+from conditioned_attention.measure.monitoring.records import HeadRecord
+from conditioned_attention.measure.probing.probe import head_outputs
 from tests.models import MODELS, build, images, inputs, timm_vit
 
 attention = F.scaled_dot_product_attention

@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots import (
     FIELDS,
     THEMES,
@@ -27,8 +28,7 @@ from conditioned_attention.measure.plots import (
     side_by_side,
 )
 from conditioned_attention.measure.plots.style import SCALE
-from conditioned_attention.measure.probe import HeadOutputs, head_outputs
-from conditioned_attention.measure.records import HeadRecord
+from conditioned_attention.measure.probing.probe import HeadOutputs, head_outputs
 from tests.colour import VISION, contrast, distance, lab
 from tests.models import images, timm_vit
 from tests.rendering import check_texts, differs, pixel_at, render

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conditioned_attention import condition_number, log_complexity, precondition_rows, reference
-from conditioned_attention.measure.randomised import estimate_condition
-from conditioned_attention.measure.spectra import spectrum
+from conditioned_attention.measure.numbers.randomised import estimate_condition
+from conditioned_attention.measure.numbers.spectra import spectrum
 
 
 def test_values_that_can_be_computed_by_hand():

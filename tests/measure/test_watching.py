@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from conditioned_attention import ConditionMonitor, condition_number, precondition
-from conditioned_attention.measure import monitor
-from conditioned_attention.measure.alarms import Alarm
-from conditioned_attention.measure.model_attention import attention_weights_spectra
-from conditioned_attention.measure.probe import head_outputs
-from conditioned_attention.measure.records import HeadRecord, summary
-from conditioned_attention.measure.sinks import read_records
+from conditioned_attention.measure.monitoring import monitor
+from conditioned_attention.measure.monitoring.alarms import Alarm
+from conditioned_attention.measure.monitoring.records import HeadRecord, summary
+from conditioned_attention.measure.monitoring.sinks import read_records
+from conditioned_attention.measure.probing.attention_weights import attention_weights_spectra
+from conditioned_attention.measure.probing.probe import head_outputs
 from tests.experiments.test_distributed import torchrun
 from tests.measure import ranks
 from tests.models import build, images, inputs

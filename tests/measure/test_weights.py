@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from conditioned_attention import fold, precondition, spectral_condition, unfold
-from conditioned_attention.measure.weights import projection_records, value_norm
+from conditioned_attention.measure.probing.projections import projection_records, value_norm
 from tests.models import build, gpt2, timm_vit
 
 ROLES = ("query", "key", "value")

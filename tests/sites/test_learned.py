@@ -17,7 +17,7 @@ from torch import nn
 from conditioned_attention import ConditionMonitor, apply_conditioning, conditioning, precondition, restore
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
-from conditioned_attention.measure.weights import projection_records
+from conditioned_attention.measure.probing.projections import projection_records
 from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
 from tests.models import MODELS, Identity, build, inputs, output, torch_encoder, weigh
 

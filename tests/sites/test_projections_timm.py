@@ -8,10 +8,10 @@ from timm.models.csatv2 import SpatialTransformerBlock
 from torch import nn
 
 from conditioned_attention import precondition
-from conditioned_attention.sites import projections_timm
-from conditioned_attention.sites import timm as table
 from conditioned_attention.sites.site import class_name
 from conditioned_attention.sites.table import find_projections
+from conditioned_attention.sites.timm import heads as table
+from conditioned_attention.sites.timm import projections as projections_timm
 from tests.conversion.test_timm_forwards import CASES as REWRITTEN
 from tests.conversion.timm_cases import CASES as HOOKED
 from tests.conversion.timm_cases import CHANNELS_LAST, IMAGE, TOKENS, draw

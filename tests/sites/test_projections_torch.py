@@ -11,10 +11,11 @@ from torchvision.models.video.mvit import MultiscaleAttention
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from conditioned_attention import MultiheadAttention, precondition
-from conditioned_attention.sites import projections_torch, torchvision
 from conditioned_attention.sites.corrected import correct
 from conditioned_attention.sites.site import class_name
 from conditioned_attention.sites.table import find_projections
+from conditioned_attention.sites.torch_nn import projections as projections_torch
+from conditioned_attention.sites.torchvision import heads as torchvision
 from conditioned_attention.spectral import Spectral
 from tests.models import vectors
 from tests.sites.roles import (

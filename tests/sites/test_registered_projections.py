@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conditioned_attention import precondition, register_attention, restore, spectral_condition
-from conditioned_attention.measure.weights import projection_records
+from conditioned_attention.measure.probing.projections import projection_records
 
 STRENGTH = 0.7
 

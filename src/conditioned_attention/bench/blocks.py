@@ -1,4 +1,4 @@
-"""Block shapes of the Triton kernels, each timed beside the table's own: what `fused_launch`'s table is made from."""
+"""Block shapes of the Triton kernels, each timed beside the table's own: what the launcher's table is made from."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention import fused_launch
-from conditioned_attention.attention.fused_launch import Blocks, Inputs, Options
+from conditioned_attention.attention.fused import launch as fused_launch
+from conditioned_attention.attention.fused.launch import Blocks, Inputs, Options
 from conditioned_attention.bench.cases import GPU_CASES, Case, by_name
 from conditioned_attention.bench.results import begin, write_rows
-from conditioned_attention.experiments.folder import working_folder
-from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
+from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
+from conditioned_attention.storage.folder import working_folder
 
 KERNELS = ("attend", "keys_and_values", "queries")  # in the order of the table's rows
 CASES = ("d64_n1024", "d64_n4096_causal", "d128_n1024", "d128_n4096_causal")
@@ -68,7 +68,7 @@ class BlocksRow:
 
     Attributes:
         case, kernel: which; ``attend`` is timed in forward, the others in backward with the rest as in the table.
-        queries, keys, warps, stages: as in `fused_launch.Blocks`.
+        queries, keys, warps, stages: as in `launch.Blocks`.
         status, note: ``"measured"``, ``"failed"`` (shared memory, mostly) or ``"wrong"``, and why.
         ratio, p20, p80: time over that of the table's own shape, median and percentiles of the rounds' ratios.
         milliseconds: of one call, median of the rounds.

@@ -30,7 +30,7 @@ from conditioned_attention.bench.tables import print_steps
 from conditioned_attention.bench.targets import MODEL
 from conditioned_attention.bench.work import Limits, measure_limits
 from conditioned_attention.environment import environment
-from conditioned_attention.experiments.files import read_json, write_json, write_text
+from conditioned_attention.storage.files import read_json, write_json, write_text
 
 _ROOT = Path(__file__).parents[3]
 _TESTS = (

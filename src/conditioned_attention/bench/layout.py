@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from conditioned_attention.measure.clock import PairedRatio
+from conditioned_attention.profiling.clock import PairedRatio
 
 
 def milliseconds(value: float | None) -> str:

@@ -20,7 +20,7 @@ from conditioned_attention.experiments.optimizer import build_optimizer, build_s
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import VARIANTS
-from conditioned_attention.measure.clock import paired_ratio
+from conditioned_attention.profiling.clock import paired_ratio
 
 
 def measure_loop(rounds: int = 12, threads: int = 1, epochs: int = 4) -> dict[str, Any]:

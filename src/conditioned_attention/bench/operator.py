@@ -18,9 +18,9 @@ from conditioned_attention.bench.contestants import PLAIN, Contestant, contestan
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.judge import Verdict, judge
 from conditioned_attention.bench.results import begin, write_rows
-from conditioned_attention.experiments.folder import working_folder
-from conditioned_attention.measure.clock import Stopwatch, interleave, paired_ratio
-from conditioned_attention.measure.memory import held_bytes, peak_bytes
+from conditioned_attention.profiling.clock import Stopwatch, interleave, paired_ratio
+from conditioned_attention.profiling.memory import held_bytes, peak_bytes
+from conditioned_attention.storage.folder import working_folder
 
 Mode = Literal["forward", "backward", "both"]
 

@@ -12,8 +12,8 @@ from conditioned_attention.bench.cases import in_order
 from conditioned_attention.bench.contestants import PLAIN
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_rows
-from conditioned_attention.experiments.files import write_bytes
 from conditioned_attention.measure.plots import COLOURS
+from conditioned_attention.storage.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

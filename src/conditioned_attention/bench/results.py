@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from conditioned_attention.environment import environment
-from conditioned_attention.experiments.files import finite, write_json, write_text
-from conditioned_attention.experiments.folder import differences
+from conditioned_attention.storage.files import finite, write_json, write_text
+from conditioned_attention.storage.folder import differences
 
 Row = TypeVar("Row")
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from conditioned_attention.bench.results import begin, write_rows
-from conditioned_attention.experiments.folder import working_folder
-from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
-from conditioned_attention.measure.randomised import estimate_condition
-from conditioned_attention.measure.spectra import spectrum
+from conditioned_attention.measure.numbers.randomised import estimate_condition
+from conditioned_attention.measure.numbers.spectra import spectrum
+from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
+from conditioned_attention.storage.folder import working_folder
 
 # matrices, rows, columns: heads of the digits ViT, a ViT-B at 224 pixels, GPT-2 at 512 and 1,024 tokens, weights
 SHAPES = ((2304, 17, 16), (256, 197, 64), (128, 512, 64), (64, 1024, 64), (4, 768, 768), (1, 2048, 2048))

@@ -16,11 +16,11 @@ from conditioned_attention.bench.forced import check_runs, forced
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import begin, write_rows
-from conditioned_attention.experiments.folder import working_folder
 from conditioned_attention.experiments.variants import Variant, find_variants
 from conditioned_attention.functional import IMPLEMENTATIONS
-from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
-from conditioned_attention.measure.memory import held_bytes, peak_bytes
+from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
+from conditioned_attention.profiling.memory import held_bytes, peak_bytes
+from conditioned_attention.storage.folder import working_folder
 
 _WARMUP = 2
 _PRECONDITIONED = "preconditioned"

@@ -16,8 +16,8 @@ from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_about, read_rows
 from conditioned_attention.bench.spectra import SpectraRow
 from conditioned_attention.bench.step import StepRow
-from conditioned_attention.experiments.files import write_text
-from conditioned_attention.measure.clock import PairedRatio
+from conditioned_attention.profiling.clock import PairedRatio
+from conditioned_attention.storage.files import write_text
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOT_MEASURED = "Not measured yet."

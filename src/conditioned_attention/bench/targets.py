@@ -9,7 +9,7 @@ from conditioned_attention.bench.contestants import BACKENDS, PLAIN
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.step import StepRow
 from conditioned_attention.functional import IMPLEMENTATIONS
-from conditioned_attention.measure.clock import PairedRatio, paired_ratio
+from conditioned_attention.profiling.clock import PairedRatio, paired_ratio
 
 TIME, FLOATS, STEP_TIME, STEP_MEMORY = 1.02, 1.0, 1.01, 1.002
 MODEL = "vit_b"

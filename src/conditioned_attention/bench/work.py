@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from conditioned_attention.bench.cases import Case
-from conditioned_attention.measure.clock import seconds_of
+from conditioned_attention.profiling.clock import seconds_of
 
 # Forward is two products of matrices and backward five, as flash attention counts them: logits are computed again.
 _OVER_FORWARD = {"forward": 1.0, "backward": 2.5, "both": 3.5}

@@ -27,7 +27,7 @@ from conditioned_attention.sites import (
 )
 from conditioned_attention.sites.corrected import spectral_of
 from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
-from conditioned_attention.sites.torch_nn import BuiltIn
+from conditioned_attention.sites.torch_nn.heads import BuiltIn
 from conditioned_attention.spectral import Spectral
 
 # Key in a Hugging Face config.json

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from conditioned_attention.experiments.files import write_json
+from conditioned_attention.storage.files import write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from conditioned_attention.experiments.comparison import Comparison, collect
-from conditioned_attention.experiments.folder import check_settings, working_folder
 from conditioned_attention.experiments.progress import Display, display
 from conditioned_attention.experiments.run import Job, Train, check_origin, job_of, run_job
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant, find_variants
 from conditioned_attention.experiments.workers import run_in_workers
+from conditioned_attention.storage.folder import check_settings, working_folder
 
 
 def compare(

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.environment import environment
-from conditioned_attention.experiments.files import read_json
 from conditioned_attention.experiments.run import Job, reason_of
 from conditioned_attention.experiments.statistics import Summary, many_compared, summarise, verdict
 from conditioned_attention.experiments.task import Metric
+from conditioned_attention.storage.files import read_json
 
 if TYPE_CHECKING:
     from conditioned_attention.experiments.tuning import Tuning

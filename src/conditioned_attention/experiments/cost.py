@@ -14,8 +14,8 @@ from conditioned_attention.experiments.optimizer import build_optimizer
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant
-from conditioned_attention.measure.clock import interleave, paired_ratio, seconds_of
-from conditioned_attention.measure.memory import peak_bytes
+from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
+from conditioned_attention.profiling.memory import peak_bytes
 
 _WARMUP = 3
 

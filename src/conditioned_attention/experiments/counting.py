@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from conditioned_attention.experiments.gpus import Precision
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.variants import Variant
-from conditioned_attention.measure.memory import held_bytes
+from conditioned_attention.profiling.memory import held_bytes
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -17,7 +17,7 @@ from conditioned_attention.experiments.optimizer import build_optimizer
 from conditioned_attention.experiments.task import Task
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant, check_suited, find_variants
-from conditioned_attention.measure.clock import seconds_of
+from conditioned_attention.profiling.clock import seconds_of
 
 # Share of the peak rate that training is assumed to reach: an assumption, not a measurement.  Published runs of large
 # transformers reach 0.3 to 0.5; models with narrow matrices, and small batches, reach much less.

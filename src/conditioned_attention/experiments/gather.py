@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.comparison import Comparison, machines_of
-from conditioned_attention.experiments.files import read_json
-from conditioned_attention.experiments.folder import run_folder
 from conditioned_attention.experiments.run import differences_of_sets, reason_of
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import Tuning, read_tuning
 from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.storage.files import read_json
+from conditioned_attention.storage.folder import run_folder
 
 
 def gather(folder: Path) -> Comparison | None:

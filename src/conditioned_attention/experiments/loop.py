@@ -23,7 +23,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.checkpoints import Checkpoints
-from conditioned_attention.experiments.files import JsonLines, finite, remove_leftovers, write_text
 from conditioned_attention.experiments.interruption import Stop, signals_noted
 from conditioned_attention.experiments.launch import Launch, kind
 from conditioned_attention.experiments.loading import EpochSampler, training_loader
@@ -33,8 +32,9 @@ from conditioned_attention.experiments.trackers import Trackers, check_installed
 from conditioned_attention.experiments.training import Training
 from conditioned_attention.experiments.variants import Variant, check_suited
 from conditioned_attention.measure import ConditionMonitor
-from conditioned_attention.measure.records import summary
-from conditioned_attention.measure.weights import ProjectionRecord, projection_records, value_norm
+from conditioned_attention.measure.monitoring.records import summary
+from conditioned_attention.measure.probing.projections import ProjectionRecord, projection_records, value_norm
+from conditioned_attention.storage.files import JsonLines, finite, remove_leftovers, write_text
 
 logger = logging.getLogger(__name__)
 

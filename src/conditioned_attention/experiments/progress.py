@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from conditioned_attention.experiments.files import JsonLines
 from conditioned_attention.experiments.run import Job
+from conditioned_attention.storage.files import JsonLines
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from conditioned_attention.experiments.compare import compare, seed_list
 from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.cost import measure_cost
-from conditioned_attention.experiments.folder import check_settings, run_folder, working_folder
 from conditioned_attention.experiments.image_folder import ImageFolder
 from conditioned_attention.experiments.images import Digits, FashionMNIST
 from conditioned_attention.experiments.language import NextByteRecipe
@@ -26,6 +25,7 @@ from conditioned_attention.experiments.tuning import FIRST_SEED as FIRST_TUNING_
 from conditioned_attention.experiments.tuning import AtRates, grid_of, read_grid, read_tuning, settings_of_tuning
 from conditioned_attention.experiments.tuning import tune as find_rates
 from conditioned_attention.experiments.variants import Variant, check_suited, find_variants
+from conditioned_attention.storage.folder import check_settings, run_folder, working_folder
 
 
 class Recipe(Protocol):

@@ -10,7 +10,6 @@ from conditioned_attention.experiments.charts import palette_of
 from conditioned_attention.experiments.columns import Heads
 from conditioned_attention.experiments.comparison import Comparison
 from conditioned_attention.experiments.figures import charts_of, heads_of
-from conditioned_attention.experiments.files import read_json, write_bytes, write_json, write_text
 from conditioned_attention.experiments.gather import gather
 from conditioned_attention.experiments.page import Section, page
 from conditioned_attention.experiments.pictures import picture, plot_kappa
@@ -25,6 +24,7 @@ from conditioned_attention.experiments.subjects import (
 from conditioned_attention.experiments.tables import conditioning_table, table
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.tuning import Tuning
+from conditioned_attention.storage.files import read_json, write_bytes, write_json, write_text
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:

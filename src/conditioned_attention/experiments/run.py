@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.environment import short_environment
-from conditioned_attention.experiments.files import JsonLines, finite, read_json, write_json, write_text
-from conditioned_attention.experiments.folder import differences, run_folder, working_folder
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant
+from conditioned_attention.storage.files import JsonLines, finite, read_json, write_json, write_text
+from conditioned_attention.storage.folder import differences, run_folder, working_folder
 
 Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
 

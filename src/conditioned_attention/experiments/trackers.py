@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from conditioned_attention.experiments.files import write_json
+from conditioned_attention.storage.files import write_json
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

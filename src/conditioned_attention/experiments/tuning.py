@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.compare import run_missing
-from conditioned_attention.experiments.files import read_json, write_json
-from conditioned_attention.experiments.folder import check_settings, working_folder
 from conditioned_attention.experiments.task import Metric
 from conditioned_attention.experiments.variants import Variant, find_variants
+from conditioned_attention.storage.files import read_json, write_json
+from conditioned_attention.storage.folder import check_settings, working_folder
 
 FIRST_SEED = 1_000_000  # far from those of comparisons, so that choice and comparison are independent
 

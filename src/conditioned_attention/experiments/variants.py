@@ -16,7 +16,7 @@ from conditioned_attention.conversion.spectral import SpectralChange
 from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.initialise import orthogonal_projections
 from conditioned_attention.experiments.task import Task
-from conditioned_attention.measure.probe import head_outputs
+from conditioned_attention.measure.probing.probe import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate

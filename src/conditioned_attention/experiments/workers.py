@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from conditioned_attention.experiments.files import write_text
 from conditioned_attention.experiments.progress import Display
 from conditioned_attention.experiments.run import Job, Train, run_job
+from conditioned_attention.storage.files import write_text
 
 GRACE = 60.0  # seconds in which a worker that is to stop may write its checkpoint
 

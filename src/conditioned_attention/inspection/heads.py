@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from conditioned_attention.measure.records import HeadRecord
+from conditioned_attention.measure.monitoring.records import HeadRecord
 
 _MATTERS = 0.1  # a difference of log10 κ that is worth a word
 
@@ -26,7 +26,7 @@ def change_in_words(what: str, before: Sequence[HeadRecord], after: Callable[[He
         after: the κ that a head would have.
 
     >>> from conditioned_attention.inspection.heads import change_in_words
-    >>> from conditioned_attention.measure.records import HeadRecord
+    >>> from conditioned_attention.measure.monitoring.records import HeadRecord
     >>> heads = [HeadRecord(0, 0, "attn", i, False, 100.0, 10.0, 3.0, 2.0, 0.0, 0.0, 1.5) for i in range(4)]
     >>> change_in_words("C", heads, lambda head: head.kappa_after)
     'C: log10 κ falls by more than 0.1 in 4 of 4 heads and rises by as much in 0; its median 2.00 → 1.00'

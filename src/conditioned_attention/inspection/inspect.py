@@ -15,8 +15,8 @@ from torch import nn
 from conditioned_attention.conversion import spectral_condition
 from conditioned_attention.inspection.logits import SelfLogit, strongest_self_logit
 from conditioned_attention.measure import ConditionMonitor
-from conditioned_attention.measure.records import HeadRecord
-from conditioned_attention.measure.weights import ProjectionRecord, projection_records
+from conditioned_attention.measure.monitoring.records import HeadRecord
+from conditioned_attention.measure.probing.projections import ProjectionRecord, projection_records
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import Site, active_transform, find_sites
 from conditioned_attention.sites.corrected import spectral_of

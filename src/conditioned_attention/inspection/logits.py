@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from conditioned_attention.measure.inputs import attention_inputs
+from conditioned_attention.measure.probing.inputs import attention_inputs
 from conditioned_attention.sites import Site, find_projections, find_sites
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, auto_strength, self_logit

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from conditioned_attention.inspection.heads import change_in_words, worst_heads
 from conditioned_attention.inspection.inspect import Inspection, InspectionRow
-from conditioned_attention.measure.weights import ProjectionRecord
+from conditioned_attention.measure.probing.projections import ProjectionRecord
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,9 +1,9 @@
 """Numbers from tensors (pure), a monitor that watches a model, plots from numbers."""
 
-from conditioned_attention.measure.monitor import ConditionMonitor
-from conditioned_attention.measure.records import HeadRecord
-from conditioned_attention.measure.sinks import read_records
-from conditioned_attention.measure.spectra import Spectrum, condition_number, log_complexity, spectrum
+from conditioned_attention.measure.monitoring.monitor import ConditionMonitor
+from conditioned_attention.measure.monitoring.records import HeadRecord
+from conditioned_attention.measure.monitoring.sinks import read_records
+from conditioned_attention.measure.numbers.spectra import Spectrum, condition_number, log_complexity, spectrum
 
 __all__ = [
     "ConditionMonitor",

@@ -1,6 +1,5 @@
 """Where the heads are: which modules of a model are attention, and how each head's output is reached."""
 
-from conditioned_attention.sites.marker import MARKER, is_conditioned, marked, settled, watch
 from conditioned_attention.sites.registered import register_attention
 from conditioned_attention.sites.site import Mechanism, Site, active_transform, transform_of
 from conditioned_attention.sites.table import (
@@ -14,6 +13,7 @@ from conditioned_attention.sites.table import (
     uninstall,
     unwrap,
 )
+from conditioned_attention.sites.transformers.marker import MARKER, is_conditioned, marked, settled, watch
 
 __all__ = [
     "MARKER",

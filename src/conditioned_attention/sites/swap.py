@@ -104,9 +104,9 @@ def swap_of(cls: type) -> Swap | None:
     return getattr(cls, _SWAP, None)
 
 
-def swap_in(file: str, conditioned: str) -> Swap | None:
-    """The class swap to a class of a file beside this one, which is imported only now."""
-    return swap_of(getattr(importlib.import_module(f"conditioned_attention.sites.{file}"), conditioned))
+def swap_in(module: str, conditioned: str) -> Swap | None:
+    """The class swap to a class of ``sites/``, whose module is imported only now."""
+    return swap_of(getattr(importlib.import_module(f"conditioned_attention.sites.{module}"), conditioned))
 
 
 def derived_reason(cls: type, names: Container[str]) -> str | None:

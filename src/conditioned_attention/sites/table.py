@@ -32,19 +32,19 @@ from conditioned_attention.spectral import Spectral
 
 # top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
 _LIBRARIES: tuple[tuple[str | None, str], ...] = (
-    ("timm", "conditioned_attention.sites.timm"),
-    ("torchvision", "conditioned_attention.sites.torchvision"),
-    ("torch", "conditioned_attention.sites.torch_nn"),  # the base classes of every module are of this package
-    (None, "conditioned_attention.sites.transformers"),
+    ("timm", "conditioned_attention.sites.timm.heads"),
+    ("torchvision", "conditioned_attention.sites.torchvision.heads"),
+    ("torch", "conditioned_attention.sites.torch_nn.heads"),  # the base classes of every module are of this package
+    (None, "conditioned_attention.sites.transformers.heads"),
 )
 
 # the same for W_Q, W_K and W_V: tables by class, and for what is not in them `recognise`, where a file has that
 _PROJECTIONS: tuple[tuple[str, str], ...] = (
-    ("timm", "conditioned_attention.sites.projections_timm"),
-    ("torchvision", "conditioned_attention.sites.projections_torch"),
-    ("torch", "conditioned_attention.sites.projections_torch"),
-    ("conditioned_attention", "conditioned_attention.sites.projections_torch"),
-    ("transformers", "conditioned_attention.sites.projections_transformers"),
+    ("timm", "conditioned_attention.sites.timm.projections"),
+    ("torchvision", "conditioned_attention.sites.torch_nn.projections"),
+    ("torch", "conditioned_attention.sites.torch_nn.projections"),
+    ("conditioned_attention", "conditioned_attention.sites.torch_nn.projections"),
+    ("transformers", "conditioned_attention.sites.transformers.projections"),
 )
 
 _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn|mhsa", re.IGNORECASE)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conditioned_attention.experiments.files import write_json
+from conditioned_attention.storage.files import write_json
 
 _CHUNK = 64  # items a thread takes at a time
 _SHOWN = 5  # unreadable items in a message

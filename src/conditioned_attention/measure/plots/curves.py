@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots.style import (
     ThemeName,
     find_theme,
@@ -14,7 +15,6 @@ from conditioned_attention.measure.plots.style import (
     room_for_legend,
     styles,
 )
-from conditioned_attention.measure.records import HeadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def plot_condition_numbers(
     Raises:
         ValueError: ``quantiles`` or ``theme`` is none of these.
 
-    >>> from conditioned_attention.measure.records import HeadRecord
+    >>> from conditioned_attention.measure.monitoring.records import HeadRecord
     >>> record = HeadRecord(0, 0, "attn", 0, False, 9.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
     >>> ax = plot_condition_numbers({"baseline": [[record]]}, theme="dark")
     >>> ax.get_ylabel()

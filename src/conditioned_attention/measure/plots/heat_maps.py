@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots.curves import quantile
 from conditioned_attention.measure.plots.style import SCALE, ThemeName, find_theme, new_axes, panels
-from conditioned_attention.measure.records import HeadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def plot_heat_map(
     Raises:
         ValueError: no records, or none at this step, or an unknown field or theme.
 
-    >>> from conditioned_attention.measure.records import HeadRecord
+    >>> from conditioned_attention.measure.monitoring.records import HeadRecord
     >>> heads = [HeadRecord(0, 0, "attn", i, False, 10.0**i, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5) for i in range(4)]
     >>> ax = plot_heat_map(heads)
     >>> ax.images[0].get_array().tolist()  # log10 κ

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots.curves import plot_runs_apart
 from conditioned_attention.measure.plots.heat_maps import (
     draw_multiples,
@@ -14,7 +15,6 @@ from conditioned_attention.measure.plots.heat_maps import (
     layers_by_steps,
 )
 from conditioned_attention.measure.plots.style import ThemeName, panels
-from conditioned_attention.measure.records import HeadRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from conditioned_attention.measure.numbers.spectra import spectrum
 from conditioned_attention.measure.plots.style import (
     ThemeName,
     find_theme,
@@ -16,8 +17,7 @@ from conditioned_attention.measure.plots.style import (
     panels,
     room_for_legend,
 )
-from conditioned_attention.measure.probe import HeadOutputs
-from conditioned_attention.measure.spectra import spectrum
+from conditioned_attention.measure.probing.probe import HeadOutputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def plot_head_spectra(
     """`plot_spectra` of chosen heads side by side, on the same scale.
 
     Args:
-        outputs: what `conditioned_attention.measure.probe.head_outputs` found in a model.
+        outputs: what `conditioned_attention.measure.probing.probe.head_outputs` found in a model.
         heads: (layer, head) of each panel, from 0.
         axes: where to draw, one a head; default a new figure.
         quantiles, theme: as for `plot_spectra`.

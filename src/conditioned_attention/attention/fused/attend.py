@@ -1,0 +1,205 @@
+"""Attention with rows of unit length in kernels of our own, written in Triton: for CUDA, in one pass each way.
+
+What is kept for backward is what flash attention keeps, its output and the log-sum-exp, and 1/C: one float a row.
+The kernels are registered operators, ``conditioned_attention::fused_forward`` and ``fused_backward``: torch.compile
+takes them whole, and modes that watch operators see them.  Otherwise they are called directly, because going through
+the dispatcher takes the host as long as a small attention takes a GPU.
+
+Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conditioned_attention.attention.arguments import Arguments
+from conditioned_attention.attention.fused import contract, launch
+from conditioned_attention.attention.fused.launch import Inputs, Options
+from conditioned_attention.preconditioner import HeadTransform, RowNorm
+
+_TENSORS = len(Inputs._fields)
+
+
+def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
+    """``C · softmax(q kᵀ · scale) v``, (..., H, N, E), for arguments that `contract` has nothing against."""
+    query, key, value, mask = contract.tensors(arguments)
+    seed = _seed(query) if arguments.dropout_p > 0 else None
+    output = _run(Inputs(query, key, value, mask, seed), _options(transform, arguments, query))
+    return output if arguments.query.dim() == 4 else output.reshape(*arguments.query.shape[:-1], output.shape[-1])
+
+
+def attend_packed(
+    transform: HeadTransform, arguments: Arguments, queries_from: Tensor, keys_from: Tensor, longest: tuple[int, int]
+) -> Tensor:
+    """The same for sequences that lie one after the other: query (1, H, all N, D), key and value (1, G, all M, ...).
+
+    ``queries_from`` and ``keys_from`` are the first token of each sequence and, last, how many tokens there are, int32
+    on query's device; ``longest`` the queries and keys of the longest sequences.
+    """
+    query, key, value, _ = contract.tensors(arguments)
+    seed = _seed(query) if arguments.dropout_p > 0 else None
+    options = _options(transform, arguments, query)._replace(longest_queries=longest[0], longest_keys=longest[1])
+    firsts = (queries_from.contiguous(), keys_from.contiguous())  # the kernels read one number after the other
+    return _run(Inputs(query, key, value, None, seed, *firsts), options)
+
+
+def _options(transform: HeadTransform, arguments: Arguments, query: Tensor) -> Options:
+    assert isinstance(transform, RowNorm)
+    return Options(
+        is_causal=arguments.is_causal,
+        scale=1 / math.sqrt(query.shape[-1]) if arguments.scale is None else arguments.scale,
+        dropout_p=arguments.dropout_p,
+        window=arguments.window or 0,
+        eps=transform.floor(query.dtype),
+        rows=transform.rows,
+        gradient=transform.gradient,
+    )
+
+
+def _seed(query: Tensor) -> Tensor:
+    """Of dropout, from PyTorch's own generator of the device, on the device."""
+    return torch.randint(2**62, (1,), device=query.device)
+
+
+def _run(inputs: Inputs, options: Options) -> Tensor:
+    output: Tensor
+    if not _may_call_directly():
+        output = forward_operator(*inputs, *options)[0]
+    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        output = _Fused.apply(*inputs, *options)[0]  # type: ignore[no-untyped-call]
+    else:
+        output = launch.forward(inputs, options)[0]
+    return output
+
+
+def _may_call_directly() -> bool:
+    """Whether nobody but autograd has to see the operators."""
+    if torch.compiler.is_compiling():
+        return False
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
+
+
+# The signatures of the operators are written out, flat, because schemas are made from them: `Inputs`, then `Options`.
+
+
+@torch.library.custom_op("conditioned_attention::fused_forward", mutates_args=())
+def forward_operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    seed: Tensor | None,
+    queries_from: Tensor | None,
+    keys_from: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    window: int,
+    eps: float,
+    rows: str,
+    gradient: str,
+    longest_queries: int,
+    longest_keys: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`launch.forward`: y, 1/C and the log-sum-exp."""
+    return launch.forward(
+        Inputs(query, key, value, mask, seed, queries_from, keys_from),
+        Options(is_causal, scale, dropout_p, window, eps, rows, gradient, longest_queries, longest_keys),
+    )
+
+
+@torch.library.custom_op("conditioned_attention::fused_backward", mutates_args=())
+def backward_operator(
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    seed: Tensor | None,
+    queries_from: Tensor | None,
+    keys_from: Tensor | None,
+    y: Tensor,
+    norm: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+    window: int,
+    eps: float,
+    rows: str,
+    gradient: str,
+    longest_queries: int,
+    longest_keys: int,
+    of_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`launch.backward`."""
+    return launch.backward(
+        upstream,
+        Inputs(query, key, value, mask, seed, queries_from, keys_from),
+        y,
+        norm,
+        lse,
+        Options(is_causal, scale, dropout_p, window, eps, rows, gradient, longest_queries, longest_keys),
+        of_mask,
+    )
+
+
+@forward_operator.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return launch.empty_results(query, value)
+
+
+@backward_operator.register_fake
+def _(
+    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *options: Any
+) -> tuple[Tensor, ...]:
+    return launch.empty_gradients(query, key, value, mask if options[-1] else None)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.options = inputs[_TENSORS:]
+    ctx.save_for_backward(*inputs[:_TENSORS], *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    none = (None,) * (_TENSORS + len(Options._fields) - 4)
+    if upstream is None:
+        return (None,) * 4 + none
+    of_mask = ctx.needs_input_grad[3]
+    saved = ctx.saved_tensors  # asked for once: checkpointing lets nobody ask again
+    inputs, results = saved[:_TENSORS], saved[_TENSORS:]
+    if _may_call_directly() and not torch.is_grad_enabled():
+        y, norm, lse = results
+        gradients = launch.backward(upstream, Inputs(*inputs), y, norm, lse, Options(*ctx.options), of_mask)
+    else:  # with create_graph the operator, of which a further derivative is an error
+        gradients = backward_operator(upstream, *inputs, *results, *ctx.options, of_mask)
+    return *gradients[:3], gradients[3] if of_mask else None, *none
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    raise NotImplementedError(
+        "the fused kernels have no second derivative; wrap the call in torch.nn.attention.sdpa_kernel("
+        "torch.nn.attention.SDPBackend.MATH), with impl='composed'"
+    )
+
+
+forward_operator.register_autograd(_send_back, setup_context=_keep)
+backward_operator.register_autograd(_no_second_derivative)
+
+
+class _Fused(torch.autograd.Function):
+    """The operators' derivative, without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = launch.forward(Inputs(*inputs[:_TENSORS]), Options(*inputs[_TENSORS:]))
+        _keep(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_send_back)

@@ -1,0 +1,57 @@
+"""Alarms: what somebody who trains wants to hear of at once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from conditioned_attention.measure.monitoring.records import HeadRecord
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Heads of one measurement that are beyond a bound.
+
+    Attributes:
+        kind: ``"not finite"`` (an entry that is inf or NaN), ``"kappa"`` or ``"scale"`` (the largest factor on a row).
+        step: of training.
+        bound: what was passed; None for ``"not finite"``.
+        heads: the records concerned, worst first.
+        measured: of how many.
+    """
+
+    kind: str
+    step: int
+    bound: float | None
+    heads: tuple[HeadRecord, ...]
+    measured: int
+
+    def __str__(self) -> str:
+        worst = self.heads[0]
+        where = f"{worst.module or 'the model'}, head {worst.head}"
+        count = f"{len(self.heads)} of {self.measured} heads"
+        if self.kind == "not finite":
+            return f"step {self.step}: head outputs are not finite in {count}, most in {where}"
+        name, value = ("κ", worst.kappa) if self.kind == "kappa" else ("C", worst.largest_scale)
+        shown = "at the numerical floor" if math.isinf(value) else f"{value:.3g}"
+        return f"step {self.step}: {name} is above {self.bound:g} in {count}, most in {where} ({shown})"
+
+
+def alarms_of(records: Sequence[HeadRecord], max_kappa: float | None, max_scale: float | None) -> Iterator[Alarm]:
+    """The alarms that the records of one measurement give; κ at the numerical floor is above every bound."""
+    broken = [record for record in records if record.not_finite > 0]
+    if broken:
+        broken.sort(key=lambda record: -record.not_finite)
+        yield Alarm("not finite", records[0].step, None, tuple(broken), len(records))
+    for kind, bound, field in (("kappa", max_kappa, "kappa"), ("scale", max_scale, "largest_scale")):
+        beyond = [record for record in records if bound is not None and getattr(record, field) > bound]
+        if beyond:
+            beyond.sort(key=lambda record: -getattr(record, field))
+            yield Alarm(kind, records[0].step, bound, tuple(beyond), len(records))
+
+
+def warn(alarm: Alarm) -> None:
+    """What is done with an alarm unless somebody asks for something else."""
+    warnings.warn(str(alarm), RuntimeWarning, stacklevel=3)

@@ -1,0 +1,237 @@
+"""A monitor that watches the conditioning of a model's attention heads while it trains.
+
+It never touches the training step.  Every so many steps it runs the model once more, on a batch that stays the same:
+numbers of different steps, runs and backends can then be compared, whatever compiled or fused kernel trains.
+
+Shapes: B probe samples, H heads, N tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.measure.monitoring.alarms import Alarm, alarms_of, warn
+from conditioned_attention.measure.monitoring.records import HeadRecord, head_records, summary
+from conditioned_attention.measure.monitoring.sinks import sink_for
+from conditioned_attention.measure.probing.probe import HeadOutputs, watch_heads
+from conditioned_attention.sites import find_sites, unwrap
+
+Choice = int | Sequence[int] | None
+Log = Callable[[Mapping[str, float], int], None]
+
+
+class ConditionMonitor:
+    """Measures κ, log μ and more of every attention head of a model, before and after C, every so many steps.
+
+    The probe runs without gradient, in evaluation mode, without autocast, and without anything that ``torch.compile``
+    made; modes, buffers, attributes and random states are put back, so training goes on as if nothing had happened.
+    A measurement costs a forward pass on the probe and 2 · samples · heads singular value decompositions a layer, on
+    the CPU.
+
+    Of several processes each measures by itself, and the first one writes and logs.  With DistributedDataParallel you
+    may as well call it in that one only; with FSDP2 every process has to call it at the same steps, as the forward
+    pass gathers the weights.
+
+    Args:
+        model: the model that trains, plain or converted; wrapped by ``torch.compile``, DistributedDataParallel or
+            ``fully_shard`` is fine.  It must hold attention that `precondition` could convert.
+        probe: what the model is called with: a mapping (keywords), a tuple (positional) or one tensor.  A handful of
+            real samples without padding, on the model's device.
+        every: steps between measurements.
+        path: file or folder that every measurement is appended to: JSON Lines, or a folder of Parquet files if it ends
+            in ``.parquet`` (`read_records` reads both); numbers that are not finite are null.
+        layers: which attention calls of the forward pass, by position from 0: a sequence, a number of them, spread
+            evenly from the first to the last, or None for all.
+        heads: which heads of each, in the same way.
+        samples: how many matrices (B) of each head, spread evenly over the probe batch; None for all.
+        dtype: models of lower precision are probed with parameters in this one, copied for the time, because heads that
+            were rounded to bfloat16 have hardly a κ left; None measures what the model computes, and ``torch.float64``
+            tells apart what is at the floor of float32.
+        keep: how many measurements stay in ``records``; 0 where what `measure` returns is enough.
+        max_kappa, max_scale: bounds on κ and on the largest factor that C puts on a row.
+        on_alarm: called with an `Alarm` where one is passed, or a head's output is not finite; default a
+            ``RuntimeWarning``.  What it raises ends the measurement, after everything was written.
+        log: called with a few numbers and the step after each measurement, to show them wherever training is shown:
+            ``lambda numbers, step: wandb.log(dict(numbers), step=step)``.
+
+    Attributes:
+        records: every `HeadRecord` of the last ``keep`` measurements.
+
+    Raises:
+        TypeError: ``model`` is not a module, or a number is not one.
+        ValueError: no attention whose heads can be reached; a number out of range.
+
+    >>> import torch
+    >>> from transformers import ViTConfig, ViTModel
+    >>> from conditioned_attention import ConditionMonitor
+    >>> sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    >>> model = ViTModel(ViTConfig(image_size=8, patch_size=2, num_channels=1, **sizes))
+    >>> monitor = ConditionMonitor(model, torch.randn(3, 1, 8, 8), every=10)
+    >>> for step in range(20):
+    ...     _ = monitor.step(step)  # and an optimizer step of your own
+    >>> len(monitor.records)  # 2 measurements, 2 layers, 4 heads
+    16
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Any,
+        *,
+        every: int = 100,
+        path: str | Path | None = None,
+        layers: Choice = None,
+        heads: Choice = None,
+        samples: int | None = 4,
+        dtype: torch.dtype | None = torch.float32,
+        keep: int = 200,
+        max_kappa: float | None = None,
+        max_scale: float | None = None,
+        on_alarm: Callable[[Alarm], None] = warn,
+        log: Log | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        _check_count("every", every, "of steps")
+        _check_count("keep", keep, "of measurements")
+        _check_count("samples", samples, "or None for all")
+        _check_choice("layers", layers)
+        _check_choice("heads", heads)
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32, torch.float64 or None, got {dtype}")
+        self.model = unwrap(model)
+        if not any(site.reachable for site in find_sites(self.model)):
+            raise ValueError(f"{type(self.model).__name__} holds no attention whose heads can be reached")
+        self.probe = probe
+        self.every = every
+        self.layers, self.heads, self.samples, self.dtype = layers, heads, samples, dtype
+        self.max_kappa, self.max_scale, self.on_alarm, self.log = max_kappa, max_scale, on_alarm, log
+        self.path = Path(path) if path is not None else None
+        self._sink = None if path is None else sink_for(path)
+        self._kept: deque[list[HeadRecord]] = deque(maxlen=keep)
+        self._calls: int | None = None  # of attention in a forward pass; counted when it matters
+
+    @property
+    def records(self) -> list[HeadRecord]:
+        """Every record of the last ``keep`` measurements."""
+        return [record for measurement in self._kept for record in measurement]
+
+    def step(self, step: int) -> list[HeadRecord]:
+        """Measures if ``step`` is a multiple of ``every``; returns the new records, or an empty list."""
+        return self.measure(step) if step % self.every == 0 else []
+
+    def measure(self, step: int) -> list[HeadRecord]:
+        """Runs the probe now and returns one record for every head that was chosen; they are kept and written as well.
+
+        Raises:
+            ValueError: a layer or head was chosen that the model has not.
+        """
+        new: list[HeadRecord] = []
+
+        def take(layer: int, outputs: HeadOutputs) -> None:
+            new.extend(self._records(step, layer, outputs))
+
+        layers = self._layers()
+        last = self._calls if layers is None else max(layers) + 1
+        calls = watch_heads(self.model, self.probe, take, layers=layers, dtype=self.dtype, stop_after=last)
+        if layers is not None and max(layers) >= calls:
+            raise ValueError(f"layers={self.layers!r}: the forward pass has {calls} attention calls, from 0")
+        if layers is None:
+            self._calls = calls
+        self._keep(new)
+        if _first_process():
+            if self._sink is not None:
+                self._sink.write(new)
+            if self.log is not None:
+                self.log(summary(new), step)
+        for alarm in alarms_of(new, self.max_kappa, self.max_scale):
+            self.on_alarm(alarm)
+        return new
+
+    def trainer_callback(self, trainer: Any = None) -> Any:
+        """A callback for Hugging Face's Trainer: ``trainer.add_callback(monitor.trainer_callback(trainer))``.
+
+        Given the trainer, a few numbers of every measurement go wherever its own go: its log and its trackers.
+        """
+        from conditioned_attention.measure.monitoring.callbacks import trainer_callback
+
+        return trainer_callback(self, trainer)
+
+    def lightning_callback(self) -> Any:
+        """A callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers."""
+        from conditioned_attention.measure.monitoring.callbacks import lightning_callback
+
+        return lightning_callback(self)
+
+    def _layers(self) -> list[int] | None:
+        if not isinstance(self.layers, int):
+            return None if self.layers is None else list(self.layers)
+        if self._calls is None:
+            self._calls = watch_heads(self.model, self.probe, lambda *_: None, layers=(), dtype=self.dtype)
+        return _spread(self.layers, self._calls)
+
+    def _records(self, step: int, layer: int, outputs: HeadOutputs) -> list[HeadRecord]:
+        before, after = (t.flatten(0, -4) for t in (outputs.before, outputs.after))
+        if self.samples is not None:
+            rows = _spread(self.samples, before.shape[0])
+            before, after = before[rows], after[rows]
+        count = before.shape[1]
+        heads = range(count) if self.heads is None else self.heads
+        chosen = _spread(heads, count) if isinstance(heads, int) else heads
+        if max(chosen) >= count:
+            raise ValueError(f"heads={self.heads!r}: layer {layer} has {count} heads, from 0")
+        return list(head_records(step, layer, outputs.module, outputs.conditioned, before, after, chosen))
+
+    def _keep(self, new: list[HeadRecord]) -> None:
+        if 0 < len(self._kept) == self._kept.maxlen and self._sink is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"only the last {self._kept.maxlen} measurements are kept: give a path, or a larger keep",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self._kept.append(new)
+
+    _warned = False
+
+
+def _spread(wanted: int, count: int) -> list[int]:
+    """So many of 0 … count - 1, evenly spaced, the first and the last among them."""
+    if wanted >= count:
+        return list(range(count))
+    return [0] if wanted == 1 else [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
+
+
+def _first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def _check_count(name: str, value: Any, what: str) -> None:
+    if value is None and name == "samples":
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer number {what}, got {type(value).__name__}")
+    least = 0 if name == "keep" else 1
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_choice(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+        return
+    if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a number, a sequence of positions or None, got {type(value).__name__}")
+    if not value or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in value):
+        raise ValueError(f"{name} must be positions from 0, at least one, got {value!r}")

@@ -1,0 +1,175 @@
+"""What is written down about one attention head at one step.
+
+Shapes: B samples, H heads, N tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from conditioned_attention.measure.numbers.spectra import Spectrum, spectrum
+
+_NAN = math.nan
+_MAY_BE_INFINITE = ("kappa", "log_mu", "row_spread", "largest_scale")
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """The conditioning of one head at one step: medians over the samples of the probe batch.
+
+    ``…_before`` is of the head output ``softmax(q kᵀ) v``, ``…_after`` of what the head's transform makes of it, or C
+    if it has none (what C would do).
+
+    Attributes:
+        step: of training, as given to the monitor.
+        layer: position of the attention call in the forward pass, from 0.
+        module: name of the attention module.
+        head: index of the head in its layer, from 0.
+        conditioned: whether the model runs with a transform on this head.
+        kappa_before, kappa_after: κ; inf at the numerical floor.
+        log_mu_before, log_mu_after: log μ (equation 10), natural logarithm.
+        floor_before, floor_after: share of the samples whose κ is at the numerical floor.
+        largest_scale: the largest factor that the transform (or C) puts on a row, over all samples.
+        sigma_max_before, sigma_max_after, sigma_min_before, sigma_min_after: σ₁ and σ_k.
+        stable_rank_before, stable_rank_after: ‖A‖_F² / σ₁².
+        effective_rank_before, effective_rank_after: exp of the entropy of the singular values.
+        row_spread_before, row_spread_after: the largest row norm over the smallest; inf with a row of zeros.
+        resolution: the largest κ that is told from infinity in the precision that the heads were computed in.
+        rows, columns: n and d of the head's matrix.
+        samples: how many matrices the medians are of.
+        not_finite: share of the samples with an entry that is not finite; they are left out of the medians.
+    """
+
+    step: int
+    layer: int
+    module: str
+    head: int
+    conditioned: bool
+    kappa_before: float
+    kappa_after: float
+    log_mu_before: float
+    log_mu_after: float
+    floor_before: float
+    floor_after: float
+    largest_scale: float
+    sigma_max_before: float = _NAN
+    sigma_max_after: float = _NAN
+    sigma_min_before: float = _NAN
+    sigma_min_after: float = _NAN
+    stable_rank_before: float = _NAN
+    stable_rank_after: float = _NAN
+    effective_rank_before: float = _NAN
+    effective_rank_after: float = _NAN
+    row_spread_before: float = _NAN
+    row_spread_after: float = _NAN
+    resolution: float = _NAN
+    rows: int = 0
+    columns: int = 0
+    samples: int = 0
+    not_finite: float = 0.0
+
+    @property
+    def kappa(self) -> float:
+        """κ of the matrix that the model really uses: after the transform if it has one."""
+        return self.kappa_after if self.conditioned else self.kappa_before
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; numbers that are not finite become None, which JSON has."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HeadRecord:
+        """The record that `to_json` wrote, with or without the later fields.
+
+        None comes back as ``inf``, which is what κ, log μ and the row spread are at the floor, or as NaN if no sample
+        was finite and for numbers that are never infinite.
+        """
+        nothing_finite = data.get("not_finite") == 1.0
+
+        def value(name: str, found: Any) -> Any:
+            if found is not None:
+                return found
+            return math.inf if name.startswith(_MAY_BE_INFINITE) and not nothing_finite else _NAN
+
+        return cls(**{name: value(name, found) for name, found in data.items()})
+
+
+def head_records(
+    step: int, layer: int, module: str, conditioned: bool, before: Tensor, after: Tensor, heads: Iterable[int]
+) -> Iterator[HeadRecord]:
+    """One record for each of ``heads``, of their matrices before and after, (B, H, N, D) both."""
+    chosen = list(heads)
+    # On the CPU: a GPU is slow at small decompositions in float64, and is needed for training.
+    before, after = (t.detach()[:, chosen].cpu() for t in (before, after))
+    norms = [t.double().norm(dim=-1) for t in (before, after)]
+    # What the transform did to a row; a row of zeros stays what it is.
+    scale = (norms[1] / norms[0]).where(norms[0] > 0, 1.0).flatten(2).amax(-1)
+    spectra = [spectrum(t) for t in (before, after)]
+    numbers = _numbers(spectra[0], norms[0], "before") | _numbers(spectra[1], norms[1], "after")
+    finite = ~(numbers["kappa_before"].isnan() | numbers["kappa_after"].isnan())
+    for i, head in enumerate(chosen):
+        kept = finite[:, i]
+        medians = {name: _median(values[:, i][kept]) for name, values in numbers.items()}
+        yield HeadRecord(
+            step=step,
+            layer=layer,
+            module=module,
+            head=head,
+            conditioned=conditioned,
+            floor_before=_mean(numbers["kappa_before"][:, i][kept].isinf()),
+            floor_after=_mean(numbers["kappa_after"][:, i][kept].isinf()),
+            largest_scale=float(scale[:, i][kept].max()) if kept.any() else _NAN,
+            resolution=min(found.resolution for found in spectra),
+            rows=before.shape[-2],
+            columns=before.shape[-1],
+            samples=before.shape[0],
+            not_finite=1.0 - _mean(kept),
+            **medians,
+        )
+
+
+def _numbers(found: Spectrum, norms: Tensor, when: str) -> dict[str, Tensor]:
+    """Each (B, H), by the field of the record whose median it becomes."""
+    return {
+        f"kappa_{when}": found.kappa,
+        f"log_mu_{when}": found.log_mu,
+        f"sigma_max_{when}": found.sigma_max,
+        f"sigma_min_{when}": found.sigma_min,
+        f"stable_rank_{when}": found.stable_rank,
+        f"effective_rank_{when}": found.effective_rank,
+        f"row_spread_{when}": (norms.amax(-1) / norms.amin(-1)).where(norms.amin(-1) > 0, math.inf),
+    }
+
+
+def _median(values: Tensor) -> float:
+    """The middle value, between two the lower one (a mean with inf would hide the finite one)."""
+    return float(values.median()) if len(values) else _NAN
+
+
+def _mean(flags: Tensor) -> float:
+    return float(flags.double().mean()) if len(flags) else 0.0
+
+
+def summary(records: Iterable[HeadRecord]) -> dict[str, float]:
+    """A few numbers of one measurement for logs: median log₁₀ κ of the heads (of the matrices that the model uses),
+    the share of heads at the numerical floor, and the largest factor on a row.
+
+    Heads without a finite sample are left out; NaN if there are no others.
+
+    >>> from conditioned_attention.measure.monitoring.records import HeadRecord, summary
+    >>> summary([HeadRecord(0, 0, "attn", 0, False, 100.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)])
+    {'log10_kappa': 2.0, 'floor_share': 0.0, 'largest_scale': 1.5}
+    """
+    known = [record for record in records if not math.isnan(record.kappa)]
+    values = [math.log10(record.kappa) for record in known]
+    return {
+        "log10_kappa": statistics.median(values) if values else _NAN,
+        "floor_share": sum(math.isinf(value) for value in values) / len(values) if values else _NAN,
+        "largest_scale": max((record.largest_scale for record in known), default=_NAN),
+    }

@@ -1,0 +1,1 @@
+"""Numbers from tensors: condition numbers, spectra, Jacobians and their bounds."""

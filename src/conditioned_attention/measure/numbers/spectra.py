@@ -1,0 +1,165 @@
+"""Condition numbers, the complexity measure of arXiv 2603.27153, and ranks, of matrices in batches.
+
+Shapes: n rows, d columns, k = min(n, d).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conditioned_attention.measure.numbers.singular_values import singular_values
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values σ₁ ≥ … ≥ σ_k of a batch of matrices, and what follows from them.
+
+    Everything is float64, (...), and NaN for a matrix with an entry that is not finite.
+
+    Attributes:
+        singular_values: (..., k), float64, descending.
+        resolution: the largest κ that is told from infinity, ``1 / (max(n, d) · eps)`` with the machine precision
+            ``eps`` of the dtype that the matrices came in: below ``σ₁ / resolution`` a singular value is rounding.
+            About 4e4 for a 197 × 64 head in float32.
+    """
+
+    singular_values: Tensor
+    resolution: float
+
+    @property
+    def sigma_max(self) -> Tensor:
+        """σ₁, the spectral norm."""
+        return self.singular_values[..., 0]
+
+    @property
+    def sigma_min(self) -> Tensor:
+        """σ_k, as it was computed, also where it is not told from rounding."""
+        return self.singular_values[..., -1]
+
+    @property
+    def full_rank(self) -> Tensor:
+        """Whether σ_k is told from rounding; False where it is NaN."""
+        return self.sigma_min * self.resolution > self.sigma_max
+
+    @property
+    def kappa(self) -> Tensor:
+        """κ = σ₁ / σ_k (Definition 4.1); ``inf`` at the floor and for a zero matrix."""
+        return self._unless_at_floor(self.sigma_max / self.sigma_min)
+
+    @property
+    def log_mu(self) -> Tensor:
+        """log of μ = 2 / (σ₁ … σ_k) · (‖A‖_F / √k)^k (equation 10); ``inf`` where κ is."""
+        k = self.singular_values.shape[-1]
+        # relative to σ₁, so that neither the squares nor the product can overflow
+        ratios = self.singular_values / self.singular_values[..., :1]
+        log_mu = math.log(2.0) + 0.5 * k * ratios.square().mean(-1).log() - ratios.log().sum(-1)
+        return self._unless_at_floor(log_mu)
+
+    @property
+    def stable_rank(self) -> Tensor:
+        """‖A‖_F² / σ₁²: from 1 to k, and never more than the rank; 0 for a zero matrix."""
+        return (self.singular_values / _nonzero(self.singular_values[..., :1])).square().sum(-1)
+
+    @property
+    def effective_rank(self) -> Tensor:
+        """exp of the entropy of σ_i / Σσ (Roy and Vetterli, 2007): from 1 to k; 0 for a zero matrix."""
+        shares = self.singular_values / _nonzero(self.singular_values.sum(-1, keepdim=True))
+        entropy: Tensor = torch.special.entr(shares).sum(-1)
+        return torch.where(self.sigma_max == 0, 0.0, entropy.exp())
+
+    def _unless_at_floor(self, values: Tensor) -> Tensor:
+        return torch.where(self.full_rank, values, math.inf).where(~self.sigma_max.isnan(), math.nan)
+
+
+def _nonzero(values: Tensor) -> Tensor:
+    return torch.where(values == 0, 1.0, values)
+
+
+def spectrum(matrix: Tensor, *, method: str = "svd", tolerance: float = 1e-3) -> Spectrum:
+    """The singular values of matrices, in float64.
+
+    Args:
+        matrix: (..., n, d), floating point, n and d at least 1.
+        method: ``"svd"``, or ``"gram"``, which is right to ``tolerance`` and sometimes faster: see
+            `conditioned_attention.measure.numbers.singular_values.singular_values`.  For thousands of rows and columns
+            there is `conditioned_attention.measure.numbers.randomised.estimate_condition`.
+        tolerance: relative error of the smallest singular value that ``"gram"`` may make.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: fewer than two dimensions, an empty matrix, or an unknown method.
+
+    >>> import torch
+    >>> from conditioned_attention.measure.numbers.spectra import spectrum
+    >>> found = spectrum(torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+    >>> found.kappa.item(), found.stable_rank.item(), round(found.effective_rank.item(), 3)
+    (2.0, 2.25, 2.872)
+    """
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        what = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise TypeError(f"matrix must be a floating-point tensor, got {what}")
+    if matrix.dim() < 2 or 0 in matrix.shape[-2:]:
+        raise ValueError(f"matrix must be (..., n, d) with n and d at least 1, got shape {tuple(matrix.shape)}")
+    matrix = matrix.detach()
+    finite = matrix.isfinite().all(-1).all(-1)
+    clean = torch.where(finite[..., None, None], matrix, 0.0)
+    values = singular_values(clean, method=method, tolerance=tolerance).where(finite[..., None], math.nan)
+    return Spectrum(values, resolution(matrix))
+
+
+def resolution(matrix: Tensor) -> float:
+    """The largest κ that is told from infinity for matrices of this size and dtype."""
+    return 1 / (max(matrix.shape[-2:]) * torch.finfo(matrix.dtype).eps)
+
+
+def condition_number(matrix: Tensor) -> Tensor:
+    """``κ(A) = σ₁ / σ_k`` with ``k = min(n, d)``: Definition 4.1.
+
+    Singular values are computed in float64.  A matrix born in lower precision carries rounding of its own: where
+    ``σ_k ≤ σ₁ · max(n, d) · eps``, eps being the machine precision of the dtype it came in, the smallest singular
+    value is not told from rounding, and κ is ``inf``.  That floor is about 4e4 for a 197 × 64 head in float32, and
+    nothing but ``inf`` is left of most bfloat16 heads: measure in float32.
+
+    Args:
+        matrix: (..., n, d), floating point, n and d at least 1.
+
+    Returns:
+        (...), float64: at least 1, ``inf`` at the floor and for a zero matrix, ``nan`` where an entry is not finite.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: fewer than two dimensions, or an empty matrix.
+
+    >>> import torch
+    >>> from conditioned_attention import condition_number
+    >>> condition_number(torch.tensor([[[2.0, 0.0], [0.0, 0.5]], [[1.0, 1.0], [1.0, 1.0]]]))
+    tensor([4., inf], dtype=torch.float64)
+    """
+    return spectrum(matrix).kappa
+
+
+def log_complexity(matrix: Tensor) -> Tensor:
+    """``log μ(A)`` with ``μ(A) = 2 / (σ₁ … σ_k) · (‖A‖_F / √k)^k``: equation (10), an upper bound of κ.
+
+    The logarithm, because μ itself overflows: its exponent grows with k.  By Theorem 4.4 scaling the rows to unit
+    length does not raise it **if n ≤ d**; for n > d it may.
+
+    Args:
+        matrix: (..., n, d), floating point, n and d at least 1.
+
+    Returns:
+        (...), float64, natural logarithm; ``inf`` and ``nan`` where `condition_number` has them.
+
+    Raises:
+        TypeError, ValueError: as `condition_number`.
+
+    >>> import torch
+    >>> from conditioned_attention import log_complexity
+    >>> log_complexity(3 * torch.eye(4)).exp()  # 2, the least there is, for any multiple of an orthogonal matrix
+    tensor(2., dtype=torch.float64)
+    """
+    return spectrum(matrix).log_mu

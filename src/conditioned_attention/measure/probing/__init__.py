@@ -1,0 +1,1 @@
+"""What a model's heads and projections are on given inputs."""

@@ -1,0 +1,104 @@
+"""Spectra of the attention weights of chosen layers of a model.
+
+Shapes: B samples, H heads, N queries, M keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.measure.numbers.spectra import Spectrum, resolution, spectrum
+from conditioned_attention.measure.probing.probe import Passing, call, undisturbed, watch_heads
+from conditioned_attention.sites import Site, find_sites, install, unwrap
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The attention weights of one call of attention.
+
+    Attributes:
+        layer: position of the call in the forward pass, from 0.
+        module: name of the attention module.
+        spectrum: of softmax(q kᵀ), (B, H) matrices of N × M.
+    """
+
+    layer: int
+    module: str
+    spectrum: Spectrum
+
+
+def attention_weights_spectra(model: nn.Module, probe: Any, layers: Sequence[int]) -> list[LayerWeights]:
+    """Singular values of softmax(q kᵀ) in chosen attention calls, with masks and biases as the model has them.
+
+    Fused attention never builds these matrices, B · H · N · M numbers a layer: they are built here, for one layer at a
+    time, because they were asked for, and decomposed one head after the other.  For long sequences there is
+    `conditioned_attention.measure.numbers.attention_weights.attention_spectrum`, which needs queries and keys only.
+
+    Args:
+        model: is left as it was.
+        probe: what it is called with.
+        layers: positions of the calls, from 0.
+
+    Raises:
+        ValueError: no such call, or an attention module whose weights cannot be had; the reason is named.
+
+    >>> import torch
+    >>> from conditioned_attention.measure.probing.attention_weights import attention_weights_spectra
+    >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    >>> found, = attention_weights_spectra(layer, torch.randn(2, 10, 32), [0])
+    >>> found.module, found.spectrum.singular_values.shape
+    ('self_attn', torch.Size([2, 4, 10]))
+    """
+    model = unwrap(model)
+    names: list[str] = []
+    watch_heads(model, probe, lambda _, outputs: names.append(outputs.module))
+    if wrong := [layer for layer in layers if not 0 <= layer < len(names)]:
+        raise ValueError(f"layers={wrong}: the forward pass has {len(names)} attention calls, from 0")
+    modules = {names[layer] for layer in layers}
+    record = _Record({name: [i for i, n in enumerate(names) if n == name] for name in modules}, set(layers))
+    sites = [site for site in find_sites(model) if site.reachable and site.name in modules]
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        stack.callback(install(sites, lambda site: _Reading(site, record)))
+        call(model, probe)
+    return sorted(record.found, key=lambda weights: weights.layer)
+
+
+class _Record:
+    """Takes the weights of wanted calls apart, as they come."""
+
+    def __init__(self, positions: dict[str, list[int]], wanted: set[int]) -> None:
+        self.positions, self.wanted = positions, wanted
+        self.found: list[LayerWeights] = []
+
+    def take(self, module: str, weights: Tensor) -> None:
+        layer = self.positions[module].pop(0)
+        if layer in self.wanted:
+            self.found.append(LayerWeights(layer, module, _head_by_head(weights.detach().flatten(0, -4))))
+
+
+def _head_by_head(weights: Tensor) -> Spectrum:
+    values = [[spectrum(head).singular_values.cpu() for head in sample] for sample in weights]
+    return Spectrum(torch.stack([torch.stack(sample) for sample in values]), resolution(weights))
+
+
+class _Reading(Passing):
+    """Reads the attention weights on the way."""
+
+    kind = "reading weights"
+    needs_weights = True
+
+    def __init__(self, site: Site, record: _Record) -> None:
+        super().__init__(site)
+        self.record = record
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        assert weights is not None
+        self.record.take(self.site.name, weights)
+        return super().__call__(output, weights)

@@ -1,0 +1,108 @@
+"""κ of the Jacobian of every attention head of a model, on inputs that the model really has (arXiv 2603.07162)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.measure.numbers.jacobian import JacobianCondition, jacobian_condition
+from conditioned_attention.measure.probing.inputs import attention_inputs
+from conditioned_attention.measure.probing.probe import head_outputs
+from conditioned_attention.sites import Site, find_projections, find_sites
+from conditioned_attention.sites.corrected import shown
+from conditioned_attention.sites.projections import Projections, as_matrix
+
+_SLACK = 1e-3  # largest relative difference between the model's heads and those of the formula
+
+
+@dataclass(frozen=True)
+class JacobianRecord:
+    """One head, on the first sample of the probe.
+
+    Attributes:
+        module, head: which.
+        query, key, value: κ of the Jacobian with respect to W_Q, W_K and W_V, biases counted as columns of theirs.
+        together: with respect to all three.
+    """
+
+    module: str
+    head: int
+    query: JacobianCondition
+    key: JacobianCondition
+    value: JacobianCondition
+    together: JacobianCondition
+
+
+def jacobian_records(model: nn.Module, probe: Any, *, method: str = "auto", steps: int = 300) -> list[JacobianRecord]:
+    """`jacobian_condition` of every head of a model, W as the model uses it: with its correction if it has one.
+
+    Of attention that is softmax(q kᵀ / √d) v and nothing more; whether it is, is seen by its output.  Left as it was.
+
+    Args:
+        model: any module.
+        probe: what it is called with, as for `ConditionMonitor`.
+        method, steps: of `jacobian_condition`.
+
+    Raises:
+        ValueError: no projections are known, or attention has something else in it (positions, masks, a bias).
+
+    >>> import torch
+    >>> from conditioned_attention.measure.probing.jacobian import jacobian_records
+    >>> layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    >>> [record.head for record in jacobian_records(layer, torch.randn(1, 5, 16))]
+    [0, 1]
+    """
+    known = [
+        (site, found) for site in find_sites(model) if isinstance(found := find_projections(site.module), Projections)
+    ]
+    if not known:
+        raise ValueError(f"{type(model).__name__} holds no attention whose projections are known")
+    inputs = {name: x[0].double() for name, x in attention_inputs(model, probe, [site for site, _ in known]).items()}
+    outputs = {output.module: output.before[0] for output in head_outputs(model, probe)}
+    return [
+        record
+        for site, projections in known
+        if site.name in inputs and site.name in outputs
+        for record in _records(site, projections, inputs[site.name], outputs[site.name], method, steps)
+    ]
+
+
+def _records(
+    site: Site, projections: Projections, x: Tensor, expected: Tensor, method: str, steps: int
+) -> Iterator[JacobianRecord]:
+    with shown(site.module):
+        weights = _with_biases(site.module, projections)
+    widths = projections.head_widths(site.module)
+    x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)
+    heads = {role: weights[role].unflatten(0, (-1, widths[role])) for role in weights}
+    shared = projections.heads // len(heads["k"])
+    for h in range(projections.heads):
+        w_q, w_k, w_v = heads["q"][h], heads["k"][h // shared], heads["v"][h // shared]
+        ours = (x @ w_q.t() @ (x @ w_k.t()).t() / w_q.shape[0] ** 0.5).softmax(-1) @ (x @ w_v.t())
+        if ours.shape != expected[h].shape or (ours - expected[h]).norm() > _SLACK * ours.norm():
+            raise ValueError(
+                f"{site.name or 'the model'}: attention here is more than softmax(q kᵀ / √d) v of its input, so the "
+                "formula of the Jacobian does not hold"
+            )
+        parts = [
+            jacobian_condition(x, w_q, w_k, w_v, wrt=wrt, method=method, steps=steps)
+            for wrt in ("query", "key", "value", ("query", "key", "value"))
+        ]
+        yield JacobianRecord(site.name, h, *parts)
+
+
+def _with_biases(attention: nn.Module, projections: Projections) -> dict[str, Tensor]:
+    """[W | b] for each role, (rows, features + 1)."""
+    found = {}
+    for projection in projections.weights:
+        owner = projection.owner(attention)
+        matrix = as_matrix(owner, getattr(owner, projection.parameter)).detach().double()
+        bias = getattr(owner, projection.parameter.replace("weight", "bias"), None)
+        column = matrix.new_zeros(matrix.shape[0]) if bias is None else bias.detach().double()
+        for role, rows in projection.rows(attention).items():
+            found[role] = torch.cat((matrix, column[:, None]), dim=1)[rows.indices()]
+    return found

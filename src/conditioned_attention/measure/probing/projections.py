@@ -1,0 +1,112 @@
+"""Singular values of W_Q, W_K and W_V, as trained and with their corrections: the figures of arXiv 2603.07162."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.sites import Site, find_projections, find_sites
+from conditioned_attention.sites.corrected import shown
+from conditioned_attention.sites.projections import Projections, as_matrix, whole
+
+_ROLES = {"q": "query", "k": "key", "v": "value"}
+
+
+@dataclass(frozen=True)
+class ProjectionRecord:
+    """One of W_Q, W_K and W_V of one attention module, all heads together.
+
+    Attributes:
+        module: the attention module.
+        role: ``"query"``, ``"key"`` or ``"value"``.
+        shape: (rows, columns).
+        kappa, smallest, norm: κ, σ_min and the Frobenius norm of W as it is trained.
+        kappa_corrected, smallest_corrected: those of W + C; of W where nothing is corrected.
+    """
+
+    module: str
+    role: str
+    shape: tuple[int, int]
+    kappa: float
+    smallest: float
+    norm: float
+    kappa_corrected: float
+    smallest_corrected: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it: None for κ = inf."""
+        return {key: None if value == math.inf else value for key, value in asdict(self).items()}
+
+
+def projection_records(model: nn.Module) -> list[ProjectionRecord]:
+    """W_Q, W_K and W_V of every attention module whose projections are known; singular values in float64.
+
+    >>> import torch
+    >>> from conditioned_attention import spectral_condition
+    >>> from conditioned_attention.measure.probing.projections import projection_records
+    >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
+    >>> _ = spectral_condition(layer, correction="polar")
+    >>> [record.kappa_corrected <= 2 for record in projection_records(layer)]
+    [True, True, True]
+    """
+    return [record for site, projections in _known(model) for record in _records(site, projections)]
+
+
+@torch.no_grad()
+def value_norm(model: nn.Module) -> float:
+    """The root mean square over attention modules of ‖W_V‖_F, W_V as it is trained; NaN if none is known.
+
+    The gradient that the preconditioner leaves along the rows does nothing for the loss, and could drive this up.
+    """
+    squares = [
+        matrix.double().square().sum()
+        for site, projections in _known(model)
+        for role, matrix in _matrices(site, projections).items()
+        if role == "v"
+    ]
+    return torch.stack(squares).mean().sqrt().item() if squares else math.nan
+
+
+def _known(model: nn.Module) -> Iterator[tuple[Site, Projections]]:
+    for site in find_sites(model):
+        projections = find_projections(site.module)
+        if isinstance(projections, Projections):
+            yield site, projections
+
+
+def _records(site: Site, projections: Projections) -> Iterator[ProjectionRecord]:
+    plain = _matrices(site, projections)
+    with shown(site.module):
+        corrected = _matrices(site, projections)
+    for role, name in _ROLES.items():
+        values, others = (torch.linalg.svdvals(m[role].double()) for m in (plain, corrected))
+        yield ProjectionRecord(
+            module=site.name,
+            role=name,
+            shape=(plain[role].shape[0], plain[role].shape[1]),
+            kappa=_kappa(values),
+            smallest=float(values[-1]),
+            norm=float(values.norm()),
+            kappa_corrected=_kappa(others),
+            smallest_corrected=float(others[-1]),
+        )
+
+
+def _matrices(site: Site, projections: Projections) -> dict[str, Tensor]:
+    """The rows of each role, as a matrix (out, in) of its own."""
+    found = {}
+    for projection in projections.weights:
+        owner = projection.owner(site.module)
+        matrix = as_matrix(owner, whole(getattr(owner, projection.parameter))).detach()
+        for role, rows in projection.rows(site.module).items():
+            found[role] = matrix[rows.indices()]
+    return found
+
+
+def _kappa(values: Tensor) -> float:
+    return float(values[0] / values[-1]) if values[-1] > 0 else math.inf

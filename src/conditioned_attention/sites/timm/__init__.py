@@ -1,0 +1,1 @@
+"""Where the heads and the projections of timm's attention classes are."""

@@ -1,0 +1,1 @@
+"""Where the heads and the projections of torch.nn.MultiheadAttention are."""

@@ -1,0 +1,1 @@
+"""Where the heads and the projections of torchvision's attention classes are."""

@@ -1,0 +1,321 @@
+"""Interface: every attention class of Hugging Face transformers that calls its kernel through `AttentionInterface`.
+
+A config names the attention function that its modules call.  A conditioned module has its config's name changed from
+``sdpa`` to ``conditioned_sdpa`` (``eager`` to ``conditioned_eager``): a function that calls the original one and
+then applies the module's own transform, or nothing where the module has none.  The same name is registered for the
+masks; without that transformers would silently build no mask at all.  Somebody may change the name back; a hook on
+every conditioned module raises then, instead of running plain attention.
+
+Shapes: B batch, H heads, N queries, M keys, D head width.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from types import CodeType
+from typing import Any, ClassVar
+from weakref import WeakSet, finalize
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, check_rows
+from conditioned_attention.sites.hook import put_first
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class, transform_of
+from conditioned_attention.sites.transformers.marker import MARKER, NAME, PREFIX, is_conditioned
+from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, causal, look_up, stands_in_for
+
+_WITH_WEIGHTS = ("sdpa", "eager")  # whose masks an eager function can be given
+_FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+_BASES = (*_WITH_WEIGHTS, *_FLASH, "flex_attention")
+
+_REGISTRATION = "_head_registration"
+
+# Files that read "eager" only to honour this flag, which the modules carry.
+_UPCAST_FLAG = "reorder_and_upcast_attn"
+
+
+def recognise(module: nn.Module) -> Mechanism | str | None:
+    """The way to the heads of a module that calls the interface, or the reason why there is none; None if it does not.
+
+    It is told by what its forward calls, not by its class.
+    """
+    code = _forward_code(type(module))
+    if code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
+        return None
+    name = _implementation(module)
+    if name is None:
+        return "it has no config that names an attention implementation"
+    if name == MARKER:
+        return "its checkpoint was trained with conditioned attention: call apply_conditioning(model) first"
+    if name.removeprefix(PREFIX) not in _BASES:
+        return f"it runs {name!r}; conditioning works over {', '.join(_BASES)}: call set_attn_implementation"
+    base = name.removeprefix(PREFIX)
+    if base not in _WITH_WEIGHTS and _literals(code) & {*_WITH_WEIGHTS}:
+        return f"its forward turns from {base} to another implementation: call set_attn_implementation"
+    if _reads_the_name(module, base):
+        return "its model file branches on the implementation's name, so another name would change what it does"
+    return Interface()
+
+
+class Interface(Mechanism):
+    """Another name in the config, and the transform on the module."""
+
+    name: ClassVar[str] = "interface"
+
+    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
+        module, before = site.module, transform_of(site.module)
+        configs = [config for config in _configs(site) if getattr(config, NAME) in _BASES]
+        for config in configs:
+            setattr(config, NAME, PREFIX + getattr(config, NAME))
+        for config in _configs(site):
+            _users(config).add(module)
+        module.__dict__[TRANSFORM] = transform
+        module.__dict__[_REGISTRATION] = _register()
+        put_first(module._forward_pre_hooks, _raise_if_renamed)
+
+        def undo() -> None:
+            if before is None:
+                _take_off(site)
+            else:
+                module.__dict__[TRANSFORM] = before
+            for config in configs:
+                setattr(config, NAME, _base_name(config))
+
+        return undo
+
+    def uninstall(self, site: Site) -> bool:
+        """The names in its configs are taken back as well, if nothing else needs them."""
+        if transform_of(site.module) is None:
+            return False
+        _take_off(site)
+        for config in _configs(site):
+            _plain_name(config)
+        return True
+
+    def acts(self, module: nn.Module) -> bool:
+        """False after somebody called ``set_attn_implementation``."""
+        return is_conditioned(_implementation(module))
+
+    def refusal(self, site: Site, transform: HeadTransform) -> str:
+        if not transform.needs_weights:
+            return ""
+        base = (_implementation(site.module) or "").removeprefix(PREFIX)
+        if base not in _WITH_WEIGHTS:
+            return f"{base} never builds the attention weights: take rows='output', or call set_attn_implementation"
+        if _eager_function(type(site.module)) is None:
+            return f"{type(site.module).__qualname__} has no eager function to take the weights from"
+        return ""
+
+
+def _take_off(site: Site) -> None:
+    for attribute in (TRANSFORM, _REGISTRATION):
+        site.module.__dict__.pop(attribute, None)
+    site.module._forward_pre_hooks.pop(HOOK_KEY, None)
+    for config in _configs(site):
+        _users(config).discard(site.module)
+
+
+def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Stands before a conditioned module."""
+    name = _implementation(module)
+    if not is_conditioned(name):
+        raise RuntimeError(
+            f"this {type(module).__qualname__} was converted, but its attention implementation has been changed to "
+            f"{name!r} since, which would run unconditioned: call precondition(model) again, or restore(model)"
+        )
+
+
+def _plain_name(config: Any) -> None:
+    if not _users(config):
+        setattr(config, NAME, _base_name(config))
+
+
+def _base_name(config: Any) -> str:
+    name: str = getattr(config, NAME)
+    return name.removeprefix(PREFIX)
+
+
+# Models built from one config object share it.  Which conditioned modules read a config is kept here and not on the
+# config, which is copied and saved; configs cannot be hashed, so they are known by id as long as they live.
+_conditioned_modules: dict[int, WeakSet[nn.Module]] = {}
+
+
+def _users(config: Any) -> WeakSet[nn.Module]:
+    if id(config) not in _conditioned_modules:
+        _conditioned_modules[id(config)] = WeakSet()
+        finalize(config, _conditioned_modules.pop, id(config), None)
+    return _conditioned_modules[id(config)]
+
+
+def _configs(site: Site) -> list[Any]:
+    """The configs that the module and the models around it read: for the function, and for the masks."""
+    configs = {id(c): c for m in (*site.parents, site.module) if (c := getattr(m, "config", None)) is not None}
+    return [config for config in configs.values() if isinstance(getattr(config, NAME, None), str)]
+
+
+def _implementation(module: nn.Module) -> str | None:
+    name = getattr(getattr(module, "config", None), NAME, None)
+    return name if isinstance(name, str) else None
+
+
+def _forward_code(cls: type) -> CodeType | None:
+    forward: Any = getattr(cls, "forward", None)
+    return getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
+
+
+def _reads_the_name(module: nn.Module, name: str) -> bool:
+    """True if the class's file compares the implementation with its plain name, which a new name would defeat."""
+    cls = plain_class(module)
+    if name == "eager" and getattr(module, _UPCAST_FLAG, None) is False:
+        return False
+    file = getattr(_forward_code(cls), "co_filename", None)
+    return any(
+        "_attn_implementation" in code.co_names and name in _literals(code, judged=True)
+        for code in _codes(sys.modules[cls.__module__])
+        if code.co_filename == file
+    )
+
+
+def _codes(module: Any) -> Iterator[CodeType]:
+    for value in vars(module).values():
+        members = vars(value).values() if inspect.isclass(value) else [value]
+        for member in members:
+            function = inspect.unwrap(getattr(member, "__func__", member)) if callable(member) else None
+            if inspect.isfunction(function):
+                yield function.__code__
+
+
+def _literals(code: CodeType, *, judged: bool = False) -> set[str]:
+    """The strings in a function's code; ``judged``: without those that are only stored, or looked up in a table."""
+    found: set[str] = set()
+    for this, following in pairwise(dis.get_instructions(code)):
+        if this.opname == "LOAD_CONST" and not (judged and _harmless(following)):
+            values = this.argval if isinstance(this.argval, (tuple, frozenset)) else (this.argval,)
+            found.update(value for value in values if isinstance(value, str))
+    return found
+
+
+def _harmless(instruction: dis.Instruction) -> bool:
+    looked_up = instruction.opname == "BINARY_SUBSCR" or instruction.argrepr == "[]"
+    return looked_up or instruction.opname.startswith("STORE")
+
+
+def _eager_function(cls: Any) -> Callable[..., Any] | None:
+    """The module-level eager function that the class itself would fall back to."""
+    function: Any = inspect.unwrap(cls.forward)
+    names = [name for name in function.__code__.co_names if name.endswith("eager_attention_forward")]
+    return function.__globals__.get(names[0]) if names else None
+
+
+def _base_function(module: nn.Module, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] | None
+    if name == "eager":
+        function = _eager_function(type(module))
+    else:
+        function = inspect.unwrap(type(module).forward).__globals__["ALL_ATTENTION_FUNCTIONS"][name]
+    if function is None:
+        raise ValueError(f"{type(module).__qualname__} has no {name} attention function")
+    return function
+
+
+def _conditioned(
+    name: str, module: nn.Module, query: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function ``name`` of transformers, then the module's transform, if it has one.
+
+    transformers returns heads as (B, N, H, D); a transform sees (B, H, N, D).
+    """
+    transform = transform_of(module)
+    if transform is not None:
+        mask = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
+        check_rows(transform, masked=mask is not None)
+    if transform is not None and transform.needs_weights:
+        return _conditioned_by_weights(name, transform, module, query, *args, **kwargs)
+    function = _base_function(module, name)
+    if transform is not None and name == "sdpa" and stands_in_for(function, query, kwargs):
+        return attend_like_sdpa(transform, module, query, *args, **kwargs)
+    if transform is not None and transform.changes_queries:
+        query, args, kwargs = _with_queries(transform, query, args, kwargs)
+    # Flash attention reads from the config which kernel it is to load.
+    caller = _Seen(module, config=_Seen(module.config, _attn_implementation=name)) if name in _FLASH else module
+    output, weights = function(caller, query, *args, **kwargs)
+    return output if transform is None else transform(output.transpose(1, 2)).transpose(1, 2), weights
+
+
+def _with_queries(
+    transform: HeadTransform, query: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an attention function with the queries and keys that the transform makes of its own."""
+    if "key" in kwargs:
+        query, key = transform.queries(query, kwargs["key"])
+        return query, args, {**kwargs, "key": key}
+    query, key = transform.queries(query, args[0])
+    return query, (key, *args[1:]), kwargs
+
+
+class _Seen:
+    """An object as it would look with other values for some of its attributes."""
+
+    def __init__(self, seen: Any, **others: Any) -> None:
+        self._seen = seen
+        self.__dict__.update(others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._seen, name)
+
+
+def _conditioned_by_weights(
+    name: str,
+    transform: HeadTransform,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The module's eager function, whose weights the transform reads, under the masks that ``name`` was given."""
+    query, key = transform.queries(query, key)
+    if name == "sdpa":  # its masks are boolean, or None and a flag; eager functions add a number
+        n, m = query.shape[2], key.shape[2]
+        if attention_mask is None and causal(module, is_causal) and n > 1:
+            attention_mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril()[None, None]
+    keep = attention_mask if attention_mask is not None and attention_mask.dtype == torch.bool else None
+    if keep is not None:
+        lowest = torch.finfo(query.dtype).min
+        attention_mask = torch.zeros_like(keep, dtype=query.dtype).masked_fill(~keep, lowest)
+    output, weights = _base_function(module, "eager")(module, query, key, value, attention_mask, **kwargs)
+    heads = output.transpose(1, 2)
+    if keep is not None:  # a query that may attend to nothing is 0 under sdpa, and a uniform average under eager
+        nothing = ~keep.any(-1, keepdim=True)
+        heads, weights = heads.masked_fill(nothing, 0.0), weights.masked_fill(nothing, 0.0)
+    return transform(heads, weights).transpose(1, 2), weights
+
+
+# Each is made once: torch.compile would compile anew for another one.
+_FUNCTIONS = {base: partial(_conditioned, base) for base in _BASES}
+
+
+class _Registered:
+    """Travels in the pickle of a conditioned module, so that the process that loads it knows the functions too."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _register, ()
+
+
+def _register() -> _Registered:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    look_up()
+    for base in ALL_MASK_ATTENTION_FUNCTIONS.keys() & set(_BASES):
+        AttentionInterface.register(PREFIX + base, _FUNCTIONS[base])
+        AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    return _Registered()

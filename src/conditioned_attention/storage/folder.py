@@ -1,0 +1,59 @@
+"""A folder of runs: one process at a time works in it, and it holds runs of one thing."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from conditioned_attention.storage.files import finite, read_json, write_json
+
+
+def run_folder(folder: Path, variant: str, seed: int) -> Path:
+    """Where one run keeps its files."""
+    return folder / "runs" / variant / f"seed-{seed}"
+
+
+@contextmanager
+def working_folder(folder: str | Path | None) -> Iterator[Path]:
+    """The folder, locked against a second process; the lock goes with the process that holds it."""
+    from filelock import FileLock, Timeout
+
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path / ".lock", timeout=0):
+            yield path
+    except Timeout as error:
+        raise RuntimeError(f"another process is working in {path}") from error
+
+
+def check_settings(folder: Path, settings: Any) -> None:
+    """Writes what is run into a folder; raises ValueError if it already holds runs of something else."""
+    if (folder / "begun.json").exists():
+        raise ValueError(f"{folder} is the folder of a single run; choose another folder")
+    file, now = folder / "settings.json", json.loads(json.dumps(finite(settings)))
+    begun = any(any(folder.rglob(name)) for name in ("result.json", "checkpoint-*", "tuning.json"))
+    if not file.exists() or not begun:  # an attempt that came to nothing does not claim the folder
+        write_json(file, settings)
+        return
+    there = read_json(file)
+    if there != now:
+        different = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in differences(there, now))
+        raise ValueError(f"{folder} holds runs of other settings ({different}); choose another folder")
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every key at which two pieces of plain data differ, with both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(key for key in b if key not in a)]:
+            yield from differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    elif a != b:
+        yield prefix or "settings", a, b
