@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conditioned_attention.experiments.images import Digits
-from conditioned_attention.experiments.recipes import compare_recipe
-from conditioned_attention.experiments.report import write_report
-from conditioned_attention.experiments.training import Training
+from conditioned_attention.experiments.commands import compare_recipe
+from conditioned_attention.experiments.recipes.small_images import Digits
+from conditioned_attention.experiments.report.write import write_report
+from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.measure.plots import THEMES
 from tests.gallery import DOCS, run_page
 

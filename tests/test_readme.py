@@ -12,9 +12,9 @@ from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.results import read_rows
 from conditioned_attention.bench.spectra import SpectraRow
 from conditioned_attention.bench.tables import readme_text, split_at_marks
-from conditioned_attention.experiments.report import read_report
-from conditioned_attention.experiments.statistics import paired_interval
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.evidence.statistics import paired_interval
+from conditioned_attention.experiments.report.write import read_report
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.sites import registered
 from conditioned_attention.sites.versions import SUPPORTED
 from conditioned_attention.storage.files import read_json

@@ -82,7 +82,7 @@ try:
 except ValueError as error:
     print(error)
 ca.restore(torch.nn.Linear(2, 2)), ca.conditioning(torch.nn.Linear(2, 2))
-from conditioned_attention.experiments import compare
+from conditioned_attention.experiments.runs import compare
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_examples_are_there():
         "conversion.convert",
         "measure.numbers.spectra",
         "measure.monitoring.monitor",
-        "experiments.compare",
+        "experiments.runs.compare",
     ):
         module = importlib.import_module(f"conditioned_attention.{name}")
         assert any(test.examples for test in doctest.DocTestFinder().find(module))

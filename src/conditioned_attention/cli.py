@@ -25,12 +25,12 @@ try:
     from conditioned_attention.bench.operator import OperatorSettings
     from conditioned_attention.bench.spectra import SpectraSettings
     from conditioned_attention.bench.step import StepSettings
-    from conditioned_attention.experiments.dry_run import DryRun
-    from conditioned_attention.experiments.image_folder import ImageFolder
-    from conditioned_attention.experiments.images import Digits, FashionMNIST
-    from conditioned_attention.experiments.language import NextByteRecipe
-    from conditioned_attention.experiments.launch import Launch, leave
-    from conditioned_attention.experiments.variants import find_variant
+    from conditioned_attention.experiments.planning.dry_run import DryRun
+    from conditioned_attention.experiments.recipes.image_folder import ImageFolder
+    from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
+    from conditioned_attention.experiments.recipes.small_images import Digits, FashionMNIST
+    from conditioned_attention.experiments.training.launch import Launch, leave
+    from conditioned_attention.experiments.variants.catalogue import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
 
@@ -76,9 +76,9 @@ class Compare:
     dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
-        from conditioned_attention.experiments.recipes import compare_recipe, settings_of
-        from conditioned_attention.experiments.report import write_report
-        from conditioned_attention.experiments.tables import print_table
+        from conditioned_attention.experiments.commands import compare_recipe, settings_of
+        from conditioned_attention.experiments.evidence.tables import print_table
+        from conditioned_attention.experiments.report.write import write_report
 
         if self.dry.asked:
             tuning = len(self.tune) * self.tune_seeds
@@ -124,7 +124,7 @@ class Train:
     def __call__(self) -> int:
         from rich.progress import Progress
 
-        from conditioned_attention.experiments.recipes import RecipeTraining, train_recipe
+        from conditioned_attention.experiments.commands import RecipeTraining, train_recipe
 
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
@@ -231,8 +231,8 @@ class Report:
     own report.html, and that of several folders is ./report.html."""
 
     def __call__(self) -> int:
-        from conditioned_attention.experiments.report import read_subjects, write_reports
-        from conditioned_attention.experiments.words import print_subject
+        from conditioned_attention.experiments.report.words import print_subject
+        from conditioned_attention.experiments.report.write import read_subjects, write_reports
 
         if self.output is not None and self.output.suffix not in (".html", ".htm"):
             raise ValueError(f"output must be an .html file, got {str(self.output)!r}")

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 import tests.conftest  # noqa: F401 - torchvision
-from conditioned_attention.experiments.launch import Launch, leave
-from conditioned_attention.experiments.loop import train
-from conditioned_attention.experiments.optimizer import build_optimizer
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.training.launch import Launch, leave
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.optimizer import build_optimizer
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
 from tests.processes import end
 

@@ -15,14 +15,14 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from conditioned_attention.experiments import compare, run
-from conditioned_attention.experiments.images import Digits, VisionTransformer
-from conditioned_attention.experiments.recipes import compare_recipe
-from conditioned_attention.experiments.report import read_report, write_report
-from conditioned_attention.experiments.tables import text_table
-from conditioned_attention.experiments.task import Metric
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import Variant
+from conditioned_attention.experiments.commands import compare_recipe
+from conditioned_attention.experiments.evidence.tables import text_table
+from conditioned_attention.experiments.recipes.small_images import Digits, VisionTransformer
+from conditioned_attention.experiments.report.write import read_report, write_report
+from conditioned_attention.experiments.runs import compare, run
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import Variant
 from conditioned_attention.storage.files import write_json
 from conditioned_attention.storage.folder import run_folder
 from tests.experiments.loops import dies_on_seed_1, fails_on_seed_1, scores
@@ -243,7 +243,7 @@ def test_a_folder_without_results(tmp_path):
 SLOW_SCRIPT = """
 import sys, time
 sys.path.insert(0, ".")
-from conditioned_attention.experiments import compare
+from conditioned_attention.experiments.runs import compare
 def train(variant, seed):
     import os
     from pathlib import Path

@@ -8,10 +8,10 @@ import pytest
 import torch
 from sklearn import datasets
 
-from conditioned_attention.experiments.data import fashion_mnist
-from conditioned_attention.experiments.data.arrays import ImageArrays
-from conditioned_attention.experiments.data.digits import load_digits
-from conditioned_attention.experiments.data.fashion_mnist import load_fashion_mnist
+from conditioned_attention.experiments.data.images import fashion_mnist
+from conditioned_attention.experiments.data.images.arrays import ImageArrays
+from conditioned_attention.experiments.data.images.digits import load_digits
+from conditioned_attention.experiments.data.images.fashion_mnist import load_fashion_mnist
 
 
 def test_digits_are_scikit_learns_split_once_for_all():

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from conditioned_attention.experiments.launch import Launch
+from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.storage.files import JsonLines
 from tests.experiments import ranks
 

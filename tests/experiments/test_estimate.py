@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from conditioned_attention.cli import main
-from conditioned_attention.experiments.counting import autocast_forward, count_step
-from conditioned_attention.experiments.dry_run import print_estimates
-from conditioned_attention.experiments.estimate import OPERATION_SECONDS, UTILISATION, estimate
-from conditioned_attention.experiments.gpus import GPUS, find_gpu
-from conditioned_attention.experiments.loop import train
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.planning.counting import autocast_forward, count_step
+from conditioned_attention.experiments.planning.dry_run import print_estimates
+from conditioned_attention.experiments.planning.estimate import OPERATION_SECONDS, UTILISATION, estimate
+from conditioned_attention.experiments.planning.gpus import GPUS, find_gpu
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.profiling.memory import held_bytes
 from tests.experiments.tiny import TinyDigits
 from tests.models import timm_vit

@@ -7,12 +7,12 @@ import shutil
 import pytest
 
 from conditioned_attention.cli import main
-from conditioned_attention.experiments import compare
-from conditioned_attention.experiments.gather import gather
-from conditioned_attention.experiments.report import write_report
-from conditioned_attention.experiments.tables import print_table, text_table
-from conditioned_attention.experiments.task import Metric
-from conditioned_attention.experiments.tuning import AtRates, tune
+from conditioned_attention.experiments.evidence.tables import print_table, text_table
+from conditioned_attention.experiments.evidence.tuning import AtRates, tune
+from conditioned_attention.experiments.report.write import write_report
+from conditioned_attention.experiments.runs import compare
+from conditioned_attention.experiments.runs.gather import gather
+from conditioned_attention.experiments.tasks.task import Metric
 from conditioned_attention.storage.folder import run_folder
 from tests.experiments.loops import peaks_at_a_rate, scores
 

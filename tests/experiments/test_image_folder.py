@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from conditioned_attention.experiments.data.image_folder import image_folder
-from conditioned_attention.experiments.data.images import LazyImages, read_rgb, without_unreadable
-from conditioned_attention.experiments.image_folder import VIT_S, ImageFolder, ImageTransform, TimmModel
-from conditioned_attention.experiments.images import VisionTransformer
-from conditioned_attention.experiments.loop import train
-from conditioned_attention.experiments.recipes import compare_recipe, settings_of
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.commands import compare_recipe, settings_of
+from conditioned_attention.experiments.data.images.folder import image_folder
+from conditioned_attention.experiments.data.images.source import LazyImages, read_rgb, without_unreadable
+from conditioned_attention.experiments.recipes.image_folder import VIT_S, ImageFolder, ImageTransform, TimmModel
+from conditioned_attention.experiments.recipes.small_images import VisionTransformer
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from tests.experiments.pictures import digit, photograph, write_broken, write_digits
 from tests.test_cli import call
 

@@ -6,17 +6,17 @@ import math
 import pytest
 import torch
 
-from conditioned_attention.experiments.data.text import (
+from conditioned_attention.experiments.data.text.windows import (
     WORDNET_FILES,
     split_windows,
     standard_library_text,
     wordnet_glosses,
 )
-from conditioned_attention.experiments.language import GPT, NextByteRecipe
-from conditioned_attention.experiments.launch import Launch
-from conditioned_attention.experiments.loop import train
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.recipes.next_byte import GPT, NextByteRecipe
+from conditioned_attention.experiments.training.launch import Launch
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import JsonLines
 
 SMALL = NextByteRecipe(

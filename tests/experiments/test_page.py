@@ -13,22 +13,22 @@ import pytest
 from PIL import Image
 
 from conditioned_attention.cli import main
-from conditioned_attention.experiments.charts import palette_of
-from conditioned_attention.experiments.columns import Heads, average_kappa, read_heads
-from conditioned_attention.experiments.comparison import Comparison
-from conditioned_attention.experiments.curves import POINTS, Band, thin, thin_band
-from conditioned_attention.experiments.figures import charts_of, heads_of
-from conditioned_attention.experiments.images import Digits, VisionTransformer
-from conditioned_attention.experiments.launch import Launch
-from conditioned_attention.experiments.page import Section, page
-from conditioned_attention.experiments.recipes import compare_recipe
-from conditioned_attention.experiments.report import read_subjects, write_report, write_reports
-from conditioned_attention.experiments.statistics import scores
-from conditioned_attention.experiments.subjects import Subject, comparison_subject
-from conditioned_attention.experiments.tables import conditioning_table, table
-from conditioned_attention.experiments.task import Metric
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.words import alarms, short_answer
+from conditioned_attention.experiments.commands import compare_recipe
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.statistics import scores
+from conditioned_attention.experiments.evidence.tables import conditioning_table, table
+from conditioned_attention.experiments.recipes.small_images import Digits, VisionTransformer
+from conditioned_attention.experiments.report.charts import palette_of
+from conditioned_attention.experiments.report.columns import Heads, average_kappa, read_heads
+from conditioned_attention.experiments.report.curves import POINTS, Band, thin, thin_band
+from conditioned_attention.experiments.report.figures import charts_of, heads_of
+from conditioned_attention.experiments.report.page import Section, page
+from conditioned_attention.experiments.report.subjects import Subject, comparison_subject
+from conditioned_attention.experiments.report.words import alarms, short_answer
+from conditioned_attention.experiments.report.write import read_subjects, write_report, write_reports
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.training.launch import Launch
+from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots import average_condition_number
 from conditioned_attention.storage.folder import run_folder

@@ -13,15 +13,15 @@ import time
 import pytest
 import torch
 
-from conditioned_attention.experiments import checkpoints, loop
-from conditioned_attention.experiments.checkpoints import damage
-from conditioned_attention.experiments.interruption import Stop, signals_noted
-from conditioned_attention.experiments.launch import Launch
-from conditioned_attention.experiments.loop import train
-from conditioned_attention.experiments.run import carry_out, single_job
-from conditioned_attention.experiments.task import Metric
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.runs.run import carry_out, single_job
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.training import checkpoints, loop
+from conditioned_attention.experiments.training.checkpoints import damage
+from conditioned_attention.experiments.training.interruption import Stop, signals_noted
+from conditioned_attention.experiments.training.launch import Launch
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import JsonLines
 from tests.experiments.tiny import OFTEN, ShakenDigits
 from tests.models import timm_vit

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conditioned_attention.experiments.data.images import without_unreadable
-from conditioned_attention.experiments.data.saved_dataset import is_saved_dataset, saved_images
-from conditioned_attention.experiments.image_folder import ImageFolder
-from conditioned_attention.experiments.loop import train
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.data.images.saved import is_saved_dataset, saved_images
+from conditioned_attention.experiments.data.images.source import without_unreadable
+from conditioned_attention.experiments.recipes.image_folder import ImageFolder
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from tests.experiments.test_image_folder import TINY
 
 datasets = pytest.importorskip("datasets")

@@ -3,7 +3,7 @@
 import pytest
 
 from conditioned_attention.experiments.data.split import hold_out
-from conditioned_attention.experiments.images import Digits, FashionMNIST
+from conditioned_attention.experiments.recipes.small_images import Digits, FashionMNIST
 
 
 def test_every_item_is_in_one_part_and_every_class_in_both():

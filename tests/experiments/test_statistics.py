@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from conditioned_attention.experiments.statistics import (
+from conditioned_attention.experiments.evidence.statistics import (
     decimals,
     holm,
     many_compared,
@@ -15,7 +15,7 @@ from conditioned_attention.experiments.statistics import (
     summarise,
     verdict,
 )
-from conditioned_attention.experiments.task import Metric
+from conditioned_attention.experiments.tasks.task import Metric
 
 UP, DOWN = Metric("accuracy (%)"), Metric("loss", higher_is_better=False)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conditioned_attention.experiments.data.text_files import read_texts
+from conditioned_attention.experiments.data.text.files import read_texts
 
 ROOT = Path(__file__).parents[2]
 

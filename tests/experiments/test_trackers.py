@@ -13,8 +13,8 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from conditioned_attention.experiments import trackers as module
-from conditioned_attention.experiments.trackers import TRACKERS, Trackers
+from conditioned_attention.experiments.training import trackers as module
+from conditioned_attention.experiments.training.trackers import TRACKERS, Trackers
 from tests.experiments.tracked_run import CONFIG, RUN
 
 

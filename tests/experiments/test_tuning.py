@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 
-from conditioned_attention.experiments.gather import gather
-from conditioned_attention.experiments.recipes import compare_recipe, train_recipe
-from conditioned_attention.experiments.report import read_report, to_json, write_report
-from conditioned_attention.experiments.tables import print_table
-from conditioned_attention.experiments.task import Metric
-from conditioned_attention.experiments.tuning import FIRST_SEED, Trial, Tuning, read_tuning, tune
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.commands import compare_recipe, train_recipe
+from conditioned_attention.experiments.evidence.tables import print_table
+from conditioned_attention.experiments.evidence.tuning import FIRST_SEED, Trial, Tuning, read_tuning, tune
+from conditioned_attention.experiments.report.write import read_report, to_json, write_report
+from conditioned_attention.experiments.runs.gather import gather
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import JsonLines
 from tests.experiments.loops import peaks_at_a_rate
 from tests.experiments.tiny import Tiny

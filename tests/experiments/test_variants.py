@@ -16,15 +16,21 @@ from torch import nn
 from conditioned_attention import conditioning
 from conditioned_attention.controls import PowerNorm
 from conditioned_attention.d_optimal import DOptimal
-from conditioned_attention.experiments.data.text import split_windows, standard_library_text
-from conditioned_attention.experiments.estimate import estimate
-from conditioned_attention.experiments.initialise import orthogonal_projections
-from conditioned_attention.experiments.language import GPT, NextByte, NextByteRecipe
-from conditioned_attention.experiments.launch import Launch
-from conditioned_attention.experiments.loop import train
-from conditioned_attention.experiments.recipes import compare_recipe
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import VARIANTS, Variant, descriptions, find_variant, find_variants
+from conditioned_attention.experiments.commands import compare_recipe
+from conditioned_attention.experiments.data.text.windows import split_windows, standard_library_text
+from conditioned_attention.experiments.planning.estimate import estimate
+from conditioned_attention.experiments.recipes.next_byte import GPT, NextByte, NextByteRecipe
+from conditioned_attention.experiments.training.launch import Launch
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import (
+    VARIANTS,
+    Variant,
+    descriptions,
+    find_variant,
+    find_variants,
+)
+from conditioned_attention.experiments.variants.initialise import orthogonal_projections
 from conditioned_attention.measure.probing.projections import projection_records
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.site import transform_of

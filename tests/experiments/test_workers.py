@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from conditioned_attention.experiments import compare
-from conditioned_attention.experiments.compare import run_missing
-from conditioned_attention.experiments.progress import display
-from conditioned_attention.experiments.run import job_of
-from conditioned_attention.experiments.task import Metric
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.runs import compare
+from conditioned_attention.experiments.runs.compare import run_missing
+from conditioned_attention.experiments.runs.progress import display
+from conditioned_attention.experiments.runs.run import job_of
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import JsonLines
 from conditioned_attention.storage.folder import run_folder
 from tests.experiments import loops
@@ -90,7 +90,7 @@ import dataclasses, sys
 from pathlib import Path
 from conditioned_attention._torchvision import make_importable
 make_importable()
-from conditioned_attention.experiments.recipes import compare_recipe
+from conditioned_attention.experiments.commands import compare_recipe
 from tests.experiments.tiny import Tiny
 if __name__ == "__main__":
     training = dataclasses.replace(Tiny().training, epochs=int(sys.argv[2]), monitor_every=0)
@@ -99,7 +99,7 @@ if __name__ == "__main__":
 
 STUBBORN = """
 import signal, sys, time
-from conditioned_attention.experiments import compare
+from conditioned_attention.experiments.runs import compare
 def train(variant, seed):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     yield {"score": 1.0}

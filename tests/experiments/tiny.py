@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from conditioned_attention.experiments.data.arrays import ImageArrays
-from conditioned_attention.experiments.data.digits import load_digits
-from conditioned_attention.experiments.images import ImageClassification, VisionTransformer
-from conditioned_attention.experiments.launch import Launch
-from conditioned_attention.experiments.training import Training
+from conditioned_attention.experiments.data.images.arrays import ImageArrays
+from conditioned_attention.experiments.data.images.digits import load_digits
+from conditioned_attention.experiments.recipes.small_images import ImageClassification, VisionTransformer
+from conditioned_attention.experiments.training.launch import Launch
+from conditioned_attention.experiments.training.settings import Training
 from tests.models import timm_vit
 
 OFTEN = Launch(checkpoint_seconds=0.0, log_every=2)

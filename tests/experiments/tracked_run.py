@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from conditioned_attention.experiments.trackers import Trackers
+from conditioned_attention.experiments.training.trackers import Trackers
 
 CONFIG = {"training": {"lr": 1e-3, "clip": None}, "variant": "baseline"}
 RUN = "digits/baseline/seed-0"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from conditioned_attention.experiments.data.digits import load_digits
+from conditioned_attention.experiments.data.images.digits import load_digits
 from conditioned_attention.measure.numbers.jacobian import METHODS, WRT, jacobian_bound, jacobian_condition
 from tests.models import build
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from conditioned_attention.experiments.images import Digits
-from conditioned_attention.experiments.loading import EpochSampler
-from conditioned_attention.experiments.loop import train
-from conditioned_attention.experiments.optimizer import build_optimizer, build_schedule
-from conditioned_attention.experiments.task import Task
-from conditioned_attention.experiments.training import Training
-from conditioned_attention.experiments.variants import VARIANTS
+from conditioned_attention.experiments.recipes.small_images import Digits
+from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.optimizer import build_optimizer, build_schedule
+from conditioned_attention.experiments.training.order import EpochSampler
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.profiling.clock import paired_ratio
 
 

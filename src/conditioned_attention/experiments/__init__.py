@@ -3,8 +3,8 @@
 Needs ``pip install "conditioned-attention[experiments]"``; importing this package alone needs only torch.
 """
 
-from conditioned_attention.experiments.compare import compare
-from conditioned_attention.experiments.comparison import Comparison
-from conditioned_attention.experiments.variants import VARIANTS, Variant
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.runs.compare import compare
+from conditioned_attention.experiments.variants.catalogue import VARIANTS, Variant
 
 __all__ = ["VARIANTS", "Comparison", "Variant", "compare"]

@@ -1,0 +1,269 @@
+"""The experiments by name, and how one is run, compared and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.tuning import FIRST_SEED as FIRST_TUNING_SEED
+from conditioned_attention.experiments.evidence.tuning import (
+    AtRates,
+    grid_of,
+    read_grid,
+    read_tuning,
+    settings_of_tuning,
+)
+from conditioned_attention.experiments.evidence.tuning import tune as find_rates
+from conditioned_attention.experiments.planning.cost import measure_cost
+from conditioned_attention.experiments.recipes.image_folder import ImageFolder
+from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
+from conditioned_attention.experiments.recipes.small_images import Digits, FashionMNIST
+from conditioned_attention.experiments.runs.compare import compare, seed_list
+from conditioned_attention.experiments.runs.run import carry_out, check_origin, job_of, single_job
+from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.launch import Launch, world_size
+from conditioned_attention.experiments.training.loop import train
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import Variant, check_suited, find_variants
+from conditioned_attention.storage.folder import check_settings, run_folder, working_folder
+
+
+class Recipe(Protocol):
+    """A typed, frozen dataclass: everything that a run depends on but its variant and seed."""
+
+    @property
+    def training(self) -> Training: ...
+
+    def task(self, *, tuning: bool = False) -> Task:
+        """With ``tuning`` a fixed tenth of the training set is the evaluation set, and the real one is not touched."""
+
+
+RECIPES: dict[str, type[Any]] = {
+    "digits": Digits,
+    "fashion_mnist": FashionMNIST,
+    "image_folder": ImageFolder,
+    "next_byte": NextByteRecipe,
+}
+
+
+@dataclass(frozen=True)
+class RecipeTraining:
+    """``train(variant, seed)`` for `compare`: runs of a recipe, each in its folder, resumed from its checkpoints.
+
+    A learning rate as a third argument replaces the recipe's.
+    """
+
+    recipe: Recipe
+    folder: Path
+    tuning: bool = False
+    launch: Launch = field(default_factory=Launch)
+
+    @property
+    def evaluations(self) -> int | None:
+        """How many rows a run yields; None if the clock decides."""
+        task, training = self._task(), self.recipe.training
+        return training.evaluations(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
+
+    def __call__(self, variant: Variant, seed: int, lr: float | None = None) -> Iterator[dict[str, Any]]:
+        training = self.recipe.training if lr is None else dataclasses.replace(self.recipe.training, lr=lr)
+        if self.tuning:
+            training = dataclasses.replace(training, monitor_every=0)  # nobody looks at the condition numbers
+        path = run_folder(self.folder, variant.name, seed)
+        return train(self._task(), training, variant, seed, path, named(self.launch, self.recipe))
+
+    def _task(self) -> Task:
+        return self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
+
+
+def name_of(recipe: Recipe) -> str:
+    """As on the command line."""
+    return next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
+
+
+def named(launch: Launch, recipe: Recipe) -> Launch:
+    """With the recipe's name, unless it has one."""
+    return dataclasses.replace(launch, name=launch.name or name_of(recipe))
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
+    values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
+    for key in ("data_dir", "path", "cache_dir", "max_unreadable"):
+        values.pop(key, None)
+    return {"recipe": name_of(recipe), **values}
+
+
+def train_recipe(
+    recipe: Recipe,
+    variant: Variant,
+    seed: int,
+    *,
+    folder: Path | None = None,
+    into: Path | None = None,
+    launch: Launch | None = None,
+    show: Callable[[Mapping[str, Any]], None] = print,
+) -> Path:
+    """One run of a recipe; under torchrun or accelerate launch every process calls this.
+
+    Args:
+        folder: the run's own; default ``runs/RECIPE-VARIANT-SEED``.
+        into: the folder of a comparison that the run becomes a part of, instead of ``folder``; if learning rates were
+            tuned there, the variant's replaces the recipe's.
+        launch: how it is carried out.
+        show: called with every row, in the main process.
+
+    Returns:
+        The run's folder, which holds ``result.json`` besides what `train` writes.
+
+    Raises:
+        ValueError: a seed out of range; both folders; or a folder that holds something else.
+        Exception: whatever `train` raises.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}")
+    if folder is not None and into is not None:
+        raise ValueError(f"folder={str(folder)!r} and into={str(into)!r}: a run has one place")
+    task, training, settings = recipe.task(), recipe.training, settings_of(recipe)
+    if into is None:
+        path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
+        if (path / "settings.json").exists():
+            raise ValueError(f"{path} is the folder of a comparison, which runs go into with into={str(path)!r}")
+        job = single_job(path, variant, seed, task.metric, settings)
+    else:
+        training, settings, variant_settings = _as_in(into, recipe, variant, seed)
+        job = job_of(into, variant, seed, task.metric, settings, variant_settings)
+    path = job.path
+    rows = train(task, training, variant, seed, path, named(launch or Launch(), recipe))
+    if int(os.environ.get("RANK", "0")) > 0:  # the main process keeps the files
+        for _ in rows:
+            pass
+        return path
+    with working_folder(path):
+        check_origin(job)
+        if into is not None:
+            check_settings(into, settings)
+        carry_out(lambda *_: _shown(rows, show), job, lambda: None)
+    return path
+
+
+def _as_in(
+    folder: Path, recipe: Recipe, variant: Variant, seed: int
+) -> tuple[Training, dict[str, Any], dict[str, Any]]:
+    """Training, settings and the variant's own, as `compare_recipe` has them there: at the rate that it has tuned."""
+    settings, tuning = settings_of(recipe), read_tuning(folder / "tuning")
+    if tuning is None:
+        return recipe.training, settings, {}
+    rates = tuning.rates()
+    if variant.name not in rates:
+        raise ValueError(
+            f"no learning rate was tuned for {variant.name} in {folder / 'tuning'}, only for {', '.join(rates)}"
+        )
+    grid, lr = read_grid(folder / "tuning"), rates[variant.name]
+    settings = tuned_settings(settings, grid, [seed])
+    check_settings(folder / "tuning", settings_of_tuning(grid, settings))  # it may be all that was copied
+    return dataclasses.replace(recipe.training, lr=lr), settings, {variant.name: {"lr": lr}}
+
+
+def _shown(rows: Iterable[dict[str, Any]], show: Callable[[Mapping[str, Any]], None]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        show(row)
+        yield row
+
+
+def compare_recipe(
+    recipe: Recipe,
+    variants: Sequence[str | Variant],
+    seeds: int | Iterable[int],
+    folder: Path,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    cost: bool = True,
+    progress: bool = True,
+    tune: Sequence[float] = (),
+    tune_seeds: int = 1,
+    launch: Launch | None = None,
+) -> Comparison:
+    """`compare` on a recipe, then time and memory of each variant, measured when nothing else runs.
+
+    Args:
+        tune: learning rates; each variant is compared at the one of them that is best for it on validation data, which
+            `tune` finds first.  A variant whose rates all fail is left out and stands among the failures.  None: all
+            variants are compared at the recipe's learning rate.
+        tune_seeds: how many runs a variant and rate.
+        recipe, variants, seeds, folder, workers, threads, progress: as for `compare`.
+        cost: whether time and memory are measured.
+        launch: how each run is carried out, in one process.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `compare`; if no learning rate came through for the baseline; or under
+            a launcher of several processes.
+    """
+    if world_size() > 1:
+        raise RuntimeError(
+            "compare starts processes of its own; under torchrun train one run with 'train … --into FOLDER'"
+        )
+    launch = launch or Launch()
+    chosen, seeds = find_variants(variants), seed_list(seeds)
+    task = recipe.task()  # missing data is an error before anything starts
+    check_suited(chosen, task)
+    how: dict[str, Any] = {"workers": workers, "threads": threads, "metric": task.metric, "progress": progress}
+    settings = settings_of(recipe)
+    if not tune:
+        result = compare(
+            RecipeTraining(recipe, folder, launch=launch), chosen, seeds, folder=folder, settings=settings, **how
+        )
+    else:
+        settings = tuned_settings(settings, grid_of(tune, tune_seeds), seeds)
+        result = _compare_tuned(recipe, chosen, seeds, folder, settings, launch, how)
+    finished = [variant for variant in chosen if result.runs.get(variant.name)]
+    if not cost or chosen[0] not in finished:  # it is measured relative to the baseline
+        return result
+    return dataclasses.replace(result, cost=measure_cost(task, recipe.training, finished, threads=threads))
+
+
+def tuned_settings(settings: dict[str, Any], grid: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """The settings of a comparison with tuned learning rates: the grid stands for the rate."""
+    if max(seeds) >= FIRST_TUNING_SEED:
+        raise ValueError(f"seeds from {FIRST_TUNING_SEED:,} on are those of tuning, got {max(seeds)}")
+    return {**settings, "training": {**settings["training"], "lr": "tuned"}, "tuning": grid}
+
+
+def _compare_tuned(
+    recipe: Recipe,
+    variants: list[Variant],
+    seeds: list[int],
+    folder: Path,
+    settings: dict[str, Any],
+    launch: Launch,
+    how: dict[str, Any],
+) -> Comparison:
+    with working_folder(folder):
+        check_settings(folder, settings)  # before hours of tuning
+    grid, tuning_folder = settings["tuning"], folder / "tuning"
+    search = RecipeTraining(recipe, tuning_folder, True, launch)
+    tuning = find_rates(search, variants, grid["rates"], grid["seeds"], folder=tuning_folder, settings=settings, **how)
+    rates, failures = tuning.rates(), tuning.failures()
+    if variants[0].name in failures:
+        raise RuntimeError(f"{variants[0].name}: {failures[variants[0].name]}")
+    for name, reason in failures.items():
+        warnings.warn(f"{name} is left out: {reason}", stacklevel=3)
+    if how["progress"]:
+        print("learning rates tuned on validation data:", ", ".join(f"{lr:g} for {name}" for name, lr in rates.items()))
+    result = compare(
+        AtRates(RecipeTraining(recipe, folder, launch=launch), rates),
+        [variant for variant in variants if variant.name in rates],
+        seeds,
+        folder=folder,
+        settings=settings,
+        variant_settings={name: {"lr": lr} for name, lr in rates.items()},
+        **how,
+    )
+    failures = {f"{name}, tuning": reason for name, reason in failures.items()}
+    return dataclasses.replace(result, tuning=tuning, failures={**failures, **result.failures})

@@ -1,0 +1,1 @@
+"""Pictures: what is on disk or in a package -> images and labels."""

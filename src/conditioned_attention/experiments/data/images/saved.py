@@ -1,0 +1,169 @@
+"""Data sets that Hugging Face's ``datasets`` has saved on disk with ``save_to_disk``."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from conditioned_attention.experiments.data.images.folder import choose_eval_split
+from conditioned_attention.experiments.data.images.source import ImageSource, read_rgb, split_if_needed
+from conditioned_attention.experiments.data.scan import reason_of, stamp_of
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether ``save_to_disk`` has written this folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def load_saved(path: Path) -> dict[str, Any]:
+    """The splits of a saved Dataset or DatasetDict; a Dataset is the split ``"train"``.
+
+    Raises:
+        ModuleNotFoundError: ``datasets`` is not installed; the message says how to get it.
+        ValueError: it cannot be loaded.
+    """
+    try:
+        from datasets import DatasetDict, load_from_disk
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} is a saved data set, and reading it needs: pip install 'conditioned-attention[datasets]' ({error})"
+        ) from error
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # damaged files fail in as many ways as there are readers
+        raise ValueError(
+            f"the saved data set {path} cannot be loaded, it is damaged or empty ({reason_of(error)})"
+        ) from error
+    return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Decodes the image in a row of a data set whose image column holds encoded files."""
+
+    rows: Any
+    column: str
+
+    def __call__(self, row: int) -> Image.Image:
+        encoded = self.rows[row][self.column]
+        if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
+            raise ValueError("the row has no image")
+        return read_rgb(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
+
+
+def saved_images(
+    root: Path, image_column: str | None = None, label_column: str | None = None, eval_split: str | None = None
+) -> ImageSource:
+    """The labelled images of a saved data set, with its split "train" and one of "validation", "val" and "test".
+
+    Without an evaluation set a fixed fifth of the rows, of each class alike, is taken for it.
+
+    Args:
+        root: the folder that ``save_to_disk`` has written.
+        image_column: default the only one with images.
+        label_column: default the only one of class labels, or else of integers or strings.
+        eval_split: the split to evaluate on; needed if there are several.
+
+    Raises:
+        ValueError: a column or split is not there or not clear, rows without a label, or classes for evaluation that
+            are not in the training set.
+    """
+    splits = load_saved(root)
+    import datasets
+
+    if "train" not in splits:
+        raise ValueError(f"{root} has no split 'train', only {', '.join(splits)}")
+    chosen = ["train", *choose_eval_split([name for name in splits if name != "train"], eval_split, str(root))]
+    image_column = _column(splits["train"], image_column, "image_column", _is_image)
+    if not _holds_images(splits["train"].features[image_column]):
+        raise ValueError(f"image_column={image_column!r} must hold images: {_describe(splits['train'])}")
+    label_column = _column(splits["train"], label_column, "label_column", _is_class_label, _is_label)
+    if not (_is_class_label(feature := splits["train"].features[label_column]) or _is_label(feature)):
+        raise ValueError(
+            f"label_column={label_column!r} must hold class labels, integers or strings: {_describe(splits['train'])}"
+        )
+    parts, values, names = [], [], []
+    for name in chosen:
+        for column in (image_column, label_column):
+            if column not in splits[name].column_names:
+                raise ValueError(f"split {name!r} has no column {column!r}: {_describe(splits[name])}")
+        part = splits[name].select_columns([image_column, label_column])
+        values.append(_label_values(part, label_column, name))
+        names += [f"{name}[{i}]" for i in range(len(part))]
+        parts.append(part.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False)))
+    classes = sorted(set(values[0]))
+    if unknown := sorted(set().union(*values[1:]) - set(classes), key=str):
+        raise ValueError(f"{root}: classes of {chosen[1]} that are not in train: {', '.join(map(str, unknown[:10]))}")
+    label = {value: i for i, value in enumerate(classes)}
+    labels = [label[value] for part in values for value in part]
+    edge = len(values[0])
+    train, evaluation = split_if_needed(labels, range(edge), range(edge, len(labels)))
+    reader = RowReader(datasets.concatenate_datasets(parts), image_column)
+    return ImageSource([str(c) for c in classes], names, labels, train, evaluation, reader, _stamp(root, chosen))
+
+
+def _is_image(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Image)
+
+
+def _holds_images(feature: Any) -> bool:
+    """Images, or encoded files that were not declared as such."""
+    return (
+        _is_image(feature) or isinstance(feature, dict) or getattr(feature, "dtype", "") in ("binary", "large_binary")
+    )
+
+
+def _is_class_label(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.ClassLabel)
+
+
+def _is_label(feature: Any) -> bool:
+    dtype = str(getattr(feature, "dtype", ""))
+    return dtype.startswith(("int", "uint")) or dtype in ("string", "large_string", "bool")
+
+
+def _column(dataset: Any, wanted: str | None, argument: str, *kinds: Any) -> str:
+    """The column of this name, or the only one of the first kind that occurs."""
+    if wanted is not None:
+        if wanted not in dataset.column_names:
+            raise ValueError(f"{argument}={wanted!r} is not there: {_describe(dataset)}")
+        return wanted
+    for kind in kinds:
+        found = [name for name, feature in dataset.features.items() if kind(feature)]
+        if len(found) == 1:
+            return str(found[0])
+        if found:
+            break
+    raise ValueError(f"{argument} is not clear, name one: {_describe(dataset)}")
+
+
+def _describe(dataset: Any) -> str:
+    columns = (f"{name} ({getattr(f, 'dtype', '') or type(f).__name__})" for name, f in dataset.features.items())
+    return f"the columns are {', '.join(columns)}"
+
+
+def _label_values(part: Any, column: str, split: str) -> Sequence[Any]:
+    """The classes of all rows: names where the data set has names, else the values themselves."""
+    values = part.select_columns([column])[:][column]
+    feature = part.features[column]
+    bare = sum(value is None or (_is_class_label(feature) and value < 0) for value in values)
+    if bare:
+        raise ValueError(f"{bare} of {len(values)} rows of split {split!r} have no label in column {column!r}")
+    return [feature.names[value] for value in values] if _is_class_label(feature) else values
+
+
+def _stamp(root: Path, splits: Sequence[str]) -> str:
+    """Of the files of the data set, which may be large, their sizes and times of change."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    stats = [(os.fspath(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return stamp_of([list(splits), *stats])

@@ -1,0 +1,1 @@
+"""Texts: what is on disk or in a package -> windows of bytes."""

@@ -1,0 +1,1 @@
+"""What runs have found: scores, statistics, tables and verdicts."""

@@ -1,0 +1,98 @@
+"""What a comparison is when its runs have finished, and how it is collected from their folders."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from conditioned_attention.environment import environment
+from conditioned_attention.experiments.evidence.statistics import Summary, many_compared, summarise, verdict
+from conditioned_attention.experiments.runs.run import Job, reason_of
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.storage.files import read_json
+
+if TYPE_CHECKING:
+    from conditioned_attention.experiments.evidence.tuning import Tuning
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs of several variants with the same seeds.
+
+    Attributes:
+        runs: for every variant (the baseline first) the history of each finished seed: the rows that ``train``
+            yielded.
+        metric: what the score is.
+        failures: why each other run has no result, in a line, by ``"variant, seed n"``.
+        settings: what was run, plain data.
+        environment: where this was put together.
+        machines: where the runs were made: what differs between machines, and how many runs each made.
+        cost: time and memory of a training step by variant, relative to the baseline; None if not measured.
+        tuning: how each variant's learning rate was chosen; None if it was not tuned.
+    """
+
+    runs: dict[str, dict[int, list[dict[str, Any]]]]
+    metric: Metric
+    failures: dict[str, str] = field(default_factory=dict)
+    settings: Any = None
+    environment: dict[str, Any] = field(default_factory=environment)
+    cost: dict[str, Any] | None = None
+    machines: list[dict[str, Any]] = field(default_factory=list)
+    tuning: Tuning | None = None
+
+    def summary(self) -> list[Summary]:
+        """One row a variant; see `Summary`."""
+        return summarise(self.runs, self.metric)
+
+    def verdicts(self) -> list[str]:
+        """One sentence a variant (but the baseline), and one on all; they say no more than the statistics do."""
+        rows = self.summary()
+        sentences = [verdict(row, rows[0].variant, self.metric) for row in rows[1:]]
+        many = [sentence for sentence in [many_compared(rows)] if sentence]
+        if self.tuning is None:
+            return sentences + many
+        rates = self.tuning.rates()
+        return [
+            f"{sentence} Learning rates, tuned on validation data: {rates[rows[0].variant]:g} for {rows[0].variant}, "
+            f"{rates[row.variant]:g} for {row.variant}."
+            for sentence, row in zip(sentences, rows[1:])
+        ] + many
+
+    def __str__(self) -> str:
+        from conditioned_attention.experiments.evidence.tables import text_table
+
+        warnings = self.tuning.warnings() if self.tuning else []
+        return "\n".join([text_table(self), "", *self.verdicts(), *warnings])
+
+
+def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settings: Any) -> Comparison:
+    """What the jobs' folders hold now."""
+    runs: dict[str, dict[int, list[dict[str, Any]]]] = {variant: {} for variant in variants}
+    failures: dict[str, str] = {}
+    found = []
+    for job in jobs:
+        if job.result.exists():
+            found.append(read_json(job.result))
+            runs[job.variant.name][job.seed] = found[-1]["history"]
+        else:
+            failures[job.name] = reason_of(job.path) or "not run"
+    return Comparison(runs, metric, failures, settings, machines=machines_of(found))
+
+
+def describe_machines(machines: Sequence[Mapping[str, Any]]) -> str:
+    """Where the runs were made, in a sentence."""
+    parts = []
+    for machine in machines:
+        devices = [device for device in machine["devices"] if device != "cpu"]
+        versions = f"torch {machine['torch']}, conditioned-attention {machine['conditioned-attention']}"
+        parts.append(f"{machine['runs']} on {', '.join([machine['machine'], *devices, versions])}")
+    return f"Runs: {'; '.join(parts)}."
+
+
+def machines_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The distinct environments of runs, each with the number of its runs."""
+    counts = Counter(json.dumps(result["environment"]) for result in results)
+    return [{"runs": n, **json.loads(text)} for text, n in counts.items()]

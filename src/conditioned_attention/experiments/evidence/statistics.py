@@ -1,0 +1,280 @@
+"""From the curves of paired runs to the numbers of a table.  Pure functions; nothing is read or written."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conditioned_attention.experiments.tasks.task import Metric
+
+History = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over ``n`` seeds; the deviation of one seed is nan."""
+
+    mean: float
+    sd: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if not values:
+            return cls(math.nan, math.nan, 0)
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of paired differences with its two-sided 95 % t interval; the ends of one pair are nan."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def contains_zero(self) -> bool:
+        """True also if there are too few pairs for an interval: then nothing is shown either."""
+        return not (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When runs reached a score: the median epoch over seeds, a run that never did counting as later than any.
+
+    Attributes:
+        epoch: the median; None if half of the runs or more never reached the score.
+        never: how many runs never did.
+        n: of how many.
+    """
+
+    epoch: float | None
+    never: int
+    n: int
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "-"
+        if self.epoch is None:
+            return f"never ({self.never} of {self.n})"
+        return f"epoch {self.epoch:.3g}" + (f" ({self.never} of {self.n} never)" if self.never else "")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One variant in a table: scores over seeds, and the difference to the baseline over the pairs of seeds.
+
+    Attributes:
+        variant: its name.
+        final, best: last and best score of a run, over seeds.  The best is chosen on the data it is measured on.
+        difference: of the final scores, variant minus baseline, same seeds; None for the baseline.
+        reached: when a run reached the final score of the baseline with its seed (figure 2 of 2603.27153).
+        log10_kappa: median over seeds of the last median log₁₀ κ over heads; inf at the numerical floor, nan if it
+            was not measured.
+        floor_share: mean over seeds of the share of heads at the numerical floor; nan if not measured.
+        largest_scale: the largest factor that C, or what stands in its place, put on a row at the end; of all seeds.
+        log10_kappa_weights: median over seeds of the last median log₁₀ κ of W_Q, W_K and W_V with their corrections.
+        value_growth: mean over seeds of ‖W_V‖ at the end over that at the start.
+        p_value: of the difference, by the paired t test; nan with fewer than two pairs or no spread.
+    """
+
+    variant: str
+    final: Spread
+    best: Spread
+    difference: Interval | None
+    reached: Reached
+    log10_kappa: float
+    floor_share: float
+    largest_scale: float = math.nan
+    log10_kappa_weights: float = math.nan
+    value_growth: float = math.nan
+    p_value: float = math.nan
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to say of conditioning."""
+        return not math.isnan(self.floor_share)
+
+
+def paired_interval(differences: Sequence[float]) -> Interval:
+    """The 95 % t interval of the mean of paired differences.
+
+    >>> paired_interval([1.0, 2.0, 3.0])
+    Interval(mean=2.0, low=-0.484137..., high=4.484137..., n=3)
+    """
+    from scipy import stats
+
+    n = len(differences)
+    if n < 2:
+        return Interval(differences[0] if n else math.nan, math.nan, math.nan, n)
+    mean, sd = statistics.fmean(differences), statistics.stdev(differences)
+    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def epochs(history: History) -> list[float]:
+    """The epoch of every row, whole or not; rows without one are counted from 1."""
+    return [row.get("epoch", i + 1) for i, row in enumerate(history)]
+
+
+def scores(history: History) -> list[float]:
+    """The score of every row; a score that was not finite is nan."""
+    return [math.nan if row["score"] is None else float(row["score"]) for row in history]
+
+
+def reached(pairs: Sequence[tuple[History, float]], metric: Metric) -> Reached:
+    """When each run reached the score it is paired with."""
+    first: list[float] = []
+    for history, goal in pairs:
+        gains = [s - goal if metric.higher_is_better else goal - s for s in scores(history)]
+        first.append(next((float(e) for e, gain in zip(epochs(history), gains) if gain >= 0), math.inf))
+    never = sum(math.isinf(epoch) for epoch in first)
+    median = statistics.median(first) if first else math.inf
+    return Reached(None if math.isinf(median) else median, never, len(first))
+
+
+def summarise(runs: Mapping[str, Mapping[int, History]], metric: Metric) -> list[Summary]:
+    """One `Summary` a variant; the first variant is the baseline.
+
+    Args:
+        runs: for every variant the history of each seed: rows with ``"score"``, and ``"epoch"`` and what
+            `ConditionMonitor` and `projection_records` measured, if known.
+        metric: which way is up.
+    """
+    names = list(runs)
+    baseline = runs[names[0]]
+    return [_summary(name, runs[name], None if name == names[0] else baseline, baseline, metric) for name in names]
+
+
+def _summary(
+    name: str,
+    by_seed: Mapping[int, History],
+    other: Mapping[int, History] | None,
+    baseline: Mapping[int, History],
+    metric: Metric,
+) -> Summary:
+    best = max if metric.higher_is_better else min
+    final = {seed: scores(history)[-1] for seed, history in by_seed.items()}
+    goal = {seed: scores(history)[-1] for seed, history in baseline.items()}
+    pairs = [seed for seed in final if seed in goal]
+    measured = [
+        [row for row in history if row.get("floor_share") is not None][-1]
+        for history in by_seed.values()
+        if any(row.get("floor_share") is not None for row in history)
+    ]
+    differences = [final[seed] - goal[seed] for seed in pairs]
+
+    def last(key: str, over_seeds: Callable[[list[float]], float]) -> float:
+        values = [math.inf if row[key] is None else float(row[key]) for row in measured if key in row]
+        return over_seeds(values) if values else math.nan
+
+    return Summary(
+        variant=name,
+        final=Spread.of(list(final.values())),
+        best=Spread.of([best(s for s in scores(h) if not math.isnan(s)) for h in by_seed.values() if not _all_nan(h)]),
+        difference=None if other is None else paired_interval(differences),
+        reached=reached([(by_seed[seed], goal[seed]) for seed in pairs], metric),
+        log10_kappa=last("log10_kappa", statistics.median),
+        floor_share=last("floor_share", statistics.fmean),
+        largest_scale=last("largest_scale", max),
+        log10_kappa_weights=last("log10_kappa_weights", statistics.median),
+        value_growth=last("value_growth", statistics.fmean),
+        p_value=math.nan if other is None else _p_value(differences),
+    )
+
+
+def _p_value(differences: Sequence[float]) -> float:
+    """Of the hypothesis that the mean is 0, by the t test."""
+    from scipy import stats
+
+    if len(differences) < 2 or max(differences) - min(differences) <= 1e-9 * abs(statistics.fmean(differences)):
+        return math.nan
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's correction for many comparisons: p-values that may be held against one level, all together.
+
+    >>> {name: round(p, 3) for name, p in holm({"a": 0.01, "b": 0.04, "c": 0.03}).items()}
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p))
+        adjusted[name] = largest
+    return adjusted
+
+
+def many_compared(rows: Sequence[Summary]) -> str:
+    """What is left of the differences when it is taken into account how many were looked at; empty for one alone."""
+    p_values = {row.variant: row.p_value for row in rows[1:] if not math.isnan(row.p_value)}
+    if len(p_values) < 2:
+        return ""
+    adjusted = holm(p_values)
+    left = [f"{name} (p = {p:.2g})" for name, p in adjusted.items() if p < 0.05]
+    return (
+        f"{len(p_values)} variants were compared with {rows[0].variant}: that an interval among them leaves out zero "
+        f"by chance has a probability of up to {1 - 0.95 ** len(p_values):.0%}. With Holm's correction "
+        + (f"these still differ: {', '.join(left)}." if left else "none of them differs.")
+    )
+
+
+def _all_nan(history: History) -> bool:
+    return all(math.isnan(score) for score in scores(history))
+
+
+def decimals(size: float) -> int:
+    """How many decimals a number of this size is printed with: four significant digits, two decimals at least."""
+    return 2 if size == 0 or not math.isfinite(size) else min(8, max(2, 3 - math.floor(math.log10(abs(size)))))
+
+
+def outcome(difference: Interval | None, metric: Metric) -> str:
+    """``"better"`` or ``"worse"`` where the interval leaves out zero, ``"not shown"`` where it does not, ``""`` if
+    there is nothing to compare."""
+    if difference is None or difference.n == 0:
+        return ""
+    if difference.contains_zero or _same(difference):
+        return "not shown"
+    return "better" if (difference.mean > 0) == metric.higher_is_better else "worse"
+
+
+def _same(difference: Interval) -> bool:
+    """Whether all differences are the same: then they have no measurable spread."""
+    return difference.high - difference.low <= 1e-9 * abs(difference.mean)
+
+
+def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
+    """One sentence that the interval supports, and no more."""
+    difference, digits = summary.difference, decimals(summary.final.mean)
+
+    def number(value: float) -> str:
+        return f"{value:+.{digits}f}"
+
+    if difference is None or difference.n == 0:
+        return f"{summary.variant}: no finished pair of runs to compare."
+    if difference.n == 1:
+        return (
+            f"{summary.variant}: {number(difference.mean)} against {baseline} on one seed. "
+            "One pair says nothing about the spread, so no difference was shown."
+        )
+    interval = f"{number(difference.low)} to {number(difference.high)}"
+    if difference.contains_zero:
+        return (
+            f"{summary.variant}: no difference to {baseline} was seen. The 95 % interval of the paired difference in "
+            f"{metric.name}, {interval} on {difference.n} seeds, contains zero."
+        )
+    if _same(difference):
+        return (
+            f"{summary.variant}: {number(difference.mean)} against {baseline} on each of {difference.n} seeds. "
+            "Differences that are all the same have no measurable spread, so no difference was shown."
+        )
+    return (
+        f"{summary.variant}: {outcome(difference, metric)} than {baseline} by {number(abs(difference.mean))[1:]} "
+        f"in {metric.name} (95 % interval {interval}, {difference.n} seeds), at these settings and no others."
+    )

@@ -1,0 +1,237 @@
+"""The learning rate of each variant: a small grid, the same budget for all, chosen on validation data alone.
+
+A comparison at one learning rate says little: a method that prefers a lower rate than its rival wins or loses by
+where that one rate happens to stand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conditioned_attention.experiments.runs.compare import run_missing
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.variants.catalogue import Variant, find_variants
+from conditioned_attention.storage.files import read_json, write_json
+from conditioned_attention.storage.folder import check_settings, working_folder
+
+FIRST_SEED = 1_000_000  # far from those of comparisons, so that choice and comparison are independent
+
+TrainAt = Callable[[Variant, int, float], Iterable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant at one learning rate.
+
+    Attributes:
+        scores: the final validation score of each seed that finished.
+        failures: of each other seed, the first line of its error.
+    """
+
+    scores: dict[int, float]
+    failures: dict[int, str]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score over seeds; None if a run failed: such a rate loses to every one without failures."""
+        return statistics.fmean(self.scores.values()) if self.scores and not self.failures else None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was tried for each variant; the choice follows from it.
+
+    Attributes:
+        trials: for every variant what came of each learning rate, in ascending order.
+        metric: what the score is.
+    """
+
+    trials: dict[str, dict[float, Trial]]
+    metric: Metric
+
+    def chosen(self, variant: str) -> float | None:
+        """The rate with the best mean, of equal ones the lowest; None if every rate had a run that failed."""
+        sign = 1 if self.metric.higher_is_better else -1
+        means = {lr: sign * trial.mean for lr, trial in self.trials[variant].items() if trial.mean is not None}
+        return max(sorted(means), key=means.__getitem__, default=None)
+
+    def rates(self) -> dict[str, float]:
+        """The chosen rate of every variant that has one."""
+        return {variant: lr for variant in self.trials if (lr := self.chosen(variant)) is not None}
+
+    def failures(self) -> dict[str, str]:
+        """Why a variant has no rate, by variant."""
+        found = {}
+        for variant in self.trials:
+            if self.chosen(variant) is not None:
+                continue
+            lr, seed, reason = next(
+                (lr, seed, reason)
+                for lr, trial in self.trials[variant].items()
+                for seed, reason in trial.failures.items()
+            )
+            found[variant] = f"no learning rate of the grid came through; the first, {lr:g} with seed {seed}: {reason}"
+        return found
+
+    def warnings(self) -> list[str]:
+        """A sentence for every rate that failed for another reason than a loss that is not finite, such as a full
+        disk, and for the variants whose best rate stands at an edge of the grid."""
+        found, at_edge = [], dict[str, list[str]]()
+        for variant, lr in self.rates().items():
+            for rate, trial in self.trials[variant].items():
+                accidents = [why for why in trial.failures.values() if not why.startswith("FloatingPointError")]
+                if accidents:
+                    found.append(
+                        f"{variant}: the learning rate {rate:g} had no part in the choice, because a run failed "
+                        f"({accidents[0]}); if that was an accident, remove tuning.json and call again."
+                    )
+            grid = list(self.trials[variant])
+            edges = [word for word, edge in (("lowest", grid[0]), ("highest", grid[-1])) if lr == edge]
+            if edges:
+                at_edge.setdefault(f"{lr:g}, is the {' and '.join(edges)}", []).append(variant)
+        return found + [
+            f"{', '.join(names)}: the best learning rate, {edge} of the grid: widen it before believing a difference."
+            for edge, names in at_edge.items()
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: one row a variant and learning rate, and the choice."""
+        trials = [
+            {
+                "variant": variant,
+                "lr": lr,
+                "scores": [{"seed": seed, "score": score} for seed, score in trial.scores.items()],
+                "failures": [{"seed": seed, "reason": reason} for seed, reason in trial.failures.items()],
+                "mean": trial.mean,
+                "chosen": lr == self.chosen(variant),
+            }
+            for variant, by_rate in self.trials.items()
+            for lr, trial in by_rate.items()
+        ]
+        metric = {"name": self.metric.name, "higher_is_better": self.metric.higher_is_better}
+        return {"metric": metric, "chosen": self.rates(), "trials": trials}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Tuning:
+        """What `to_json` gave."""
+        trials: dict[str, dict[float, Trial]] = {}
+        for row in data["trials"]:
+            scores = {found["seed"]: found["score"] for found in row["scores"]}
+            failures = {found["seed"]: found["reason"] for found in row["failures"]}
+            trials.setdefault(row["variant"], {})[row["lr"]] = Trial(scores, failures)
+        return cls(trials, Metric(**data["metric"]))
+
+
+@dataclass(frozen=True)
+class AtRates:
+    """``train(variant, seed)`` out of ``train(variant, seed, lr)``: each variant at the rate of its name."""
+
+    train: TrainAt
+    rates: Mapping[str, float]
+
+    @property
+    def evaluations(self) -> int | None:
+        """How many rows a run yields, if that is known."""
+        return getattr(self.train, "evaluations", None)
+
+    def __call__(self, variant: Variant, seed: int) -> Iterable[Mapping[str, Any]]:
+        return self.train(variant, seed, self.rates[variant.name])
+
+
+def grid_of(rates: Sequence[float], seeds: int) -> dict[str, Any]:
+    """The grid as plain data for settings: rates in ascending order, and how many seeds try each.
+
+    Raises:
+        ValueError: rates that are not positive, finite and different; no rate or no seed.
+    """
+    if not rates or len(set(rates)) < len(rates) or not all(lr > 0 and math.isfinite(lr) for lr in rates):
+        raise ValueError(
+            f"the learning rates to try must be at least one, all different, positive and finite, got {list(rates)}"
+        )
+    if seeds < 1:
+        raise ValueError(f"tune_seeds must be at least 1, got {seeds}")
+    return {"rates": sorted(map(float, rates)), "seeds": seeds}
+
+
+def tune(
+    train: TrainAt,
+    variants: Sequence[str | Variant],
+    rates: Sequence[float],
+    seeds: int = 1,
+    *,
+    folder: Path,
+    workers: int = 1,
+    threads: int | None = None,
+    metric: Metric | None = None,
+    settings: Any = None,
+    progress: bool = True,
+) -> Tuning:
+    """Tries every rate for every variant with the same seeds, and keeps what came of it in ``tuning.json``.
+
+    A choice once made stays: variants that ``tuning.json`` holds a rate for are not tried again, so that finished runs
+    at that rate remain the ones to compare with.
+
+    Args:
+        train: as for `compare`, with the learning rate as a third argument; its score is one on validation data.
+            The variant it gets is named after the rate too, as is its folder.
+        rates: the grid, the same for all.
+        seeds: how many runs a variant and rate: seeds 1,000,000, 1,000,001, …
+        folder: keeps the runs; a second call tries only what is missing.
+        variants, workers, threads, metric, settings, progress: as for `compare`.
+
+    Returns:
+        What came of each variant's rates, in the order of ``variants``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `compare`; that runs failed is no error here.
+    """
+    chosen, grid, metric = find_variants(variants), grid_of(rates, seeds), metric or Metric("score")
+    settings, tuning_seeds = settings_of_tuning(grid, settings), range(FIRST_SEED, FIRST_SEED + seeds)
+    with working_folder(folder):
+        check_settings(folder, settings)
+    known = read_tuning(folder)
+    trials = {} if known is None else {variant: known.trials[variant] for variant in known.rates()}
+    names = {
+        f"{v.name}-lr-{lr!r}": (v, lr) for lr in grid["rates"] for v in chosen if v.name not in trials
+    }  # one rate after the other, so that a first impression of all variants comes early
+    if names:
+        found = run_missing(
+            AtRates(train, {name: lr for name, (_, lr) in names.items()}),
+            [dataclasses.replace(variant, name=name) for name, (variant, _) in names.items()],
+            tuning_seeds,
+            folder=folder,
+            workers=workers,
+            threads=threads,
+            metric=metric,
+            settings=settings,
+            progress=progress,
+        )
+        for name, (variant, lr) in names.items():
+            scores = {seed: float(history[-1]["score"]) for seed, history in found.runs[name].items()}
+            failures = {seed: found.failures[f"{name}, seed {seed}"] for seed in tuning_seeds if seed not in scores}
+            trials.setdefault(variant.name, {})[lr] = Trial(scores, failures)
+        write_json(folder / "tuning.json", Tuning(trials, metric).to_json())
+    return Tuning({variant.name: trials[variant.name] for variant in chosen}, metric)
+
+
+def settings_of_tuning(grid: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """What a folder of tuning says that it holds: the grid, and the settings of the comparison."""
+    return {"grid": grid, "runs": settings}
+
+
+def read_grid(folder: Path) -> dict[str, Any]:
+    """The grid that a folder of tuning was made with, as `grid_of` gives it."""
+    grid: dict[str, Any] = read_json(folder / "settings.json")["grid"]
+    return grid
+
+
+def read_tuning(folder: Path) -> Tuning | None:
+    """What `tune` has written into a folder; None if it has not finished there."""
+    file = folder / "tuning.json"
+    return Tuning.from_json(read_json(file)) if file.exists() else None

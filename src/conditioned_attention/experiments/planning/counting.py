@@ -1,0 +1,264 @@
+"""One micro-batch, forward and backward, counted on tensors without data: no memory, no arithmetic, any size of model.
+
+The model is built on the ``meta`` device; then its tensors, and those of the batch, become fake ones, which know their
+shape, dtype and storage and otherwise pretend to be on a CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from conditioned_attention.experiments.planning.gpus import Precision
+from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.variants.catalogue import Variant
+from conditioned_attention.profiling.memory import held_bytes
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """What a model is, and what one micro-batch of it costs.
+
+    Attributes:
+        parameters, trainable: numbers; shared ones count once.
+        forward_flops, backward_flops: of matrix products, convolutions and attention; a multiplication and an
+            addition are two.
+        operations: of forward and backward that compute something; views do not.
+        weight_bytes: parameters and buffers.
+        trainable_bytes: of the parameters that have gradients.
+        saved_bytes: parameters and those buffers that a state_dict holds.
+        activation_bytes: different storages that the loss holds for backward, weights not counted; under autocast
+            with the copies of the weights that it casts.
+    """
+
+    parameters: int
+    trainable: int
+    forward_flops: int
+    backward_flops: int
+    operations: int
+    weight_bytes: int
+    trainable_bytes: int
+    saved_bytes: int
+    activation_bytes: int
+
+
+def count_step(task: Task, variant: Variant, batch: Any, precision: Precision = "no", *, gpu: bool = True) -> StepCount:
+    """Counts one micro-batch of a task without running it.
+
+    FLOPs are those of the model: nothing that a kernel computes a second time in backward, so that of attention is
+    twice the forward (a flash kernel does 2.5 times as much).  Causal attention counts in full, as is usual.
+
+    Args:
+        task: whose model and loss.
+        variant: what the model is converted to.
+        batch: a micro-batch of the task, real; its values are not read.
+        precision: of autocast; weights stay as the task makes them.
+        gpu: count memory as a GPU holds it, where fused attention has dropout and autocast keeps norms and softmax in
+            float32; False: as a CPU does.
+
+    Raises:
+        ValueError: the model cannot be built without data, or its loss depends on values, such as indexing by a mask.
+    """
+    model = _without_data(task, variant)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        _make_fake(model)
+        batch = _fake_batch(mode, batch)
+        autocast_forward(model, precision, "cpu")
+        model.train()
+        try:
+            with _LikeGPU() if gpu else _Unchanged():
+                weights = [*model.parameters(), *model.buffers()]
+                held = held_bytes(lambda: task.loss(model, batch), weights)
+                forward, total, operations = _count_work(task, model, batch)
+        except (RuntimeError, NotImplementedError) as error:  # those of fake tensors are among them
+            raise ValueError(
+                f"a step of {type(task).__name__} cannot be estimated without running it, most often because what it "
+                f"computes depends on values in the data: {type(error).__name__}: {error}"
+            ) from error
+        return _count(model, forward, total, operations, held)
+
+
+def _count(model: nn.Module, forward: int, total: int, operations: int, held: int) -> StepCount:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return StepCount(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in trainable),
+        forward_flops=forward,
+        backward_flops=total - forward,
+        operations=operations,
+        weight_bytes=_bytes([*model.parameters(), *model.buffers()]),
+        trainable_bytes=_bytes(trainable),
+        saved_bytes=_bytes(model.state_dict(keep_vars=True).values()),
+        activation_bytes=held,
+    )
+
+
+def _bytes(tensors: Any) -> int:
+    different = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in different.values())
+
+
+def _without_data(task: Task, variant: Variant) -> nn.Module:
+    try:
+        with torch.random.fork_rng([]), torch.device("meta"):
+            model = task.build_model()
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"the model of {type(task).__name__} cannot be built without data (on PyTorch's meta device), which an "
+            f"estimate needs: {error}"
+        ) from error
+    variant.apply_structure(model)
+    return model
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Every tensor of a model replaced by a fake one on the CPU; shared ones stay shared."""
+    made: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            empty = torch.empty_like(tensor, device="cpu")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        return made[id(tensor)]
+
+    # kept to the end: an id is used again when its tensor goes
+    before = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        for tensors in places:
+            for name, tensor in tensors.items():
+                if isinstance(tensor, Tensor):
+                    tensors[name] = fake(tensor)
+    del before
+
+
+def _fake_batch(mode: FakeTensorMode, batch: Any) -> Any:
+    from accelerate.utils import recursively_apply
+
+    return recursively_apply(mode.from_tensor, batch)
+
+
+def autocast_forward(model: nn.Module, precision: Precision, device_type: str) -> None:
+    """Does to a model what Accelerate does: autocast around its forward, and outputs in float32."""
+    if precision == "no":
+        return
+    from accelerate.utils import convert_outputs_to_fp32
+
+    model.forward = convert_outputs_to_fp32(torch.autocast(device_type, _DTYPES[precision])(model.forward))
+
+
+class _Unchanged(TorchFunctionMode):
+    """Attention and autocast as on the CPU.
+
+    A function mode all the same, so that implementations of attention that look for one choose alike.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class _LikeGPU(TorchFunctionMode):
+    """Where a GPU holds something else than a CPU.
+
+    PyTorch's fused attention for CPUs, which stands for that of a GPU here, has no dropout, and without it the
+    weights of all pairs of tokens would be held.  And autocast on a GPU has more that stays in float32.
+    """
+
+    # where dropout_p stands; the second calls the first, which no mode sees once it has let the second through
+    _FUSED: ClassVar = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
+    _FLOAT32 = frozenset(
+        (F.layer_norm, F.group_norm, F.softmax, F.log_softmax, torch.layer_norm, torch.group_norm, torch.softmax,
+         torch.log_softmax, Tensor.softmax, Tensor.log_softmax)
+    )  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._FUSED and not kwargs.get("need_weights"):
+            args = tuple(0.0 if i == self._FUSED[func] else value for i, value in enumerate(args))
+            kwargs = {name: 0.0 if name == "dropout_p" else value for name, value in kwargs.items()}
+        elif func in self._FLOAT32 and torch.is_autocast_enabled("cpu"):
+            args = tuple(_float32(value) for value in args)
+            kwargs = {name: _float32(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _float32(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
+
+
+def _count_work(task: Task, model: nn.Module, batch: Any) -> tuple[int, int, int]:
+    """FLOPs of the forward, FLOPs of forward and backward, and the operations of both."""
+    operations = _Operations()
+    with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter, operations:
+        loss = task.loss(model, batch)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return forward, counter.get_total_flops(), operations.count
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations that compute something; views only look at what is there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [result.alias_info for result in func._schema.returns if "Tensor" in str(result.type)]
+        views = [alias for alias in tensors if alias is not None and not alias.is_write]
+        self.count += bool(tensors) and not views
+        return func(*args, **(kwargs or {}))
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    flops: int = sdpa_flop_count(query, key, value)
+    return flops
+
+
+def _attention_backward_flops(
+    upstream: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
+    flops: int = sdpa_flop_count(query, key, value)
+    return 2 * flops
+
+
+def _convolution_backward_flops(
+    upstream: Any,
+    data: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    output_mask: Any,
+    *,
+    out_shape: Any = None,
+) -> int:
+    """As many as the forward for each of the gradients of data and weight."""
+    outputs = data[2:] if transposed else upstream[2:]
+    flops: int = 2 * data[0] * prod(outputs) * prod(weight) * sum(output_mask[:2])
+    return flops
+
+
+# PyTorch's own table knows no fused attention of a CPU, and takes grouped convolutions for full ones in backward.
+_FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,
+}

@@ -1,0 +1,269 @@
+"""What a run will take, before it is run: parameters, steps, FLOPs, memory, and hours on a named GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from conditioned_attention.experiments.planning.counting import StepCount, autocast_forward, count_step
+from conditioned_attention.experiments.planning.gpus import GPUS, find_gpu
+from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.optimizer import build_optimizer
+from conditioned_attention.experiments.training.order import EpochSampler, training_loader
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.catalogue import Variant, check_suited, find_variants
+from conditioned_attention.profiling.clock import seconds_of
+
+# Share of the peak rate that training is assumed to reach: an assumption, not a measurement.  Published runs of large
+# transformers reach 0.3 to 0.5; models with narrow matrices, and small batches, reach much less.
+UTILISATION = 0.35
+
+# What PyTorch needs to send an operation to a GPU, where the GPU is done sooner: of the order of ten microseconds with
+# Python and autograd.  An assumption too; without it a small model would seem to train in no time.
+OPERATION_SECONDS = 1e-5
+
+# Steps are timed on this machine only where they cannot take long, and fit: FLOPs and bytes of an optimizer step.
+_TIMED_FLOPS = {"cpu": 1e11, "cuda": 1e13}
+_TIMED_BYTES = 2 * 2**30
+_TIMED_STEPS = 3
+_PATIENCE = 5.0  # seconds a variant; half precision may be emulated, and a hundred times slower than its FLOPs tell
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of an optimizer step, measured: the median of a few, after one to warm up."""
+
+    device: str
+    threads: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one run of one variant will take.
+
+    Memory is that of one process, without sharding.  It is the sum of what certainly exists at the same time, or
+    nearly so; temporaries of single operations, and the evaluation, are not in it.  FLOPs are those of training alone.
+
+    Attributes:
+        variant: name.
+        parameters, trainable: how many numbers.
+        steps: optimizer steps; at most so many where there is a budget of seconds.
+        samples: those steps' samples, over all processes.
+        tokens: the same in tokens; None where a sample is not counted in tokens.
+        micro_batch, accumulation: samples at a time, and how many of those an optimizer step takes.
+        precision: of autocast.
+        micro_batch_flops: forward and backward of one micro-batch.
+        operations: of one micro-batch, forward and backward.
+        flops: of the whole run.
+        weight_bytes: parameters and buffers.
+        gradient_bytes, optimizer_bytes: AdamW holds two numbers a trainable parameter.
+        ema_bytes: the running average, a whole copy of the model; 0 without one.
+        activation_bytes: what one micro-batch holds for backward.
+        checkpoint_bytes: of one checkpoint on disk.
+        budget_seconds: of `Training.seconds`, None without one.
+        gpu: the GPU that the hours are for, a key of `GPUS`; None if none was named.
+        utilisation: the share of its peak that is assumed.
+        gpu_seconds: on that GPU: the FLOPs at that share of its peak rate, or `OPERATION_SECONDS` an operation,
+            whichever takes longer; None without one, or where it has no hardware for the precision.
+        least_gpu_seconds: no run on it can be faster: every FLOP at the peak rate, or every byte of weights, optimizer
+            state and activations at the peak bandwidth, whichever takes longer.
+        timing: of steps on this machine; None if they were not measured.
+    """
+
+    variant: str
+    parameters: int
+    trainable: int
+    steps: int
+    samples: int
+    tokens: int | None
+    micro_batch: int
+    accumulation: int
+    precision: str
+    micro_batch_flops: int
+    operations: int
+    flops: int
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    ema_bytes: int
+    activation_bytes: int
+    checkpoint_bytes: int
+    budget_seconds: float | None = None
+    gpu: str | None = None
+    utilisation: float = UTILISATION
+    gpu_seconds: float | None = None
+    least_gpu_seconds: float | None = None
+    timing: Timing | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """All of the memory that is counted."""
+        return self.fixed_bytes + self.activation_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """The part of it that does not depend on the micro-batch."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.ema_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fits into what is usable of the GPU's memory; None without a GPU."""
+        return None if self.gpu is None else self.memory_bytes <= GPUS[self.gpu].usable_bytes
+
+    @property
+    def measured_seconds(self) -> float | None:
+        """Of the whole run on this machine, by the steps that were timed; at most the budget."""
+        return None if self.timing is None else self.within_budget(self.steps * self.timing.seconds)
+
+    def within_budget(self, seconds: float) -> float:
+        """So many seconds, or those of the budget if they are fewer."""
+        return seconds if self.budget_seconds is None else min(seconds, self.budget_seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        more = {"memory_bytes": self.memory_bytes, "fits": self.fits, "measured_seconds": self.measured_seconds}
+        return {**dataclasses.asdict(self), **more}
+
+
+def estimate(
+    task: Task,
+    settings: Training,
+    variants: Sequence[str | Variant],
+    *,
+    gpu: str | None = None,
+    utilisation: float = UTILISATION,
+    measure: bool = True,
+) -> list[Estimate]:
+    """What training a task will take, a row a variant.  One micro-batch of data is read; nothing is trained or written.
+
+    Args:
+        task, settings: what is trained, and how.
+        variants: names or `Variant` objects.
+        gpu: what to estimate hours and memory for, a key of `GPUS`.
+        utilisation: share of that GPU's peak rate that is assumed, in (0, 1].
+        measure: time a few steps on this machine, where they are small enough to take seconds.
+
+    Raises:
+        ValueError: an unknown GPU or variant, a share out of range, a batch larger than the training set, or a task
+            whose step depends on values in the data (see `count_step`).
+    """
+    gpu = None if gpu is None else find_gpu(gpu)
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation must be in (0, 1], got {utilisation}")
+    chosen = find_variants(variants)
+    check_suited(chosen, task)
+    steps = settings.steps(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
+    batch = _micro_batch(task, settings)
+    like_gpu = gpu is not None or torch.cuda.is_available()
+    rows = []
+    for variant in chosen:
+        count = count_step(task, variant, batch, settings.precision, gpu=like_gpu)
+        row = _on_gpu(_estimate(task, settings, variant, steps, count), gpu, utilisation)
+        if measure and _quick(row):
+            row = dataclasses.replace(row, timing=_time(task, settings, variant, batch))
+        rows.append(row)
+    return rows
+
+
+def _micro_batch(task: Task, settings: Training) -> Any:
+    """The first one that a run trains on: its shapes are what counts."""
+    data = task.train_data()
+    sampler = EpochSampler(len(data), 0, settings.batch_size)  # type: ignore[arg-type]
+    return next(iter(training_loader(data, sampler, settings.batch_size // settings.accumulation, task.collate, 0)))
+
+
+def _estimate(task: Task, settings: Training, variant: Variant, steps: int, count: StepCount) -> Estimate:
+    flops = count.forward_flops + count.backward_flops
+    samples = steps * settings.batch_size
+    ema = count.weight_bytes if settings.ema is not None else 0
+    return Estimate(
+        variant=variant.name,
+        parameters=count.parameters,
+        trainable=count.trainable,
+        steps=steps,
+        samples=samples,
+        tokens=samples * task.tokens_per_sample if task.tokens_per_sample > 1 else None,
+        micro_batch=settings.batch_size // settings.accumulation,
+        accumulation=settings.accumulation,
+        precision=settings.precision,
+        micro_batch_flops=flops,
+        operations=count.operations,
+        flops=steps * settings.accumulation * flops,
+        weight_bytes=count.weight_bytes,
+        gradient_bytes=count.trainable_bytes,
+        optimizer_bytes=2 * count.trainable_bytes,
+        ema_bytes=ema,
+        activation_bytes=count.activation_bytes,
+        checkpoint_bytes=count.saved_bytes + 2 * count.trainable_bytes + (ema and count.saved_bytes),
+        budget_seconds=settings.seconds,
+    )
+
+
+def _on_gpu(row: Estimate, name: str | None, utilisation: float) -> Estimate:
+    """The same with the time on a GPU."""
+    if name is None:
+        return row
+    gpu = GPUS[name]
+    peak = gpu.flops_a_second(row.precision)  # type: ignore[arg-type]
+    if peak is None:
+        return dataclasses.replace(row, gpu=name, utilisation=utilisation)
+    # AdamW reads weight, gradient and both of its numbers, and writes all but the gradient; what is held for backward
+    # is written once and read once.
+    update = 2 * (row.gradient_bytes + row.optimizer_bytes) + row.gradient_bytes
+    traffic = row.steps * (update + 2 * row.accumulation * row.activation_bytes)
+    least = max(row.flops / peak, traffic / (1e9 * gpu.bandwidth))
+    launches = row.steps * row.accumulation * row.operations * OPERATION_SECONDS
+    seconds = max(row.flops / (peak * utilisation), launches, least)
+    return dataclasses.replace(
+        row,
+        gpu=name,
+        utilisation=utilisation,
+        gpu_seconds=row.within_budget(seconds),
+        least_gpu_seconds=row.within_budget(least),
+    )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _quick(row: Estimate) -> bool:
+    """Whether a few steps on this machine take seconds, and fit."""
+    device = _device().type
+    runs_here = (row.precision, device) != ("fp16", "cpu")
+    flops = row.accumulation * row.micro_batch_flops
+    return runs_here and row.memory_bytes <= _TIMED_BYTES and flops <= _TIMED_FLOPS[device]
+
+
+def _time(task: Task, settings: Training, variant: Variant, batch: Any) -> Timing:
+    """A few real optimizer steps on the same micro-batch, on this machine."""
+    from accelerate.utils import send_to_device
+
+    device = _device()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = task.build_model()
+        variant.apply_structure(model)
+        model.to(device).train()
+        autocast_forward(model, settings.precision, device.type)
+        optimizer = build_optimizer(model, settings)
+        batch = send_to_device(batch, device)
+
+        def step() -> None:
+            for _ in range(settings.accumulation):
+                task.loss(model, batch).backward()
+            if settings.clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        seconds = [seconds_of(step, device)]
+        while len(seconds) <= _TIMED_STEPS and sum(seconds) < _PATIENCE:
+            seconds.append(seconds_of(step, device))
+    return Timing(device.type, torch.get_num_threads(), statistics.median(seconds[1:] or seconds))

@@ -1,0 +1,1 @@
+"""One file a recipe: all settings of an experiment, with their source."""

@@ -1,0 +1,1 @@
+"""What runs have found, shown: in the terminal, as pictures, as a page."""

@@ -1,0 +1,365 @@
+"""Plotly charts from numbers, as the plain data that plotly.js takes.  Nothing is read or written.
+
+A chart has one view or several (say loss, learning rate), of which the page shows one at a time.  Colours are those for
+light pages; the page's script puts their counterparts on dark ones.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from conditioned_attention.experiments.evidence.statistics import Reached, Summary, outcome
+from conditioned_attention.experiments.report.columns import Numbers
+from conditioned_attention.experiments.report.curves import Band, Curve, band_over_seeds, thin, thin_band
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.measure.plots import THEMES, styles
+
+Trace = dict[str, Any]
+Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed
+
+_DASHES = {"-": "solid", "--": "dash", ":": "dot"}
+_DOTTED = 40  # points; a curve with fewer shows each as a dot
+_BESIDE = 1.6  # times the longest bar: what the numbers beside the bars need
+_VALUES = "%{xaxis.title.text} %{x}<br>%{yaxis.title.text} %{y:.4~g}<extra></extra>"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the legend."""
+
+    name: str
+    colour: str
+    dash: str
+
+
+@dataclass(frozen=True)
+class View:
+    """Traces and layout of one picture."""
+
+    name: str
+    traces: list[Trace]
+    layout: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of a page.
+
+    Attributes:
+        key: charts of one key have common axes across a page.
+        title, caption: as the reader sees them.
+        alt: what the chart shows, for those who do not see it.
+        views: at least one, but for heat maps.
+        legend: what can be switched on and off.
+        heat: the numbers of a heat map; see `heat_numbers`.
+    """
+
+    key: str
+    title: str
+    caption: str
+    alt: str
+    views: list[View] = field(default_factory=list)
+    legend: list[Entry] = field(default_factory=list)
+    heat: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What the page's script draws."""
+        return asdict(self)
+
+
+Palette = Mapping[str, Entry]  # of every variant on a page
+
+
+def counterparts() -> dict[str, str]:
+    """For each colour of the charts the one that stands for it on a dark page."""
+    light, dark = THEMES["light"], THEMES["dark"]
+    return dict(zip((*light.colours, light.faint), (*dark.colours, dark.faint)))
+
+
+def palette_of(variants: Sequence[str]) -> dict[str, Entry]:
+    """Colours and lines of variants, in the order of matplotlib's pictures."""
+    return {name: Entry(name, colour, _DASHES[line]) for name, (colour, line) in zip(variants, styles())}
+
+
+def shown(text: str) -> str:
+    """Text that Plotly shows as it is: it reads a part of HTML."""
+    return html.escape(text, quote=False)
+
+
+def compact(values: Numbers | Sequence[float]) -> list[float | int | None]:
+    """Five significant digits, which is more than a screen shows; None for what is not finite.
+
+    >>> compact([1.0, 0.123456, float("inf")])
+    [1, 0.12346, None]
+    """
+    found: list[float | int | None] = []
+    for value in values:
+        number = float(f"{value:.5g}")
+        found.append(None if not math.isfinite(number) else int(number) if number.is_integer() else number)
+    return found
+
+
+def axes(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
+    """A layout with the titles of both axes."""
+    return {
+        "xaxis": {"title": {"text": shown(x)}},
+        "yaxis": {"title": {"text": shown(y)}, "type": "log" if log else "linear"},
+    }
+
+
+def curve_chart(
+    key: str, title: str, caption: str, views: Mapping[str, tuple[Curves, dict[str, Any]]], palette: Palette
+) -> Chart | None:
+    """Mean over seeds in a band from the lowest to the highest, and each seed; None without a number to draw.
+
+    Args:
+        key, title, caption: of the `Chart`.
+        views: by name, the curves of every variant and seed, and the layout.
+        palette: how every variant is drawn.
+    """
+    drawn, first = [], None
+    for name, (curves, layout) in views.items():
+        bands = {variant: band_over_seeds(list(by_seed.values())) for variant, by_seed in curves.items()}
+        if not any(np.isfinite(band.mean).any() for band in bands.values()):
+            continue
+        drawn.append(View(name, list(_traces(bands, curves, palette)), layout))
+        first = first or bands
+    if first is None:
+        return None
+    return Chart(key, title, caption, _alt(title, first), drawn, [palette[name] for name in first])
+
+
+def band_chart(
+    key: str, title: str, caption: str, views: Mapping[str, tuple[Mapping[str, Band], dict[str, Any]]], palette: Palette
+) -> Chart:
+    """Lines in bands that are given."""
+    drawn = [View(name, list(_traces(bands, {}, palette)), layout) for name, (bands, layout) in views.items()]
+    first = next(iter(views.values()))[0]
+    return Chart(key, title, caption, _alt(title, first), drawn, [palette[name] for name in first])
+
+
+def _traces(bands: Mapping[str, Band], singles: Curves, palette: Palette) -> Iterator[Trace]:
+    """Bands first, so that they lie below every line."""
+    entries = [palette[name] for name in bands]
+    thinned = [thin_band(band) for band in bands.values()]
+    for entry, band in zip(entries, thinned):
+        if np.any(band.high > band.low):
+            yield {**_common(entry), **_outline(band), "fillcolor": entry.colour, "meta": "band"}
+    for entry, band in zip(entries, thinned):
+        yield {
+            **_common(entry),
+            "x": compact(band.x),
+            "y": compact(band.mean),
+            "mode": "lines+markers" if len(band.x) <= _DOTTED else "lines",
+            "line": {"color": entry.colour, "width": 2, "dash": entry.dash},
+            "marker": {"color": entry.colour, "size": 5},
+            "hovertemplate": f"%{{fullData.name}}<br>{_VALUES}",
+            "meta": "mean",
+        }
+    for entry in entries:
+        yield from _single_seeds(entry, singles.get(entry.name, {}))
+
+
+def _common(entry: Entry) -> Trace:
+    return {"type": "scatter", "name": shown(entry.name), "legendgroup": entry.name, "showlegend": False}
+
+
+def _single_seeds(entry: Entry, curves: Mapping[int, Curve]) -> Iterator[Trace]:
+    """Hidden until the reader asks for them; none where a seed is alone, and is the mean."""
+    for seed, curve in curves.items() if len(curves) > 1 else ():
+        x, y = thin(*curve)
+        yield {
+            **_common(entry),
+            "x": compact(x),
+            "y": compact(y),
+            "mode": "lines",
+            "line": {"color": entry.colour, "width": 1, "dash": entry.dash},
+            "opacity": 0.7,
+            "visible": False,
+            "hovertemplate": f"%{{fullData.name}}, seed {seed}<br>{_VALUES}",
+            "meta": "seed",
+        }
+
+
+def _outline(band: Band) -> Trace:
+    """The closed line around each stretch of the band that has numbers."""
+    drawn = np.isfinite(band.low) & np.isfinite(band.high)
+    xs: list[Any] = []
+    ys: list[Any] = []
+    for stretch in np.split(np.arange(len(drawn)), np.flatnonzero(np.diff(drawn)) + 1):
+        if len(stretch) and drawn[stretch[0]]:
+            gap = [None] if xs else []
+            xs += [*gap, *compact(band.x[stretch]), *compact(band.x[stretch][::-1])]
+            ys += [*gap, *compact(band.high[stretch]), *compact(band.low[stretch][::-1])]
+    return {"x": xs, "y": ys, "mode": "lines", "line": {"width": 0}, "fill": "toself", "hoverinfo": "skip"}
+
+
+def _alt(title: str, bands: Mapping[str, Band]) -> str:
+    """Title, and where every line ends."""
+    ends = []
+    for variant, band in bands.items():
+        finite = np.flatnonzero(np.isfinite(band.mean))
+        if len(finite):
+            ends.append(f"{variant} ends at {band.mean[finite[-1]]:.4g}")
+    return f"{title}: {', '.join(ends)}."
+
+
+def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) -> Chart | None:
+    """The difference of every variant to the baseline with its interval; None if there is none with an interval."""
+    found = [row for row in rows[1:] if row.difference is not None and row.difference.n > 1]
+    if not found:
+        return None
+    words = {"": "", "not shown": "no difference shown", "better": "better", "worse": "worse"}
+    traces: list[Trace] = []
+    for row in found:
+        assert row.difference is not None
+        d, entry = row.difference, palette[row.variant]
+        traces.append(
+            {
+                "type": "scatter",
+                "name": shown(row.variant),
+                "legendgroup": row.variant,
+                "showlegend": False,
+                "x": compact([d.mean]),
+                "y": [shown(row.variant)],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": compact([d.high - d.mean]),
+                    "arrayminus": compact([d.mean - d.low]),
+                    "color": entry.colour,
+                    "thickness": 2,
+                },
+                "mode": "markers",
+                "marker": {"color": entry.colour, "size": 10},
+                "hovertemplate": f"%{{y}}: {d.mean:+.4g} [{d.low:+.4g}, {d.high:+.4g}]"
+                f"<br>{words[outcome(d, metric)]}, {d.n} seeds<extra></extra>",
+                "meta": "mean",
+            }
+        )
+    layout = axes("difference", "")
+    layout["yaxis"] = {"autorange": "reversed", "type": "category", "ticklabelstandoff": 6}
+    layout["shapes"] = [_line(x0=0, x1=0, y0=0, y1=1, yref="paper")]
+    way = "to the right is better" if metric.higher_is_better else "to the left is better"
+    alt = "; ".join(f"{r.variant} {r.difference.mean:+.4g}" for r in found if r.difference)
+    return Chart(
+        "difference",
+        f"Difference to {rows[0].variant} in {metric.name}",
+        f"Of the final scores, same seeds in pairs, with the 95 % t interval; {way}. An interval that crosses the line "
+        "at zero shows no difference.",
+        f"Differences in {metric.name}: {alt}.",
+        [View("", traces, layout)],
+    )
+
+
+def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
+    """Figure 2 of arXiv 2603.27153: how many epochs each variant took to the baseline's final score."""
+    if len(rows) < 2 or all(row.reached.epoch is None for row in rows[1:]):
+        return None
+    values = [row.reached.epoch for row in rows]
+    trace: Trace = {
+        "type": "bar",
+        "orientation": "h",
+        "showlegend": False,
+        "x": [0 if value is None else value for value in values],
+        "y": [shown(row.variant) for row in rows],
+        "text": [_short(row.reached) for row in rows],
+        "customdata": [str(row.reached) for row in rows],
+        "textposition": "outside",  # where it is readable on every colour
+        "cliponaxis": False,
+        "marker": {"color": [palette[row.variant].colour for row in rows]},
+        "hovertemplate": "%{y}: %{customdata}<extra></extra>",
+        "meta": "mean",
+    }
+    layout = axes("epochs", "")
+    layout["yaxis"] = {"autorange": "reversed", "type": "category", "ticklabelstandoff": 6}
+    layout["xaxis"] |= {"rangemode": "tozero", "range": [0, _BESIDE * max(value or 0 for value in values)]}
+    return Chart(
+        "reached",
+        f"Epochs to the final score of {rows[0].variant}",
+        "Median over seeds of the epoch at which a run reached the baseline's final score with its seed; 'never' if "
+        "half of the runs or more did not (figure 2 of arXiv 2603.27153).",
+        "Epochs: " + ", ".join(f"{row.variant} {row.reached}" for row in rows) + ".",
+        [View("", [trace], layout)],
+    )
+
+
+def _short(found: Reached) -> str:
+    """What fits beside a bar on a phone."""
+    if found.epoch is None:
+        return "never" if found.n else "-"
+    return f"{found.epoch:.3g}" + (f" ({found.never} never)" if found.never else "")
+
+
+def floor_line(resolution: float) -> dict[str, Any]:
+    """What a layout gets for the numerical floor: a line and its name."""
+    if not math.isfinite(resolution):
+        return {}
+    return {
+        "shapes": [_line(x0=0, x1=1, xref="paper", y0=resolution, y1=resolution)],
+        "annotations": [
+            {
+                "x": 1,
+                "xref": "paper",
+                "xanchor": "right",
+                "y": math.log10(resolution),  # where an axis is logarithmic, annotations take logarithms
+                "yanchor": "bottom",
+                "text": "numerical floor",
+                "showarrow": False,
+                "font": {"size": 11},
+            }
+        ],
+    }
+
+
+def _line(**ends: Any) -> dict[str, Any]:
+    return {"type": "line", "line": {"color": THEMES["light"].faint, "width": 1.5, "dash": "dash"}, **ends}
+
+
+def share_axes(charts: Sequence[Chart]) -> None:
+    """Gives charts of one key, in every view of one name and axis titles, the same ranges; changes them in place."""
+    groups: dict[Any, list[View]] = {}
+    for chart in charts:
+        for view in chart.views:
+            titles = [view.layout.get(axis, {}).get("title", {}).get("text") for axis in ("xaxis", "yaxis")]
+            groups.setdefault((chart.key, view.name, *titles), []).append(view)
+    for views in groups.values():
+        if len(views) > 1:
+            _share(views, "x", _x_values)
+            _share(views, "y", lambda trace: trace["y"])
+    heats = [chart.heat for chart in charts if chart.heat]
+    for heat in heats:
+        heat["zmin"] = min(other["zmin"] for other in heats)
+        heat["zmax"] = max(other["zmax"] for other in heats)
+
+
+def _x_values(trace: Trace) -> list[Any]:
+    values = list(trace["x"])
+    if error := trace.get("error_x"):
+        values += [trace["x"][0] + error["array"][0], trace["x"][0] - error["arrayminus"][0]]
+    return values
+
+
+def _share(views: Sequence[View], axis: str, values_of: Callable[[Trace], list[Any]]) -> None:
+    name = f"{axis}axis"
+    log = views[0].layout[name].get("type") == "log"
+    if views[0].layout[name].get("type") == "category":
+        return
+    values = [v for view in views for trace in view.traces for v in values_of(trace) if v is not None]
+    values += [
+        shape[f"{axis}0"] for view in views for shape in view.layout.get("shapes", []) if f"{axis}ref" not in shape
+    ]
+    values = [math.log10(v) for v in values if v > 0] if log else values
+    if values:
+        low, high = min(values), max(values)
+        margin = 0.05 * (high - low or 1)
+        bars = views[0].layout[name].get("rangemode") == "tozero"
+        ends = (0, _BESIDE * high) if bars else (low - margin, high + margin)
+        for view in views:
+            view.layout[name]["range"] = [float(f"{v:.5g}") for v in ends]

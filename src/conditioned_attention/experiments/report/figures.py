@@ -1,0 +1,178 @@
+"""The charts that there are data for, of one comparison or run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conditioned_attention.experiments.evidence.statistics import epochs
+from conditioned_attention.experiments.report.charts import (
+    Chart,
+    Curves,
+    Palette,
+    axes,
+    curve_chart,
+    difference_chart,
+    reached_chart,
+)
+from conditioned_attention.experiments.report.columns import Heads, read_columns, read_heads
+from conditioned_attention.experiments.report.curves import Curve
+from conditioned_attention.experiments.report.heat import heat_chart, kappa_chart, log_mu_chart
+from conditioned_attention.experiments.report.subjects import Subject
+
+Folders = Mapping[str, Mapping[int, Path]]
+Growing = tuple[dict[str, dict[int, Curve]], dict[str, Any]]  # a view whose curves are being gathered
+
+
+def charts_of(subject: Subject, heads: Mapping[str, list[Heads]], palette: Palette) -> list[Chart]:
+    """Every chart that there is something to draw for.
+
+    Args:
+        subject: what is reported.
+        heads: its condition numbers, as `heads_of` reads them.
+        palette: how every variant is drawn.
+    """
+    comparison = subject.comparison
+    rows = comparison.summary()
+    found = [
+        difference_chart(rows, comparison.metric, palette),
+        _scores(subject, palette),
+        reached_chart(rows, palette),
+        _training(subject, palette),
+    ]
+    if heads:
+        found += [kappa_chart(heads, palette), heat_chart(heads), log_mu_chart(heads, palette)]
+    found += [_by_epoch(subject, bool(heads), palette), _projections(subject.folders, palette)]
+    return [chart for chart in found if chart]
+
+
+def heads_of(folders: Folders) -> dict[str, list[Heads]]:
+    """The condition numbers of every run that was monitored, by variant."""
+    found: dict[str, list[Heads]] = {}
+    for variant, by_seed in folders.items():
+        for path in by_seed.values():
+            heads = read_heads(path / "conditions.jsonl")
+            if heads is not None:
+                found.setdefault(variant, []).append(heads)
+    return found
+
+
+def _history_curves(subject: Subject, value: Callable[[Mapping[str, Any]], float]) -> Curves:
+    """One number of every evaluation, by epoch, where it is known and finite."""
+    found: dict[str, dict[int, Curve]] = {}
+    for variant, by_seed in subject.comparison.runs.items():
+        for seed, history in by_seed.items():
+            points = [(x, y) for x, y in zip(epochs(history), map(value, history)) if math.isfinite(y)]
+            if points:
+                found.setdefault(variant, {})[seed] = ([x for x, _ in points], [y for _, y in points])
+    return found
+
+
+def _entry(key: str) -> Callable[[Mapping[str, Any]], float]:
+    """A number of a row; NaN if it is not there or was not finite."""
+
+    def value(row: Mapping[str, Any]) -> float:
+        found = row.get(key)
+        return math.nan if found is None else float(found)
+
+    return value
+
+
+def _scores(subject: Subject, palette: Palette) -> Chart | None:
+    metric = subject.comparison.metric
+    way = "higher" if metric.higher_is_better else "lower"
+    return curve_chart(
+        "score",
+        f"{metric.name[:1].upper()}{metric.name[1:]} by epoch",
+        f"On the evaluation set; {way} is better. Lines are means over seeds, bands reach from lowest to highest.",
+        {"": (_history_curves(subject, _entry("score")), axes("epoch", metric.name))},
+        palette,
+    )
+
+
+def _training(subject: Subject, palette: Palette) -> Chart | None:
+    """From the logs of single steps, or else the means that the evaluations have."""
+    columns = {"loss": "training loss", "lr": "learning rate", "grad_norm": "gradient norm"}
+    views: dict[str, Growing] = {
+        title: ({}, axes("optimizer step", title, log=key == "grad_norm")) for key, title in columns.items()
+    }
+    for variant, by_seed in subject.folders.items():
+        for seed, path in by_seed.items():
+            log = read_columns(path / "train.jsonl", ("step", *columns))
+            for key, title in columns.items():
+                known = np.isfinite(log[key]) & np.isfinite(log["step"])
+                if known.any():
+                    views[title][0].setdefault(variant, {})[seed] = (log["step"][known], log[key][known])
+    chart = curve_chart(
+        "training",
+        "Training: loss, learning rate, gradient norm",
+        "From every logged step. Lines are means over seeds, bands reach from lowest to highest; a point of a long "
+        "line stands for a stretch of steps, with the mean of the line and the extremes of the band.",
+        views,
+        palette,
+    )
+    means = {"training loss": (_history_curves(subject, _entry("train_loss")), axes("epoch", "training loss"))}
+    return chart or curve_chart(
+        "training_by_epoch", "Training loss by epoch", "Mean since the last evaluation.", means, palette
+    )
+
+
+def _by_epoch(subject: Subject, measured: bool, palette: Palette) -> Chart | None:
+    """What the evaluations say of conditioning, where there was more than one measurement."""
+    titles = {
+        "log10_kappa": ("median log10 κ of heads", False),
+        "largest_scale": ("largest C", True),
+        "value_growth": ("‖W_V‖ over that at the start", False),
+        "log10_kappa_weights": ("median log10 κ of W_Q, W_K, W_V", False),
+        "floor_share": ("share of heads at the floor", False),
+    }
+    views = {}
+    for key, (title, log) in titles.items():
+        curves = _history_curves(subject, _entry(key))
+        again = any(np.size(x) > 1 for by_seed in curves.values() for x, _ in by_seed.values())
+        if again and not (measured and key == "log10_kappa"):
+            views[title] = (curves, axes("epoch", title, log=log))
+    return curve_chart(
+        "conditioning",
+        "Scale and growth during training",
+        "Measured at evaluations. Largest C: the largest factor on a row (of plain attention: what C would be). The "
+        "gradient that C leaves along the rows could drive ‖W_V‖ up. Heads at the floor have no κ.",
+        views,
+        palette,
+    )
+
+
+def _projections(folders: Folders, palette: Palette) -> Chart | None:
+    """κ of W_Q, W_K and W_V as the model uses them, from ``projections.jsonl``."""
+    views: dict[str, Growing] = {}
+    for variant, by_seed in folders.items():
+        for seed, path in by_seed.items():
+            for role, curve in _kappa_by_role(path / "projections.jsonl"):
+                curves, _ = views.setdefault(
+                    role, ({}, axes("optimizer step", f"κ of the {role} projections", log=True))
+                )
+                curves.setdefault(variant, {})[seed] = curve
+    return curve_chart(
+        "projections",
+        "Condition numbers of the projections",
+        "κ of W_Q, W_K and W_V as the model uses them, corrections included: median over layers. Lines are means over "
+        "seeds, bands reach from lowest to highest.",
+        views,
+        palette,
+    )
+
+
+def _kappa_by_role(path: Path) -> Iterator[tuple[str, Curve]]:
+    log = read_columns(path, ("step", "role", "kappa_corrected"), null=math.inf)
+    for i, role in enumerate(log.words):
+        mine = log["role"] == i
+        steps, kappa = log["step"][mine], log["kappa_corrected"][mine]
+        measured = np.unique(steps)
+        medians = np.array([np.median(kappa[steps == step]) for step in measured])
+        finite = np.isfinite(medians)
+        if finite.any():
+            yield role, (measured[finite], medians[finite])

@@ -1,0 +1,158 @@
+"""Condition numbers of heads as charts: κ and log μ by step, and a map of layers and heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conditioned_attention.experiments.report.charts import Chart, Palette, axes, band_chart, floor_line
+from conditioned_attention.experiments.report.columns import Heads, Numbers, average_kappa
+from conditioned_attention.experiments.report.curves import Band
+
+FRAMES = 50  # steps of a heat map
+AT_FLOOR = -1  # in place of 100 · log10 κ, which is never negative
+
+ByVariant = Mapping[str, Sequence[Heads]]  # the runs of each variant
+
+
+def kappa_chart(heads: ByVariant, palette: Palette) -> Chart:
+    """κ by step, as the model uses the heads.
+
+    Args:
+        heads: of every run that was measured, by variant.
+        palette: how every variant is drawn.
+    """
+    resolution = min(
+        (h.resolution for runs in heads.values() for h in runs if math.isfinite(h.resolution)), default=math.nan
+    )
+    layout = {**axes("optimizer step", "κ of head outputs", log=True), **floor_line(resolution)}
+    means = {name: _band(runs, average_kappa, "used", resolution) for name, runs in heads.items()}
+    medians = {name: _band(runs, _median, "used", resolution) for name, runs in heads.items()}
+    floor = "The dashed line is the numerical floor. " if math.isfinite(resolution) else ""
+    return band_chart(
+        "kappa",
+        "Condition numbers of the heads",
+        "Of the head outputs as the model uses them, on a held-out probe batch, median over samples. Mean: over the "
+        "heads of a layer, then over layers, then over seeds (figure 3 of arXiv 2603.27153); heads at the numerical "
+        "floor have no number and are left out, which flatters the variant that has more of them, and few heads with a "
+        f"large κ set it. The band holds the middle 80 % of heads and seeds, those at the floor at its top. {floor}",
+        {"mean": (means, layout), "median": (medians, layout)},
+        palette,
+    )
+
+
+def log_mu_chart(heads: ByVariant, palette: Palette) -> Chart | None:
+    """log μ by step, median over heads; None if no head has a finite one."""
+    bands = {name: _band(runs, _median_log_mu, "log_mu", math.nan) for name, runs in heads.items()}
+    if not any(np.isfinite(band.mean).any() for band in bands.values()):
+        return None
+    return band_chart(
+        "log_mu",
+        "Complexity measure log μ",
+        "log μ of the head outputs as the model uses them, natural logarithm: median over heads, mean over seeds; the "
+        "band holds the middle 80 % of heads and seeds. Heads at the numerical floor have none and are left out.",
+        {"": (bands, axes("optimizer step", "log μ"))},
+        palette,
+    )
+
+
+def _band(runs: Sequence[Heads], line: Callable[[Heads], Numbers], what: str, top: float) -> Band:
+    """A line that is the mean over seeds, and quantiles over all heads of all seeds, at the steps that all have.
+
+    Args:
+        top: where what is at the numerical floor lies in the band; if that is not known, at the largest finite value.
+    """
+    steps, places = _common_steps(runs)
+    mean = np.mean([line(h)[at] for h, at in zip(runs, places)], 0)
+    pooled = np.concatenate([getattr(h, what)[at].reshape(len(steps), -1) for h, at in zip(runs, places)], 1)
+    pooled = _without_floor(pooled) if what == "log_mu" else pooled
+    finite = pooled[np.isfinite(pooled)]
+    top = top if math.isfinite(top) else finite.max() if len(finite) else math.inf
+    low, high = (np.minimum(_quantile(pooled, q), top) for q in (0.1, 0.9))
+    return Band(steps, np.where(np.isfinite(mean), mean, np.nan), low, high)
+
+
+def _common_steps(runs: Sequence[Heads]) -> tuple[Numbers, list[NDArray[np.intp]]]:
+    """The steps at which all runs were measured, and where they are in each."""
+    steps = runs[0].steps
+    for heads in runs[1:]:
+        steps = np.intersect1d(steps, heads.steps)
+    return steps, [np.searchsorted(heads.steps, steps) for heads in runs]
+
+
+def _quantile(values: NDArray[np.float32], q: float) -> Numbers:
+    """Of every row, an element of it (inf has no neighbours to interpolate with); NaN are no elements."""
+    ordered = np.sort(values, axis=1)  # NaN come last
+    count = (~np.isnan(values)).sum(1)
+    places = np.clip(np.round(q * (count - 1)), 0, None).astype(int)
+    found: Numbers = np.take_along_axis(ordered, places[:, None], 1)[:, 0].astype(np.float64)
+    return found
+
+
+def _median(heads: Heads) -> Numbers:
+    return _quantile(heads.used.reshape(len(heads.used), -1), 0.5)
+
+
+def _median_log_mu(heads: Heads) -> Numbers:
+    return _quantile(_without_floor(heads.log_mu).reshape(len(heads.log_mu), -1), 0.5)
+
+
+def _without_floor(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """NaN in place of inf."""
+    return np.where(np.isinf(values), np.float32(np.nan), values)
+
+
+def heat_chart(heads: ByVariant) -> Chart:
+    """The map of log10 κ of every layer and head, with a slider over steps."""
+    variants = [heat_numbers(name, runs) for name, runs in heads.items()]
+    values = [
+        v for one in variants for when in ("before", "after") for frame in one[when] for v in frame if v and v > 0
+    ]
+    return Chart(
+        "heat",
+        "Every head: log10 κ by layer and head",
+        "Median over seeds, without C and with it; the one that the model uses comes first. Grey cells are at the "
+        f"numerical floor. At most {FRAMES} steps are kept, the first and the last among them. One colour scale.",
+        "Heat map of log10 κ, layers down, heads across, for " + ", ".join(heads) + ".",
+        heat={
+            "variants": variants,
+            "zmin": min(values, default=0) / 100,
+            "zmax": max(values, default=100) / 100,
+            "title": "log10 κ",
+        },
+    )
+
+
+def heat_numbers(variant: str, runs: Sequence[Heads]) -> dict[str, Any]:
+    """100 · log10 κ as whole numbers, layer by layer, for every kept step; `AT_FLOOR` at the floor, None for no head.
+
+    Raises:
+        ValueError: the runs have different layers or heads.
+    """
+    shapes = {heads.before.shape[1:] for heads in runs}
+    if len(shapes) > 1:
+        raise ValueError(f"the runs of {variant} have different (layers, heads): {sorted(shapes)}; report them apart")
+    steps, places = _common_steps(runs)
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(FRAMES, len(steps))).round()).astype(int)
+    found: dict[str, Any] = {
+        "variant": variant,
+        "conditioned": any(heads.conditioned for heads in runs),
+        "steps": [int(steps[i]) for i in kept],
+        "modules": runs[0].modules,
+        "heads": runs[0].before.shape[2],
+    }
+    for when in ("before", "after"):
+        stacked = np.stack([getattr(h, when)[at[kept]] for h, at in zip(runs, places)])
+        frames = _quantile(stacked.reshape(len(runs), -1).T, 0.5).reshape(len(kept), -1)
+        found[when] = [_cells(frame) for frame in frames]
+    return found
+
+
+def _cells(kappa: Numbers) -> list[int | None]:
+    with np.errstate(invalid="ignore"):
+        codes = np.where(np.isinf(kappa), AT_FLOOR, np.round(100 * np.log10(np.maximum(kappa, 1))))
+    return [None if math.isnan(code) else int(code) for code in codes.tolist()]

@@ -1,0 +1,116 @@
+"""Pictures of a comparison: scores during training, and how soon each variant reached the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.statistics import History, Reached, epochs, reached, scores
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes, plot_band, styles
+from conditioned_attention.measure.plots.style import find_theme, room_for_legend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_scores(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeName = "light") -> Axes:
+    """Score by epoch, one line a variant: mean over seeds, in a band from the lowest to the highest.
+
+    Args:
+        comparison: finished runs; a variant without any is left out.
+        ax: where to draw; default a new figure.
+        theme: ``"light"`` or ``"dark"``.
+
+    >>> from conditioned_attention.experiments.evidence.comparison import Comparison
+    >>> from conditioned_attention.experiments.tasks.task import Metric
+    >>> history = [{"epoch": 1, "score": 50.0}, {"epoch": 2, "score": 70.0}]
+    >>> ax = plot_scores(Comparison({"baseline": {0: history}}, Metric("accuracy (%)"), environment={}))
+    >>> ax.get_ylabel()
+    'accuracy (%)'
+    """
+    given, ax = ax, new_axes(ax, theme, (7.4, 3.6))
+    for style, (variant, by_seed) in zip(styles(theme), comparison.runs.items()):
+        curves = [dict(zip(epochs(history), scores(history))) for history in by_seed.values()]
+        if curves:
+            label = f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})"
+            plot_band(ax, curves, label, style, opacity=find_theme(theme).band)
+    if ax.get_xlim()[1] > 5:
+        ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(comparison.metric.name)
+    legend_above(ax)
+    if given is None:
+        room_for_legend(ax)
+    return ax
+
+
+def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeName = "light") -> Axes:
+    """Figure 2 of arXiv 2603.27153: the epoch at which each variant reached the baseline's final score.
+
+    A bar is the median over seeds, a run that never did counting as later than any (`Summary.reached`); a dot is a
+    seed, held against the baseline of its own.  The baseline's bar ends where it *first* had its own final score, which
+    can be before the end of training.  Where half of the runs or more never did, the bar is open and goes to the end.
+
+    Args:
+        comparison: finished runs; the first variant is the baseline.
+        ax: where to draw; default a new figure.
+        theme: ``"light"`` or ``"dark"``.
+
+    Raises:
+        ValueError: no variant at all, or an unknown theme.
+
+    >>> from conditioned_attention.experiments.evidence.comparison import Comparison
+    >>> from conditioned_attention.experiments.tasks.task import Metric
+    >>> runs = {"baseline": [50.0, 70.0], "other": [70.0, 75.0]}
+    >>> histories = {name: {0: [{"score": score} for score in scores]} for name, scores in runs.items()}
+    >>> ax = plot_epochs_to_baseline(Comparison(histories, Metric("accuracy (%)"), environment={}))
+    >>> [float(bar.get_width()) for bar in ax.patches]
+    [2.0, 1.0]
+    """
+    if not comparison.runs:
+        raise ValueError("comparison must hold a baseline at least, got no variant")
+    ax = new_axes(ax, theme, (7.4, 1.1 + 0.42 * len(comparison.runs)))
+    colours = find_theme(theme)
+    baseline, *_ = comparison.runs.values()
+    end = max((epochs(h)[-1] for by_seed in comparison.runs.values() for h in by_seed.values()), default=1.0)
+    for place, (row, style) in enumerate(zip(comparison.summary(), styles(theme))):
+        colour, median = style[0], row.reached.epoch
+        pairs = _pairs(comparison.runs[row.variant], baseline)
+        if median is not None:
+            ax.barh(place, median, height=0.6, color=colour, alpha=0.75)
+        elif pairs:
+            ax.barh(place, end, height=0.6, facecolor="none", edgecolor=colour, hatch="////")
+        _dots(ax, place, pairs, comparison.metric, theme)
+        ax.annotate(
+            _words(row.reached), (1.0, place), (6, 0), xycoords=("axes fraction", "data"), va="center",
+            textcoords="offset points", color=colours.text,
+        )  # fmt: skip
+    ax.set_yticks(range(len(comparison.runs)), comparison.runs)
+    ax.set_ylim(len(comparison.runs) - 0.5, -0.5)
+    ax.set_xlim(0, end)
+    ax.locator_params(axis="x", integer=end > 5)
+    ax.set_xlabel("epochs until the baseline's final score (bar: median over seeds, dot: a seed)")
+    return ax
+
+
+def _dots(ax: Axes, place: int, pairs: Sequence[tuple[History, float]], metric: Metric, theme: ThemeName) -> None:
+    """One a run that got there, below each other, so that all are seen."""
+    for i, pair in enumerate(pairs):
+        epoch = reached([pair], metric).epoch
+        if epoch is not None:
+            height = place + 0.5 * ((i + 0.5) / len(pairs) - 0.5)
+            ax.plot(
+                epoch, height, "o", markersize=5, color=find_theme(theme).background,
+                markeredgecolor=find_theme(theme).text, clip_on=False, zorder=3,
+            )  # fmt: skip
+
+
+def _words(found: Reached) -> str:
+    return str(found) if found.n else "no finished pair"
+
+
+def _pairs(runs: Mapping[int, History], baseline: Mapping[int, History]) -> list[tuple[History, float]]:
+    """Every run with the final score of the baseline with its seed."""
+    return [(history, scores(baseline[seed])[-1]) for seed, history in runs.items() if seed in baseline]

@@ -1,0 +1,133 @@
+"""What a report is about: a comparison, or a single run, finished or under way, with the folders of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
+from conditioned_attention.experiments.runs.run import reason_of
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.storage.files import JsonLines, read_json
+from conditioned_attention.storage.folder import run_folder
+
+_TAIL = 4096  # bytes, more than a line of train.jsonl has
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One column of a page.
+
+    Attributes:
+        name: for headings.
+        comparison: the runs; a single run is a comparison of one.
+        folders: where the logs of each run lie, by variant and seed; empty if there are no logs.
+        unfinished: how far each run is that has neither finished nor failed, by ``"variant, seed n"``.
+        single: whether this is the folder of a single run.
+    """
+
+    name: str
+    comparison: Comparison
+    folders: dict[str, dict[int, Path]] = field(default_factory=dict)
+    unfinished: dict[str, str] = field(default_factory=dict)
+    single: bool = False
+
+    @property
+    def variants(self) -> list[str]:
+        """Every variant that has a folder or a result, the baseline first."""
+        return list(dict.fromkeys([*self.comparison.runs, *self.folders]))
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why each run that is not under way has no result."""
+        return {name: why for name, why in self.comparison.failures.items() if name not in self.unfinished}
+
+
+def is_single_run(folder: Path) -> bool:
+    """Whether a folder is that of one run, as ``train`` makes it."""
+    return (folder / "begun.json").is_file() and not (folder / "runs").is_dir()
+
+
+def comparison_subject(comparison: Comparison, folder: Path) -> Subject:
+    """A comparison whose runs lie in a folder, or did."""
+    folders = {
+        variant: {seed: run_folder(folder, variant, seed) for seed in by_seed}
+        for variant, by_seed in comparison.runs.items()
+    }
+    unfinished = {}
+    for file in sorted(folder.glob("runs/*/seed-*/begun.json")):
+        name = f"{file.parent.parent.name}, seed {file.parent.name.removeprefix('seed-')}"
+        if comparison.failures.get(name) == "not finished":
+            unfinished[name] = how_far(file.parent, read_json(file))
+    return Subject(folder.resolve().name, comparison, folders, unfinished)
+
+
+def read_single_run(folder: Path) -> Subject:
+    """The subject of a folder that ``train`` has written, or is writing.
+
+    Raises:
+        ValueError: ``begun.json`` or ``result.json`` is not what a run writes.
+    """
+    result = folder / "result.json"
+    file = result if result.is_file() else folder / "begun.json"
+    about = read_json(file)
+    try:
+        variant, seed, metric = about["variant"], about["seed"], Metric(**about["metric"])
+        settings, environment = about["settings"], about["environment"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not what a run writes ({type(error).__name__}: {error})") from error
+    history = about["history"] if file == result else JsonLines(folder / "metrics.jsonl").read()
+    name = f"{variant}, seed {seed}"
+    reason = None if file == result else reason_of(folder)
+    comparison = Comparison(
+        {variant: {seed: history} if history else {}},
+        metric,
+        {name: reason} if reason else {},
+        settings if about.get("variant_settings") is None else {**settings, **about["variant_settings"]},
+        machines=machines_of([{"environment": environment}]),
+    )
+    under_way = {} if file == result or reason else {name: how_far(folder, about)}
+    return Subject(name, comparison, {variant: {seed: folder}}, under_way, single=True)
+
+
+def how_far(folder: Path, begun: Mapping[str, Any]) -> str:
+    """How far a run is that has no result yet, in words that its logs support."""
+    rows, step = JsonLines(folder / "metrics.jsonl").read(), _last_row(folder / "train.jsonl").get("step")
+    parts = []
+    if rows:
+        parts.append(f"evaluated {len(rows)} time{'s' * (len(rows) > 1)}, last at epoch {rows[-1].get('epoch', '?'):g}")
+    training = (begun.get("settings") or {}).get("training") or {}
+    if rows and training.get("epochs") and training.get("tokens") is None and training.get("seconds") is None:
+        parts[-1] += f" of {training['epochs']:g}"
+    if step is not None:
+        parts.append(f"logged up to step {step:,}")
+    logs = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
+    if logs:
+        parts.append(f"last written {datetime.fromtimestamp(max(logs), timezone.utc):%Y-%m-%d %H:%M} UTC")
+    return "not finished: " + ("; ".join(parts) or "begun, nothing logged")
+
+
+def _last_row(path: Path) -> dict[str, Any]:
+    """The last whole line of a log that may be long; empty if there is none."""
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        for line in reversed(file.read().splitlines()):
+            try:
+                row: dict[str, Any] = json.loads(line)
+            except ValueError:  # cut short, by a crash or by where reading began
+                continue
+            return row
+    return {}
+
+
+def with_distinct_names(subjects: list[Subject], folders: list[Path]) -> list[Subject]:
+    """Named by their folders' paths where names do not tell them apart."""
+    if len({subject.name for subject in subjects}) == len(subjects):
+        return subjects
+    return [replace(subject, name=str(folder)) for subject, folder in zip(subjects, folders)]

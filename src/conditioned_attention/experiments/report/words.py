@@ -1,0 +1,151 @@
+"""What stands on top of a page: sentences that say no more than the numbers do."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals, epochs, outcome, scores
+from conditioned_attention.experiments.evidence.tables import print_table
+from conditioned_attention.experiments.report.columns import Heads
+from conditioned_attention.experiments.report.subjects import Subject
+from conditioned_attention.experiments.variants.catalogue import descriptions
+
+LARGE_SCALE = 1e4  # of C, whose limit 1 / eps is 1e6: such a row had all but vanished
+MANY_AT_FLOOR = 0.25  # share of heads
+
+
+def print_subject(subject: Subject) -> None:
+    """What a page says on top, on a terminal."""
+    print_table(subject.comparison)
+    for line in description(subject)[:-1] if subject.single else []:
+        print(line)
+    for name, far in subject.unfinished.items():
+        print(f"{name} {far}")
+
+
+def short_answer(comparison: Comparison) -> str:
+    """How many variants were better, worse, or not shown to differ; empty if at most one was compared."""
+    rows = comparison.summary()
+    found = [outcome(row.difference, comparison.metric) for row in rows[1:]]
+    found = [word for word in found if word]
+    if len(found) < 2:
+        return ""
+    better, worse = found.count("better"), found.count("worse")
+    if not better and not worse:
+        return f"No difference to {rows[0].variant} was shown for any of {len(found)} variants."
+    return (
+        f"{len(found)} variants compared with {rows[0].variant}, each by its own 95 % interval: {better or 'none'} "
+        f"better, {worse or 'none'} worse, {len(found) - better - worse or 'none'} without a difference shown."
+    )
+
+
+def description(subject: Subject, heads: Mapping[str, Sequence[Heads]] | None = None) -> list[str]:
+    """What the runs of a single variant were, for a page on which nothing is compared.
+
+    Args:
+        subject: a single run, or a comparison of one variant.
+        heads: its condition numbers, if they were read; else those of the evaluations are told.
+    """
+    comparison = subject.comparison
+    sentences = []
+    for summary in comparison.summary():
+        by_seed = comparison.runs[summary.variant]
+        if by_seed:
+            sentences.append(_trained(subject, summary))
+            sentences.append(_scored(comparison, summary, bool(subject.unfinished)))
+            sentences += _conditioning(list(by_seed.values()), (heads or {}).get(summary.variant, ()))
+        else:
+            sentences.append(f"{summary.variant}: no evaluation yet.")
+    return [*sentences, "One variant only: nothing is compared, so nothing is said on whether it helps."]
+
+
+def _trained(subject: Subject, summary: Summary) -> str:
+    by_seed = subject.comparison.runs[summary.variant]
+    about = descriptions([summary.variant]).get(summary.variant)
+    seeds = f"seed{'s' * (len(by_seed) > 1)} {', '.join(map(str, by_seed))}"
+    last = max((history[-1] for history in by_seed.values()), key=lambda row: row.get("step") or 0)
+    size = [f"{max(epochs(history)[-1] for history in by_seed.values()):g} epochs"]
+    size += [f"{last['step']:,} optimizer steps"] if last.get("step") else []
+    settings = subject.comparison.settings
+    recipe = f" on {settings['recipe']}" if isinstance(settings, dict) and settings.get("recipe") else ""
+    return f"{summary.variant}{f' ({about})' if about else ''}, {seeds}: trained for {', '.join(size)}{recipe}."
+
+
+def _scored(comparison: Comparison, summary: Summary, under_way: bool) -> str:
+    by_seed, name = comparison.runs[summary.variant], comparison.metric.name
+    last = "at the latest evaluation" if under_way else "at the end"
+    if len(by_seed) > 1:
+        return f"{name[:1].upper()}{name[1:]}: {_spread(summary.final)} {last}, {_spread(summary.best)} at best."
+    (history,) = by_seed.values()
+    found = [(score, epoch) for score, epoch in zip(scores(history), epochs(history)) if not math.isnan(score)]
+    if not found:
+        return f"{name[:1].upper()}{name[1:]}: no evaluation gave a finite number."
+    best, epoch = (max if comparison.metric.higher_is_better else min)(found, key=lambda pair: pair[0])
+    final, digits = scores(history)[-1], decimals(best)
+    return f"{name[:1].upper()}{name[1:]}: {final:.{digits}f} {last}, {best:.{digits}f} at best (epoch {epoch:g})."
+
+
+def _spread(spread: Spread) -> str:
+    digits = decimals(spread.mean)
+    return f"{spread.mean:.{digits}f} ± {spread.sd:.{digits}f} (mean ± standard deviation, {spread.n} seeds)"
+
+
+def _conditioning(histories: Sequence[Sequence[Any]], heads: Sequence[Heads]) -> list[str]:
+    """κ from the first to the last measurement, and the share of heads that have none."""
+    if heads:  # measured before the first step too
+        logs = [[np.log10(h.used[place][~np.isnan(h.used[place])]) for h in heads] for place in (0, -1)]
+        first, last = (statistics.median(float(np.median(log)) for log in seeds) for seeds in logs)
+        share = statistics.fmean(float(np.isinf(log).mean()) for log in logs[1])
+        places = [f"step {heads[0].steps[place]:,.0f}" for place in (0, -1)]
+    else:
+        measured = [[row for row in history if row.get("floor_share") is not None] for history in histories]
+        measured = [rows for rows in measured if rows]
+        if not measured:
+            return []
+        first, last = (statistics.median(_log10_kappa(rows[place]) for rows in measured) for place in (0, -1))
+        share = statistics.fmean(rows[-1]["floor_share"] for rows in measured)
+        places = [f"epoch {measured[0][place].get('epoch', '?')}" for place in (0, -1)]
+    change = [f"{_kappa(value)} at {place}" for value, place in zip((first, last), places)]
+    words = ", ".join(change if places[0] != places[1] else change[1:])
+    return [f"Median κ of the heads: {words}; then {share:.0%} of the heads were at the numerical floor."]
+
+
+def _log10_kappa(row: Mapping[str, Any]) -> float:
+    return math.inf if row["log10_kappa"] is None else float(row["log10_kappa"])
+
+
+def _kappa(log10: float) -> str:
+    return "beyond the numerical floor" if math.isinf(log10) else f"{float(f'{10**log10:.3g}'):,.10g}"
+
+
+def alarms(comparison: Comparison) -> list[str]:
+    """What should keep a reader from taking the other numbers at face value; a sentence each."""
+    lost, fell, floor, grown = [], [], [], []
+    for row in comparison.summary():
+        histories = list(comparison.runs[row.variant].values())
+        if n := sum(any(math.isnan(score) for score in scores(history)) for history in histories):
+            lost.append(f"{row.variant} ({n} of {len(histories)})")
+        if n := sum(_fell(scores(history), comparison.metric.higher_is_better) for history in histories):
+            fell.append(f"{row.variant} ({n} of {len(histories)})")
+        if row.floor_share >= MANY_AT_FLOOR:
+            floor.append(f"{row.variant} {row.floor_share:.0%}")
+        if row.largest_scale >= LARGE_SCALE:
+            grown.append(f"{row.variant} {row.largest_scale:.2g}")
+    sentences = (
+        ("Runs with scores that are not finite: {}.", lost),
+        ("Runs that ended worse than at their first evaluation: {}.", fell),
+        ("Heads that ended at the numerical floor, where κ is not told from infinity and means say little: {}.", floor),
+        ("C grew so large that rows had all but vanished: {}.", grown),
+    )
+    return [sentence.format(", ".join(names)) for sentence, names in sentences if names]
+
+
+def _fell(values: Sequence[float], higher_is_better: bool) -> bool:
+    change = values[-1] - values[0]
+    return len(values) > 1 and (change < 0 if higher_is_better else change > 0)

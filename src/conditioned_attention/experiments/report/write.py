@@ -1,0 +1,142 @@
+"""What `report` writes: a comparison's results, pictures and page, pages of several; and results read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.tables import conditioning_table, table
+from conditioned_attention.experiments.evidence.tuning import Tuning
+from conditioned_attention.experiments.report.charts import palette_of
+from conditioned_attention.experiments.report.columns import Heads
+from conditioned_attention.experiments.report.figures import charts_of, heads_of
+from conditioned_attention.experiments.report.page import Section, page
+from conditioned_attention.experiments.report.pictures import picture, plot_kappa
+from conditioned_attention.experiments.report.plots import plot_scores
+from conditioned_attention.experiments.report.subjects import (
+    Subject,
+    comparison_subject,
+    is_single_run,
+    read_single_run,
+    with_distinct_names,
+)
+from conditioned_attention.experiments.runs.gather import gather
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.storage.files import read_json, write_bytes, write_json, write_text
+
+
+def write_report(comparison: Comparison, folder: Path) -> None:
+    """Writes ``results.json``, ``score.png``, ``kappa.png`` (if κ was measured) and ``report.html`` into the folder."""
+    subject = comparison_subject(comparison, folder)
+    _write_own(subject, folder, heads_of(subject.folders))
+
+
+def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes the report of each subject into its folder, and of several one page more, with all side by side.
+
+    Args:
+        subjects, folders: as `read_subjects` gave the one for the other.
+        output: write one page of all to this file, and leave the folders as they are.
+
+    Returns:
+        The page with everything: ``output``, the ``report.html`` of the only folder, or that of several in the working
+        directory.
+    """
+    measured = [heads_of(subject.folders) for subject in subjects]
+    if output is None:
+        for subject, folder, heads in zip(subjects, folders, measured):
+            _write_own(subject, folder, heads)
+        if len(subjects) == 1:
+            return folders[0] / "report.html"
+        output = Path("report.html")
+    palette = palette_of(list(dict.fromkeys(name for subject in subjects for name in subject.variants)))
+    sections = [Section(s, charts_of(s, heads, palette), heads) for s, heads in zip(subjects, measured)]
+    write_text(output, page(sections))
+    return output
+
+
+def _write_own(subject: Subject, folder: Path, heads: Mapping[str, list[Heads]]) -> None:
+    """What a subject's own folder gets: a single run the page alone, for its other files are those of the run."""
+    if not subject.single:
+        write_json(folder / "results.json", to_json(subject.comparison))
+        write_bytes(folder / "score.png", picture(lambda ax: plot_scores(subject.comparison, ax)))
+        if heads:
+            write_bytes(folder / "kappa.png", picture(lambda ax: plot_kappa(heads, ax)))
+    charts = charts_of(subject, heads, palette_of(subject.variants))
+    write_text(folder / "report.html", page([Section(subject, charts, heads)]))
+
+
+def read_subjects(folders: Sequence[Path]) -> list[Subject]:
+    """What lies in folders that ``compare`` or ``train`` has written, or is writing.
+
+    Raises:
+        FileNotFoundError: a folder holds neither; the message says what is valid.
+        ValueError: no folder, one named twice, or a file that is not what these commands write.
+    """
+    if not folders:
+        raise ValueError("name at least one folder that 'conditioned-attention compare' or 'train' has written")
+    places = [folder.resolve() for folder in folders]
+    if len(set(places)) < len(places):
+        raise ValueError(f"the folders must all be different, got {', '.join(map(str, folders))}")
+    return with_distinct_names([_read_subject(folder) for folder in folders], list(folders))
+
+
+def _read_subject(folder: Path) -> Subject:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder")
+    if is_single_run(folder):
+        return read_single_run(folder)
+    return comparison_subject(gather(folder) or read_report(folder), folder)
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """The whole comparison as plain data: settings, environment, every score, the table and its sentences."""
+    header, rows = table(comparison)
+    conditioning = conditioning_table(comparison)
+    return {
+        "settings": comparison.settings,
+        "environment": comparison.environment,
+        "metric": {"name": comparison.metric.name, "higher_is_better": comparison.metric.higher_is_better},
+        "table": [dict(zip(header, row)) for row in rows],
+        "conditioning": [dict(zip(conditioning[0], row)) for row in conditioning[1]],
+        "verdicts": comparison.verdicts(),
+        "failures": comparison.failures,
+        "cost": comparison.cost,
+        "machines": comparison.machines,
+        "tuning": None if comparison.tuning is None else comparison.tuning.to_json(),
+        "runs": [
+            {"variant": variant, "seed": seed, "history": history}
+            for variant, by_seed in comparison.runs.items()
+            for seed, history in by_seed.items()
+        ],
+    }
+
+
+def read_report(folder: Path) -> Comparison:
+    """The comparison that `write_report` wrote into a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no ``results.json``.
+        ValueError: that file is not what `write_report` writes.
+    """
+    file = folder / "results.json"
+    if not file.is_file():
+        begun = any(folder.glob("runs/*/seed-*"))
+        first = "run 'conditioned-attention compare' into it first, or name the folder of a 'train'"
+        why = "none of its runs has finished" if begun else first
+        raise FileNotFoundError(f"{folder} holds no results.json; {why}")
+    try:
+        data = read_json(file)
+        runs: dict[str, dict[int, list[dict[str, Any]]]] = {row["variant"]: {} for row in data["table"]}
+        for run in data["runs"]:
+            runs[run["variant"]][run["seed"]] = run["history"]
+        metric = Metric(**data["metric"])
+        tuning = Tuning.from_json(data["tuning"]) if data.get("tuning") else None
+        return Comparison(
+            runs, metric, data["failures"], data["settings"], data["environment"], data["cost"],
+            machines=data.get("machines", []), tuning=tuning,
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a comparison's results ({type(error).__name__}: {error})") from error

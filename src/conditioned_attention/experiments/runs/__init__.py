@@ -1,0 +1,1 @@
+"""Many runs: which are missing, who makes them, what came of them."""

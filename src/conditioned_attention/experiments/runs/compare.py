@@ -1,0 +1,144 @@
+"""Variants × paired seeds around any training loop: what is missing is run, in worker processes if asked."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conditioned_attention.experiments.evidence.comparison import Comparison, collect
+from conditioned_attention.experiments.runs.progress import Display, display
+from conditioned_attention.experiments.runs.run import Job, Train, check_origin, job_of, run_job
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.variants.catalogue import Variant, find_variants
+from conditioned_attention.experiments.runs.workers import run_in_workers
+from conditioned_attention.storage.folder import check_settings, working_folder
+
+
+def compare(
+    train: Train,
+    variants: Sequence[str | Variant] = ("baseline", "preconditioned"),
+    seeds: int | Iterable[int] = 3,
+    *,
+    folder: str | Path | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    metric: Metric | None = None,
+    settings: Any = None,
+    variant_settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Runs ``train(variant, seed)`` for every variant and seed, and compares the scores in pairs.
+
+    Args:
+        train: builds and trains a model with everything random set by ``seed``, after ``variant.apply(model)``, and
+            yields a row of metrics at every evaluation: ``{"score": …}``, with ``"epoch"`` if epochs are not simply
+            counted.  With more than one worker it must be a module-level function or another picklable callable, and
+            the calling script needs the ``if __name__ == "__main__"`` guard.
+        variants: names out of ``VARIANTS``, or `Variant` objects; the first is the baseline.
+        seeds: how many (0, 1, …), or which.
+        folder: keeps the runs: a second call with the same folder runs only what is missing or had failed.  None
+            keeps nothing on disk.
+        workers: runs at a time; with 1 they run in this process.
+        threads: torch's threads in each run; rounding depends on them, so fix them if runs in one process and runs
+            in several are to agree to the last digit.  Default: the cores divided by the workers; with one worker
+            as they are.
+        metric: name and direction of the score; default ``"score"``, higher is better.
+        settings: plain data that says what is run; a folder refuses runs of other settings.
+        variant_settings: by a variant's name, plain data that says what is set for that variant alone, such as a
+            learning rate tuned for it.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        The finished runs; ``print`` shows the table.  A run that raises is reported as a warning and in
+        ``failures``, and does not stop the others.
+
+    Raises:
+        ValueError: unknown or repeated variants or seeds; a folder with runs of other settings.
+        TypeError: several workers, and a ``train`` that cannot be sent to them.
+        RuntimeError: another process works in the folder, or no run finished.
+
+    >>> from conditioned_attention.experiments.runs import compare
+    >>> def train(variant, seed):
+    ...     for epoch in (1, 2, 3):
+    ...         yield {"epoch": epoch, "score": 90 + epoch + 0.1 * seed}
+    >>> result = compare(train, seeds=3, progress=False)
+    >>> result.verdicts()[0][:43]
+    'preconditioned: no difference to baseline w'
+    """
+    result = run_missing(
+        train,
+        find_variants(variants),
+        seed_list(seeds),
+        folder=folder,
+        workers=workers,
+        threads=threads,
+        metric=metric,
+        settings=settings,
+        variant_settings=variant_settings,
+        progress=progress,
+    )
+    if not any(result.runs.values()):
+        name, reason = next(iter(result.failures.items()))
+        raise RuntimeError(f"no run finished; the first that failed: {name}: {reason}")
+    for name, reason in result.failures.items():
+        warnings.warn(f"{name} has no result: {reason}", stacklevel=2)
+    return result
+
+
+def run_missing(
+    train: Train,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    *,
+    folder: str | Path | None,
+    workers: int,
+    threads: int | None,
+    metric: Metric | None,
+    settings: Any,
+    progress: bool,
+    variant_settings: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """`compare` as far as running and collecting; that all runs fail is no error here."""
+    for name, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    metric = metric or Metric("score")
+    with working_folder(folder) as path:
+        jobs = [job_of(path, v, s, metric, settings, variant_settings or {}) for s in seeds for v in variants]
+        for job in jobs:
+            check_origin(job)
+        check_settings(path, settings)
+        missing = [job for job in jobs if not job.result.exists()]
+        for job in missing:
+            job.error.unlink(missing_ok=True)
+        with display(len(missing), getattr(train, "evaluations", None), shown=progress) as shown:
+            if workers == 1 or len(missing) <= 1:
+                _run_here(train, missing, threads, shown)
+            else:
+                run_in_workers(train, missing, min(workers, len(missing)), threads, shown)
+        return collect([v.name for v in variants], jobs, metric, settings)
+
+
+def seed_list(seeds: int | Iterable[int]) -> list[int]:
+    """The seeds as a list; raises ValueError if there is none, or one comes twice or is negative."""
+    found = list(range(seeds)) if isinstance(seeds, int) else [operator.index(seed) for seed in seeds]
+    if not found or len(set(found)) < len(found) or min(found) < 0:
+        raise ValueError(f"seeds must be at least one, all different and not negative, got {found}")
+    return found
+
+
+def _run_here(train: Train, jobs: Sequence[Job], threads: int | None, shown: Display) -> None:
+    """One job after the other in this process, which gets its thread count back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        for job in jobs:
+            shown.started(job)
+            shown.ended(job, run_job(train, job, shown.refresh))
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,115 @@
+"""A comparison out of whatever runs lie in a folder, made here or copied from other machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
+from conditioned_attention.experiments.runs.run import differences_of_sets, reason_of
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.evidence.tuning import Tuning, read_tuning
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
+from conditioned_attention.storage.files import read_json
+from conditioned_attention.storage.folder import run_folder
+
+
+def gather(folder: Path) -> Comparison | None:
+    """The comparison of all finished runs in ``folder/runs``; None if there is none.
+
+    The baseline is the first variant of an earlier report in that folder, or else the first in `VARIANTS` that has
+    runs.  Time and memory come from an earlier report, tuning from ``folder/tuning``.
+
+    Raises:
+        ValueError: the runs were not all made with the same settings, or with those in ``settings.json`` if it is
+            there; or a run lies in the wrong place.
+        FileNotFoundError: the learning rates were tuned, but ``tuning/tuning.json`` is missing.
+    """
+    found = _results(folder)
+    if not found:
+        return None
+    report = folder / "results.json"
+    earlier = read_json(report) if report.exists() else {}
+    settings = _check_settings(folder, found)
+    tuning = _tuning(folder, settings, found)
+    names = {result["variant"] for result in found.values()}
+    order = [row["variant"] for row in earlier.get("table", [])] + list(VARIANTS) + sorted(names)
+    runs: dict[str, dict[int, Any]] = {name: {} for name in dict.fromkeys(order) if name in names}
+    for result in sorted(found.values(), key=lambda result: result["seed"]):
+        runs[result["variant"]][result["seed"]] = result["history"]
+    metric = Metric(**next(iter(found.values()))["metric"])
+    cost = earlier.get("cost") if earlier.get("settings") == settings else None
+    failures = {f"{name}, tuning": reason for name, reason in tuning.failures().items()} if tuning else {}
+    return Comparison(
+        runs,
+        metric,
+        {**failures, **_unfinished(folder)},
+        settings,
+        cost=cost,
+        machines=machines_of(list(found.values())),
+        tuning=tuning,
+    )
+
+
+def _results(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Every ``result.json`` by its path."""
+    found = {}
+    for file in sorted(folder.glob("runs/*/seed-*/result.json")):
+        result = read_json(file)
+        if "settings" not in result:
+            raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
+        place = run_folder(folder, result["variant"], result["seed"])
+        if place != file.parent:
+            raise ValueError(f"{file} is {result['variant']} with seed {result['seed']}, which belongs into {place}")
+        found[file] = result
+    return found
+
+
+def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> Any:
+    """The settings of all runs; those of ``settings.json``, or of the first run, are the ones to agree with."""
+    first = next(iter(found))
+    there = folder / "settings.json"
+    settings = read_json(there) if there.exists() else found[first]["settings"]
+    models: dict[str, Path] = {}  # of each variant the first run
+    for file, result in found.items():
+        model = models.setdefault(result["variant"], file)
+        wanted = {"settings": settings, "variant_settings": found[model]["variant_settings"]}
+        different = differences_of_sets(result, wanted)
+        if different:
+            other = there if there.exists() else first
+            text = ", ".join(
+                f"{name}: {one} there, {two} in {other if key == 'settings' else model}"
+                for key, name, one, two in different
+            )
+            raise ValueError(f"{file} is a run of other settings ({text}); move it away, or report it apart")
+    return settings
+
+
+def _tuning(folder: Path, settings: Any, found: Mapping[Path, Mapping[str, Any]]) -> Tuning | None:
+    """How the learning rates were chosen, if they were; raises unless it explains those of the runs."""
+    if not isinstance(settings, dict) or "tuning" not in settings:
+        return None
+    tuning = read_tuning(folder / "tuning")
+    if tuning is None:
+        raise FileNotFoundError(
+            f"{folder / 'tuning' / 'tuning.json'} is missing, and the runs are at tuned learning rates; copy it as well"
+        )
+    rates = tuning.rates()
+    for file, result in found.items():
+        made, chosen = result["variant_settings"]["lr"], rates.get(result["variant"])
+        if made != chosen:
+            raise ValueError(
+                f"{file} was made at the learning rate {made}, but {folder / 'tuning'} has chosen {chosen}"
+            )
+    return tuning
+
+
+def _unfinished(folder: Path) -> dict[str, str]:
+    """Why each run that was begun has no result."""
+    found = {}
+    for file in sorted(folder.glob("runs/*/seed-*/begun.json")):
+        if not (file.parent / "result.json").exists():
+            begun = read_json(file)
+            found[f"{begun['variant']}, seed {begun['seed']}"] = reason_of(file.parent) or "not finished"
+    return found

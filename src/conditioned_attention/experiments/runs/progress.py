@@ -1,0 +1,95 @@
+"""What one sees while runs are going on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from conditioned_attention.experiments.runs.run import Job
+from conditioned_attention.storage.files import JsonLines
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Display:
+    """What is told of the runs; this one shows nothing."""
+
+    def started(self, job: Job) -> None:
+        """A run begins."""
+
+    def ended(self, job: Job, finished: bool) -> None:
+        """A run has finished or failed."""
+
+    def refresh(self) -> None:
+        """Some time has passed."""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+
+
+class Bars(Display):
+    """A bar for each run that is going on, fed from its own file, so that it works across processes; and one for all.
+
+    With hundreds of runs only the files of those that are going on are looked at, and read only if they have grown.
+    Where bars cannot be drawn (a log file, a batch system) there is a line for each run that has finished.
+    """
+
+    def __init__(self, bars: Progress, runs: int, rows: int | None) -> None:
+        self.bars, self.runs, self.rows = bars, runs, rows
+        self.active: dict[str, tuple[Job, TaskID]] = {}
+        self.sizes: dict[str, int] = {}
+        self.done = self.failed = 0
+        self.refreshed = 0.0
+        self.overall = bars.add_task(self._count(), total=runs, score="")
+
+    def _count(self) -> str:
+        return f"{self.done} of {self.runs} runs" + (f", {self.failed} failed" if self.failed else "")
+
+    def started(self, job: Job) -> None:
+        self.active[job.name] = job, self.bars.add_task(job.name, total=self.rows, score="")
+
+    def ended(self, job: Job, finished: bool) -> None:
+        self._read_on(job.name)
+        bar = self.bars.tasks[self.bars.task_ids.index(self.active.pop(job.name)[1])]
+        self.bars.remove_task(bar.id)
+        self.sizes.pop(job.name, None)
+        self.done += finished
+        self.failed += not finished
+        self.bars.update(self.overall, completed=self.done + self.failed, description=self._count())
+        if finished and not self.bars.console.is_terminal:
+            self.say(f"{self._count()}: {job.name}, score {bar.fields['score']}, {bar.elapsed or 0:.0f} s")
+
+    def refresh(self) -> None:
+        if time.monotonic() - self.refreshed < 0.2:
+            return
+        self.refreshed = time.monotonic()
+        for name in self.active:
+            self._read_on(name)
+
+    def _read_on(self, name: str) -> None:
+        job, bar = self.active[name]
+        log = JsonLines(job.path / "metrics.jsonl")
+        size = log.path.stat().st_size if log.path.exists() else 0
+        if size != self.sizes.get(name, 0):
+            self.sizes[name] = size
+            history = log.read()
+            self.bars.update(bar, completed=len(history), score=f"{history[-1]['score']:.4g}" if history else "")
+
+    def say(self, text: str) -> None:
+        self.bars.console.print(text, markup=False, highlight=False)
+
+
+@contextmanager
+def display(runs: int, rows: int | None, *, shown: bool) -> Iterator[Display]:
+    """Bars for so many runs of ``rows`` rows each (None: unknown), or a `Display` that shows nothing."""
+    if not shown or runs == 0:
+        yield Display()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[score]}")) as bars:
+        yield Bars(bars, runs, rows)

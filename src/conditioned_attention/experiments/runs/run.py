@@ -1,0 +1,172 @@
+"""One run: any training loop's rows into the run's files, and its error if it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import traceback
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conditioned_attention.environment import short_environment
+from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.variants.catalogue import Variant
+from conditioned_attention.storage.files import JsonLines, finite, read_json, write_json, write_text
+from conditioned_attention.storage.folder import differences, run_folder, working_folder
+
+Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that is wanted.
+
+    Attributes:
+        variant, seed: which.
+        path: the run's own folder.
+        sets: what sets its numbers, as plain data: the settings of all runs, those of its variant, and the metric.
+    """
+
+    variant: Variant
+    seed: int
+    path: Path
+    sets: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.variant.name}, seed {self.seed}"
+
+    @property
+    def result(self) -> Path:
+        """The file that is there when the run has finished."""
+        return self.path / "result.json"
+
+    @property
+    def error(self) -> Path:
+        """The file that says why the run failed; its first line says it in one."""
+        return self.path / "error.txt"
+
+
+def job_of(
+    folder: Path, variant: Variant, seed: int, metric: Metric, settings: Any, variant_settings: Mapping[str, Any]
+) -> Job:
+    """The job of one variant and seed in a folder of runs."""
+    sets = {
+        "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better},
+        "settings": settings,
+        "variant_settings": variant_settings.get(variant.name),
+    }
+    return Job(variant, seed, run_folder(folder, variant.name, seed), json.loads(json.dumps(finite(sets))))
+
+
+def single_job(path: Path, variant: Variant, seed: int, metric: Metric, settings: Any) -> Job:
+    """The job of a run that has a folder for itself."""
+    return dataclasses.replace(job_of(path, variant, seed, metric, settings, {}), path=path)
+
+
+def check_origin(job: Job) -> None:
+    """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds another run: of another variant,
+    seed or setting.
+
+    What counts is a result, or a checkpoint that the run would go on from.  Nothing is written.
+    """
+    if job.result.exists():
+        file = job.result
+    elif any(job.path.glob("checkpoint-*")):
+        file = job.path / "begun.json"
+    else:
+        return
+    found = read_json(file) if file.exists() else {}
+    if "settings" not in found:
+        raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
+    who = [("variant", job.variant.name), ("seed", job.seed)]
+    if other := [f"{key}: {found[key]} there, {now} now" for key, now in who if found[key] != now]:
+        raise ValueError(f"{job.path} holds another run ({', '.join(other)}); choose another folder")
+    different = ", ".join(
+        f"{name}: {old} there, {new} now" for _, name, old, new in differences_of_sets(found, job.sets)
+    )
+    if different:
+        raise ValueError(f"{job.path} holds a run of other settings ({different}); choose another folder")
+
+
+def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    """Where two runs were set differently: by settings of all or of the variant, by which key, and to what."""
+    return [
+        (key, name.removeprefix("settings."), a, b)
+        for key in ("settings", "variant_settings")
+        for name, a, b in differences(one[key], two[key], key)
+    ]
+
+
+def reason_of(path: Path) -> str | None:
+    """Why the run in this folder failed, in a line; None if it has not."""
+    file = path / "error.txt"
+    return file.read_text().splitlines()[0] if file.exists() else None
+
+
+def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
+    """`carry_out` for a list of jobs: whatever a loop raises is that run's result, and no other run's business.
+
+    Returns:
+        Whether the run has finished.
+    """
+    try:
+        with working_folder(job.path):  # a `train --into` may be at it
+            carry_out(train, job, update)
+    except Exception as error:
+        if not job.error.exists():  # it could not begin, or not write its result
+            with suppress(OSError):  # nor perhaps this
+                _write_error(job.error, error)
+        return False
+    return True
+
+
+def carry_out(train: Train, job: Job, update: Callable[[], None]) -> None:
+    """Runs it; its rows go to ``metrics.jsonl`` as they come, and to ``result.json`` when it has finished.
+
+    Raises:
+        Exception: whatever ``train`` raises; the reason is in ``error.txt`` too.
+    """
+    log = JsonLines(job.path / "metrics.jsonl")
+    log.path.unlink(missing_ok=True)
+    job.error.unlink(missing_ok=True)
+    about = {"variant": job.variant.name, "seed": job.seed, **job.sets, "environment": short_environment()}
+    write_json(job.path / "begun.json", about)
+    history: list[Mapping[str, Any]] = []
+    rows = train(job.variant, job.seed)
+    try:
+        for row in rows:
+            history.append(_plain_row(row))
+            log.append(history[-1])
+            update()
+        if not history:
+            raise ValueError("train yielded no row")
+    except Exception as error:
+        _write_error(job.error, error)
+        raise
+    finally:
+        if isinstance(rows, Generator):  # now, and not when the last reference to it goes
+            rows.close()
+    write_json(job.result, {**about, "history": history})
+
+
+def _write_error(file: Path, error: Exception) -> None:
+    """The reason in a line, and the traceback."""
+    summary = f"{type(error).__name__}: {error}".splitlines()[0]
+    write_text(file, f"{summary}\n\n{traceback.format_exc()}")
+
+
+def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of plain numbers, from those of numpy and torch too; raises unless it has a finite score."""
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+    if "score" not in plain:
+        raise ValueError(f"train yielded a row without 'score': {plain}")
+    score = plain["score"]
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        raise ValueError(f"train yielded a score that is not a finite number: {score!r}")
+    return plain

@@ -1,0 +1,1 @@
+"""What differs between learning problems: data, model, loss, score."""

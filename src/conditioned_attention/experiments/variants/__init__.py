@@ -1,0 +1,1 @@
+"""What is compared: named changes of an otherwise identical model."""
