@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# torch first and by its exact version: an open request would take the newest build and its CUDA packages
-TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# torch and torchvision first, together and by exact version: torchvision's operators are compiled for one torch
+TORCH := $(shell grep -E '^torch(vision)?==' constraints.txt)
 
 .PHONY: demo gallery notebooks test test-all bench-gpu weights lint docs constraints clean
 

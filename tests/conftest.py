@@ -1,4 +1,4 @@
-"""Set-up of the tests: torchvision made importable, uninitialised memory poisoned, one thread per worker."""
+"""Set-up of the tests: uninitialised memory poisoned, one thread per worker."""
 
 import math
 import os
@@ -6,12 +6,10 @@ import os
 import pytest
 import torch
 
-from conditioned_attention._torchvision import make_importable
 from tests.triton_interpreter import prepare
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 prepare()  # torchvision imports triton
-make_importable()
 torch.set_num_threads(1)
 
 with torch.device("meta"):

@@ -76,8 +76,9 @@ class Compare:
     dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
-        from conditioned_attention.experiments.commands import compare_recipe, settings_of
-        from conditioned_attention.experiments.evidence.tables import print_table
+        from conditioned_attention.experiments.commands import compare_recipe
+        from conditioned_attention.experiments.recipes.registry import settings_of
+        from conditioned_attention.experiments.report.terminal import print_table
         from conditioned_attention.experiments.report.write import write_report
 
         if self.dry.asked:
@@ -231,7 +232,7 @@ class Report:
     own report.html, and that of several folders is ./report.html."""
 
     def __call__(self) -> int:
-        from conditioned_attention.experiments.report.words import print_subject
+        from conditioned_attention.experiments.report.terminal import print_subject
         from conditioned_attention.experiments.report.write import read_subjects, write_reports
 
         if self.output is not None and self.output.suffix not in (".html", ".htm"):

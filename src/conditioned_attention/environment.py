@@ -1,11 +1,13 @@
-"""What this machine and this Python have: for results that say where they were measured."""
+"""What this machine and this Python have: for results that say where they were measured, and errors that help."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "packages": {name: _version(name) for name in _PACKAGES},
+        "problems": [problem for problem in [torchvision_misfit()] if problem],
         "machine": _machine(),
         "default_threads": torch.get_num_threads(),
         "devices": _devices(),
@@ -47,6 +50,48 @@ def short_environment() -> dict[str, Any]:
     """What tells machines apart whose runs are put together: a few entries of `environment`."""
     everything = environment()
     return {key: everything[key] for key in ("machine", "devices", "torch", "conditioned-attention")}
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around the import of an optional library: where it is missing, the error says which extra brings it.
+
+    Raises:
+        ModuleNotFoundError: the library is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"this needs: pip install 'conditioned-attention[{extra}]' ({error})") from error
+
+
+def check_torchvision() -> None:
+    """Called before timm or transformers are imported, which import torchvision wherever it is installed.
+
+    Raises:
+        RuntimeError: the torchvision that is installed does not fit torch; with the command that mends it.
+    """
+    if (problem := torchvision_misfit()) is not None:
+        raise RuntimeError(problem)
+
+
+@cache
+def torchvision_misfit() -> str | None:
+    """Why the torchvision that is installed does not run beside this torch, in one line with the command that mends it;
+    None if it does, or if there is none."""
+    if _version("torchvision") == "not installed":
+        return None
+    try:
+        import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:  # its operators are compiled for one version and one device
+        release = torch.__version__.partition("+")[0]
+        fitting = f"0.{int(release.split('.')[1]) + 15}"  # torch 2.N goes with torchvision 0.(N + 15)
+        return (
+            f"torchvision {_version('torchvision')} does not fit torch {torch.__version__} "
+            f"({str(error).splitlines()[0]}); install a pair that was built together: "
+            f"pip install --force-reinstall torch=={release} 'torchvision=={fitting}.*'"
+        )
+    return None
 
 
 def _availability(implementation: str) -> str:

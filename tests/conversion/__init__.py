@@ -1,5 +1,1 @@
-"""Set up here as well as in conftest.py: some of these files run without pytest."""
-
-from conditioned_attention._torchvision import make_importable
-
-make_importable()
+"""Conversion of models, undoing it, and what of it is remembered."""

@@ -119,8 +119,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from conditioned_attention._torchvision import make_importable
-
-    make_importable()
     transformers.logging.set_verbosity_error()
     main()

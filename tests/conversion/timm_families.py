@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from conditioned_attention._torchvision import make_importable
 from conditioned_attention.sites.site import class_name, plain_class
 from conditioned_attention.sites.table import find_sites
 
@@ -231,7 +230,6 @@ def _short(name):
 
 
 if __name__ == "__main__":
-    make_importable()
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page())
     sys.stdout.write(f"wrote {PAGE}\n")

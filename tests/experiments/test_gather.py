@@ -7,13 +7,13 @@ import shutil
 import pytest
 
 from conditioned_attention.cli import main
-from conditioned_attention.experiments.evidence.tables import print_table, text_table
-from conditioned_attention.experiments.evidence.tuning import AtRates, tune
+from conditioned_attention.experiments import compare
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.report.terminal import print_table
 from conditioned_attention.experiments.report.write import write_report
-from conditioned_attention.experiments.runs import compare
 from conditioned_attention.experiments.runs.gather import gather
-from conditioned_attention.experiments.tasks.task import Metric
-from conditioned_attention.storage.folder import run_folder
+from conditioned_attention.experiments.runs.run import run_folder
+from conditioned_attention.experiments.runs.tune import AtRates, tune
 from tests.experiments.loops import peaks_at_a_rate, scores
 
 BOTH = ["baseline", "preconditioned"]
@@ -51,7 +51,7 @@ def test_runs_of_two_machines_are_the_comparison_of_one(merged, tmp_path, capsys
     assert found.runs == whole.runs
     assert list(found.runs) == BOTH
     assert list(found.runs["baseline"]) == [0, 1, 2, 3]
-    assert text_table(found) == text_table(whole)
+    assert str(found) == str(whole)
     assert found.verdicts() == whole.verdicts()
     assert found.metric == Metric("points")
     assert found.settings == {"lr": 1, "model": {"depth": 2}}

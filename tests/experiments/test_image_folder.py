@@ -11,11 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from conditioned_attention.experiments.commands import compare_recipe, settings_of
+from conditioned_attention.experiments.commands import compare_recipe
 from conditioned_attention.experiments.data.images.folder import image_folder
 from conditioned_attention.experiments.data.images.source import LazyImages, read_rgb, without_unreadable
-from conditioned_attention.experiments.recipes.image_folder import VIT_S, ImageFolder, ImageTransform, TimmModel
-from conditioned_attention.experiments.recipes.small_images import VisionTransformer
+from conditioned_attention.experiments.data.images.transforms import ImageTransform
+from conditioned_attention.experiments.models.timm_model import TimmModel
+from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
+from conditioned_attention.experiments.recipes.image_folder import VIT_S, ImageFolder
+from conditioned_attention.experiments.recipes.registry import settings_of
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS

@@ -12,7 +12,8 @@ from conditioned_attention.experiments.data.text.windows import (
     standard_library_text,
     wordnet_glosses,
 )
-from conditioned_attention.experiments.recipes.next_byte import GPT, NextByteRecipe
+from conditioned_attention.experiments.models.gpt import GPT
+from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training

@@ -15,9 +15,11 @@ from PIL import Image
 from conditioned_attention.cli import main
 from conditioned_attention.experiments.commands import compare_recipe
 from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import scores
 from conditioned_attention.experiments.evidence.tables import conditioning_table, table
-from conditioned_attention.experiments.recipes.small_images import Digits, VisionTransformer
+from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
+from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.report.charts import palette_of
 from conditioned_attention.experiments.report.columns import Heads, average_kappa, read_heads
 from conditioned_attention.experiments.report.curves import POINTS, Band, thin, thin_band
@@ -26,12 +28,11 @@ from conditioned_attention.experiments.report.page import Section, page
 from conditioned_attention.experiments.report.subjects import Subject, comparison_subject
 from conditioned_attention.experiments.report.words import alarms, short_answer
 from conditioned_attention.experiments.report.write import read_subjects, write_report, write_reports
-from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.runs.run import run_folder
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots import average_condition_number
-from conditioned_attention.storage.folder import run_folder
 
 BOTH = ["baseline", "preconditioned"]
 BLUE = (0x00, 0x72, 0xB2)
@@ -109,7 +110,10 @@ def test_the_answer_and_the_numbers_are_on_the_screen(shown, real):
     result = real[1]
     assert shown.page.inner_text("h1") == "Did it help?"
     assert " ".join(result.verdicts()[0].split()) in text
-    for heading, (header, rows) in (("Scores", table(result)), ("Conditioning", conditioning_table(result))):
+    for heading, (header, rows) in (
+        ("Scores", table(result.summary(), result.cost)),
+        ("Conditioning", conditioning_table(result.summary())),
+    ):
         found = shown.page.locator(f'.scroll[aria-label^="{heading}"] table')
         cells = found.evaluate("table => [...table.rows].map(row => [...row.cells].map(cell => cell.innerText.trim()))")
         assert cells == [header, *rows]

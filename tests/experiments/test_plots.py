@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 
 from conditioned_attention import ConditionMonitor
 from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.report.columns import read_heads
 from conditioned_attention.experiments.report.pictures import plot_kappa
 from conditioned_attention.experiments.report.plots import plot_epochs_to_baseline, plot_scores
-from conditioned_attention.experiments.tasks.task import Metric
 from conditioned_attention.measure.plots import THEMES, plot_condition_numbers
 from tests.models import build, images
 from tests.rendering import check_texts, differs, render

@@ -13,8 +13,8 @@ import time
 import pytest
 import torch
 
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.run import carry_out, single_job
-from conditioned_attention.experiments.tasks.task import Metric
 from conditioned_attention.experiments.training import checkpoints, loop
 from conditioned_attention.experiments.training.checkpoints import damage
 from conditioned_attention.experiments.training.interruption import Stop, signals_noted

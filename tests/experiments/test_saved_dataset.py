@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conditioned_attention.experiments.data.images.saved import is_saved_dataset, saved_images
+from conditioned_attention.experiments.data.images.saved import saved_images
 from conditioned_attention.experiments.data.images.source import without_unreadable
+from conditioned_attention.experiments.data.saved import is_saved_dataset
 from conditioned_attention.experiments.recipes.image_folder import ImageFolder
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import (
     decimals,
     holm,
@@ -15,7 +16,6 @@ from conditioned_attention.experiments.evidence.statistics import (
     summarise,
     verdict,
 )
-from conditioned_attention.experiments.tasks.task import Metric
 
 UP, DOWN = Metric("accuracy (%)"), Metric("loss", higher_is_better=False)
 

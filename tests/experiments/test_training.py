@@ -9,8 +9,9 @@ import torch
 from conditioned_attention.bench.loop import _bare
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
-from conditioned_attention.experiments.training.optimizer import build_schedule, parameter_groups
+from conditioned_attention.experiments.training.optimizer import parameter_groups
 from conditioned_attention.experiments.training.order import EpochSampler
+from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, find_variants
 from conditioned_attention.storage.files import JsonLines, write_json

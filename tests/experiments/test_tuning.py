@@ -8,11 +8,12 @@ import shutil
 import pytest
 
 from conditioned_attention.experiments.commands import compare_recipe, train_recipe
-from conditioned_attention.experiments.evidence.tables import print_table
-from conditioned_attention.experiments.evidence.tuning import FIRST_SEED, Trial, Tuning, read_tuning, tune
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.tuning import FIRST_SEED, Trial, Tuning, read_tuning
+from conditioned_attention.experiments.report.terminal import print_table
 from conditioned_attention.experiments.report.write import read_report, to_json, write_report
 from conditioned_attention.experiments.runs.gather import gather
-from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.runs.tune import tune
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import JsonLines
 from tests.experiments.loops import peaks_at_a_rate

@@ -18,19 +18,16 @@ from conditioned_attention.controls import PowerNorm
 from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.commands import compare_recipe
 from conditioned_attention.experiments.data.text.windows import split_windows, standard_library_text
+from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.planning.estimate import estimate
-from conditioned_attention.experiments.recipes.next_byte import GPT, NextByte, NextByteRecipe
+from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
+from conditioned_attention.experiments.tasks.next_byte import NextByte
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
-from conditioned_attention.experiments.variants.catalogue import (
-    VARIANTS,
-    Variant,
-    descriptions,
-    find_variant,
-    find_variants,
-)
+from conditioned_attention.experiments.variants.catalogue import VARIANTS, descriptions, find_variant, find_variants
 from conditioned_attention.experiments.variants.initialise import orthogonal_projections
+from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.measure.probing.projections import projection_records
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.site import transform_of
@@ -91,7 +88,7 @@ def test_it_trains_a_gpt_on_text(name, tmp_path, text):
 @pytest.mark.parametrize("name", NOT_CAUSAL)
 def test_what_mixes_rows_is_refused_on_text(name, tmp_path, text):
     """By the task, before anything is built; and by the model."""
-    words = f"variant '{name}' is not for NextByte, which is causal"
+    words = f"variant '{name}' is not for a causal task"
     task, settings = next_byte(text), Training(epochs=1, batch_size=200, tokens=1000)
     recipe = NextByteRecipe(model=GPT(context=32, hidden_size=32, layers=1, heads=2), training=settings)
     with pytest.raises(ValueError, match=words):

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from conditioned_attention.experiments.runs import compare
+from conditioned_attention.experiments import compare
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.compare import run_missing
 from conditioned_attention.experiments.runs.progress import display
-from conditioned_attention.experiments.runs.run import job_of
-from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.runs.run import job_of, run_folder
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import JsonLines
-from conditioned_attention.storage.folder import run_folder
 from tests.experiments import loops
 
 
@@ -88,8 +87,6 @@ def test_only_the_files_of_active_runs_are_read_and_only_when_they_grow(tmp_path
 TRAINING = """
 import dataclasses, sys
 from pathlib import Path
-from conditioned_attention._torchvision import make_importable
-make_importable()
 from conditioned_attention.experiments.commands import compare_recipe
 from tests.experiments.tiny import Tiny
 if __name__ == "__main__":
@@ -99,7 +96,7 @@ if __name__ == "__main__":
 
 STUBBORN = """
 import signal, sys, time
-from conditioned_attention.experiments.runs import compare
+from conditioned_attention.experiments import compare
 def train(variant, seed):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     yield {"score": 1.0}

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.images.arrays import ImageArrays
 from conditioned_attention.experiments.data.images.digits import load_digits
-from conditioned_attention.experiments.recipes.small_images import ImageClassification, VisionTransformer
+from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
+from conditioned_attention.experiments.tasks.classification import ImageClassification
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
 from tests.models import timm_vit

@@ -180,3 +180,7 @@ def _check_mask(query: Tensor, key: Tensor, attn_mask: Tensor, enable_gqa: bool)
 
 def _broadcast(a: torch.Size, b: torch.Size) -> bool:
     return all(x == y or x == 1 or y == 1 for x, y in zip(reversed(a), reversed(b)))
+
+
+def _four(tensor: Tensor) -> Tensor:
+    return tensor.view((1,) * (4 - tensor.dim()) + tensor.shape)

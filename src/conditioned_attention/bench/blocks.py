@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conditioned_attention.attention.fused import launch as fused_launch
 from conditioned_attention.attention.fused.launch import Blocks, Inputs, Options
+from conditioned_attention.attention.triton.machine import interpreted
 from conditioned_attention.bench.cases import GPU_CASES, Case, by_name
 from conditioned_attention.bench.results import begin, write_rows
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
@@ -58,7 +59,7 @@ class BlocksSettings:
             raise ValueError(f"rounds and calls must be at least 1, got {self.rounds} and {self.calls}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device='cuda', but this torch sees no CUDA device")
-        if self.device == "cpu" and not fused_launch.interpreted():
+        if self.device == "cpu" and not interpreted():
             raise ValueError("device='cpu' needs TRITON_INTERPRET=1")
 
 

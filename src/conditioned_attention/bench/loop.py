@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.loop import train
-from conditioned_attention.experiments.training.optimizer import build_optimizer, build_schedule
+from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.order import EpochSampler
+from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.profiling.clock import paired_ratio

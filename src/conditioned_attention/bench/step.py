@@ -16,7 +16,8 @@ from conditioned_attention.bench.forced import check_runs, forced
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import begin, write_rows
-from conditioned_attention.experiments.variants.catalogue import Variant, find_variants
+from conditioned_attention.experiments.variants.catalogue import find_variants
+from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.functional import IMPLEMENTATIONS
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.profiling.memory import held_bytes, peak_bytes

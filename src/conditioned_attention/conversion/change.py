@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from conditioned_attention.conversion.persistence import check_module, remember
+from conditioned_attention.conversion.check import check_module
+from conditioned_attention.conversion.persistence import remember
 from conditioned_attention.conversion.report import ConversionReport, row_for
 from conditioned_attention.conversion.selection import Patterns, lines_of, nothing_because, select
 from conditioned_attention.sites import Site, find_sites, marked

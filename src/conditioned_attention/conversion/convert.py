@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from conditioned_attention.conversion.change import Change, carry_out
+from conditioned_attention.conversion.check import already, check_module, check_not_folded
 from conditioned_attention.conversion.guard import check_room, put_guard
-from conditioned_attention.conversion.persistence import already, check_module, check_not_folded, conditioning, remember
+from conditioned_attention.conversion.persistence import conditioning, remember
 from conditioned_attention.conversion.report import ConversionReport, row_for
 from conditioned_attention.conversion.selection import Patterns
 from conditioned_attention.preconditioner import HeadTransform, RowNorm

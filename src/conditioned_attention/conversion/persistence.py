@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm, QKNorm
+from conditioned_attention.conversion.check import Settings, already, check_module
 from conditioned_attention.conversion.guard import check_room, is_guarded, put_guard, records_in, take_guard
 from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
@@ -27,7 +28,6 @@ from conditioned_attention.sites import (
 )
 from conditioned_attention.sites.corrected import spectral_of
 from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
-from conditioned_attention.sites.torch_nn.heads import BuiltIn
 from conditioned_attention.spectral import Spectral
 
 # Key in a Hugging Face config.json
@@ -40,8 +40,6 @@ _KINDS = {
         RowNorm, DOptimal, HeadRMSNorm, HeadRMSNormWithGain, PowerNorm, ConstantGain, QKNorm, SigmoidGate, Spectral
     )
 }  # fmt: skip
-
-Settings = HeadTransform | Spectral
 
 
 def conditioning(model: nn.Module) -> dict[str, Any]:
@@ -183,31 +181,6 @@ def _remembered(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
     if config is not None and CONFIG_KEY in vars(config) and not _borrows_config(model):
         return [(model, getattr(config, CONFIG_KEY))]
     return [found for child in model.children() for found in _remembered(child)]
-
-
-def check_module(model: nn.Module) -> None:
-    """Raises TypeError for anything but a module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-
-
-def already(site: Site, present: Settings) -> str:
-    """The error for a module that runs with another transform than the one asked for."""
-    name = site.name or type(site.module).__qualname__
-    if isinstance(present, Spectral):
-        return f"{name} is already corrected, with {present}; call restore(model) first"
-    if isinstance(site.mechanism, BuiltIn):
-        return f"{name} was built with {present}, which conversion does not change; build it with other options"
-    return f"{name} is already converted, with {present}; call restore(model) first"
-
-
-def check_not_folded(sites: Sequence[Site]) -> None:
-    """Raises ValueError if a correction is part of the weights."""
-    folded = [site.name for site in sites if (spectral := spectral_of(site.module)) is not None and spectral.folded]
-    if folded:
-        raise ValueError(
-            f"the correction has been folded into the weights of {', '.join(folded)}: call unfold(model) first"
-        )
 
 
 def remember(model: nn.Module) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from conditioned_attention.conversion.change import Change, carry_out
-from conditioned_attention.conversion.persistence import check_module, remember
+from conditioned_attention.conversion.check import check_module
+from conditioned_attention.conversion.persistence import remember
 from conditioned_attention.conversion.report import ConversionReport
 from conditioned_attention.conversion.selection import Patterns
 from conditioned_attention.sites import Site, correct_sites, find_projections, find_sites, reset_compiled

@@ -8,48 +8,25 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED as FIRST_TUNING_SEED
-from conditioned_attention.experiments.evidence.tuning import (
-    AtRates,
-    grid_of,
-    read_grid,
-    read_tuning,
-    settings_of_tuning,
-)
-from conditioned_attention.experiments.evidence.tuning import tune as find_rates
+from conditioned_attention.experiments.evidence.tuning import grid_of, read_grid, read_tuning
 from conditioned_attention.experiments.planning.cost import measure_cost
-from conditioned_attention.experiments.recipes.image_folder import ImageFolder
-from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
-from conditioned_attention.experiments.recipes.small_images import Digits, FashionMNIST
+from conditioned_attention.experiments.recipes.recipe import Recipe
+from conditioned_attention.experiments.recipes.registry import name_of, settings_of
 from conditioned_attention.experiments.runs.compare import compare, seed_list
-from conditioned_attention.experiments.runs.run import carry_out, check_origin, job_of, single_job
+from conditioned_attention.experiments.runs.run import carry_out, check_origin, job_of, run_folder, single_job
+from conditioned_attention.experiments.runs.tune import AtRates, settings_of_tuning
+from conditioned_attention.experiments.runs.tune import tune as find_rates
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.launch import Launch, world_size
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
-from conditioned_attention.experiments.variants.catalogue import Variant, check_suited, find_variants
-from conditioned_attention.storage.folder import check_settings, run_folder, working_folder
-
-
-class Recipe(Protocol):
-    """A typed, frozen dataclass: everything that a run depends on but its variant and seed."""
-
-    @property
-    def training(self) -> Training: ...
-
-    def task(self, *, tuning: bool = False) -> Task:
-        """With ``tuning`` a fixed tenth of the training set is the evaluation set, and the real one is not touched."""
-
-
-RECIPES: dict[str, type[Any]] = {
-    "digits": Digits,
-    "fashion_mnist": FashionMNIST,
-    "image_folder": ImageFolder,
-    "next_byte": NextByteRecipe,
-}
+from conditioned_attention.experiments.variants.catalogue import find_variants
+from conditioned_attention.experiments.variants.variant import Variant, check_suited
+from conditioned_attention.storage.folder import check_settings, working_folder
 
 
 @dataclass(frozen=True)
@@ -81,22 +58,9 @@ class RecipeTraining:
         return self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
 
 
-def name_of(recipe: Recipe) -> str:
-    """As on the command line."""
-    return next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
-
-
 def named(launch: Launch, recipe: Recipe) -> Launch:
     """With the recipe's name, unless it has one."""
     return dataclasses.replace(launch, name=launch.name or name_of(recipe))
-
-
-def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
-    values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
-    for key in ("data_dir", "path", "cache_dir", "max_unreadable"):
-        values.pop(key, None)
-    return {"recipe": name_of(recipe), **values}
 
 
 def train_recipe(
@@ -212,7 +176,7 @@ def compare_recipe(
     launch = launch or Launch()
     chosen, seeds = find_variants(variants), seed_list(seeds)
     task = recipe.task()  # missing data is an error before anything starts
-    check_suited(chosen, task)
+    check_suited(chosen, causal=task.causal)
     how: dict[str, Any] = {"workers": workers, "threads": threads, "metric": task.metric, "progress": progress}
     settings = settings_of(recipe)
     if not tune:

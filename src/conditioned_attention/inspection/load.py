@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from conditioned_attention._torchvision import make_importable
 from conditioned_attention.conversion import apply_conditioning
 from conditioned_attention.conversion.persistence import CONFIG_KEY
+from conditioned_attention.environment import check_torchvision
 
 
 def load_model(name: str, *, pretrained: bool = False, weights: bool = True, unpickle: bool = False) -> nn.Module:
@@ -28,7 +28,7 @@ def load_model(name: str, *, pretrained: bool = False, weights: bool = True, unp
         ValueError: a name that is none of the three; a saved module without ``unpickle``; a file with something else.
     """
     path = Path(name)
-    make_importable()
+    check_torchvision()
     if path.is_dir():
         model = _from_folder(path, weights)
     elif path.is_file():

@@ -12,11 +12,6 @@ from typing import Any
 from conditioned_attention.storage.files import finite, read_json, write_json
 
 
-def run_folder(folder: Path, variant: str, seed: int) -> Path:
-    """Where one run keeps its files."""
-    return folder / "runs" / variant / f"seed-{seed}"
-
-
 @contextmanager
 def working_folder(folder: str | Path | None) -> Iterator[Path]:
     """The folder, locked against a second process; the lock goes with the process that holds it."""

@@ -70,7 +70,7 @@ def _run(inputs: Inputs, options: Options) -> Tensor:
     if not _may_call_directly():
         output = forward_operator(*inputs, *options)[0]
     elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-        output = _Fused.apply(*inputs, *options)[0]  # type: ignore[no-untyped-call]
+        output = _Fused.apply(*inputs, *options)[0]
     else:
         output = launch.forward(inputs, options)[0]
     return output

@@ -5,19 +5,15 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from conditioned_attention.attention.arguments import Arguments
-from conditioned_attention.attention.fused import launch
+from conditioned_attention.attention.triton.machine import _too_old, has_triton, refuses_machine
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_OLDEST = (8, 0)  # compute capability
 _WIDEST = 256  # head width whose blocks fit into a multiprocessor
 
 
@@ -31,41 +27,6 @@ def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
         or arguments.irregular()
         or _refuses_inputs(arguments)
     )
-
-
-def refuses_machine(device: torch.device) -> str | None:
-    """Why Triton kernels do not run on tensors there; None if they do."""
-    if device.type == "cpu" and not launch.interpreted():
-        return "the Triton kernels are for CUDA, and the tensors are on a CPU"
-    if device.type not in ("cuda", "cpu"):
-        return f"the Triton kernels are for CUDA, and the tensors are on {device.type}"
-    if not has_triton():
-        return "Triton is not installed"
-    if torch.version.hip is not None:
-        return "the Triton kernels were not tried on ROCm"
-    if device.type == "cuda" and _too_old(device.index):
-        return f"the Triton kernels need compute capability {_OLDEST[0]}.{_OLDEST[1]} or later"
-    return None
-
-
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return _is_installed("triton")
-
-
-@cache  # asked at each call, and a search of the disk where the answer is no
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def _too_old(index: int | None) -> bool:
-    """Whether it is a GPU without tensor cores for bfloat16."""
-    return torch.cuda.is_available() and _capability(index) < _OLDEST
-
-
-@cache
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
 
 
 # torch.compile evaluates these once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).

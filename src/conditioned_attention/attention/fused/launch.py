@@ -6,12 +6,13 @@ sequences come as B = 1, all their tokens one after the other, and the first tok
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from conditioned_attention.attention.triton.machine import interpreted, power_of_two
 
 # How many programs a kernel is split into at least, where it can be: a few for each of the 132 multiprocessors of an
 # H100.
@@ -91,11 +92,6 @@ _SINGLE = {
     128: (Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 1)),
     256: (Blocks(32, 16, 8, 1), Blocks(16, 16, 8, 1), Blocks(16, 16, 8, 1)),
 }
-
-
-def interpreted() -> bool:
-    """Whether Triton interprets its kernels in Python, on a CPU, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
@@ -326,11 +322,6 @@ def _table(inputs: Inputs) -> tuple[Blocks, ...]:
         table = _HALF_MASKED
     width = max(query.shape[-1], value.shape[-1])
     return next(blocks for up_to, blocks in table.items() if width <= up_to)
-
-
-def power_of_two(size: int) -> int:
-    """The smallest power of two from 16 on, the least that Triton multiplies, that is not below ``size``."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def _folds(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
-from conditioned_attention.attention.arguments import Arguments
+from conditioned_attention.attention.arguments import Arguments, _four
 from conditioned_attention.attention.lean.steps import unit_stride
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
@@ -155,10 +155,6 @@ def tensors(arguments: Arguments) -> Prepared:
     if arguments.attn_mask is None:
         return query, key, value, None
     return query, key, value, _additive(arguments.attn_mask, query, key)
-
-
-def _four(tensor: Tensor) -> Tensor:
-    return tensor.view((1,) * (4 - tensor.dim()) + tensor.shape)
 
 
 def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:

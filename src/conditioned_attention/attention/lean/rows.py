@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from conditioned_attention.attention.fused.contract import refuses_machine
-from conditioned_attention.attention.fused.launch import power_of_two
+from conditioned_attention.attention.triton.machine import power_of_two, refuses_machine
 
 _ROWS = 32  # of a program
 

@@ -28,3 +28,18 @@ def hold_out(labels: Sequence[int], one_in: int) -> tuple[list[int], list[int]]:
     held[by_class[one_in // 2 :: one_in]] = True
     held &= np.bincount(classes)[classes] > 1
     return shuffled[~held[shuffled]].tolist(), shuffled[held[shuffled]].tolist()
+
+
+EVALUATION_SPLITS = ("val", "validation", "test")
+
+
+def choose_eval_split(splits: Sequence[str], wanted: str | None, where: str) -> list[str]:
+    """The split to evaluate on, in a list, which is empty if there is none; raises ValueError if it is not clear."""
+    if wanted is not None:
+        if wanted not in splits:
+            raise ValueError(f"eval_split={wanted!r} is not in {where}; valid are {', '.join(splits) or 'none'}")
+        return [wanted]
+    found = [split for split in splits if split in EVALUATION_SPLITS]
+    if len(found) > 1:
+        raise ValueError(f"{where} has {' and '.join(found)}; choose one with eval_split")
+    return found

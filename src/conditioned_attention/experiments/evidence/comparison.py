@@ -1,4 +1,4 @@
-"""What a comparison is when its runs have finished, and how it is collected from their folders."""
+"""What a comparison is when its runs have finished."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conditioned_attention.environment import environment
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import Summary, many_compared, summarise, verdict
-from conditioned_attention.experiments.runs.run import Job, reason_of
-from conditioned_attention.experiments.tasks.task import Metric
-from conditioned_attention.storage.files import read_json
-
-if TYPE_CHECKING:
-    from conditioned_attention.experiments.evidence.tuning import Tuning
+from conditioned_attention.experiments.evidence.tables import text_table
+from conditioned_attention.experiments.evidence.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -62,24 +59,8 @@ class Comparison:
         ] + many
 
     def __str__(self) -> str:
-        from conditioned_attention.experiments.evidence.tables import text_table
-
         warnings = self.tuning.warnings() if self.tuning else []
-        return "\n".join([text_table(self), "", *self.verdicts(), *warnings])
-
-
-def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settings: Any) -> Comparison:
-    """What the jobs' folders hold now."""
-    runs: dict[str, dict[int, list[dict[str, Any]]]] = {variant: {} for variant in variants}
-    failures: dict[str, str] = {}
-    found = []
-    for job in jobs:
-        if job.result.exists():
-            found.append(read_json(job.result))
-            runs[job.variant.name][job.seed] = found[-1]["history"]
-        else:
-            failures[job.name] = reason_of(job.path) or "not run"
-    return Comparison(runs, metric, failures, settings, machines=machines_of(found))
+        return "\n".join([text_table(self.summary(), self.metric, self.cost), "", *self.verdicts(), *warnings])
 
 
 def describe_machines(machines: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.evidence.metric import Metric
 
 History = Sequence[Mapping[str, Any]]
 

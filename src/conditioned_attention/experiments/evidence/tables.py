@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from conditioned_attention.experiments.evidence.comparison import Comparison, describe_machines
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals
 from conditioned_attention.experiments.evidence.tuning import Tuning
 
@@ -28,14 +28,14 @@ CONDITIONING = (
 )
 
 
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of scores, as text."""
+def table(summaries: Sequence[Summary], cost: Mapping[str, Any] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of scores, as text; with time and memory where the cost was measured."""
     header = ["variant", "seeds", "final", "best", "difference [95 %]", "reaches baseline"]
-    header += ["time ×", "memory ×"] if comparison.cost else []
-    return header, [_row(summary, comparison.cost) for summary in comparison.summary()]
+    header += ["time ×", "memory ×"] if cost else []
+    return header, [_row(summary, cost) for summary in summaries]
 
 
-def conditioning_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def conditioning_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of what was measured of heads and projections, as text; no rows if nothing was."""
     header = ["variant", "log10 κ(heads)", "floor", "largest C", "log10 κ(W)", "‖W_V‖ ×"]
     rows = [
@@ -47,7 +47,7 @@ def conditioning_table(comparison: Comparison) -> tuple[list[str], list[list[str
             _number(summary.log10_kappa_weights, ".2f"),
             _number(summary.value_growth, ".2f"),
         ]
-        for summary in comparison.summary()
+        for summary in summaries
         if summary.measured
     ]
     return header, rows
@@ -81,10 +81,10 @@ def _time(costs: Mapping[str, Any]) -> str:
     return f"{costs['time_ratio']:.2f} ({costs['time_p20']:.2f}–{costs['time_p80']:.2f})"
 
 
-def text_table(comparison: Comparison) -> str:
+def text_table(summaries: Sequence[Summary], metric: Metric, cost: Mapping[str, Any] | None = None) -> str:
     """The tables for a terminal or a file, columns aligned by spaces."""
-    tables = [table(comparison), conditioning_table(comparison)]
-    return "\n\n".join([f"score: {comparison.metric.name}", *(_aligned(*found) for found in tables if found[1])])
+    tables = [table(summaries, cost), conditioning_table(summaries)]
+    return "\n\n".join([f"score: {metric.name}", *(_aligned(*found) for found in tables if found[1])])
 
 
 def _aligned(header: list[str], rows: list[list[str]]) -> str:
@@ -105,37 +105,3 @@ def tuning_table(tuning: Tuning) -> tuple[list[str], list[list[str]]]:
             runs = len(trial.scores) + len(trial.failures)
             rows.append([variant, f"{lr:g}", str(runs), score, "chosen" if lr == tuning.chosen(variant) else ""])
     return header, rows
-
-
-def print_table(comparison: Comparison) -> None:
-    """The table and its sentences on a terminal, wrapped to its width."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 160)
-
-    def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        grid = Table(box=None, padding=(0, 2, 0, 0))
-        for name in header:
-            grid.add_column(escape(name))
-        for row in rows:
-            grid.add_row(*map(escape, row))
-        console.print(grid)
-
-    warnings: list[str] = []
-    if comparison.tuning is not None:
-        console.print("learning rates, chosen on validation data", highlight=False, markup=False)
-        print_grid(*tuning_table(comparison.tuning))
-        console.print()
-        warnings = comparison.tuning.warnings()
-    console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
-    print_grid(*table(comparison))
-    if (conditioning := conditioning_table(comparison))[1]:
-        console.print()
-        print_grid(*conditioning)
-        console.print()
-    failed = [f"{name} has no result: {reason}" for name, reason in comparison.failures.items()]
-    machines = [describe_machines(comparison.machines)] if len(comparison.machines) > 1 else []
-    for line in [*comparison.verdicts(), *warnings, *failed, *machines]:
-        console.print(line, highlight=False, markup=False)

@@ -6,23 +6,17 @@ where that one rate happens to stand.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conditioned_attention.experiments.runs.compare import run_missing
-from conditioned_attention.experiments.tasks.task import Metric
-from conditioned_attention.experiments.variants.catalogue import Variant, find_variants
-from conditioned_attention.storage.files import read_json, write_json
-from conditioned_attention.storage.folder import check_settings, working_folder
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.storage.files import read_json
 
 FIRST_SEED = 1_000_000  # far from those of comparisons, so that choice and comparison are independent
-
-TrainAt = Callable[[Variant, int, float], Iterable[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -128,22 +122,6 @@ class Tuning:
         return cls(trials, Metric(**data["metric"]))
 
 
-@dataclass(frozen=True)
-class AtRates:
-    """``train(variant, seed)`` out of ``train(variant, seed, lr)``: each variant at the rate of its name."""
-
-    train: TrainAt
-    rates: Mapping[str, float]
-
-    @property
-    def evaluations(self) -> int | None:
-        """How many rows a run yields, if that is known."""
-        return getattr(self.train, "evaluations", None)
-
-    def __call__(self, variant: Variant, seed: int) -> Iterable[Mapping[str, Any]]:
-        return self.train(variant, seed, self.rates[variant.name])
-
-
 def grid_of(rates: Sequence[float], seeds: int) -> dict[str, Any]:
     """The grid as plain data for settings: rates in ascending order, and how many seeds try each.
 
@@ -157,72 +135,6 @@ def grid_of(rates: Sequence[float], seeds: int) -> dict[str, Any]:
     if seeds < 1:
         raise ValueError(f"tune_seeds must be at least 1, got {seeds}")
     return {"rates": sorted(map(float, rates)), "seeds": seeds}
-
-
-def tune(
-    train: TrainAt,
-    variants: Sequence[str | Variant],
-    rates: Sequence[float],
-    seeds: int = 1,
-    *,
-    folder: Path,
-    workers: int = 1,
-    threads: int | None = None,
-    metric: Metric | None = None,
-    settings: Any = None,
-    progress: bool = True,
-) -> Tuning:
-    """Tries every rate for every variant with the same seeds, and keeps what came of it in ``tuning.json``.
-
-    A choice once made stays: variants that ``tuning.json`` holds a rate for are not tried again, so that finished runs
-    at that rate remain the ones to compare with.
-
-    Args:
-        train: as for `compare`, with the learning rate as a third argument; its score is one on validation data.
-            The variant it gets is named after the rate too, as is its folder.
-        rates: the grid, the same for all.
-        seeds: how many runs a variant and rate: seeds 1,000,000, 1,000,001, …
-        folder: keeps the runs; a second call tries only what is missing.
-        variants, workers, threads, metric, settings, progress: as for `compare`.
-
-    Returns:
-        What came of each variant's rates, in the order of ``variants``.
-
-    Raises:
-        ValueError, TypeError, RuntimeError: as `compare`; that runs failed is no error here.
-    """
-    chosen, grid, metric = find_variants(variants), grid_of(rates, seeds), metric or Metric("score")
-    settings, tuning_seeds = settings_of_tuning(grid, settings), range(FIRST_SEED, FIRST_SEED + seeds)
-    with working_folder(folder):
-        check_settings(folder, settings)
-    known = read_tuning(folder)
-    trials = {} if known is None else {variant: known.trials[variant] for variant in known.rates()}
-    names = {
-        f"{v.name}-lr-{lr!r}": (v, lr) for lr in grid["rates"] for v in chosen if v.name not in trials
-    }  # one rate after the other, so that a first impression of all variants comes early
-    if names:
-        found = run_missing(
-            AtRates(train, {name: lr for name, (_, lr) in names.items()}),
-            [dataclasses.replace(variant, name=name) for name, (variant, _) in names.items()],
-            tuning_seeds,
-            folder=folder,
-            workers=workers,
-            threads=threads,
-            metric=metric,
-            settings=settings,
-            progress=progress,
-        )
-        for name, (variant, lr) in names.items():
-            scores = {seed: float(history[-1]["score"]) for seed, history in found.runs[name].items()}
-            failures = {seed: found.failures[f"{name}, seed {seed}"] for seed in tuning_seeds if seed not in scores}
-            trials.setdefault(variant.name, {})[lr] = Trial(scores, failures)
-        write_json(folder / "tuning.json", Tuning(trials, metric).to_json())
-    return Tuning({variant.name: trials[variant.name] for variant in chosen}, metric)
-
-
-def settings_of_tuning(grid: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """What a folder of tuning says that it holds: the grid, and the settings of the comparison."""
-    return {"grid": grid, "runs": settings}
 
 
 def read_grid(folder: Path) -> dict[str, Any]:

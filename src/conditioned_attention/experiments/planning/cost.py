@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.settings import Training
-from conditioned_attention.experiments.variants.catalogue import Variant
+from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.profiling.memory import peak_bytes
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from conditioned_attention.experiments.planning.gpus import Precision
 from conditioned_attention.experiments.tasks.task import Task
-from conditioned_attention.experiments.variants.catalogue import Variant
+from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.profiling.memory import held_bytes
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from conditioned_attention.experiments.commands import Recipe, settings_of
 from conditioned_attention.experiments.planning.estimate import OPERATION_SECONDS, UTILISATION, Estimate, estimate
 from conditioned_attention.experiments.planning.gpus import GPU, GPUS
+from conditioned_attention.experiments.recipes.recipe import Recipe
+from conditioned_attention.experiments.recipes.registry import settings_of
 
 _PIPED = 200  # columns where the output is no terminal
 

@@ -16,7 +16,8 @@ from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.order import EpochSampler, training_loader
 from conditioned_attention.experiments.training.settings import Training
-from conditioned_attention.experiments.variants.catalogue import Variant, check_suited, find_variants
+from conditioned_attention.experiments.variants.catalogue import find_variants
+from conditioned_attention.experiments.variants.variant import Variant, check_suited
 from conditioned_attention.profiling.clock import seconds_of
 
 # Share of the peak rate that training is assumed to reach: an assumption, not a measurement.  Published runs of large
@@ -157,7 +158,7 @@ def estimate(
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation must be in (0, 1], got {utilisation}")
     chosen = find_variants(variants)
-    check_suited(chosen, task)
+    check_suited(chosen, causal=task.causal)
     steps = settings.steps(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
     batch = _micro_batch(task, settings)
     like_gpu = gpu is not None or torch.cuda.is_available()

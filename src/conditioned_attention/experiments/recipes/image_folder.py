@@ -2,62 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
-from torch import Tensor, nn
 
-from conditioned_attention._torchvision import make_importable
 from conditioned_attention.experiments.data.images.folder import image_folder
-from conditioned_attention.experiments.data.images.saved import is_saved_dataset, saved_images
+from conditioned_attention.experiments.data.images.saved import saved_images
 from conditioned_attention.experiments.data.images.source import ImageSource, LazyImages, without_unreadable
+from conditioned_attention.experiments.data.images.transforms import Augment, ImageTransform
+from conditioned_attention.experiments.data.saved import is_saved_dataset
 from conditioned_attention.experiments.data.split import TUNING, hold_out
-from conditioned_attention.experiments.recipes.small_images import ImageClassification, VisionTransformer
+from conditioned_attention.experiments.models.timm_model import TimmModel
+from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
+from conditioned_attention.experiments.tasks.classification import ImageClassification
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
 
-Augment = Literal["none", "light", "strong"]
 VIT_S = VisionTransformer(patch_size=16, hidden_size=384, layers=12, heads=6)
 _EVALUATION: Augment = "none"
-_AUGMENT: dict[str, dict[str, Any]] = {
-    "none": {"is_training": False},
-    "light": {"is_training": True, "color_jitter": None},
-    "strong": {
-        "is_training": True,
-        "color_jitter": None,
-        "auto_augment": "rand-m9-mstd0.5-inc1",
-        "re_prob": 0.25,
-        "re_mode": "pixel",
-    },
-}
-
-
-@dataclass(frozen=True)
-class TimmModel:
-    """A model of timm by its name, with fresh weights."""
-
-    name: str
-
-    def __post_init__(self) -> None:
-        timm = _timm()
-        if not timm.is_model(self.name):
-            near = difflib.get_close_matches(self.name, timm.list_models(), n=5)
-            raise ValueError(f"timm_model={self.name!r} is unknown to timm {timm.__version__}; near are {near}")
-
-    def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
-        """The model; it maps images (B, C, H, W) to logits (B, classes).  Many models of timm take one size only."""
-        sizes: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
-        try:
-            model: nn.Module = _timm().create_model(self.name, img_size=image_size, **sizes)
-        except TypeError as error:
-            if "'img_size'" not in str(error):
-                raise
-            model = _timm().create_model(self.name, **sizes)  # it takes images of any size
-        return model
 
 
 @dataclass(frozen=True)
@@ -118,49 +81,3 @@ class ImageFolder:
         if self.image_column is not None or self.label_column is not None:
             raise ValueError(f"image_column and label_column are for saved data sets, and {path} is none")
         return image_folder(path, self.eval_split)
-
-
-class ImageTransform:
-    """From an RGB image to a tensor (3, image_size, image_size), by timm.
-
-    "none" is DeiT's and Swin's evaluation: the short side to ``image_size / 0.875``, bicubic, the centre of it,
-    ImageNet's mean and standard deviation.  "strong" is their training: random resized crops (8 % to 100 %), flips,
-    RandAugment ``rand-m9-mstd0.5-inc1``, and a rectangle erased with probability 0.25.  "light" is the first two of
-    these.  What is random is drawn from the global generators of torch, numpy and Python.
-    """
-
-    def __init__(self, image_size: int, augment: Augment) -> None:
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}")
-        if augment not in _AUGMENT:
-            raise ValueError(f"augment={augment!r} is unknown; valid are {', '.join(_AUGMENT)}")
-        _timm()
-        from timm.data.transforms_factory import create_transform
-
-        self._arguments = image_size, augment
-        self.steps = create_transform(image_size, interpolation="bicubic", crop_pct=0.875, **_AUGMENT[augment])
-        for step in self.steps.transforms:
-            for operation in getattr(step, "ops", ()):
-                if operation.name.startswith("Posterize"):
-                    operation.aug_fn = _posterize
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        result: Tensor = self.steps(image)
-        return result
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments  # made anew in a spawned loader worker, where timm must be made importable
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """At its highest magnitude timm keeps no bits, a black image; Pillow 13 refuses what earlier ones did."""
-    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
-
-
-def _timm() -> Any:
-    make_importable()
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"image_folder needs: pip install 'conditioned-attention[timm]' ({error})") from error
-    return timm

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import Reached, Summary, outcome
 from conditioned_attention.experiments.report.columns import Numbers
 from conditioned_attention.experiments.report.curves import Band, Curve, band_over_seeds, thin, thin_band
-from conditioned_attention.experiments.tasks.task import Metric
 from conditioned_attention.measure.plots import THEMES, styles
 
 Trace = dict[str, Any]

@@ -125,7 +125,7 @@ def _words(section: Section) -> dict[str, Any]:
         "unfinished": subject.unfinished,
         "failures": subject.failures,
         "table": _scores(comparison),
-        "conditioning": conditioning_table(comparison),
+        "conditioning": conditioning_table(comparison.summary()),
         "tuning": tuning_table(comparison.tuning) if comparison.tuning else None,
         "about": descriptions(comparison.runs),
         "settings": flat(comparison.settings),
@@ -137,7 +137,7 @@ def _words(section: Section) -> dict[str, Any]:
 
 def _scores(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The table of scores, without the columns that compare where nothing is compared."""
-    header, rows = table(comparison)
+    header, rows = table(comparison.summary(), comparison.cost)
     if len(rows) > 1:
         return header, rows
     return header[:_ALONE], [row[:_ALONE] for row in rows]

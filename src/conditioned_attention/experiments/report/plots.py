@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import History, Reached, epochs, reached, scores
-from conditioned_attention.experiments.tasks.task import Metric
 from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes, plot_band, styles
 from conditioned_attention.measure.plots.style import find_theme, room_for_legend
 

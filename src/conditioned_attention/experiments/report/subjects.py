@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
-from conditioned_attention.experiments.runs.run import reason_of
-from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.runs.run import reason_of, run_folder
 from conditioned_attention.storage.files import JsonLines, read_json
-from conditioned_attention.storage.folder import run_folder
 
 _TAIL = 4096  # bytes, more than a line of train.jsonl has
 

@@ -11,22 +11,12 @@ import numpy as np
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals, epochs, outcome, scores
-from conditioned_attention.experiments.evidence.tables import print_table
 from conditioned_attention.experiments.report.columns import Heads
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.variants.catalogue import descriptions
 
 LARGE_SCALE = 1e4  # of C, whose limit 1 / eps is 1e6: such a row had all but vanished
 MANY_AT_FLOOR = 0.25  # share of heads
-
-
-def print_subject(subject: Subject) -> None:
-    """What a page says on top, on a terminal."""
-    print_table(subject.comparison)
-    for line in description(subject)[:-1] if subject.single else []:
-        print(line)
-    for name, far in subject.unfinished.items():
-        print(f"{name} {far}")
 
 
 def short_answer(comparison: Comparison) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.tables import conditioning_table, table
 from conditioned_attention.experiments.evidence.tuning import Tuning
 from conditioned_attention.experiments.report.charts import palette_of
@@ -23,7 +24,6 @@ from conditioned_attention.experiments.report.subjects import (
     with_distinct_names,
 )
 from conditioned_attention.experiments.runs.gather import gather
-from conditioned_attention.experiments.tasks.task import Metric
 from conditioned_attention.storage.files import read_json, write_bytes, write_json, write_text
 
 
@@ -93,8 +93,8 @@ def _read_subject(folder: Path) -> Subject:
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The whole comparison as plain data: settings, environment, every score, the table and its sentences."""
-    header, rows = table(comparison)
-    conditioning = conditioning_table(comparison)
+    header, rows = table(comparison.summary(), comparison.cost)
+    conditioning = conditioning_table(comparison.summary())
     return {
         "settings": comparison.settings,
         "environment": comparison.environment,

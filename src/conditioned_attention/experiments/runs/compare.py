@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from conditioned_attention.experiments.evidence.comparison import Comparison, collect
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.runs.gather import collect
 from conditioned_attention.experiments.runs.progress import Display, display
 from conditioned_attention.experiments.runs.run import Job, Train, check_origin, job_of, run_job
-from conditioned_attention.experiments.tasks.task import Metric
-from conditioned_attention.experiments.variants.catalogue import Variant, find_variants
 from conditioned_attention.experiments.runs.workers import run_in_workers
+from conditioned_attention.experiments.variants.catalogue import find_variants
+from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.folder import check_settings, working_folder
 
 
@@ -62,7 +64,7 @@ def compare(
         TypeError: several workers, and a ``train`` that cannot be sent to them.
         RuntimeError: another process works in the folder, or no run finished.
 
-    >>> from conditioned_attention.experiments.runs import compare
+    >>> from conditioned_attention.experiments import compare
     >>> def train(variant, seed):
     ...     for epoch in (1, 2, 3):
     ...         yield {"epoch": epoch, "score": 90 + epoch + 0.1 * seed}

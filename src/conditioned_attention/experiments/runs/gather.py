@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
-from conditioned_attention.experiments.runs.run import differences_of_sets, reason_of
-from conditioned_attention.experiments.tasks.task import Metric
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.tuning import Tuning, read_tuning
+from conditioned_attention.experiments.runs.run import Job, differences_of_sets, reason_of, run_folder
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import read_json
-from conditioned_attention.storage.folder import run_folder
 
 
 def gather(folder: Path) -> Comparison | None:
@@ -113,3 +112,17 @@ def _unfinished(folder: Path) -> dict[str, str]:
             begun = read_json(file)
             found[f"{begun['variant']}, seed {begun['seed']}"] = reason_of(file.parent) or "not finished"
     return found
+
+
+def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settings: Any) -> Comparison:
+    """What the jobs' folders hold now."""
+    runs: dict[str, dict[int, list[dict[str, Any]]]] = {variant: {} for variant in variants}
+    failures: dict[str, str] = {}
+    found = []
+    for job in jobs:
+        if job.result.exists():
+            found.append(read_json(job.result))
+            runs[job.variant.name][job.seed] = found[-1]["history"]
+        else:
+            failures[job.name] = reason_of(job.path) or "not run"
+    return Comparison(runs, metric, failures, settings, machines=machines_of(found))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.environment import short_environment
-from conditioned_attention.experiments.tasks.task import Metric
-from conditioned_attention.experiments.variants.catalogue import Variant
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import JsonLines, finite, read_json, write_json, write_text
-from conditioned_attention.storage.folder import differences, run_folder, working_folder
+from conditioned_attention.storage.folder import differences, working_folder
 
 Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
 
@@ -170,3 +170,8 @@ def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
         raise ValueError(f"train yielded a score that is not a finite number: {score!r}")
     return plain
+
+
+def run_folder(folder: Path, variant: str, seed: int) -> Path:
+    """Where one run keeps its files."""
+    return folder / "runs" / variant / f"seed-{seed}"

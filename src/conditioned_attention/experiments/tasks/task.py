@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-
-@dataclass(frozen=True)
-class Metric:
-    """The number that runs are compared by.
-
-    Attributes:
-        name: with its unit, as printed in tables.
-        higher_is_better: which way is up.
-    """
-
-    name: str
-    higher_is_better: bool = True
+from conditioned_attention.experiments.evidence.metric import Metric
 
 
 class Task(ABC):

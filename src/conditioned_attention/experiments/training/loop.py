@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -26,14 +25,16 @@ from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.checkpoints import Checkpoints
 from conditioned_attention.experiments.training.interruption import Stop, signals_noted
 from conditioned_attention.experiments.training.launch import Launch, kind
-from conditioned_attention.experiments.training.optimizer import build_optimizer, build_schedule
+from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.order import EpochSampler, training_loader
+from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
-from conditioned_attention.experiments.variants.catalogue import Variant, check_suited
+from conditioned_attention.experiments.training.watching import summarise_projections
+from conditioned_attention.experiments.variants.variant import Variant, check_suited
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.monitoring.records import summary
-from conditioned_attention.measure.probing.projections import ProjectionRecord, projection_records, value_norm
+from conditioned_attention.measure.probing.projections import projection_records, value_norm
 from conditioned_attention.storage.files import JsonLines, finite, remove_leftovers, write_text
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.saved_at, self.saved_step = time.monotonic(), 0
 
-        check_suited([variant], task)
+        check_suited([variant], causal=task.causal)
         check_installed(launch.trackers)
         self.accelerator = launch.accelerator(settings.precision, settings.accumulation)
         self.main = self.accelerator.is_main_process
@@ -410,14 +411,3 @@ class _Run:
         if there != self.identity:
             other = [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if there.get(k) != v]
             raise ValueError(f"{self.folder} holds another run ({', '.join(other)}); choose another folder")
-
-
-def summarise_projections(records: list[ProjectionRecord], value_norm_before: float) -> dict[str, float]:
-    """Median log₁₀ κ of W_Q, W_K and W_V as the model uses them, and ‖W_V‖ over that before training."""
-    if not records:
-        return {}
-    values = [record.norm for record in records if record.role == "value"]
-    return {
-        "log10_kappa_weights": statistics.median(math.log10(record.kappa_corrected) for record in records),
-        "value_growth": math.sqrt(statistics.fmean(norm**2 for norm in values)) / value_norm_before,
-    }

@@ -7,17 +7,25 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from conditioned_attention.measure.monitoring.records import HeadRecord, summary
-
-if TYPE_CHECKING:
-    from conditioned_attention.measure.monitoring.monitor import ConditionMonitor
 
 _PREFIX = "conditioning/"
 
 
-def trainer_callback(monitor: ConditionMonitor, trainer: Any = None) -> Any:
+class Monitor(Protocol):
+    """What a callback needs of a monitor."""
+
+    @property
+    def every(self) -> int:
+        """Optimizer steps between measurements."""
+
+    def measure(self, step: int) -> Sequence[HeadRecord]:
+        """Measures now, and returns a record for each head."""
+
+
+def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
     """For ``transformers.Trainer``: measures before the first step, every ``monitor.every`` steps, and at the end."""
     from transformers import TrainerCallback
 
@@ -46,7 +54,7 @@ def trainer_callback(monitor: ConditionMonitor, trainer: Any = None) -> Any:
     return MonitorCallback()
 
 
-def lightning_callback(monitor: ConditionMonitor) -> Any:
+def lightning_callback(monitor: Monitor) -> Any:
     """For Lightning, under the name that was imported first: ``lightning.pytorch`` or ``pytorch_lightning``."""
     base = _lightning().Callback
 

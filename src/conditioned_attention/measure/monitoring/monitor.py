@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.measure.monitoring import callbacks
 from conditioned_attention.measure.monitoring.alarms import Alarm, alarms_of, warn
 from conditioned_attention.measure.monitoring.records import HeadRecord, head_records, summary
 from conditioned_attention.measure.monitoring.sinks import sink_for
@@ -160,15 +161,11 @@ class ConditionMonitor:
 
         Given the trainer, a few numbers of every measurement go wherever its own go: its log and its trackers.
         """
-        from conditioned_attention.measure.monitoring.callbacks import trainer_callback
-
-        return trainer_callback(self, trainer)
+        return callbacks.trainer_callback(self, trainer)
 
     def lightning_callback(self) -> Any:
         """A callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers."""
-        from conditioned_attention.measure.monitoring.callbacks import lightning_callback
-
-        return lightning_callback(self)
+        return callbacks.lightning_callback(self)
 
     def _layers(self) -> list[int] | None:
         if not isinstance(self.layers, int):

@@ -11,11 +11,11 @@ from PIL import Image
 
 from conditioned_attention.experiments.data.images.source import ImageSource, read_rgb, split_if_needed
 from conditioned_attention.experiments.data.scan import stamp_of
+from conditioned_attention.experiments.data.split import EVALUATION_SPLITS, choose_eval_split
 
 # Named here, not asked of Pillow: which files make up a data set must not depend on how Pillow was built.
 _JPEG, _TIFF, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".tif", ".tiff"), (".ppm", ".pgm", ".pbm", ".pnm")
 SUFFIXES = (*_JPEG, ".png", ".webp", ".avif", ".bmp", ".gif", *_TIFF, *_NETPBM, ".jp2", ".tga")
-EVALUATION_SPLITS = ("val", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,6 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
     _check_all_there(root, folders, classes, labels, rows)
     train, evaluation = split_if_needed(labels, rows[0], rows[1] if len(rows) == 2 else [])
     return ImageSource(classes, names, labels, train, evaluation, FileReader(root, names), stamp_of(stamps))
-
-
-def choose_eval_split(splits: Sequence[str], wanted: str | None, where: str) -> list[str]:
-    """The split to evaluate on, in a list, which is empty if there is none; raises ValueError if it is not clear."""
-    if wanted is not None:
-        if wanted not in splits:
-            raise ValueError(f"eval_split={wanted!r} is not in {where}; valid are {', '.join(splits) or 'none'}")
-        return [wanted]
-    found = [split for split in splits if split in EVALUATION_SPLITS]
-    if len(found) > 1:
-        raise ValueError(f"{where} has {' and '.join(found)}; choose one with eval_split")
-    return found
 
 
 def _folders(path: Path) -> list[str]:

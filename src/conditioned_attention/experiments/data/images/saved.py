@@ -11,36 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from conditioned_attention.experiments.data.images.folder import choose_eval_split
 from conditioned_attention.experiments.data.images.source import ImageSource, read_rgb, split_if_needed
-from conditioned_attention.experiments.data.scan import reason_of, stamp_of
-
-
-def is_saved_dataset(path: Path) -> bool:
-    """Whether ``save_to_disk`` has written this folder."""
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-
-
-def load_saved(path: Path) -> dict[str, Any]:
-    """The splits of a saved Dataset or DatasetDict; a Dataset is the split ``"train"``.
-
-    Raises:
-        ModuleNotFoundError: ``datasets`` is not installed; the message says how to get it.
-        ValueError: it cannot be loaded.
-    """
-    try:
-        from datasets import DatasetDict, load_from_disk
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{path} is a saved data set, and reading it needs: pip install 'conditioned-attention[datasets]' ({error})"
-        ) from error
-    try:
-        loaded = load_from_disk(str(path))
-    except Exception as error:  # damaged files fail in as many ways as there are readers
-        raise ValueError(
-            f"the saved data set {path} cannot be loaded, it is damaged or empty ({reason_of(error)})"
-        ) from error
-    return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+from conditioned_attention.experiments.data.saved import load_saved
+from conditioned_attention.experiments.data.scan import stamp_of
+from conditioned_attention.experiments.data.split import choose_eval_split
 
 
 @dataclass(frozen=True)

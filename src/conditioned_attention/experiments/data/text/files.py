@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from conditioned_attention.experiments.data.images.saved import is_saved_dataset, load_saved
+from conditioned_attention.experiments.data.saved import is_saved_dataset, load_saved
 from conditioned_attention.experiments.data.scan import check_bound, check_unreadable, reason_of, tell_unreadable
 
 SUFFIXES = (".txt", ".text", ".md", ".rst")

@@ -1,0 +1,56 @@
+"""What a machine must have to run the Triton kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+
+_OLDEST = (8, 0)  # compute capability
+
+
+def refuses_machine(device: torch.device) -> str | None:
+    """Why Triton kernels do not run on tensors there; None if they do."""
+    if device.type == "cpu" and not interpreted():
+        return "the Triton kernels are for CUDA, and the tensors are on a CPU"
+    if device.type not in ("cuda", "cpu"):
+        return f"the Triton kernels are for CUDA, and the tensors are on {device.type}"
+    if not has_triton():
+        return "Triton is not installed"
+    if torch.version.hip is not None:
+        return "the Triton kernels were not tried on ROCm"
+    if device.type == "cuda" and _too_old(device.index):
+        return f"the Triton kernels need compute capability {_OLDEST[0]}.{_OLDEST[1]} or later"
+    return None
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return _is_installed("triton")
+
+
+@cache  # asked at each call, and a search of the disk where the answer is no
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _too_old(index: int | None) -> bool:
+    """Whether it is a GPU without tensor cores for bfloat16."""
+    return torch.cuda.is_available() and _capability(index) < _OLDEST
+
+
+@cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels in Python, on a CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two from 16 on, the least that Triton multiplies, that is not below ``size``."""
+    return max(16, 1 << (size - 1).bit_length())

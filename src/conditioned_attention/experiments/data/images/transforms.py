@@ -1,0 +1,63 @@
+"""From a picture to a tensor, with augmentation and without."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from conditioned_attention.environment import check_torchvision, needs
+
+Augment = Literal["none", "light", "strong"]
+
+
+_AUGMENT: dict[str, dict[str, Any]] = {
+    "none": {"is_training": False},
+    "light": {"is_training": True, "color_jitter": None},
+    "strong": {
+        "is_training": True,
+        "color_jitter": None,
+        "auto_augment": "rand-m9-mstd0.5-inc1",
+        "re_prob": 0.25,
+        "re_mode": "pixel",
+    },
+}
+
+
+class ImageTransform:
+    """From an RGB image to a tensor (3, image_size, image_size), by timm.
+
+    "none" is DeiT's and Swin's evaluation: the short side to ``image_size / 0.875``, bicubic, the centre of it,
+    ImageNet's mean and standard deviation.  "strong" is their training: random resized crops (8 % to 100 %), flips,
+    RandAugment ``rand-m9-mstd0.5-inc1``, and a rectangle erased with probability 0.25.  "light" is the first two of
+    these.  What is random is drawn from the global generators of torch, numpy and Python.
+    """
+
+    def __init__(self, image_size: int, augment: Augment) -> None:
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        if augment not in _AUGMENT:
+            raise ValueError(f"augment={augment!r} is unknown; valid are {', '.join(_AUGMENT)}")
+        check_torchvision()
+        with needs("timm"):
+            from timm.data.transforms_factory import create_transform
+
+        self._arguments = image_size, augment
+        self.steps = create_transform(image_size, interpolation="bicubic", crop_pct=0.875, **_AUGMENT[augment])
+        for step in self.steps.transforms:
+            for operation in getattr(step, "ops", ()):
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        result: Tensor = self.steps(image)
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments  # timm's steps hold functions that do not pickle
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """At its highest magnitude timm keeps no bits, a black image; Pillow 13 refuses what earlier ones did."""
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)

@@ -1,0 +1,55 @@
+"""GPT-2 on bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from conditioned_attention.environment import check_torchvision
+
+
+@dataclass(frozen=True)
+class GPT:
+    """Hugging Face's GPT-2 on bytes, with fresh weights.
+
+    Attributes:
+        context: bytes that it sees at most, and is trained on at a time.
+        hidden_size: width of the tokens.
+        layers: number of blocks.
+        heads: attention heads a block; they must divide the width.
+        dropout: of embeddings, attention weights and what blocks add.
+    """
+
+    context: int = 128
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.0
+
+    def build(self) -> nn.Module:
+        """The model; it maps bytes (B, L), int64, to logits (B, L, 256)."""
+        if min(self.context, self.hidden_size, self.layers, self.heads) < 1 or self.hidden_size % self.heads:
+            raise ValueError(
+                "context, hidden_size, layers and heads must be at least 1, and heads divide hidden_size, got "
+                f"{self.context}, {self.hidden_size}, {self.layers} and {self.heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        check_torchvision()
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=256,
+                n_positions=self.context,
+                n_embd=self.hidden_size,
+                n_layer=self.layers,
+                n_head=self.heads,
+                resid_pdrop=self.dropout,
+                embd_pdrop=self.dropout,
+                attn_pdrop=self.dropout,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+        )

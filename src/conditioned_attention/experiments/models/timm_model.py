@@ -1,0 +1,42 @@
+"""Any model of timm that classifies images."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from conditioned_attention.environment import check_torchvision, needs
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A model of timm by its name, with fresh weights."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        timm = _timm()
+        if not timm.is_model(self.name):
+            near = difflib.get_close_matches(self.name, timm.list_models(), n=5)
+            raise ValueError(f"timm_model={self.name!r} is unknown to timm {timm.__version__}; near are {near}")
+
+    def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
+        """The model; it maps images (B, C, H, W) to logits (B, classes).  Many models of timm take one size only."""
+        sizes: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
+        try:
+            model: nn.Module = _timm().create_model(self.name, img_size=image_size, **sizes)
+        except TypeError as error:
+            if "'img_size'" not in str(error):
+                raise
+            model = _timm().create_model(self.name, **sizes)  # it takes images of any size
+        return model
+
+
+def _timm() -> Any:
+    check_torchvision()
+    with needs("timm"):
+        import timm
+    return timm

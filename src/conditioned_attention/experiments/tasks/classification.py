@@ -1,0 +1,78 @@
+"""Image classification, scored by accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.tasks.task import Task
+
+
+class ImageModel(Protocol):
+    """Settings of a network that classifies square images."""
+
+    def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
+        """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
+
+
+class ImageClassification(Task):
+    """Cross entropy on images of one size, scored by accuracy.
+
+    Args:
+        data: training and evaluation set; an item is an image (C, H, W) and its label.
+        model: what is trained.
+        classes: how many.
+        notes: what a report should say about the data, such as images that are left out.
+    """
+
+    metric = Metric("accuracy (%)")
+
+    def __init__(
+        self, data: tuple[Dataset[Any], Dataset[Any]], model: ImageModel, classes: int = 10, notes: Sequence[str] = ()
+    ) -> None:
+        self._train, self._eval = data
+        self._model, self._classes = model, classes
+        self.notes = list(notes)
+
+    def build_model(self) -> nn.Module:
+        channels, side = self._eval[0][0].shape[:2]
+        return self._model.build(side, channels, self._classes)
+
+    def train_data(self) -> Dataset[Any]:
+        return self._train
+
+    def eval_data(self) -> Dataset[Any]:
+        return self._eval
+
+    def collate(self, items: Any) -> Any:
+        return items if isinstance(items, tuple) else super().collate(items)  # `ImageArrays` hands out batches
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(_logits(model(images)), labels)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Any], gather: Callable[[Any], Any]) -> dict[str, float]:
+        from torchmetrics import MeanMetric
+        from torchmetrics.classification import MulticlassAccuracy
+
+        accuracy = MulticlassAccuracy(self._classes, average="micro", sync_on_compute=False)
+        loss = MeanMetric(sync_on_compute=False)
+        for images, labels in batches:
+            logits, labels = (t.cpu() for t in gather((_logits(model(images)).float(), labels)))
+            accuracy.update(logits, labels)
+            loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+        return {"score": 100 * float(accuracy.compute()), "eval_loss": float(loss.compute())}
+
+    def probe(self) -> Tensor:
+        return torch.stack([self._eval[i][0] for i in range(min(8, len(self._eval)))])  # type: ignore[arg-type]
+
+
+def _logits(output: Any) -> Tensor:
+    """Hugging Face wraps them, timm does not."""
+    return output if isinstance(output, Tensor) else output.logits
