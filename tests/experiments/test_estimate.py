@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conditioned_attention.cli import main
-from conditioned_attention.experiments.planning.counting import autocast_forward, count_step
+from conditioned_attention.experiments.planning.counting import _autocast_forward, count_step
 from conditioned_attention.experiments.planning.dry_run import print_estimates
 from conditioned_attention.experiments.planning.estimate import OPERATION_SECONDS, UTILISATION, estimate
 from conditioned_attention.experiments.planning.gpus import GPUS, find_gpu
@@ -26,7 +26,7 @@ BASELINE = VARIANTS["baseline"]
 
 def toy(build, loss=lambda model, batch: model(batch).sum()):
     """As much of a task as counting needs."""
-    return SimpleNamespace(build_model=build, loss=loss, tokens_per_sample=1)
+    return SimpleNamespace(build_model=build, loss=loss, tokens_per_sample=1, causal=False, no_weight_decay=tuple)
 
 
 class Attend(nn.Module):
@@ -123,7 +123,9 @@ def test_gpt2_agrees_with_the_formula_and_counts_the_tied_head_once():
 def test_a_model_larger_than_this_machine_takes_no_memory():
     """GPT-2 XL, 1.56 billion parameters, conditioned, in bf16: its weights alone would be 6 GB."""
     task = toy(lambda: gpt2(48, 1600, 25), language_loss)
-    count = count_step(task, VARIANTS["preconditioned"], torch.zeros(1, 1024, dtype=torch.int64), "bf16")
+    count = count_step(
+        task, VARIANTS["preconditioned"], torch.zeros(1, 1024, dtype=torch.int64), Training(precision="bf16")
+    )
     assert count.parameters == 1_557_611_200
     assert count.weight_bytes == 4 * count.parameters
     assert count.forward_flops == pytest.approx(2 * 1.5576e9 * 1024, rel=0.12)  # 2 N a token, and the attention
@@ -138,9 +140,11 @@ def test_activations_are_those_of_a_real_step(variant, precision):
     model = task.build_model()
     variant.apply(model, task.probe())
     model.train()
-    autocast_forward(model, precision, "cpu")
+    _autocast_forward(model, precision)
     held = held_bytes(lambda: task.loss(model, batch), [*model.parameters(), *model.buffers()])
-    assert count_step(task, variant, batch, precision, gpu=False).activation_bytes == pytest.approx(held, rel=0.01)
+    assert count_step(task, variant, batch, Training(precision=precision), gpu=False).activation_bytes == pytest.approx(
+        held, rel=0.01
+    )
 
 
 def test_counting_leaves_no_trace():
@@ -174,7 +178,7 @@ def test_a_run_is_its_steps(tmp_path):
 def test_hours_on_a_gpu_are_the_slowest_of_what_bounds_them():
     task = toy(lambda: nn.Linear(4096, 4096, bias=False))
     task.train_data = lambda: [torch.ones(4096)] * 8192
-    task.collate = torch.stack
+    task.collate_train = torch.stack
     settings = Training(epochs=1, batch_size=8192, precision="bf16")
     (row,) = estimate(task, settings, ["baseline"], gpu="h100", measure=False)
     assert row.gpu == "H100"
@@ -208,7 +212,7 @@ def test_average_budgets_and_tokens():
     (row,) = estimate(task, settings, ["baseline"])
     assert (row.steps, row.samples, row.tokens) == (20, 600, 4800)
     assert row.ema_bytes == row.weight_bytes == row.gradient_bytes == 4 * row.trainable
-    assert row.checkpoint_bytes == 4 * row.weight_bytes
+    assert row.checkpoint_bytes == pytest.approx(4 * row.weight_bytes, abs=8 * 40), "AdamW counts its steps, too"
     assert row.measured_seconds == row.budget_seconds == 1e-3
     assert row.timing.seconds * 20 > 1e-3
 

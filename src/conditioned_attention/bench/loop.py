@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.order import EpochSampler
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.step import components
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.profiling.clock import paired_ratio
 
@@ -95,7 +97,7 @@ def _bare(task: Task, settings: Training) -> float:
         model.train()
         total = torch.zeros(())
         for batch in loader(task.train_data(), sampler=order):
-            loss = task.loss(model, batch)
+            loss = components(task.loss(model, batch))["loss"]
             loss.backward()
             if settings.clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -103,7 +105,5 @@ def _bare(task: Task, settings: Training) -> float:
             schedule.step()
             optimizer.zero_grad()
             total += loss.detach()
-        model.eval()
-        with torch.no_grad():
-            task.evaluate(model, eval_loader, lambda tensors: tensors)
+        evaluate(task, model, eval_loader, lambda tensors: tensors, 0)
     return float(total) / (len(sampler) // settings.batch_size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.tasks.task import Task
-from conditioned_attention.experiments.training.optimizer import build_optimizer
+from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.step import step_of_variant
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.profiling.memory import peak_bytes
@@ -25,29 +27,31 @@ def measure_cost(
 ) -> dict[str, Any]:
     """Time and peak memory of one training step of each variant, relative to the first.
 
-    The variants take turns, one step each, so that a machine that slows down slows all of them; the order
-    changes from round to round.  The ratio is the median of the rounds' ratios.
+    The step is the one that training takes: precision, accumulation, clipping and the average of the weights included.
+    The variants take turns, one step each, so that a machine that slows down slows all of them; the order changes from
+    round to round.  The ratio is the median of the rounds' ratios.
 
     Args:
-        task, settings: what is trained; the batch is a micro-batch of the settings, in float32.
+        task, settings: what is trained, and how; every micro-batch of a step is the same one.
         variants: the baseline first.
         rounds: how many turns.
         threads: of torch, for the rest of the process.
 
     Returns:
-        ``{"threads", "rounds", "variants": {name: {"milliseconds", "time_ratio", "time_p20", "time_p80",
-        "peak_mebibytes", "memory_ratio"}}}``.  The peak counts what a step allocates beyond parameters and optimizer
-        state, those included.
+        ``{"threads", "rounds", "batch_size", "precision", "accumulation", "variants": {name: {"milliseconds",
+        "time_ratio", "time_p20", "time_p80", "peak_mebibytes", "memory_ratio"}}}``.  The peak is parameters, optimizer
+        state and average, and what a step allocates beyond them.
     """
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch_size = settings.batch_size // settings.accumulation
-    batch = next(iter(DataLoader(task.train_data(), batch_size, collate_fn=task.collate)))
-    batch = _to(batch, device)
+    accelerator = Launch().accelerator(settings.precision, settings.accumulation)
+    device = accelerator.device
+    batch = next(iter(DataLoader(task.train_data(), settings.micro_batch, collate_fn=task.collate_train)))
+    batches = itertools.repeat(_to(batch, device))
     with torch.random.fork_rng():
-        steps = [_training_step(task, settings, variant, batch, device) for variant in variants]
-        times = interleave([partial(seconds_of, step, device) for step, _ in steps], rounds, _WARMUP)
-        peaks = [held + peak_bytes(step, device) for step, held in steps]
+        steps = [step_of_variant(task, settings, variant, accelerator) for variant in variants]
+        taken = [partial(step, batches, settings.accumulation) for step in steps]
+        times = interleave([partial(seconds_of, take, device) for take in taken], rounds, _WARMUP)
+        peaks = [step.fixed_bytes + peak_bytes(take, device) for step, take in zip(steps, taken)]
     rows: dict[str, Any] = {}
     for i, variant in enumerate(variants):
         ratio = paired_ratio(times[i], times[0])
@@ -59,26 +63,8 @@ def measure_cost(
             "peak_mebibytes": peaks[i] / 2**20,
             "memory_ratio": peaks[i] / peaks[0],
         }
-    return {"threads": torch.get_num_threads(), "rounds": rounds, "batch_size": batch_size, "variants": rows}
-
-
-def _training_step(
-    task: Task, settings: Training, variant: Variant, batch: Any, device: torch.device
-) -> tuple[Callable[[], None], int]:
-    """A function that takes one optimizer step, and the bytes that parameters and optimizer state hold."""
-    torch.manual_seed(0)
-    model = task.build_model()
-    variant.apply_structure(model)
-    model.to(device).train()
-    optimizer = build_optimizer(model, settings)
-
-    def step() -> None:
-        task.loss(model, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    held = 3 * sum(p.numel() * p.element_size() for p in model.parameters())  # AdamW keeps two numbers a parameter
-    return step, held
+    how = {"batch_size": settings.micro_batch, "precision": settings.precision, "accumulation": settings.accumulation}
+    return {"threads": torch.get_num_threads(), "rounds": rounds, **how, "variants": rows}
 
 
 def _to(batch: Any, device: torch.device) -> Any:

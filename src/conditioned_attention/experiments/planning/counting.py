@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from conditioned_attention.experiments.planning.gpus import Precision
 from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.optimizer import build_optimizer, state_bytes
+from conditioned_attention.experiments.training.settings import Precision, Training
+from conditioned_attention.experiments.training.step import components
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.profiling.memory import held_bytes
 
@@ -40,6 +42,7 @@ class StepCount:
         saved_bytes: parameters and those buffers that a state_dict holds.
         activation_bytes: different storages that the loss holds for backward, weights not counted; under autocast
             with the copies of the weights that it casts.
+        optimizer_bytes: what the optimizer holds after its first step.
     """
 
     parameters: int
@@ -51,9 +54,12 @@ class StepCount:
     trainable_bytes: int
     saved_bytes: int
     activation_bytes: int
+    optimizer_bytes: int
 
 
-def count_step(task: Task, variant: Variant, batch: Any, precision: Precision = "no", *, gpu: bool = True) -> StepCount:
+def count_step(
+    task: Task, variant: Variant, batch: Any, settings: Training | None = None, *, gpu: bool = True
+) -> StepCount:
     """Counts one micro-batch of a task without running it.
 
     FLOPs are those of the model: nothing that a kernel computes a second time in backward, so that of attention is
@@ -63,33 +69,37 @@ def count_step(task: Task, variant: Variant, batch: Any, precision: Precision = 
         task: whose model and loss.
         variant: what the model is converted to.
         batch: a micro-batch of the task, real; its values are not read.
-        precision: of autocast; weights stay as the task makes them.
+        settings: the optimizer, whose state is counted, and the precision of autocast; weights stay as the task makes
+            them.
         gpu: count memory as a GPU holds it, where fused attention has dropout and autocast keeps norms and softmax in
             float32; False: as a CPU does.
 
     Raises:
         ValueError: the model cannot be built without data, or its loss depends on values, such as indexing by a mask.
     """
+    settings = settings or Training()
     model = _without_data(task, variant)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _make_fake(model)
         batch = _fake_batch(mode, batch)
-        autocast_forward(model, precision, "cpu")
+        _autocast_forward(model, settings.precision)
         model.train()
         try:
             with _LikeGPU() if gpu else _Unchanged():
                 weights = [*model.parameters(), *model.buffers()]
-                held = held_bytes(lambda: task.loss(model, batch), weights)
+                held = held_bytes(lambda: components(task.loss(model, batch))["loss"], weights)
                 forward, total, operations = _count_work(task, model, batch)
+            optimizer = build_optimizer(model, settings, task.no_weight_decay())
+            optimizer.step()
         except (RuntimeError, NotImplementedError) as error:  # those of fake tensors are among them
             raise ValueError(
                 f"a step of {type(task).__name__} cannot be estimated without running it, most often because what it "
                 f"computes depends on values in the data: {type(error).__name__}: {error}"
             ) from error
-        return _count(model, forward, total, operations, held)
+        return _count(model, forward, total, operations, held, state_bytes(optimizer))
 
 
-def _count(model: nn.Module, forward: int, total: int, operations: int, held: int) -> StepCount:
+def _count(model: nn.Module, forward: int, total: int, operations: int, held: int, state: int) -> StepCount:
     trainable = [p for p in model.parameters() if p.requires_grad]
     return StepCount(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -101,6 +111,7 @@ def _count(model: nn.Module, forward: int, total: int, operations: int, held: in
         trainable_bytes=_bytes(trainable),
         saved_bytes=_bytes(model.state_dict(keep_vars=True).values()),
         activation_bytes=held,
+        optimizer_bytes=state,
     )
 
 
@@ -150,13 +161,13 @@ def _fake_batch(mode: FakeTensorMode, batch: Any) -> Any:
     return recursively_apply(mode.from_tensor, batch)
 
 
-def autocast_forward(model: nn.Module, precision: Precision, device_type: str) -> None:
-    """Does to a model what Accelerate does: autocast around its forward, and outputs in float32."""
+def _autocast_forward(model: nn.Module, precision: Precision) -> None:
+    """Does to a model what Accelerate does: autocast around its forward, here a CPU's, and outputs in float32."""
     if precision == "no":
         return
     from accelerate.utils import convert_outputs_to_fp32
 
-    model.forward = convert_outputs_to_fp32(torch.autocast(device_type, _DTYPES[precision])(model.forward))
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", _DTYPES[precision])(model.forward))
 
 
 class _Unchanged(TorchFunctionMode):
@@ -203,7 +214,7 @@ def _count_work(task: Task, model: nn.Module, batch: Any) -> tuple[int, int, int
     """FLOPs of the forward, FLOPs of forward and backward, and the operations of both."""
     operations = _Operations()
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter, operations:
-        loss = task.loss(model, batch)
+        loss = components(task.loss(model, batch))["loss"]
         forward = counter.get_total_flops()
         loss.backward()
     return forward, counter.get_total_flops(), operations.count

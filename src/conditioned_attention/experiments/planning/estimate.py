@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from conditioned_attention.experiments.planning.counting import StepCount, autocast_forward, count_step
+from conditioned_attention.experiments.planning.counting import StepCount, count_step
 from conditioned_attention.experiments.planning.gpus import GPUS, find_gpu
 from conditioned_attention.experiments.tasks.task import Task
-from conditioned_attention.experiments.training.optimizer import build_optimizer
+from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.order import EpochSampler, training_loader
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.step import step_of_variant
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
 from conditioned_attention.profiling.clock import seconds_of
@@ -63,7 +66,7 @@ class Estimate:
         operations: of one micro-batch, forward and backward.
         flops: of the whole run.
         weight_bytes: parameters and buffers.
-        gradient_bytes, optimizer_bytes: AdamW holds two numbers a trainable parameter.
+        gradient_bytes, optimizer_bytes: of the gradients, and of what the optimizer holds.
         ema_bytes: the running average, a whole copy of the model; 0 without one.
         activation_bytes: what one micro-batch holds for backward.
         checkpoint_bytes: of one checkpoint on disk.
@@ -164,7 +167,7 @@ def estimate(
     like_gpu = gpu is not None or torch.cuda.is_available()
     rows = []
     for variant in chosen:
-        count = count_step(task, variant, batch, settings.precision, gpu=like_gpu)
+        count = count_step(task, variant, batch, settings, gpu=like_gpu)
         row = _on_gpu(_estimate(task, settings, variant, steps, count), gpu, utilisation)
         if measure and _quick(row):
             row = dataclasses.replace(row, timing=_time(task, settings, variant, batch))
@@ -176,12 +179,13 @@ def _micro_batch(task: Task, settings: Training) -> Any:
     """The first one that a run trains on: its shapes are what counts."""
     data = task.train_data()
     sampler = EpochSampler(len(data), 0, settings.batch_size)  # type: ignore[arg-type]
-    return next(iter(training_loader(data, sampler, settings.batch_size // settings.accumulation, task.collate, 0)))
+    return next(iter(training_loader(data, sampler, settings.micro_batch, task.collate_train, 0)))
 
 
 def _estimate(task: Task, settings: Training, variant: Variant, steps: int, count: StepCount) -> Estimate:
     flops = count.forward_flops + count.backward_flops
-    samples = steps * settings.batch_size
+    full = settings.full_steps(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
+    samples = full * settings.batch_size
     ema = count.weight_bytes if settings.ema is not None else 0
     return Estimate(
         variant=variant.name,
@@ -190,18 +194,18 @@ def _estimate(task: Task, settings: Training, variant: Variant, steps: int, coun
         steps=steps,
         samples=samples,
         tokens=samples * task.tokens_per_sample if task.tokens_per_sample > 1 else None,
-        micro_batch=settings.batch_size // settings.accumulation,
+        micro_batch=settings.micro_batch,
         accumulation=settings.accumulation,
         precision=settings.precision,
         micro_batch_flops=flops,
         operations=count.operations,
-        flops=steps * settings.accumulation * flops,
+        flops=full * settings.accumulation * flops,
         weight_bytes=count.weight_bytes,
         gradient_bytes=count.trainable_bytes,
-        optimizer_bytes=2 * count.trainable_bytes,
+        optimizer_bytes=count.optimizer_bytes,
         ema_bytes=ema,
         activation_bytes=count.activation_bytes,
-        checkpoint_bytes=count.saved_bytes + 2 * count.trainable_bytes + (ema and count.saved_bytes),
+        checkpoint_bytes=count.saved_bytes + count.optimizer_bytes + (ema and count.saved_bytes),
         budget_seconds=settings.seconds,
     )
 
@@ -246,25 +250,12 @@ def _time(task: Task, settings: Training, variant: Variant, batch: Any) -> Timin
     """A few real optimizer steps on the same micro-batch, on this machine."""
     from accelerate.utils import send_to_device
 
-    device = _device()
+    accelerator = Launch().accelerator(settings.precision, settings.accumulation)
+    device = accelerator.device
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = task.build_model()
-        variant.apply_structure(model)
-        model.to(device).train()
-        autocast_forward(model, settings.precision, device.type)
-        optimizer = build_optimizer(model, settings)
-        batch = send_to_device(batch, device)
-
-        def step() -> None:
-            for _ in range(settings.accumulation):
-                task.loss(model, batch).backward()
-            if settings.clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-
-        seconds = [seconds_of(step, device)]
+        step = step_of_variant(task, settings, variant, accelerator)
+        take = partial(step, itertools.repeat(send_to_device(batch, device)), settings.accumulation)
+        seconds = [seconds_of(take, device)]
         while len(seconds) <= _TIMED_STEPS and sum(seconds) < _PATIENCE:
-            seconds.append(seconds_of(step, device))
+            seconds.append(seconds_of(take, device))
     return Timing(device.type, torch.get_num_threads(), statistics.median(seconds[1:] or seconds))

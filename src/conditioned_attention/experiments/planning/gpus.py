@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Precision = Literal["no", "bf16", "fp16"]
+from conditioned_attention.experiments.training.settings import Precision
 
 
 @dataclass(frozen=True)

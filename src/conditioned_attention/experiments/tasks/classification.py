@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
 
 class ImageModel(Protocol):
@@ -57,20 +57,31 @@ class ImageClassification(Task):
         images, labels = batch
         return F.cross_entropy(_logits(model(images)), labels)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Any], gather: Callable[[Any], Any]) -> dict[str, float]:
-        from torchmetrics import MeanMetric
-        from torchmetrics.classification import MulticlassAccuracy
-
-        accuracy = MulticlassAccuracy(self._classes, average="micro", sync_on_compute=False)
-        loss = MeanMetric(sync_on_compute=False)
-        for images, labels in batches:
-            logits, labels = (t.cpu() for t in gather((_logits(model(images)).float(), labels)))
-            accuracy.update(logits, labels)
-            loss.update(F.cross_entropy(logits, labels), weight=len(labels))
-        return {"score": 100 * float(accuracy.compute()), "eval_loss": float(loss.compute())}
+    def evaluator(self) -> Evaluator:
+        return _Accuracy(self._classes)
 
     def probe(self) -> Tensor:
         return torch.stack([self._eval[i][0] for i in range(min(8, len(self._eval)))])  # type: ignore[arg-type]
+
+
+class _Accuracy:
+    """Share of images whose label has the largest logit, in per cent, and the mean loss."""
+
+    def __init__(self, classes: int) -> None:
+        from torchmetrics import MeanMetric
+        from torchmetrics.classification import MulticlassAccuracy
+
+        self.accuracy = MulticlassAccuracy(classes, average="micro", sync_on_compute=False)
+        self.loss = MeanMetric(sync_on_compute=False)
+
+    def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
+        images, labels = batch
+        logits, labels = (t.cpu() for t in gather((_logits(model(images)).float(), labels)))
+        self.accuracy.update(logits, labels)
+        self.loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+
+    def compute(self) -> dict[str, float]:
+        return {"score": 100 * float(self.accuracy.compute()), "eval_loss": float(self.loss.compute())}
 
 
 def _logits(output: Any) -> Tensor:

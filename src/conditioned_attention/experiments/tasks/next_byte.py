@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from conditioned_attention.experiments.data.text.windows import (
     ByteWindows,
 )
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
 _PROMPT = 24  # bytes that the sample goes on from
 
@@ -66,14 +66,8 @@ class NextByte(Task):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return _losses(model, batch).mean()
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Any], gather: Callable[[Any], Any]) -> dict[str, float]:
-        from torchmetrics import MeanMetric
-
-        mean = MeanMetric(sync_on_compute=False)
-        for batch in batches:
-            mean.update(gather(_losses(model, batch).mean(-1).float()).cpu())
-        loss = float(mean.compute())
-        return {"score": loss, "bits_per_byte": loss / math.log(2)}
+    def evaluator(self) -> Evaluator:
+        return _MeanLoss()
 
     def probe(self) -> dict[str, Tensor]:
         return {"input_ids": self._eval.windows[:8, :-1].long()}
@@ -93,6 +87,22 @@ class NextByte(Task):
         )[0]
         shown = [bytes(part.tolist()).decode(errors="replace") for part in (ids[: len(prompt)], ids[len(prompt) :])]
         return {"sample.txt": f"{shown[0]}|{shown[1]}\n"}
+
+
+class _MeanLoss:
+    """The mean loss of a byte, in nats and in bits."""
+
+    def __init__(self) -> None:
+        from torchmetrics import MeanMetric
+
+        self.mean = MeanMetric(sync_on_compute=False)
+
+    def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
+        self.mean.update(gather(_losses(model, batch).mean(-1).float()).cpu())
+
+    def compute(self) -> dict[str, float]:
+        loss = float(self.mean.compute())
+        return {"score": loss, "bits_per_byte": loss / math.log(2)}
 
 
 def _losses(model: nn.Module, batch: Tensor) -> Tensor:

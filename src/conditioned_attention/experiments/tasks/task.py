@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.evidence.metric import Metric
+
+
+class Evaluator(Protocol):
+    """Scores a model on batches; what it knows of earlier ones is its own business.  A new one for every evaluation."""
+
+    def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
+        """Takes in one batch; the model is in evaluation mode, and gradients are off.
+
+        ``gather`` collects tensors, or lists of other objects, of all processes, without the samples that even out the
+        last batch.
+        """
+
+    def compute(self) -> dict[str, float]:
+        """``{"score": …}`` in the unit of `Task.metric`, and whatever else is worth logging."""
 
 
 class Task(ABC):
@@ -18,7 +32,7 @@ class Task(ABC):
     The order of the data is the loop's business.  So is chance: the loop fetches each item with the global generators
     of torch, numpy and Python set by seed, epoch and index, so random transforms may simply draw from them, and a
     resumed run sees what an unbroken one saw.  A data set with ``__getitems__`` hands out whole batches, without
-    chance.  What happens between a batch and its loss, such as mixup or masking, belongs into `loss` and `collate`.
+    chance.  What is random in a training batch, such as mixup or masking, belongs into `collate_train` or `loss`.
     """
 
     metric: Metric
@@ -32,32 +46,44 @@ class Task(ABC):
 
     @abstractmethod
     def train_data(self) -> Dataset[Any]:
-        """The training set, with a length."""
+        """The training set, with a length; for ``order="streamed"`` an iterable one."""
 
     @abstractmethod
     def eval_data(self) -> Dataset[Any]:
-        """What the score is measured on, never trained on."""
+        """What a run is scored on while it trains, and never trained on."""
+
+    def test_data(self) -> Dataset[Any] | None:
+        """What a run is scored on once, when it has ended; None where `eval_data` is all there is, and for tuning."""
+        return None
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The training loss of a batch, a scalar: the mean over its samples or tokens."""
+    def loss(self, model: nn.Module, batch: Any) -> Tensor | Mapping[str, Tensor]:
+        """The training loss of a batch: the mean over its samples or tokens, a scalar.
 
-    @abstractmethod
-    def evaluate(self, model: nn.Module, batches: Iterable[Any], gather: Callable[[Any], Any]) -> dict[str, float]:
-        """``{"score": …}`` in the unit of `metric`, and whatever else is worth logging.  Gradients are off.
-
-        ``gather`` collects tensors of all processes, without the samples that even out the last batch.
+        Or several by name, which are added up, and logged one by one.
         """
+
+    @abstractmethod
+    def evaluator(self) -> Evaluator:
+        """What scores the model on `eval_data` and `test_data`."""
 
     @abstractmethod
     def probe(self) -> Any:
         """What the condition monitor calls the model with: a few samples, always the same."""
 
     def collate(self, items: Any) -> Any:
-        """Makes a batch of items; default: PyTorch's."""
+        """Makes a batch of items, without chance; default: PyTorch's."""
         from torch.utils.data import default_collate
 
         return default_collate(items)
+
+    def collate_train(self, items: Any) -> Any:
+        """Makes a training batch; here chance has its place, such as mixup.  Default: `collate`."""
+        return self.collate(items)
+
+    def no_weight_decay(self) -> Collection[str]:
+        """Patterns of names of parameters that do not decay, such as ``"*norm*"``, beside those the model names."""
+        return ()
 
     def finish(self, model: nn.Module) -> dict[str, str]:
         """What there is to show of a trained model, as texts by file name; default: nothing.

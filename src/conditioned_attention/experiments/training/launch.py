@@ -67,7 +67,8 @@ class Launch:
             # torchrun on a machine without a GPU: without this word every process would train a run of its own
             cpu=world_size() > 1 and not torch.accelerator.is_available(),
             mixed_precision=precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+            # batches that grow may end an epoch in the middle of a step, which then goes on with the next
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False),
             # batch_size is that of all processes together, and schedules count optimizer steps
             dataloader_config=DataLoaderConfiguration(split_batches=True),
             fsdp_plugin=_fsdp2() if self.parallel == "fsdp2" else None,
@@ -106,6 +107,15 @@ def kind(accelerator: Accelerator) -> str:
         return "none"
     name = str(accelerator.distributed_type.value)
     return "ddp" if name.startswith("MULTI_") else name
+
+
+def agree(accelerator: Accelerator, value: float) -> float:
+    """The largest value of all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    import torch
+
+    return float(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
 
 
 def leave() -> None:

@@ -6,40 +6,34 @@ process if its folder holds a checkpoint.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import math
-import sys
+import itertools
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.tasks.task import Task
-from conditioned_attention.experiments.training.checkpoints import Checkpoints
+from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.interruption import Stop, signals_noted
-from conditioned_attention.experiments.training.launch import Launch, kind
+from conditioned_attention.experiments.training.launch import Launch, agree, kind
 from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.order import EpochSampler, training_loader
+from conditioned_attention.experiments.training.position import Keeper
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.start import StartWeights
+from conditioned_attention.experiments.training.step import Step, new_average
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
-from conditioned_attention.experiments.training.watching import summarise_projections
+from conditioned_attention.experiments.training.watching import Watch
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
-from conditioned_attention.measure import ConditionMonitor
-from conditioned_attention.measure.monitoring.records import summary
-from conditioned_attention.measure.probing.projections import projection_records, value_norm
-from conditioned_attention.storage.files import JsonLines, finite, remove_leftovers, write_text
+from conditioned_attention.storage.files import JsonLines, finite, write_text
+from conditioned_attention.storage.settings import plain
 
-logger = logging.getLogger(__name__)
-
-_TICKS = 10_000  # steps of a schedule that follows the clock
+_TICKS = 10_000  # steps of a schedule that follows the clock, or batches that grow
 
 
 def train(
@@ -57,7 +51,8 @@ def train(
     Yields:
         ``{"epoch", "step", "seen", "score", "train_loss", "seconds", …}``; ``seconds`` is time spent training, without
         evaluation and measurement; ``train_loss`` is the mean since the last evaluation.  None stands for a number
-        that is not finite.
+        that is not finite.  If the task has a test set, the last row has ``"test_score"`` and more of it, and
+        ``"selected_step"`` is that of the weights that the run ends with, where they were selected.
 
     Raises:
         ValueError: the folder holds a run of another variant, seed or setting; a variant that the task cannot have.
@@ -68,54 +63,58 @@ def train(
     """
     run = _Run(task, settings, variant, seed, folder, launch or Launch())
     run.resume()
-    yield from list(run.history)
+    yield from list(run.here.history)
     with run.trackers():
-        if run.step == 0:
+        if run.here.step == 0:
             run.measure()
         stop = Stop()
-        while not run.done or not run.evaluated:
+        while not run.done or not run.here.evaluated:
             with signals_noted(stop):
                 row = run.until_evaluated(stop)
             try:
                 yield row
             except GeneratorExit:  # whoever takes the rows was stopped between two of them
-                run.leave()
+                run.keeper.leave()
                 raise
         if stop:  # it came while the last checkpoint was written
             stop.obey()
 
 
+class _Stopped(Exception):
+    """Somebody asked for the end in the middle of an evaluation."""
+
+
 class _Run:
-    """The state of one run: everything that a checkpoint holds, and the steps that change it."""
+    """One run: its model, its data and how far it is."""
 
     def __init__(
         self, task: Task, settings: Training, variant: Variant, seed: int, folder: Path, launch: Launch
     ) -> None:
         self.task, self.settings, self.variant, self.seed = task, settings, variant, seed
         self.folder, self.launch = folder, launch
-        self.step = 0
-        self.seconds = 0.0
-        self.history: list[dict[str, Any]] = []
-        self.saved_at, self.saved_step = time.monotonic(), 0
 
         check_suited([variant], causal=task.causal)
         check_installed(launch.trackers)
+        start = StartWeights.of(settings.start_from, variant, seed)
         self.accelerator = launch.accelerator(settings.precision, settings.accumulation)
         self.main = self.accelerator.is_main_process
-        self.checkpoints = Checkpoints(folder, self.accelerator)
-        self.log, self.conditions = JsonLines(folder / "train.jsonl"), JsonLines(folder / "conditions.jsonl")
-        self.projections = JsonLines(folder / "projections.jsonl")
+        self.log = JsonLines(folder / "train.jsonl")
+        self._load_data()
 
         torch.manual_seed(seed)
         model = task.build_model()
-        variant.apply(model, task.probe())
+        if start is None:
+            variant.apply(model, task.probe())
+        else:
+            start.apply(model, variant, task.probe(), folder if self.main else None)
         self._seed_randomness(0)
-        self.monitor = self._monitor(model) if settings.monitor_every else None
-        self.value_norm_before = value_norm(model)
-        self.ema = self._average(model)
+        self.watch = self._watch(model) if settings.monitor_every else None
         self._prepare(model)
-        self.losses, self.loss_count = torch.zeros((), device=self.accelerator.device), 0  # since the last evaluation
-        self.batches: Iterator[Any] = iter(())
+        self.identity = self._identity(start)
+        self.keeper = Keeper(
+            folder, self.accelerator, launch, self.identity, steps=self.steps, accumulation=settings.accumulation
+        )
+        self.keeper.average, self.here = self.take.average, self.keeper.position
 
     def _seed_randomness(self, step: int) -> None:
         """Dropout draws the same numbers whatever the conversion drew, and others in every process."""
@@ -123,141 +122,133 @@ class _Run:
 
         set_seed((self.seed + 1_000_003 * self.accelerator.process_index + 7_919 * step) % 2**32)
 
-    def _average(self, model: nn.Module) -> AveragedModel | None:
-        if self.settings.ema is None:
-            return None
-        if kind(self.accelerator) == "fsdp2":
-            raise ValueError("ema keeps a whole copy of the weights in every process: it does not go with fsdp2")
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.settings.ema))
-        return average.to(self.accelerator.device)
-
-    def _prepare(self, model: nn.Module) -> None:
+    def _load_data(self) -> None:
+        """The loaders, and how the run is divided: into steps, epochs and evaluations."""
         task, settings = self.task, self.settings
-        data, micro_batch = task.train_data(), settings.batch_size // settings.accumulation
-        samples = len(data)  # type: ignore[arg-type]
-        self.epoch_steps = settings.steps_of_epochs(1, samples)
-        self.steps = settings.steps(samples, task.tokens_per_sample)
-        self.evaluate_steps = settings.steps_of_epochs(settings.evaluate_every, samples)
-        self.sampler = EpochSampler(samples, self.seed, settings.batch_size)
-        train_loader = training_loader(data, self.sampler, micro_batch, task.collate, self.launch.loader_workers)
-        eval_loader = DataLoader(
-            task.eval_data(), micro_batch, collate_fn=task.collate, num_workers=self.launch.loader_workers,
+        data = task.train_data()
+        self.samples = len(data)  # type: ignore[arg-type]
+        self.epoch_steps = settings.steps_of_epochs(1, self.samples)
+        self.full_steps = settings.full_steps(self.samples, task.tokens_per_sample)
+        self.steps = settings.steps(self.samples, task.tokens_per_sample)
+        self.evaluate_steps = settings.evaluate_steps or settings.steps_of_epochs(settings.evaluate_every, self.samples)
+        self.sampler = EpochSampler(self.samples, self.seed, settings.batch_size)
+        self.train_loader = training_loader(
+            data, self.sampler, settings.micro_batch, task.collate_train, self.launch.loader_workers
+        )
+        self.eval_loader = self._evaluation_loader(task.eval_data())
+
+    def _evaluation_loader(self, data: Any) -> DataLoader[Any]:
+        return DataLoader(
+            data,
+            self.settings.micro_batch,
+            collate_fn=self.task.collate,
+            num_workers=self.launch.loader_workers,
             generator=torch.Generator(),
-        )  # fmt: skip
-        optimizer = build_optimizer(model, settings)
-        self.ticks = self.steps if settings.seconds is None else _TICKS
-        self.tick = 0
-        self.model, self.optimizer, self.schedule, self.train_loader, self.eval_loader = self.accelerator.prepare(
-            model, optimizer, build_schedule(optimizer, settings, self.ticks), train_loader, eval_loader
         )
 
-    def _monitor(self, model: nn.Module) -> ConditionMonitor:
-        return ConditionMonitor(model, self._to_device(self.task.probe()), samples=None, keep=0)
-
-    def _to_device(self, data: Any) -> Any:
+    def _watch(self, model: nn.Module) -> Watch:
         from accelerate.utils import send_to_device
 
-        return send_to_device(data, self.accelerator.device)
+        return Watch(model, send_to_device(self.task.probe(), self.accelerator.device), self.folder, self.main)
+
+    def _prepare(self, model: nn.Module) -> None:
+        settings = self.settings
+        if kind(self.accelerator) == "fsdp2":
+            for name, wish in (("ema", settings.ema is not None), ("select='best'", settings.select == "best")):
+                if wish:
+                    raise ValueError(f"{name} keeps a whole copy of the weights in every process: not with fsdp2")
+        average = new_average(model, settings.ema)
+        optimizer = build_optimizer(model, settings, self.task.no_weight_decay())
+        by_share = settings.seconds is not None or bool(settings.ramp)
+        self.ticks = _TICKS if by_share else self.steps
+        if settings.schedule_per == "epoch":
+            self.ticks = max(1, round(self.full_steps / self.epoch_steps))
+        schedule = build_schedule(optimizer, settings, self.ticks, self.steps)
+        if settings.compile:
+            model.compile()
+        model, optimizer, self.schedule, self.train_loader, self.eval_loader = self.accelerator.prepare(
+            model, optimizer, schedule, self.train_loader, self.eval_loader
+        )
+        if average is not None:
+            average = average.to(self.accelerator.device)
+        self.take = Step(self.accelerator, model, optimizer, self.task.loss, settings.clip, average)
 
     @property
     def progress(self) -> float:
         """How much of the budget is used up, from 0 to 1."""
-        by_steps = self.step / self.steps
-        return by_steps if self.settings.seconds is None else max(by_steps, self.seconds / self.settings.seconds)
+        by_samples = self.here.taken / (self.full_steps * self.settings.accumulation)
+        return (
+            by_samples if self.settings.seconds is None else max(by_samples, self.here.seconds / self.settings.seconds)
+        )
 
     @property
     def done(self) -> bool:
         return self.progress >= 1
 
     @property
-    def evaluated(self) -> bool:
-        """Whether the history has the present step."""
-        return bool(self.history) and self.history[-1]["step"] == self.step
-
-    @property
     def due(self) -> bool:
         """Whether the present step is one to evaluate."""
-        return self.done or (self.step > 0 and self.step % self.evaluate_steps == 0)
+        return self.done or (self.here.step > 0 and self.here.step % self.evaluate_steps == 0)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The weights that count, without what several processes wrap around them: the average, if there is one."""
+        average = self.take.average
+        return self.accelerator.unwrap_model(self.take.model) if average is None else average.module
 
     def until_evaluated(self, stop: Stop) -> dict[str, Any]:
         """Trains up to the next evaluation; returns its row."""
-        while not self.due or self.evaluated:
+        while not self.due or self.here.evaluated:
             self.take_step()
-            self.save_if_due(stop)
+            self.keeper.save_if_due(stop)
         row = self.evaluate(stop)
         if self.done:
             self.finish()
-        self.save_if_due(stop, force=self.done)
+        self.keeper.save_if_due(stop, force=self.done)
         return row
 
     def take_step(self) -> None:
         """One optimizer step."""
-        self.model.train()
-        began = time.perf_counter()
-        for _ in range(self.settings.accumulation):
-            batch = self._next_batch()
-            with self.accelerator.accumulate(self.model):
-                loss = self.task.loss(self.model, batch)
-                self.accelerator.backward(loss)
-                norm = self._clip() if self.accelerator.sync_gradients else None
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            self.losses += loss.detach()
-            self.loss_count += 1
-        self.step += 1
-        self._add_seconds(time.perf_counter() - began)
-        self._move_schedule()
-        if self.ema is not None:
-            self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
-        if self.step % self.launch.log_every == 0:
-            self._log_step(loss, norm)
-
-    def _next_batch(self) -> Any:
-        try:
-            return next(self.batches)
-        except StopIteration:
-            epoch, step = divmod(self.step, self.epoch_steps)
-            self.sampler.start_at(epoch, step * self.settings.batch_size)
-            self.batches = iter(self.train_loader)
-            return next(self.batches)
-
-    def _clip(self) -> torch.Tensor | None:
-        if self.settings.clip is None:
-            return None
-        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        return norm
-
-    def _add_seconds(self, seconds: float) -> None:
-        self.seconds += seconds
+        here, began = self.here, time.perf_counter()
+        left = self.full_steps * self.settings.accumulation - here.taken
+        count = min(self.settings.micro_batches(self.progress), left)
+        parts, norm = self.take(self.batches, count, here.losses)
+        here.step, here.taken, here.count = here.step + 1, here.taken + count, here.count + count
+        here.seconds += time.perf_counter() - began
         if self.settings.seconds is not None:  # one clock for all, as it decides when the run ends
-            self.seconds = self._agree(self.seconds)
+            here.seconds = agree(self.accelerator, here.seconds)
+        self._move_schedule()
+        if here.step % self.launch.log_every == 0:
+            self._log_step(parts, norm)
 
-    def _agree(self, value: float) -> float:
-        """The largest value of all processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return float(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
+    def _micro_batches(self) -> Iterator[Any]:
+        """Those of the training set from the run's position on, without end."""
+        taken = self.here.taken
+        while True:
+            self.sampler.start_at(*divmod(taken * self.settings.micro_batch, self.sampler.used))
+            for batch in self.train_loader:
+                taken += 1
+                yield batch
 
     def _move_schedule(self) -> None:
         # not through Accelerate's wrapper, which would hold the schedule back where fp16 skips a step
-        target = self.step if self.settings.seconds is None else min(round(self.progress * self.ticks), self.ticks)
-        while self.tick < target:
+        if self.settings.schedule_per == "epoch":
+            target = self.here.taken // (self.epoch_steps * self.settings.accumulation)
+        else:
+            target = self.here.step if self.ticks == self.steps else round(self.progress * self.ticks)
+        while self.here.tick < min(target, self.ticks):
             self.schedule.scheduler.step()
-            self.tick += 1
+            self.here.tick += 1
 
-    def _mean(self, loss: torch.Tensor) -> float:
-        """Over all processes; raises if it is not finite."""
-        value = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the training loss is {value} at step {self.step}; try a lower lr or clip")
-        return value
-
-    def _log_step(self, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
-        row = {"step": self.step, "seen": self.seen, "loss": self._mean(loss)}
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": self.seconds}
+    def _log_step(self, parts: dict[str, Tensor], norm: Tensor | None) -> None:
+        row = {"step": self.here.step, "seen": self.seen} | {
+            name: self.keeper.mean(part) for name, part in parts.items()
+        }
+        row |= {"lr": self.take.optimizer.param_groups[0]["lr"], "seconds": self.here.seconds}
         if norm is not None:
             row["grad_norm"] = float(norm)
-        self._write(self.log, row)
+        if self.main:
+            self.log.append(row)
         self.shown.log("train", row)
 
     def trackers(self) -> Trackers:
@@ -268,69 +259,79 @@ class _Run:
             folder=self.folder,
             run_name=name,
             config=self.identity,
-            resume_step=self.step or None,
-            earlier={"train": self.log.read(), "eval": self.history},
+            resume_step=self.here.step or None,
+            earlier={"train": self.log.read(), "eval": self.here.history},
         )
         return self.shown
-
-    def _write(self, log: JsonLines, *rows: dict[str, Any]) -> None:
-        if self.main:
-            log.append(*rows)
 
     @property
     def seen(self) -> int:
         """Samples, or tokens, trained on."""
-        return self.step * self.settings.batch_size * self.task.tokens_per_sample
+        return self.here.taken * self.settings.micro_batch * self.task.tokens_per_sample
 
     def evaluate(self, stop: Stop) -> dict[str, Any]:
         """Evaluates, measures if due, and returns the row of the history."""
-        train_loss = self._mean(self.losses) / self.loss_count
-        model = self.model if self.ema is None else self.ema.module
-        model.eval()
-        with torch.no_grad():
-            batches = self._until_stopped(self.eval_loader, stop)
-            scores = self.task.evaluate(model, batches, self.accelerator.gather_for_metrics)
-        epoch = self.step / self.epoch_steps
+        here = self.here
+        losses = {f"train_{name}": self.keeper.mean(loss) / here.count for name, loss in here.losses.items()}
+        batches = itertools.islice(self._until_stopped(self.eval_loader, stop), self.settings.evaluate_batches)
+        try:
+            scores = self._scores(batches, "dev", here.step)
+        except _Stopped:  # out of the evaluation, whose random states a checkpoint must not have
+            self.keeper.save_and_stop(stop)
+        epoch = here.taken / (self.epoch_steps * self.settings.accumulation)
         row: dict[str, Any] = {
             "epoch": int(epoch) if epoch.is_integer() else epoch,
-            "step": self.step,
+            "step": here.step,
             "seen": self.seen,
         }
-        row |= {"seconds": self.seconds, "train_loss": train_loss} | scores
+        row |= {"seconds": here.seconds} | losses | scores
         row |= self.measure() if self._measure_due() else {}
-        self.history.append(finite(row))  # as a checkpoint gives it back
+        if self.settings.select == "best":
+            self.keeper.best.offer(scores["score"], here.step, self.evaluated_model, self.task.metric)
+        if self.done:
+            row |= self._ended()
+        here.history.append(finite(row))  # as a checkpoint gives it back
         self.shown.log("eval", row)
-        self.losses.zero_()
-        self.loss_count = 0
-        return self.history[-1]
+        here.losses, here.count = {}, 0
+        return here.history[-1]
+
+    def _scores(self, batches: Iterable[Any], *key: object) -> dict[str, float]:
+        model = self.take.model if self.take.average is None else self.take.average.module
+        return evaluate(self.task, model, batches, self.accelerator.gather_for_metrics, self.seed, *key)
+
+    def _ended(self) -> dict[str, Any]:
+        """Takes the weights that were selected, and evaluates them on the test set, if there is one."""
+        found: dict[str, Any] = {}
+        best = self.keeper.best
+        if best.weights is not None:
+            self.evaluated_model.load_state_dict(best.weights)
+            found = {"selected_step": best.step, "selected_score": best.score}
+        data = self.task.test_data()
+        if data is not None:  # to its end, even if somebody asks to stop: a checkpoint now would be of other weights
+            loader = self.accelerator.prepare(self._evaluation_loader(data))
+            found |= {f"test_{name}": value for name, value in self._scores(loader, "test").items()}
+        return found
 
     def _until_stopped(self, batches: Iterable[Any], stop: Stop) -> Iterator[Any]:
         for batch in batches:
             if stop and self.accelerator.num_processes == 1:  # several would have to agree: they finish it
-                self.save_and_stop(stop)
+                raise _Stopped
             yield batch
 
     def _measure_due(self) -> bool:
         if not self.settings.monitor_every:
             return False
         every = max(1, round(self.settings.monitor_every * self.epoch_steps))
-        before = self.history[-1]["step"] if self.history else 0
-        return self.done or self.step // every > before // every
+        before = self.here.history[-1]["step"] if self.here.history else 0
+        return self.done or self.here.step // every > before // every
 
     def measure(self) -> dict[str, float]:
         """Condition numbers of every head and every projection, into their files; and their summary."""
-        if self.monitor is None:
-            return {}
-        records = self.monitor.measure(self.step)
-        self._write(self.conditions, *(record.to_json() for record in records))
-        model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
-        projections = projection_records(model)
-        self._write(self.projections, *({"step": self.step} | record.to_json() for record in projections))
-        return summary(records) | summarise_projections(projections, self.value_norm_before)
+        return {} if self.watch is None else self.watch.measure(self.here.step, self.evaluated_model)
 
     def finish(self) -> None:
         """Writes what the task has to show of the trained model."""
-        model = self.accelerator.unwrap_model(self.model) if self.ema is None else self.ema.module
+        model = self.evaluated_model
         model.eval()
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.seed)
@@ -338,76 +339,18 @@ class _Run:
                 if self.main:
                     write_text(self.folder / name, text)
 
-    def save_if_due(self, stop: Stop, *, force: bool = False) -> None:
-        """Writes a checkpoint if it is time, or if somebody asked for the end; in the latter case ends."""
-        if self.accelerator.num_processes > 1 and not force and self.step % self.launch.log_every:
-            return  # to agree costs time
-        late = time.monotonic() - self.saved_at >= self.launch.checkpoint_seconds
-        wish = self._agree(float(stop.signal or 0))
-        if wish:
-            stop.signal = int(wish)
-            self.save_and_stop(stop)
-        if force or self._agree(float(late)):
-            self.save()
-
-    def save_and_stop(self, stop: Stop) -> None:
-        path = self.save()
-        if self.main:
-            logger.warning("stopped at step %d of %d; called again, it goes on from %s", self.step, self.steps, path)
-        stop.obey()
-
-    def save(self) -> Path:
-        """Writes a checkpoint."""
-        position = {
-            "step": self.step,
-            "tick": self.tick,
-            "seconds": self.seconds,
-            "losses": self._mean(self.losses),
-            "loss_count": self.loss_count,
-            "history": self.history,
-            "processes": self.accelerator.num_processes,
-            "run": self.identity,
-        }
-        path = self.checkpoints.save(self.step, position, None if self.ema is None else self.ema.state_dict())
-        self.saved_at, self.saved_step = time.monotonic(), self.step
-        return path
-
-    def leave(self) -> None:
-        """Writes a checkpoint if the newest is older, unless other processes would have to take part."""
-        if self.accelerator.num_processes == 1 and self.saved_step != self.step and not sys.is_finalizing():
-            with suppress(OSError):  # what stopped the run may be a full disk
-                self.save()
-
     def resume(self) -> None:
         """Goes to the newest good checkpoint, if there is one, and cuts the logs back to it."""
+        processes = self.keeper.resume()
+        if processes not in (None, self.accelerator.num_processes):
+            self._seed_randomness(self.here.step)
+        self.batches = self._micro_batches()
         if self.main:
-            remove_leftovers(self.folder)
-        self.accelerator.wait_for_everyone()
-        found = self.checkpoints.load_newest(self._check)
-        if found is not None:
-            position, average = found
-            self.step, self.tick, self.seconds = position["step"], position["tick"], position["seconds"]
-            self.history, self.loss_count = position["history"], position["loss_count"]
-            self.losses.fill_(position["losses"])
-            if self.ema is not None and average is not None:
-                self.ema.load_state_dict(average)
-            self.saved_step = self.step
-            if position["processes"] != self.accelerator.num_processes:
-                self._seed_randomness(self.step)
-        if self.main:
-            self.log.cut_after(-1 if found is None else self.step)
-            # measured with the evaluation, which comes after the step's own checkpoint
-            for measured in (self.conditions, self.projections):
-                measured.cut_after(-1 if found is None else self.step - (not self.evaluated))
+            self.log.cut_after(-1 if processes is None else self.here.step)
+            if self.watch is not None:  # measured with the evaluation, which comes after the step's own checkpoint
+                self.watch.cut_after(-1 if processes is None else self.here.step - (not self.here.evaluated))
 
-    @property
-    def identity(self) -> dict[str, Any]:
+    def _identity(self, start: StartWeights | None) -> dict[str, Any]:
         """What makes this run this one, as plain data."""
-        samples = {"training samples": self.sampler.length}
-        return {"variant": self.variant.name, "seed": self.seed, **samples, **dataclasses.asdict(self.settings)}
-
-    def _check(self, position: dict[str, Any]) -> None:
-        there = position["run"]
-        if there != self.identity:
-            other = [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in self.identity.items() if there.get(k) != v]
-            raise ValueError(f"{self.folder} holds another run ({', '.join(other)}); choose another folder")
+        who = {"variant": self.variant.name, "seed": self.seed, "training samples": self.samples}
+        return {**who, **plain(self.settings), **({} if start is None else {"start": start.identity})}

@@ -1,24 +1,154 @@
-"""What decays, and how the learning rate moves."""
+"""Which weights decay, and what turns their gradients into steps."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatch
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from conditioned_attention.experiments.training.settings import Training
-
-
-def build_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """AdamW."""
-    return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr)
+from conditioned_attention.environment import check_torchvision, needs
+from conditioned_attention.experiments.training.settings import Optimization
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors and scalars (biases, norms) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    model: nn.Module, settings: Optimization, no_weight_decay: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of a model's trainable weights.
+
+    Args:
+        model: what is trained.
+        settings: which optimizer, and how.
+        no_weight_decay: patterns of names of parameters that a task keeps from decaying, such as ``"*.pos_embed"``,
+            beside those that the model itself keeps from it.
+
+    Raises:
+        ValueError: timm has no such optimizer, or torch no Muon.
+    """
+    still = {name for name, _ in model.named_parameters() if not _decays_by_name(name, model, no_weight_decay)}
+    if settings.optimizer == "timm":
+        return _timm(model, settings, still)
+    groups = parameter_groups(model, settings.weight_decay, still)
+    if settings.optimizer == "sgd":
+        momentum = 0.9 if settings.momentum is None else settings.momentum
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=momentum, nesterov=momentum > 0)
+    if settings.optimizer == "muon":
+        return MuonAndAdamW(model, groups, settings)
+    return torch.optim.AdamW(groups, lr=settings.lr, **_adam(settings))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, still: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Matrices decay; vectors and scalars (biases, norms) do not, nor do parameters with the names in ``still``."""
+    decaying: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decaying if parameter.dim() > 1 and name not in still else others).append(parameter)
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _decays_by_name(name: str, model: nn.Module, patterns: Iterable[str]) -> bool:
+    """Whether neither the task nor the module that holds a parameter, nor one around it, keeps it from decaying.
+
+    timm's models name whole parameters (``cls_token``) or ends of their names (``relative_position_bias_table``).
+    """
+    if any(fnmatch(name, pattern) for pattern in patterns):
+        return False
+    module: Any = model
+    path = name
+    while True:
+        named = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
+        if any(fnmatch(path, pattern) or fnmatch(path.rpartition(".")[2], pattern) for pattern in named):
+            return False
+        child, dot, path = path.partition(".")
+        if not dot:
+            return True
+        module = module._modules[child]
+
+
+def _adam(settings: Optimization) -> dict[str, Any]:
+    """What is asked for of AdamW; what is not stays PyTorch's own."""
+    return {name: value for name in ("betas", "eps") if (value := getattr(settings, name)) is not None}
+
+
+def _timm(model: nn.Module, settings: Optimization, still: Collection[str]) -> torch.optim.Optimizer:
+    """By timm, which keeps vectors, biases and what the model names from decaying."""
+    check_torchvision()
+    with needs("timm"):
+        optimizers: Any = import_module("timm.optim")
+    valid = optimizers.list_optimizers()
+    if settings.timm_optimizer not in valid:
+        raise ValueError(f"timm_optimizer={settings.timm_optimizer!r} is unknown to timm; valid are {', '.join(valid)}")
+    groups = parameter_groups(model, settings.weight_decay, still)
+    momentum = {} if settings.momentum is None else {"momentum": settings.momentum}
+    optimizer: torch.optim.Optimizer = optimizers.create_optimizer_v2(
+        groups, settings.timm_optimizer, lr=settings.lr, weight_decay=0.0, **_adam(settings), **momentum
+    )
+    return optimizer
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon for the matrices inside a model; AdamW for embeddings, the last layer, vectors and what has more dimensions.
+
+    Two optimizers that share one state and one list of groups, so that schedules and checkpoints see one.  Muon's steps
+    are scaled to the root mean square of AdamW's, so that one learning rate and one decay serve both (Liu et al. 2025,
+    arXiv 2502.16982).
+    """
+
+    def __init__(self, model: nn.Module, groups: list[dict[str, Any]], settings: Optimization) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer='muon' needs torch 2.9 or later, this is {torch.__version__}")
+        inside = _inner_matrices(model)
+        momentum = 0.95 if settings.momentum is None else settings.momentum
+        matrices, rest = [
+            [{**group, "params": chosen} for group in groups if (chosen := _chosen(group["params"], inside, ours))]
+            for ours in (True, False)
+        ]
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            muon = torch.optim.Muon(matrices, lr=settings.lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+            self._parts.append(muon)
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, lr=settings.lr, **_adam(settings)))
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """The parts look at this optimizer's groups and state: those that a checkpoint brings, too."""
+        start = 0
+        for part in self._parts:
+            count = len(part.param_groups)
+            part.param_groups = self.param_groups[start : start + count]
+            part.state = self.state
+            start += count
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for part in self._parts:
+            part.step()
+        return loss
+
+
+def _chosen(parameters: Iterable[Tensor], inside: set[int], ours: bool) -> list[Tensor]:
+    return [p for p in parameters if (id(p) in inside) == ours]
+
+
+def _inner_matrices(model: nn.Module) -> set[int]:
+    """Weights (out, in) of all modules but embeddings and the layer that makes the output."""
+    head = getattr(model, "get_output_embeddings", lambda: None)() or getattr(model, "get_classifier", lambda: None)()
+    left_out = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) or m is head for p in m.parameters()}
+    return {id(p) for p in model.parameters() if p.dim() == 2 and id(p) not in left_out}
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What an optimizer holds beside the weights: after its first step, for until then it holds nothing."""
+    tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -6,10 +6,12 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+Order = Literal["shuffled", "repeated", "stored", "streamed"]
 
 Key = tuple[int, int]  # epoch, index in the data set
 

@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
 from conditioned_attention.experiments.training.settings import Training
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> LRScheduler:
-    """The learning rate over ``steps`` of the schedule."""
+def build_schedule(
+    optimizer: torch.optim.Optimizer, settings: Training, ticks: int, steps: int | None = None
+) -> LRScheduler:
+    """The learning rate over ``ticks`` of the schedule.
+
+    Args:
+        optimizer: whose rates move.
+        settings: how.
+        ticks: how often the schedule is stepped in the whole run: optimizer steps, epochs, or parts of a budget that is
+            counted by a clock.
+        steps: optimizer steps of the whole run, where they are not the ticks; ``warmup_steps`` are counted in them.
+    """
+    warmup = round(settings.warmup * ticks)
+    if settings.warmup_steps is not None:
+        warmup = round(settings.warmup_steps * ticks / (steps or ticks))
     if settings.schedule == "one_cycle":
-        return OneCycleLR(
-            optimizer, max_lr=settings.lr, total_steps=steps, pct_start=settings.warmup, anneal_strategy="linear"
-        )
+        share = settings.warmup if settings.warmup_steps is None else warmup / ticks
+        return OneCycleLR(optimizer, max_lr=settings.lr, total_steps=ticks, pct_start=share, anneal_strategy="linear")
     if settings.schedule == "constant":
-        return LinearLR(optimizer, start_factor=1.0, end_factor=1.0, total_iters=steps)
-    warmup = round(settings.warmup * steps)
-    decay = CosineAnnealingLR(optimizer, T_max=max(1, steps - warmup), eta_min=settings.final_lr * settings.lr)
+        return LinearLR(optimizer, start_factor=1.0, end_factor=1.0, total_iters=ticks)
+    rest = max(1, ticks - warmup)
+    after: LRScheduler
+    if settings.schedule == "cosine":
+        after = CosineAnnealingLR(optimizer, T_max=rest, eta_min=settings.final_lr * settings.lr)
+    elif settings.schedule == "triangle":
+        after = LinearLR(optimizer, start_factor=1.0, end_factor=settings.final_lr, total_iters=rest)
+    else:
+        turns = [round(share * ticks) - warmup for share in settings.milestones]
+        if turns[0] <= 0:
+            raise ValueError(
+                f"milestones={settings.milestones} begin within the warm-up, which is {warmup / ticks:.3g}"
+            )
+        after = MultiStepLR(optimizer, turns, gamma=settings.gamma)
     if warmup == 0:
-        return decay
-    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return SequentialLR(optimizer, [rise, decay], milestones=[warmup])
+        return after
+    start = 1 / (warmup + 1) if settings.warmup_from is None else settings.warmup_from / settings.lr
+    rise = LinearLR(optimizer, start_factor=start, total_iters=warmup)
+    return SequentialLR(optimizer, [rise, after], milestones=[warmup])

@@ -1,91 +1,276 @@
-"""How a model is trained: all that sets a run's numbers."""
+"""How a model is trained: all that sets a run's numbers, in small parts that are one flat list on the command line."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from conditioned_attention.choices import check_choices
+from conditioned_attention.experiments.training.order import Order
+from conditioned_attention.storage.settings import added
+
+Precision = Literal["no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class Training:
-    """How a model is trained: AdamW, whatever the task.  All that sets a run's numbers, and nothing else.
-
-    The run ends, and the learning rate has come down, when the first of the budgets is used up: ``epochs``, ``tokens``
-    or ``seconds``.
+class Optimization:
+    """What turns gradients into steps.
 
     Attributes:
-        epochs: passes over the training set; the samples that do not fill an optimizer step are left out.
+        optimizer: ``"adamw"``, ``"sgd"`` (Nesterov momentum), ``"muon"`` (the matrices inside a model by PyTorch's
+            Muon, all else by AdamW) or ``"timm"`` (timm's ``create_optimizer_v2``, with its rules of decay).
+        timm_optimizer: which of timm's, such as ``"adamw"`` or ``"lamb"``; for ``optimizer="timm"`` alone.
+        lr: highest learning rate.
+        betas: of AdamW, also beside Muon, and of timm's; None for the optimizer's own.
+        eps: the same.
+        momentum: of SGD, Muon and timm's; None for 0.9, 0.95 and timm's own.
+        weight_decay: on matrices.  Vectors (biases, norms) do not decay, nor what a model names in its
+            ``no_weight_decay``, or its task in `Task.no_weight_decay`.
+        clip: largest global norm of the gradient; None does not clip.
+    """
+
+    optimizer: Literal["adamw", "sgd", "muon", "timm"] = added("adamw")
+    timm_optimizer: str = added("")
+    lr: float = 1e-3
+    betas: tuple[float, float] | None = added(None)
+    eps: float | None = added(None)
+    momentum: float | None = added(None)
+    weight_decay: float = 0.05
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _positive(self, "lr", "clip", "eps")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        for name in ("momentum", "betas"):
+            given = getattr(self, name)
+            for number in (given,) if isinstance(given, float) else given or ():
+                if not 0 <= number < 1:
+                    raise ValueError(f"{name} must be in [0, 1), got {given}")
+        unused = {"adamw": ("momentum",), "sgd": ("betas", "eps"), "muon": (), "timm": ()}[self.optimizer]
+        for name in unused:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}={getattr(self, name)} is set, but optimizer={self.optimizer!r} has none")
+        if bool(self.timm_optimizer) != (self.optimizer == "timm"):
+            raise ValueError(
+                "timm_optimizer goes with optimizer='timm' and names one of timm's, such as 'lamb'; got "
+                f"optimizer={self.optimizer!r} and timm_optimizer={self.timm_optimizer!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves.
+
+    Attributes:
+        schedule: ``"cosine"`` (linear warm-up, then half a cosine down to ``final_lr``), ``"one_cycle"`` (PyTorch's
+            OneCycleLR, linear, which also cycles Adam's first beta between 0.95 and 0.85), ``"triangle"`` (linear
+            warm-up, then linearly down to ``final_lr``), ``"milestones"`` (linear warm-up, then ``gamma`` times as
+            much from every milestone on) or ``"constant"``, which has no warm-up.
+        warmup: share of the run in which the learning rate rises.
+        warmup_steps: the same in optimizer steps, instead of ``warmup``.
+        warmup_from: the learning rate that it rises from; None starts one step's rise above 0.
+        final_lr: learning rate at the end of ``"cosine"`` and ``"triangle"``, as a share of ``lr``.
+        milestones: of ``"milestones"``, in ascending order, as shares of the run.
+        gamma: of ``"milestones"``.
+        schedule_per: whether the rate moves with every step, or stays for an epoch and moves between two.
+    """
+
+    schedule: Literal["cosine", "one_cycle", "triangle", "milestones", "constant"] = "cosine"
+    warmup: float = 0.1
+    warmup_steps: int | None = added(None)
+    warmup_from: float | None = added(None)
+    final_lr: float = 0.01
+    milestones: tuple[float, ...] = added(())
+    gamma: float = added(0.1)
+    schedule_per: Literal["step", "epoch"] = added("step")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _positive(self, "warmup_from", "gamma")
+        if not (0 <= self.final_lr <= 1 and 0 <= self.warmup < 1):
+            raise ValueError(f"final_lr must be in [0, 1] and warmup in [0, 1), got {self.final_lr} and {self.warmup}")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        if self.schedule == "one_cycle" and (self.warmup_steps == 0 or (self.warmup_steps is None and not self.warmup)):
+            raise ValueError("schedule='one_cycle' needs a warmup above 0")
+        if self.schedule in ("one_cycle", "constant") and self.warmup_from is not None:
+            raise ValueError(f"warmup_from={self.warmup_from} is set, but schedule={self.schedule!r} has none")
+        if (self.schedule == "milestones") != bool(self.milestones):
+            raise ValueError(
+                "milestones go with schedule='milestones', which needs at least one; got "
+                f"schedule={self.schedule!r} and milestones={self.milestones}"
+            )
+        shares = (0.0, *self.milestones, 1.0)
+        if any(not a < b for a, b in itertools.pairwise(shares)):
+            raise ValueError(f"milestones must be shares of the run between 0 and 1, ascending, got {self.milestones}")
+        if self.schedule_per == "epoch" and self.warmup_steps is not None:
+            raise ValueError("warmup_steps counts steps, and schedule_per='epoch' moves by epochs: give warmup instead")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run is: it ends, and the learning rate has come down, when the first of these is used up.
+
+    Attributes:
+        epochs: passes over the training set; the samples that do not fill a batch are left out.
+        max_steps: so many optimizer steps at most, each of a full batch.
         tokens: so many tokens (of a task that does not count tokens: samples) at most, rounded up to a whole step.
         seconds: so much time spent training at most, without evaluations; such a run is not reproducible to the bit.
-        batch_size: samples an optimizer step, over all processes and micro-batches.
-        accumulation: micro-batches an optimizer step; it must divide ``batch_size``.
-        lr: highest learning rate.
-        schedule: ``"cosine"`` (linear warmup, then half a cosine down to ``final_lr``), ``"one_cycle"`` (PyTorch's
-            OneCycleLR, linear, which also cycles Adam's first beta between 0.95 and 0.85) or ``"constant"``.
-        warmup: share of the run in which the learning rate rises; not used by ``"constant"``.
-        final_lr: learning rate at the end of ``"cosine"``, as a share of ``lr``.
-        weight_decay: on matrices; vectors (biases, norms) do not decay.
-        clip: largest global norm of the gradient; None does not clip.
-        precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (mixed precision; fp16 needs a GPU).
-        ema: decay of an exponential moving average of the weights, which is then what is evaluated; None for none.
-        evaluate_every: epochs between evaluations, or a part of one; the end is always evaluated.
-        monitor_every: epochs between measurements of the condition numbers (at evaluations), 0 for none.
     """
 
     epochs: int = 30
+    max_steps: int | None = added(None)
     tokens: int | None = None
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "epochs", "max_steps")
+        _positive(self, "tokens", "seconds")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which samples make an optimizer step.
+
+    Attributes:
+        batch_size: samples an optimizer step, over all processes and micro-batches.
+        accumulation: micro-batches an optimizer step; it must divide ``batch_size``.
+        ramp: share of the run in which the batch grows linearly from one micro-batch to ``batch_size``.
+        order: ``"shuffled"`` (anew in every epoch), ``"repeated"`` (each sample ``repeats`` times in an epoch, every
+            time with its own augmentation, and as many samples an epoch as without), ``"stored"`` (as they lie) or
+            ``"streamed"`` (an iterable data set).
+        repeats: of ``"repeated"``.
+    """
+
     batch_size: int = 64
     accumulation: int = 1
-    lr: float = 1e-3
-    schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
-    warmup: float = 0.1
-    final_lr: float = 0.01
-    weight_decay: float = 0.05
-    clip: float | None = 1.0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    ema: float | None = None
+    ramp: float = added(0.0)
+    order: Order = added("shuffled")  # noqa: RUF009
+    repeats: int = added(3)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _at_least_one(self, "batch_size", "accumulation", "repeats")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation={self.accumulation} must divide batch_size={self.batch_size}")
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"ramp must be in [0, 1], got {self.ramp}")
+        if self.ramp and self.accumulation == 1:
+            raise ValueError(f"ramp={self.ramp} needs accumulation above 1: a batch grows by micro-batches")
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that go through the model at a time."""
+        return self.batch_size // self.accumulation
+
+    def micro_batches(self, progress: float) -> int:
+        """How many of those the next optimizer step takes, after that share of the run."""
+        if progress >= self.ramp:
+            return self.accumulation
+        return max(1, math.ceil(self.accumulation * progress / self.ramp))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When a run is scored, and by what.
+
+    Attributes:
+        evaluate_every: epochs between evaluations, or a part of one; the end is always evaluated.
+        evaluate_steps: optimizer steps between evaluations, instead of ``evaluate_every``.
+        evaluate_batches: so many batches of the evaluation set, always the same ones; None for all.
+        select: the weights that a run ends with, and that a task's test set is evaluated with, once at the end:
+            ``"last"``, or ``"best"``, those of the best evaluation.
+        monitor_every: epochs between measurements of the condition numbers (at evaluations), 0 for none.
+    """
+
     evaluate_every: float = 1
+    evaluate_steps: int | None = added(None)
+    evaluate_batches: int | None = added(None)
+    select: Literal["last", "best"] = added("last")
     monitor_every: float = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("tokens", "seconds", "clip", "evaluate_every", "lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-        if self.batch_size % self.accumulation:
-            raise ValueError(f"accumulation={self.accumulation} must divide batch_size={self.batch_size}")
-        if not (self.weight_decay >= 0 and 0 <= self.final_lr <= 1 and 0 <= self.warmup < 1):
-            raise ValueError(
-                "weight_decay must not be negative, final_lr in [0, 1] and warmup in [0, 1), got "
-                f"{self.weight_decay}, {self.final_lr} and {self.warmup}"
-            )
-        if self.schedule == "one_cycle" and self.warmup == 0:
-            raise ValueError("schedule='one_cycle' needs a warmup above 0")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must be between 0 and 1, or None, got {self.ema}")
+        check_choices(self)
+        _positive(self, "evaluate_every")
+        _at_least_one(self, "evaluate_steps", "evaluate_batches")
         if not self.monitor_every >= 0:
             raise ValueError(f"monitor_every must not be negative, got {self.monitor_every}")
 
+
+@dataclass(frozen=True)
+class Training(Evaluation, Batch, Budget, Schedule, Optimization):
+    """How a model is trained, whatever the task: all that sets a run's numbers, and nothing else.
+
+    It is its five parts, whose settings it has as its own, and these.
+
+    Attributes:
+        precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (mixed precision; fp16 needs a GPU).
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated; None for none.
+        compile: whether the model is compiled by torch.compile; the monitor measures it as it is written.
+        start_from: the folder of a run whose weights this one starts with; ``{variant}`` and ``{seed}`` in it stand for
+            this run's own, so that each variant goes on from its own training.
+    """
+
+    precision: Precision = "no"
+    ema: float | None = None
+    compile: bool = added(False)
+    start_from: str | None = added(None)
+
+    def __post_init__(self) -> None:
+        for part in (Optimization, Schedule, Budget, Batch, Evaluation):
+            part.__post_init__(self)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, or None, got {self.ema}")
+        if self.order == "streamed" and self.max_steps is None and self.tokens is None and self.seconds is None:
+            raise ValueError("order='streamed' may have no end: give a budget of max_steps, tokens or seconds")
+
     def steps_of_epochs(self, epochs: float, samples: int) -> int:
-        """Optimizer steps in so many epochs over ``samples`` samples; at least 1."""
+        """Optimizer steps of a full batch in so many epochs over ``samples`` samples; at least 1."""
         if samples < self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} leaves no batch of {samples} samples")
         return max(1, round(epochs * (samples // self.batch_size)))
 
-    def steps(self, samples: int, tokens_per_sample: int = 1) -> int:
-        """Optimizer steps of the whole run; with a budget of ``seconds`` the most that there can be."""
+    def full_steps(self, samples: int, tokens_per_sample: int = 1) -> int:
+        """The whole run in steps of a full batch, which the budgets count; with a budget of seconds the most."""
         steps = self.steps_of_epochs(self.epochs, samples)
+        if self.max_steps is not None:
+            steps = min(steps, self.max_steps)
         if self.tokens is not None:
             steps = min(steps, math.ceil(self.tokens / (self.batch_size * tokens_per_sample)))
+        return steps
+
+    def steps(self, samples: int, tokens_per_sample: int = 1) -> int:
+        """Optimizer steps of the whole run: more than `full_steps` where batches grow."""
+        full = self.full_steps(samples, tokens_per_sample)
+        if not self.ramp:
+            return full
+        taken, steps = 0, 0
+        while taken < full * self.accumulation:
+            taken += self.micro_batches(taken / (full * self.accumulation))
+            steps += 1
         return steps
 
     def evaluations(self, samples: int, tokens_per_sample: int = 1) -> int | None:
         """How many rows a run yields; None if the clock decides."""
         if self.seconds is not None:
             return None
-        return -(-self.steps(samples, tokens_per_sample) // self.steps_of_epochs(self.evaluate_every, samples))
+        every = self.evaluate_steps or self.steps_of_epochs(self.evaluate_every, samples)
+        return -(-self.steps(samples, tokens_per_sample) // every)
+
+
+def _at_least_one(settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _positive(settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")

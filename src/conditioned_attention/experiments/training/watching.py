@@ -1,11 +1,51 @@
-"""What is measured of a model while it trains."""
+"""What is measured of a model's heads and projections while it trains."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from pathlib import Path
+from typing import Any
 
-from conditioned_attention.measure.probing.projections import ProjectionRecord
+from torch import nn
+
+from conditioned_attention.measure import ConditionMonitor
+from conditioned_attention.measure.monitoring.records import summary
+from conditioned_attention.measure.probing.projections import ProjectionRecord, projection_records, value_norm
+from conditioned_attention.storage.files import JsonLines
+
+
+class Watch:
+    """Condition numbers of every head and every projection of a model, each into a file of the run's folder.
+
+    Args:
+        model: freshly built; its W_V are what their growth is measured against.
+        probe: what the model is called with.
+        folder: gets ``conditions.jsonl`` and ``projections.jsonl``.
+        main: whether this process writes.
+    """
+
+    def __init__(self, model: nn.Module, probe: Any, folder: Path, main: bool) -> None:
+        self.monitor = ConditionMonitor(model, probe, samples=None, keep=0)
+        self.value_norm_before = value_norm(model)
+        self.conditions, self.projections = (
+            JsonLines(folder / "conditions.jsonl"),
+            JsonLines(folder / "projections.jsonl"),
+        )
+        self.main = main
+
+    def measure(self, step: int, model: nn.Module) -> dict[str, float]:
+        """Measures the heads of the model that trains and the projections of ``model``, and returns their summary."""
+        heads, projections = self.monitor.measure(step), projection_records(model)
+        if self.main:
+            self.conditions.append(*(record.to_json() for record in heads))
+            self.projections.append(*({"step": step} | record.to_json() for record in projections))
+        return summary(heads) | summarise_projections(projections, self.value_norm_before)
+
+    def cut_after(self, step: int) -> None:
+        """Drops what was measured at later steps."""
+        for log in (self.conditions, self.projections):
+            log.cut_after(step)
 
 
 def summarise_projections(records: list[ProjectionRecord], value_norm_before: float) -> dict[str, float]:

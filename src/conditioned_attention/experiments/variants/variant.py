@@ -46,12 +46,13 @@ class Variant:
                 f"a variant's name is also a folder's: letters, digits and _ . + - = only, got {self.name!r}"
             )
 
-    def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport | None:
+    def apply(self, model: nn.Module, batch: Any = None, *, initialise: bool = True) -> ConversionReport | None:
         """Changes ``model`` in place; every attention module must be of a known class.
 
         Args:
             model: freshly built.
             batch: some inputs, which a calibrated variant runs the model on.
+            initialise: False leaves out what a variant does to the start alone, for a model that has trained.
 
         Returns:
             The report of the last conversion, or None if there was none.
@@ -60,7 +61,7 @@ class Variant:
             ValueError: an attention module cannot be changed, or a calibrated variant has no batch, or one that does
                 not reach every attention module.
         """
-        if self.orthogonal:
+        if self.orthogonal and initialise:
             orthogonal_projections(model)
         report = self._convert(model)
         if self.calibrated:

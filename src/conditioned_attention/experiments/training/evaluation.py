@@ -1,0 +1,57 @@
+"""Scoring a model that trains, and keeping the weights that scored best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.order import seeded
+
+
+def evaluate(
+    task: Task, model: nn.Module, batches: Iterable[Any], gather: Callable[[Any], Any], *key: object
+) -> dict[str, float]:
+    """The scores of a model on batches.
+
+    Whatever is random in it starts from ``key``, and the generators are put back: how often one looks changes nothing
+    of what is trained.
+    """
+    evaluator = task.evaluator()
+    model.eval()
+    with torch.no_grad(), torch.random.fork_rng(), seeded("evaluation", *key):
+        for batch in batches:
+            evaluator.update(model, batch, gather)
+        scores = evaluator.compute()
+    if "score" not in scores:
+        raise ValueError(
+            f"the evaluator of {type(task).__name__} gives no 'score', only {', '.join(scores) or 'nothing'}"
+        )
+    return scores
+
+
+@dataclass
+class Best:
+    """The weights of the best evaluation so far, on the CPU.
+
+    Attributes:
+        score: of that evaluation; None before the first.
+        step: when it was.
+        weights: a state_dict.
+    """
+
+    score: float | None = None
+    step: int = 0
+    weights: dict[str, Tensor] | None = None
+
+    def offer(self, score: float, step: int, model: nn.Module, metric: Metric) -> None:
+        """Takes a model's weights if its score is better than all before; of equal ones the first stays."""
+        sign = 1 if metric.higher_is_better else -1
+        if self.score is None or sign * score > sign * self.score:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            self.score, self.step, self.weights = score, step, weights

@@ -1,0 +1,206 @@
+"""How far a run is: what a checkpoint holds of it besides what Accelerate saves, and when one is written."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from conditioned_attention.experiments.training.checkpoints import Checkpoints
+from conditioned_attention.experiments.training.evaluation import Best
+from conditioned_attention.experiments.training.interruption import Stop
+from conditioned_attention.experiments.training.launch import Launch, agree
+from conditioned_attention.storage.files import remove_leftovers
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+SHARE = 0.02  # of the time, at most, that goes into checkpoints
+
+
+class Pace:
+    """When the next checkpoint is due: after so many seconds, or more where the last one took long.
+
+    Args:
+        seconds: between two checkpoints at least; 0 is one after every step, whatever it costs.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.took = seconds, 0.0
+        self.since = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        wait = max(self.seconds, self.took / SHARE) if self.seconds else 0.0
+        return time.monotonic() - self.since >= wait
+
+    def saved(self, took: float) -> None:
+        """A checkpoint was written, and took so many seconds."""
+        self.took, self.since = took, time.monotonic()
+
+
+@dataclass
+class Position:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        taken: micro-batches taken.
+        tick: how often the schedule was stepped.
+        seconds: spent training.
+        losses: sums over micro-batches since the last evaluation, by name.
+        count: of those micro-batches.
+        history: the rows that the run has yielded.
+    """
+
+    step: int = 0
+    taken: int = 0
+    tick: int = 0
+    seconds: float = 0.0
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the history has the present step."""
+        return bool(self.history) and self.history[-1]["step"] == self.step
+
+
+class Keeper:
+    """Writes the checkpoints of a run when it is time, and brings a run back to the newest good one.
+
+    Args:
+        folder: the run's.
+        accelerator: which holds model, optimizer and schedule.
+        launch: how often to save.
+        identity: what makes the run this one, as plain data.
+        steps: of the whole run, for messages.
+        accumulation: micro-batches an optimizer step, for checkpoints of versions that did not count them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        launch: Launch,
+        identity: dict[str, Any],
+        *,
+        steps: int,
+        accumulation: int,
+    ) -> None:
+        self.folder, self.accelerator, self.launch, self.identity = folder, accelerator, launch, identity
+        self.steps, self.accumulation = steps, accumulation
+        self.checkpoints = Checkpoints(folder, accelerator)
+        self.pace = Pace(launch.checkpoint_seconds)
+        self.position, self.best = Position(), Best()
+        self.average: AveragedModel | None = None
+        self.saved_step = 0
+
+    def save_if_due(self, stop: Stop, *, force: bool = False) -> None:
+        """Writes a checkpoint if it is time, or if somebody asked for the end; in the latter case ends."""
+        several = self.accelerator.num_processes > 1
+        if several and not force and self.position.step % self.launch.log_every:
+            return  # to agree costs time
+        wish = agree(self.accelerator, float(stop.signal or 0))
+        if wish:
+            stop.signal = int(wish)
+            self.save_and_stop(stop)
+        if force or agree(self.accelerator, float(self.pace.due())):
+            self.save()
+
+    def save_and_stop(self, stop: Stop) -> NoReturn:
+        """Writes a checkpoint and ends as the signal would have ended it."""
+        path = self.save()
+        if self.accelerator.is_main_process:
+            step = self.position.step
+            logger.warning("stopped at step %d of %d; called again, it goes on from %s", step, self.steps, path)
+        stop.obey()
+
+    def save(self) -> Path:
+        """Writes a checkpoint."""
+        here, began = self.position, time.monotonic()
+        losses = {name: self.mean(loss) for name, loss in here.losses.items()}
+        position = {
+            "step": here.step,
+            "taken": here.taken,
+            "tick": here.tick,
+            "seconds": here.seconds,
+            "losses": losses,
+            "loss_count": here.count,
+            "history": here.history,
+            "processes": self.accelerator.num_processes,
+            "best": {"score": self.best.score, "step": self.best.step},
+            "run": self.identity,
+        }
+        extra: dict[str, Any] = {} if self.average is None else {"average": self.average.state_dict()}
+        if self.best.weights is not None:
+            extra["best"] = self.best.weights
+        path = self.checkpoints.save(here.step, position, extra or None)
+        self.pace.saved(time.monotonic() - began)
+        self.saved_step = here.step
+        return path
+
+    def mean(self, loss: Tensor) -> float:
+        """Over all processes; raises FloatingPointError if it is not finite."""
+        value = float(self.accelerator.reduce(loss, reduction="mean"))
+        if not math.isfinite(value):
+            step = self.position.step
+            raise FloatingPointError(f"the training loss is {value} at step {step}; try a lower lr or clip")
+        return value
+
+    def leave(self) -> None:
+        """Writes a checkpoint if the newest is older, unless other processes would have to take part."""
+        if self.accelerator.num_processes == 1 and self.saved_step != self.position.step and not sys.is_finalizing():
+            with suppress(OSError):  # what stopped the run may be a full disk
+                self.save()
+
+    def resume(self) -> int | None:
+        """Goes to the newest good checkpoint; returns how many processes wrote it, or None if there is none."""
+        if self.accelerator.is_main_process:
+            remove_leftovers(self.folder)
+        self.accelerator.wait_for_everyone()
+        found = self.checkpoints.load_newest(self._check)
+        if found is None:
+            return None
+        there, extra = found
+        losses = there["losses"] if isinstance(there["losses"], dict) else {"loss": there["losses"]}  # 0.1: one number
+        self.position.step, self.position.tick = there["step"], there["tick"]
+        self.position.taken = there.get("taken", there["step"] * self.accumulation)
+        self.position.seconds, self.position.history = there["seconds"], there["history"]
+        device = self.accelerator.device
+        self.position.losses = {name: torch.tensor(loss, device=device) for name, loss in losses.items()}
+        self.position.count = there["loss_count"]
+        if extra is not None and "average" not in extra and "best" not in extra:
+            extra = {"average": extra}  # 0.1: the average alone
+        if self.average is not None and extra is not None:
+            self.average.load_state_dict(extra["average"])
+        if extra is not None and "best" in extra:
+            self.best.score, self.best.step = there["best"]["score"], there["best"]["step"]
+            self.best.weights = extra["best"]
+        self.saved_step = self.position.step
+        processes: int = there["processes"]
+        return processes
+
+    def _check(self, position: dict[str, Any]) -> None:
+        there = position["run"]
+        keys = dict.fromkeys([*self.identity, *there])
+        other = [
+            f"{key}: {there.get(key)!r} there, {self.identity.get(key)!r} now"
+            for key in keys
+            if there.get(key) != self.identity.get(key)
+        ]
+        if other:
+            raise ValueError(f"{self.folder} holds another run ({', '.join(other)}); choose another folder")

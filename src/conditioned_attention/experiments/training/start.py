@@ -1,0 +1,111 @@
+"""Weights to start with: those that another run has ended with."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.experiments.training.checkpoints import damage
+from conditioned_attention.experiments.variants.variant import Variant
+from conditioned_attention.storage.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StartWeights:
+    """The weights of another run's newest checkpoint: their moving average, if it has one.
+
+    Attributes:
+        source: the checkpoint's folder.
+        weights: a state_dict.
+        identity: what that run was, how far it had come, and the checksums of its files, as plain data: part of what
+            makes the run that starts here this one.
+    """
+
+    source: Path
+    weights: dict[str, Tensor]
+    identity: dict[str, Any]
+
+    @classmethod
+    def of(cls, pattern: str | None, variant: Variant, seed: int) -> StartWeights | None:
+        """Those in the folder of `Training.start_from`; None if there is none.
+
+        Raises:
+            FileNotFoundError: no checkpoint in that folder.
+            ValueError: the newest checkpoint is damaged, or the pattern has other braces than it may.
+        """
+        if pattern is None:
+            return None
+        try:
+            folder = Path(pattern.format(variant=variant.name, seed=seed)).expanduser()
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"start_from={pattern!r} may have {{variant}} and {{seed}} in braces only") from error
+        found = sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
+        if not found:
+            raise FileNotFoundError(f"start_from={pattern!r}: there is no checkpoint in {folder}")
+        source = found[-1]
+        if reason := damage(source):
+            raise ValueError(f"start_from={pattern!r}: {source} is damaged ({reason})")
+        position, files = read_json(source / "position.json"), read_json(source / "files.json")
+        of_weights = {name: print_ for name, print_ in files.items() if name.startswith("model") or name == "extra.pt"}
+        identity = {"run": position["run"], "step": position["step"], "files": of_weights}
+        return cls(source, _read(source), identity)
+
+    def apply(self, model: nn.Module, variant: Variant, batch: Any, note_in: Path | None) -> None:
+        """Gives a fresh model these weights and a variant's change.
+
+        Weights of the same name and shape are taken over; the others, such as a new head, stay as the model has them.
+        What a variant does to the start alone is left out: the other run has begun with it.
+
+        Args:
+            model: freshly built.
+            variant: what is trained.
+            batch: see `Variant.apply`.
+            note_in: folder that gets ``start.json``, which lists what was taken over and what was not.
+
+        Raises:
+            ValueError: no weight fits; or the variant's correction is made from the weights that it finds, which are
+                not those it was made from in the other run.
+        """
+        taken = self._load(model)
+        variant.apply(model, batch, initialise=False)
+        taken |= self._load(model)  # parameters that came with the change, such as a gain
+        fresh = [name for name in model.state_dict() if name not in taken]
+        if not taken:
+            raise ValueError(f"no weight of {self.source} fits {type(model).__name__} by name and shape")
+        if fresh:
+            logger.warning("%d of %d tensors start fresh: %s", len(fresh), len(fresh) + len(taken), ", ".join(fresh))
+        if note_in is not None:
+            note = {"from": self.identity["run"], "step": self.identity["step"], "taken": sorted(taken), "fresh": fresh}
+            write_json(note_in / "start.json", note)
+
+    def _load(self, model: nn.Module) -> set[str]:
+        there = model.state_dict()
+        fitting = {k: w for k, w in self.weights.items() if k in there and there[k].shape == w.shape}
+        model.load_state_dict(fitting, strict=False)
+        # tied weights are stored once, and have all of their names again when they are loaded
+        storages = {there[name].data_ptr() for name in fitting}
+        return {name for name, tensor in there.items() if name in fitting or tensor.data_ptr() in storages}
+
+
+def _read(checkpoint: Path) -> dict[str, Tensor]:
+    """The state_dict of a checkpoint that one process can read whole."""
+    if (checkpoint / "extra.pt").exists():
+        extra = torch.load(checkpoint / "extra.pt", weights_only=True, map_location="cpu")
+        average = extra.get("average", {} if "best" in extra else extra)
+        if average:
+            return {name.removeprefix("module."): w for name, w in average.items() if name.startswith("module.")}
+    if (checkpoint / "model.safetensors").exists():
+        from safetensors.torch import load_file
+
+        return load_file(checkpoint / "model.safetensors")
+    if (checkpoint / "pytorch_model.bin").exists():
+        weights: dict[str, Tensor] = torch.load(checkpoint / "pytorch_model.bin", weights_only=True, map_location="cpu")
+        return weights
+    raise ValueError(f"{checkpoint} holds its weights in parts (fsdp2), which no run can start from yet")

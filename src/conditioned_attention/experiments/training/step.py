@@ -1,0 +1,114 @@
+"""One optimizer step, the same wherever one is taken: in training, when it is timed, when its memory is measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.optimizer import build_optimizer, state_bytes
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.variants.variant import Variant
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Loss = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
+
+
+@dataclass
+class Step:
+    """A model with all that an optimizer step needs.
+
+    Attributes:
+        accelerator: puts data in their place, and knows of precision and of other processes.
+        model: as Accelerate has prepared it.
+        optimizer: the same.
+        loss: of a model and a micro-batch, a scalar or named ones that add up.
+        clip: largest norm of the gradient, or None.
+        average: the moving average of the weights, or None.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    clip: float | None = None
+    average: AveragedModel | None = None
+
+    def __call__(
+        self, batches: Iterator[Any], count: int, sums: dict[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Takes a step on the next ``count`` micro-batches.
+
+        Args:
+            batches: micro-batches, on the accelerator's device.
+            count: how many make this step.
+            sums: the loss of every micro-batch, and its components if it has any, are added to these.
+
+        Returns:
+            The loss of the last micro-batch with its components; and the norm of the gradient before it was clipped,
+            None without clipping.
+        """
+        sums = {} if sums is None else sums
+        self.model.train()
+        # Accelerate divides the loss by this, and lets processes and optimizer act at the last of so many
+        self.accelerator.gradient_accumulation_steps, self.accelerator.step = count, 0
+        parts: dict[str, Tensor] = {}
+        norm = None
+        for batch in itertools.islice(batches, count):
+            with self.accelerator.accumulate(self.model):
+                parts = components(self.loss(self.model, batch))
+                self.accelerator.backward(parts["loss"])
+                if self.clip is not None and self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            parts = {name: part.detach() for name, part in parts.items()}
+            for name, part in parts.items():
+                sums[name] = sums[name] + part if name in sums else part
+        if self.average is not None:
+            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+        return parts, norm
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Weights, their average and what the optimizer holds: after a first step, that of this process alone."""
+        models = [self.model, *([] if self.average is None else [self.average])]
+        weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+        return weights + state_bytes(self.optimizer)
+
+
+def components(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``{"loss": …}``, and every component of it as ``"loss/NAME"``, if a task names them."""
+    if isinstance(loss, Tensor):
+        return {"loss": loss}
+    if not loss:
+        raise ValueError("the loss is an empty dictionary; it must be a scalar or have at least one named component")
+    return {"loss": torch.stack(list(loss.values())).sum(), **{f"loss/{name}": part for name, part in loss.items()}}
+
+
+def new_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """A moving average of the weights, on the CPU as they are; None without a decay."""
+    return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def step_of_variant(task: Task, settings: Training, variant: Variant, accelerator: Accelerator) -> Step:
+    """A step of a freshly built model with the structure of a variant, to time it or measure its memory."""
+    torch.manual_seed(0)
+    model = task.build_model()
+    variant.apply_structure(model)
+    if settings.compile:
+        model.compile()
+    average = new_average(model, settings.ema)
+    optimizer = build_optimizer(model, settings, task.no_weight_decay())
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if average is not None:
+        average = average.to(accelerator.device)
+    return Step(accelerator, model, optimizer, task.loss, settings.clip, average)

@@ -1,0 +1,38 @@
+"""Settings as plain data: what a folder says was run, so that a later call can tell whether it asks for the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+_BEFORE = "before"
+
+
+def added(default: Any) -> Any:
+    """A field that earlier versions did not have, with what they did as its default.
+
+    While it has that value it is left out of what is written, so that folders of earlier versions go on.
+    """
+    return dataclasses.field(default=default, metadata={_BEFORE: default})
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass, nested ones too, as JSON would give them back; without those that `added` leaves out.
+
+    >>> @dataclasses.dataclass
+    ... class Settings:
+    ...     lr: float = 1e-3
+    ...     betas: tuple[float, float] | None = added(None)
+    >>> plain(Settings()), plain(Settings(betas=(0.9, 0.98)))
+    ({'lr': 0.001}, {'lr': 0.001, 'betas': [0.9, 0.98]})
+    """
+    found = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if _BEFORE in field.metadata and value == field.metadata[_BEFORE]:
+            continue
+        found[field.name] = (
+            plain(value) if dataclasses.is_dataclass(value) else json.loads(json.dumps(value, default=str))
+        )
+    return found
