@@ -26,7 +26,7 @@ FLOORS = [
     {"modules", "varlen"},
     {"functional"},
     {"attention", "controls", "d_optimal"},
-    {"preconditioner", "reference", "spectral", "_on_import"},
+    {"preconditioner", "reference", "spectral", "choices", "_on_import"},
 ]
 EXPERIMENTS = [
     {"commands"},

@@ -8,6 +8,13 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
+class Choices:
+    """A dataclass that is derived from this one checks its words when it is made."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
 def check_choices(settings: Any) -> None:
     """Raises ValueError if a field of a dataclass has a value that its ``Literal`` does not list.
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from conditioned_attention.choices import Choices
 from conditioned_attention.environment import environment
 
 try:
@@ -146,7 +147,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Choices):
     """Say which attention a model has, what conversion would do to it, and how well its heads are conditioned.
 
     Exit status: 0 if all of its attention converts, 1 if some or all of it cannot, or there is none; 2 wrong input.

@@ -19,6 +19,7 @@ from conditioned_attention.attention.fused.launch import Blocks, Inputs, Options
 from conditioned_attention.attention.triton.machine import interpreted
 from conditioned_attention.bench.cases import GPU_CASES, Case, by_name
 from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.choices import Choices
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.storage.folder import working_folder
 
@@ -38,7 +39,7 @@ _TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class BlocksSettings:
+class BlocksSettings(Choices):
     """How block shapes are timed.
 
     Attributes:

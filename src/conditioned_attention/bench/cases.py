@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conditioned_attention.choices import Choices
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -46,7 +48,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Choices):
     """One shape of attention and where it comes from.
 
     Attributes:

@@ -15,6 +15,7 @@ from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import StepModel
 from conditioned_attention.bench.results import begin, write_rows
 from conditioned_attention.bench.step import StepSettings, trainee
+from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
@@ -25,7 +26,7 @@ _WARMUP = 1
 
 
 @dataclass(frozen=True)
-class MonitorSettings:
+class MonitorSettings(Choices):
     """How watching is measured.
 
     Attributes:

@@ -18,6 +18,7 @@ from conditioned_attention.bench.contestants import PLAIN, Contestant, contestan
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.judge import Verdict, judge
 from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.choices import Choices
 from conditioned_attention.profiling.clock import Stopwatch, interleave, paired_ratio
 from conditioned_attention.profiling.memory import held_bytes, peak_bytes
 from conditioned_attention.storage.folder import working_folder
@@ -32,7 +33,7 @@ _GRAPHS = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
-class OperatorSettings:
+class OperatorSettings(Choices):
     """How attention is measured.
 
     Attributes:

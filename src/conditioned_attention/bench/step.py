@@ -16,6 +16,7 @@ from conditioned_attention.bench.forced import check_runs, forced
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.functional import IMPLEMENTATIONS
@@ -28,7 +29,7 @@ _PRECONDITIONED = "preconditioned"
 
 
 @dataclass(frozen=True)
-class StepSettings:
+class StepSettings(Choices):
     """How training steps are measured.
 
     Attributes:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-_BEFORE = "before"
+_BEFORE, _PLACE = "before", "place"
 
 
 def added(default: Any) -> Any:
@@ -17,8 +17,13 @@ def added(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_BEFORE: default})
 
 
+def place(default: Any = dataclasses.MISSING) -> Any:
+    """A field that says where data lie, or how they are read, and sets no number: it is never written."""
+    return dataclasses.field(default=default, metadata={_PLACE: True})
+
+
 def plain(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass, nested ones too, as JSON would give them back; without those that `added` leaves out.
+    """The fields of a dataclass, nested ones too, as JSON would give them back; without those of `added` and `place`.
 
     >>> @dataclasses.dataclass
     ... class Settings:
@@ -30,7 +35,7 @@ def plain(settings: Any) -> dict[str, Any]:
     found = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if _BEFORE in field.metadata and value == field.metadata[_BEFORE]:
+        if _PLACE in field.metadata or (_BEFORE in field.metadata and value == field.metadata[_BEFORE]):
             continue
         found[field.name] = (
             plain(value) if dataclasses.is_dataclass(value) else json.loads(json.dumps(value, default=str))

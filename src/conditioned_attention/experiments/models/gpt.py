@@ -27,8 +27,7 @@ class GPT:
     heads: int = 4
     dropout: float = 0.0
 
-    def build(self) -> nn.Module:
-        """The model; it maps bytes (B, L), int64, to logits (B, L, 256)."""
+    def __post_init__(self) -> None:
         if min(self.context, self.hidden_size, self.layers, self.heads) < 1 or self.hidden_size % self.heads:
             raise ValueError(
                 "context, hidden_size, layers and heads must be at least 1, and heads divide hidden_size, got "
@@ -36,6 +35,9 @@ class GPT:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+    def build(self) -> nn.Module:
+        """The model; it maps bytes (B, L), int64, to logits (B, L, 256)."""
         check_torchvision()
         from transformers import GPT2Config, GPT2LMHeadModel
 

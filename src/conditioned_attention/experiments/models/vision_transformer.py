@@ -7,11 +7,12 @@ from typing import Literal
 
 from torch import nn
 
+from conditioned_attention.choices import Choices
 from conditioned_attention.environment import check_torchvision
 
 
 @dataclass(frozen=True)
-class VisionTransformer:
+class VisionTransformer(Choices):
     """A patch vision transformer with a class token.
 
     Attributes:
@@ -30,16 +31,18 @@ class VisionTransformer:
     heads: int = 8
     mlp_ratio: int = 4
 
-    def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
-        """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = (self.patch_size, self.hidden_size, self.layers, self.heads, self.mlp_ratio)
         if min(sizes) < 1:
             raise ValueError(f"patch_size, hidden_size, layers, heads and mlp_ratio must be at least 1, got {sizes}")
-        if image_size % self.patch_size or self.hidden_size % self.heads:
-            raise ValueError(
-                f"patch_size={self.patch_size} must divide the image side {image_size}, and heads={self.heads} "
-                f"hidden_size={self.hidden_size}"
-            )
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads={self.heads} must divide hidden_size={self.hidden_size}")
+
+    def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
+        """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
+        if image_size % self.patch_size:
+            raise ValueError(f"patch_size={self.patch_size} must divide the image side {image_size}")
         check_torchvision()  # both libraries import torchvision where it is installed
         build = self._timm if self.library == "timm" else self._hf
         return build(image_size, channels, classes)

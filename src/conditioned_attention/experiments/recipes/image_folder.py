@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.data.images.folder import image_folder
 from conditioned_attention.experiments.data.images.saved import saved_images
 from conditioned_attention.experiments.data.images.source import ImageSource, LazyImages, without_unreadable
@@ -18,13 +19,14 @@ from conditioned_attention.experiments.models.vision_transformer import VisionTr
 from conditioned_attention.experiments.tasks.classification import ImageClassification
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.storage.settings import place
 
 VIT_S = VisionTransformer(patch_size=16, hidden_size=384, layers=12, heads=6)
 _EVALUATION: Augment = "none"
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(Choices):
     """Your own images: a folder a class, or a Hugging Face data set on disk.
 
     Attributes:
@@ -42,14 +44,14 @@ class ImageFolder:
         training: how it is trained.
     """
 
-    data_dir: Path
+    data_dir: Path = place()
     eval_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     image_size: int = 224
     augment: Augment = "light"
-    max_unreadable: int = 10
-    cache_dir: Path | None = None
+    max_unreadable: int = place(10)
+    cache_dir: Path | None = place(None)
     timm_model: str | None = None
     model: VisionTransformer = VIT_S
     training: Training = field(default_factory=lambda: Training(epochs=100, lr=5e-4))

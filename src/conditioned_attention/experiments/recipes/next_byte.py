@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.data.text.files import read_texts
 from conditioned_attention.experiments.data.text.windows import (
     split_windows,
@@ -16,10 +17,11 @@ from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.tasks.next_byte import NextByte
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.storage.settings import place
 
 
 @dataclass(frozen=True)
-class NextByteRecipe:
+class NextByteRecipe(Choices):
     """A byte-level GPT on text; without options on English that every Python brings along.
 
     Attributes:
@@ -34,8 +36,8 @@ class NextByteRecipe:
     """
 
     text: Literal["topics", "wordnet", "files"] = "topics"
-    path: Path | None = None
-    max_unreadable: int = 10
+    path: Path | None = place(None)
+    max_unreadable: int = place(10)
     eval_windows: int | None = None
     model: GPT = field(default_factory=GPT)
     training: Training = field(default_factory=lambda: Training(epochs=8, batch_size=32, lr=2e-3, weight_decay=0.1))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from conditioned_attention.experiments.recipes.image_folder import ImageFolder
 from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
 from conditioned_attention.experiments.recipes.recipe import Recipe
 from conditioned_attention.experiments.recipes.small_images import Digits, FashionMNIST
+from conditioned_attention.storage.settings import plain
 
 RECIPES: dict[str, type[Any]] = {
     "digits": Digits,
@@ -25,7 +25,4 @@ def name_of(recipe: Recipe) -> str:
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
-    values = dataclasses.asdict(recipe)  # type: ignore[call-overload]
-    for key in ("data_dir", "path", "cache_dir", "max_unreadable"):
-        values.pop(key, None)
-    return {"recipe": name_of(recipe), **values}
+    return {"recipe": name_of(recipe), **plain(recipe)}

@@ -13,6 +13,7 @@ from conditioned_attention.experiments.models.vision_transformer import VisionTr
 from conditioned_attention.experiments.tasks.classification import ImageClassification
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.storage.settings import place
 
 
 def tuning_split(train: ImageArrays) -> tuple[ImageArrays, ImageArrays]:
@@ -49,7 +50,7 @@ class FashionMNIST:
         training: how it is trained.
     """
 
-    data_dir: Path = Path("/usr/share/datasets/fashion-mnist")
+    data_dir: Path = place(Path("/usr/share/datasets/fashion-mnist"))
     train_limit: int | None = None
     model: VisionTransformer = field(default_factory=lambda: VisionTransformer(patch_size=4, hidden_size=128))
     training: Training = field(default_factory=lambda: Training(epochs=10, batch_size=128))

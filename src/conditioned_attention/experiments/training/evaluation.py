@@ -22,9 +22,9 @@ def evaluate(
     Whatever is random in it starts from ``key``, and the generators are put back: how often one looks changes nothing
     of what is trained.
     """
-    evaluator = task.evaluator()
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(), seeded("evaluation", *key):
+        evaluator = task.evaluator()
         for batch in batches:
             evaluator.update(model, batch, gather)
         scores = evaluator.compute()

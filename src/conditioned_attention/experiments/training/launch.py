@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
+
+from conditioned_attention.choices import check_choices
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,8 +38,7 @@ class Launch:
     checkpoint_seconds: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.parallel not in get_args(Parallel):
-            raise ValueError(f"parallel must be one of auto, none, ddp and fsdp2, got {self.parallel!r}")
+        check_choices(self)
         if self.log_every < 1:
             raise ValueError(f"log_every must be at least 1, got {self.log_every}")
         if self.loader_workers < 0:

@@ -149,7 +149,7 @@ class Batch:
     batch_size: int = 64
     accumulation: int = 1
     ramp: float = added(0.0)
-    order: Order = added("shuffled")  # noqa: RUF009
+    order: Order = added("shuffled")
     repeats: int = added(3)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,79 @@
+"""Words out of closed sets: every settings class refuses one that it does not know, when it is made."""
+
+import dataclasses
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from conditioned_attention.bench.cases import CASES
+from conditioned_attention.choices import _choices, check_choices
+from conditioned_attention.experiments.models.gpt import GPT
+from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
+from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
+from conditioned_attention.experiments.training.settings import Training
+from tests import structure
+
+EXAMPLES = {"Case": next(iter(CASES.values())), "Inspect": {"model": "vit"}, "ImageFolder": {"data_dir": Path(".")}}
+
+
+def classes():
+    """Every dataclass of the library that has a field with a closed set, wherever it is."""
+    for name in structure.files():
+        if "Literal" not in structure.files()[name].read_text() or name.startswith(("attention.triton", "__main__")):
+            continue
+        module = importlib.import_module(f"conditioned_attention.{name}")
+        for cls in vars(module).values():
+            if dataclasses.is_dataclass(cls) and isinstance(cls, type) and cls.__module__ == module.__name__:
+                yield cls
+
+
+def fields():
+    return [(cls, name) for cls in classes() for name in _choices(cls)]
+
+
+def test_the_walk_finds_them():
+    found = {(cls.__name__, name) for cls, name in fields()}
+    assert {("Training", "schedule"), ("VisionTransformer", "library"), ("StepSettings", "device")} <= found
+
+
+@pytest.mark.parametrize(("cls", "name"), fields(), ids=lambda x: getattr(x, "__name__", x))
+def test_a_wrong_word_is_refused_when_the_object_is_made(cls, name):
+    example = EXAMPLES.get(cls.__name__, {})
+    good = cls(**example) if isinstance(example, dict) else example
+    wrong = ("nonsense",) if isinstance(getattr(good, name), tuple) else "nonsense"
+    with pytest.raises(ValueError, match=rf"^{name}='nonsense' is unknown; valid are '"):
+        dataclasses.replace(good, **{name: wrong})
+
+
+def test_what_earlier_versions_took_in_silence():
+    """They trained the cosine, built Hugging Face's model and read the standard library."""
+    for make in (
+        lambda: Training(schedule="linear"),
+        lambda: VisionTransformer(library="torchvision"),
+        lambda: NextByteRecipe(text="wikipedia"),
+        lambda: VisionTransformer(heads=7),
+        lambda: GPT(heads=3),
+    ):
+        with pytest.raises(ValueError, match=r"valid are|must divide|heads divide"):
+            make()
+
+
+@dataclass(frozen=True)
+class Both:
+    one: Literal["a", "b"] | None = None
+    several: tuple[Literal["a", "b"], ...] = ()
+    other: int | None = None
+
+    def __post_init__(self):
+        check_choices(self)
+
+
+def test_none_and_tuples():
+    assert Both("a", ("b", "a"), 7).several == ("b", "a")
+    with pytest.raises(ValueError, match=r"one='c' is unknown; valid are 'a', 'b', None"):
+        Both("c")
+    with pytest.raises(ValueError, match=r"several='c' is unknown; valid are 'a', 'b'$"):
+        Both(several=("a", "c"))
