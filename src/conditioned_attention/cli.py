@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from conditioned_attention.choices import Choices
 from conditioned_attention.environment import environment
@@ -27,9 +27,8 @@ try:
     from conditioned_attention.bench.spectra import SpectraSettings
     from conditioned_attention.bench.step import StepSettings
     from conditioned_attention.experiments.planning.dry_run import DryRun
-    from conditioned_attention.experiments.recipes.image_folder import ImageFolder
-    from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
-    from conditioned_attention.experiments.recipes.small_images import Digits, FashionMNIST
+    from conditioned_attention.experiments.recipes.recipe import Recipe
+    from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, recipe_class
     from conditioned_attention.experiments.training.launch import Launch, leave
     from conditioned_attention.experiments.variants.catalogue import find_variant
 except ModuleNotFoundError as missing:
@@ -38,12 +37,18 @@ except ModuleNotFoundError as missing:
 if TYPE_CHECKING:
     from conditioned_attention.inspection import Inspection
 
-AnyRecipe = (
-    Annotated[Digits, subcommand("digits", prefix_name=False, default=Digits())]
-    | Annotated[FashionMNIST, subcommand("fashion_mnist", prefix_name=False, default=FashionMNIST())]
-    | Annotated[ImageFolder, subcommand("image_folder", prefix_name=False)]
-    | Annotated[NextByteRecipe, subcommand("next_byte", prefix_name=False, default=NextByteRecipe())]
-)
+
+def _recipes() -> Any:
+    """One subcommand a recipe; asked for only where a command takes one, since every recipe's file is imported."""
+    commands: list[Any] = []
+    for name in RECIPES:
+        default = default_recipe(name)
+        options = subcommand(name, prefix_name=False, **({} if default is None else {"default": default}))
+        commands.append(Annotated[recipe_class(name), options])
+    return Union[tuple(commands)]  # noqa: UP007 - made while the program runs
+
+
+AnyRecipe = Annotated[Recipe, tyro.conf.arg(constructor_factory=_recipes)]
 
 
 @dataclass(frozen=True)
@@ -454,14 +459,15 @@ class Env:
         return 0
 
 
-Command = (
-    Annotated[Compare, subcommand("compare")]
-    | Annotated[Train, subcommand("train")]
-    | Annotated[Inspect, subcommand("inspect")]
-    | Annotated[Report, subcommand("report")]
-    | Annotated[Bench, subcommand("bench")]
-    | Annotated[Env, subcommand("env")]
-)
+_WITHOUT_RECIPES = {"inspect": Inspect, "report": Report, "bench": Bench, "env": Env}
+_COMMANDS = {"compare": Compare, "train": Train, **_WITHOUT_RECIPES}
+
+
+def _commands(arguments: list[str]) -> Any:
+    """The commands to choose from; those that take a recipe only where one of them may be meant."""
+    known = _WITHOUT_RECIPES if arguments[:1] and arguments[0] in _WITHOUT_RECIPES else _COMMANDS
+    return Union[tuple(Annotated[command, subcommand(name)] for name, command in known.items())]  # noqa: UP007
+
 
 _STOPPED = "stopped; the same command goes on where this one was"
 
@@ -476,8 +482,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     warnings.formatwarning = _warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end with this one
+    arguments = sys.argv[1:] if arguments is None else arguments
     command: Any = tyro.cli(
-        Command,
+        _commands(arguments),
         args=arguments,
         prog="conditioned-attention",
         description=__doc__,

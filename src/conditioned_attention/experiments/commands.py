@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,24 @@ class RecipeTraining:
     @property
     def evaluations(self) -> int | None:
         """How many rows a run yields; None if the clock decides."""
-        task, training = self._task(), self.recipe.training
-        return training.evaluations(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
+        data = self.task.train_data()
+        return self.recipe.training.evaluations(len(data), self.task.tokens_per_sample)  # type: ignore[arg-type]
 
     def __call__(self, variant: Variant, seed: int, lr: float | None = None) -> Iterator[dict[str, Any]]:
         training = self.recipe.training if lr is None else dataclasses.replace(self.recipe.training, lr=lr)
         if self.tuning:
             training = dataclasses.replace(training, monitor_every=0)  # nobody looks at the condition numbers
         path = run_folder(self.folder, variant.name, seed)
-        return train(self._task(), training, variant, seed, path, named(self.launch, self.recipe))
+        return train(self.task, training, variant, seed, path, named(self.launch, self.recipe))
 
-    def _task(self) -> Task:
+    @cached_property
+    def task(self) -> Task:
+        """What is trained, built once in each process and shared by all of its runs."""
         return self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the task: a worker process reads the data itself."""
+        return {name: value for name, value in vars(self).items() if name != "task"}
 
 
 def named(launch: Launch, recipe: Recipe) -> Launch:
@@ -175,17 +182,16 @@ def compare_recipe(
         )
     launch = launch or Launch()
     chosen, seeds = find_variants(variants), seed_list(seeds)
-    task = recipe.task()  # missing data is an error before anything starts
+    training = RecipeTraining(recipe, folder, launch=launch)
+    task = training.task  # missing data is an error before anything starts
     check_suited(chosen, causal=task.causal)
     how: dict[str, Any] = {"workers": workers, "threads": threads, "metric": task.metric, "progress": progress}
     settings = settings_of(recipe)
     if not tune:
-        result = compare(
-            RecipeTraining(recipe, folder, launch=launch), chosen, seeds, folder=folder, settings=settings, **how
-        )
+        result = compare(training, chosen, seeds, folder=folder, settings=settings, **how)
     else:
         settings = tuned_settings(settings, grid_of(tune, tune_seeds), seeds)
-        result = _compare_tuned(recipe, chosen, seeds, folder, settings, launch, how)
+        result = _compare_tuned(training, chosen, seeds, settings, how)
     finished = [variant for variant in chosen if result.runs.get(variant.name)]
     if not cost or chosen[0] not in finished:  # it is measured relative to the baseline
         return result
@@ -200,18 +206,13 @@ def tuned_settings(settings: dict[str, Any], grid: dict[str, Any], seeds: Sequen
 
 
 def _compare_tuned(
-    recipe: Recipe,
-    variants: list[Variant],
-    seeds: list[int],
-    folder: Path,
-    settings: dict[str, Any],
-    launch: Launch,
-    how: dict[str, Any],
+    training: RecipeTraining, variants: list[Variant], seeds: list[int], settings: dict[str, Any], how: dict[str, Any]
 ) -> Comparison:
+    folder = training.folder
     with working_folder(folder):
         check_settings(folder, settings)  # before hours of tuning
     grid, tuning_folder = settings["tuning"], folder / "tuning"
-    search = RecipeTraining(recipe, tuning_folder, True, launch)
+    search = dataclasses.replace(training, folder=tuning_folder, tuning=True)
     tuning = find_rates(search, variants, grid["rates"], grid["seeds"], folder=tuning_folder, settings=settings, **how)
     rates, failures = tuning.rates(), tuning.failures()
     if variants[0].name in failures:
@@ -221,7 +222,7 @@ def _compare_tuned(
     if how["progress"]:
         print("learning rates tuned on validation data:", ", ".join(f"{lr:g} for {name}" for name, lr in rates.items()))
     result = compare(
-        AtRates(RecipeTraining(recipe, folder, launch=launch), rates),
+        AtRates(training, rates),
         [variant for variant in variants if variant.name in rates],
         seeds,
         folder=folder,

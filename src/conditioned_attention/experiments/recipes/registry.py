@@ -1,26 +1,45 @@
-"""The recipes by name."""
+"""The recipes by name: the one list of them.  A recipe's file is imported when the recipe is asked for."""
 
 from __future__ import annotations
 
+import dataclasses
+from importlib import import_module
 from typing import Any
 
-from conditioned_attention.experiments.recipes.image_folder import ImageFolder
-from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
 from conditioned_attention.experiments.recipes.recipe import Recipe
-from conditioned_attention.experiments.recipes.small_images import Digits, FashionMNIST
 from conditioned_attention.storage.settings import plain
 
-RECIPES: dict[str, type[Any]] = {
-    "digits": Digits,
-    "fashion_mnist": FashionMNIST,
-    "image_folder": ImageFolder,
-    "next_byte": NextByteRecipe,
+# name, also on the command line -> file beside this one, and class in it
+RECIPES = {
+    "digits": ("small_images", "Digits"),
+    "fashion_mnist": ("small_images", "FashionMNIST"),
+    "image_folder": ("image_folder", "ImageFolder"),
+    "next_byte": ("next_byte", "NextByteRecipe"),
 }
 
 
+def recipe_class(name: str) -> type[Any]:
+    """The settings class of the recipe with that name; raises ValueError for one that is unknown."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is unknown; valid are {', '.join(RECIPES)}")
+    file, cls = RECIPES[name]
+    found: type[Any] = getattr(import_module(f"{__package__}.{file}"), cls)
+    return found
+
+
+def default_recipe(name: str) -> Any:
+    """The recipe as it is without options; None if it cannot be without any, such as one that needs a folder."""
+    cls = recipe_class(name)
+    parameters = dataclasses.fields(cls)
+    needed = [f for f in parameters if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    return None if needed else cls()
+
+
 def name_of(recipe: Recipe) -> str:
-    """As on the command line."""
-    return next((name for name, cls in RECIPES.items() if type(recipe) is cls), type(recipe).__name__)
+    """As on the command line; of a recipe that is not in the list, its class."""
+    cls = type(recipe)
+    place = cls.__module__.rpartition(".")[2], cls.__name__
+    return next((name for name, known in RECIPES.items() if known == place), cls.__name__)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
