@@ -27,6 +27,7 @@ ATTENTION_SPECTRA = "tests/measure/test_attention_spectra.py"
 FUSED, FUSED_OPTIONS = "tests/attention/test_fused.py", "tests/attention/test_fused_options.py"
 VARLEN, LEAN_ROWS = "tests/test_varlen.py", "tests/attention/test_lean.py"
 OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
+PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -122,8 +123,8 @@ MUTATIONS = [
     ("Jacobian, covariance not about the means", "measure/numbers/jacobian.py", "(right - of_right)", "right", JACOBIAN),
     ("Jacobian, once is enough", "measure/numbers/jacobian.py", "for _ in range(2)", "for _ in range(1)", JACOBIAN),
     ("weights, as if not corrected", "measure/probing/projections.py", "with shown(site.module):", "if True:", WEIGHTS),
-    ("identity_init, C stays fixed", "experiments/variants/variant.py", "                fold(model)", "                pass", VARIANTS),
-    ("constant_gain, not the mean", "experiments/variants/variant.py", ".mean().item()", ".amax().item()", VARIANTS),
+    ("identity_init, C stays fixed", "experiments/variants/changes.py", "        fold(model)", "        pass", VARIANTS),
+    ("constant_gain, not the mean", "experiments/variants/changes.py", ".mean().item()", ".amax().item()", VARIANTS),
     ("orthogonal_init, another norm", "experiments/variants/initialise.py", "(drawn * scale).to(matrix)", "drawn.to(matrix)", VARIANTS),
     ("D-optimal, no ridge", "d_optimal.py", "_RIDGE = 1e-12", "_RIDGE = 0.0", D_OPTIMAL),
     ("D-optimal, M at uniform weights", "d_optimal.py", "(p.unsqueeze(-1) * unit)", "unit", D_OPTIMAL),
@@ -132,7 +133,7 @@ MUTATIONS = [
     ("rows mixed in a causal module", "sites/site.py", "if transform.mixes_rows and _says_causal(self.module):", "if False:", D_OPTIMAL),
     ("rows mixed in a causal call", "functional.py", "check_rows(transform, causal=is_causal, masked=", "check_rows(transform, causal=False, masked=", D_OPTIMAL),
     ("rows mixed under padding", "sites/transformers/interface.py", "check_rows(transform, masked=mask is not None)", "pass", D_OPTIMAL),
-    ("rows mixed on text", "experiments/variants/variant.py", "transform.mixes_rows and causal:", "transform.mixes_rows and False:", VARIANTS),
+    ("rows mixed on text", "experiments/variants/variant.py", "if causal and variant.mixes_rows:", "if False:", VARIANTS),
     ("Theorem 4.3 without its n", "measure/numbers/bounds.py", "0.5 * math.log(n) + bound", "bound", BOUNDS),
     ("Theorem 4.4 turned round", "measure/numbers/bounds.py", "return n <= d", "return n >= d", BOUNDS),
     ("FLOPs of one head only", "measure/numbers/bounds.py", "return n * (2 * d + heads)", "return n * (2 * d + 1)", BOUNDS),
@@ -156,7 +157,18 @@ MUTATIONS = [
     ("Parquet, not replaced", "measure/monitoring/sinks.py", "unfinished.replace(file)", "pass", WATCHING),
     ("the worst heads, last", "inspection/heads.py", "key=lambda r: (-r.kappa_before", "key=lambda r: (r.kappa_before", INSPECTION),
     ("text, windows of any length", "inspection/inputs.py", "if len(window) == len(windows[0])", "if True", INSPECTION),
-    ("projections of a run that was killed", "experiments/training/loop.py", "(self.conditions, self.projections)", "(self.conditions,)", VARIANTS),
+    ("evaluation moves training's chance", "experiments/training/evaluation.py", 'torch.random.fork_rng(), seeded("evaluation", *key)', "torch.random.fork_rng()", PROTOCOLS),
+    ("mixup of the evaluation set", "experiments/training/loop.py", "collate_fn=self.task.collate,", "collate_fn=self.task.collate_train,", PROTOCOLS),
+    ("the last of equal scores", "experiments/training/evaluation.py", "sign * score > sign * self.score", "sign * score >= sign * self.score", PROTOCOLS),
+    ("tested with the last weights", "experiments/training/loop.py", "self.evaluated_model.load_state_dict(best.weights)", "pass", PROTOCOLS),
+    ("best weights forgotten", "experiments/training/position.py", 'self.best.weights = extra["best"]', "pass", PROTOCOLS),
+    ("a start that is no part of a run", "experiments/training/loop.py", '({} if start is None else {"start": start.identity})', "{}", PROTOCOLS),
+    ("starts changed again", "experiments/training/start.py", "initialise=False", "initialise=True", PROTOCOLS),
+    ("checkpoints at any price", "experiments/training/position.py", "max(self.seconds, self.took / SHARE)", "self.seconds", PROTOCOLS),
+    ("epochs of growing batches", "experiments/training/loop.py", "taken += 1", "taken += 2", PROTOCOLS),
+    ("cls_token decays", "experiments/training/optimizer.py", "and name not in still", "", SETTINGS),
+    ("Muon without its state", "experiments/training/optimizer.py", "super().load_state_dict(state_dict)\n        self._share()", "super().load_state_dict(state_dict)", SETTINGS),
+    ("projections of a run that was killed", "experiments/training/watching.py", "(self.conditions, self.projections)", "(self.conditions,)", VARIANTS),
     ("kernels, C left out", "attention/triton/forward.py", "return attention / length[:, None], length", "return attention, length", FUSED),
     ("kernels, zero rows get 1/eps", "attention/triton/forward.py", "tl.where(length == 0.0, 1.0, tl.minimum(tl.maximum(length, eps), LARGEST))", "tl.minimum(tl.maximum(length, eps), LARGEST)", FUSED),
     ("kernels, norms overflow", "attention/triton/forward.py", "tl.minimum(tl.maximum(length, eps), LARGEST)", "tl.maximum(length, eps)", FUSED),

@@ -148,7 +148,7 @@ def test_a_train_that_workers_cannot_have():
 @pytest.mark.parametrize("name", ["../evil", "[red]", "", ".hidden", "a/b"])
 def test_names_of_variants_are_names_of_folders(name):
     with pytest.raises(ValueError, match="a variant's name is also a folder's"):
-        Variant(name, None)
+        Variant(name)
 
 
 def test_an_attempt_that_came_to_nothing_does_not_claim_the_folder(tmp_path):
@@ -193,11 +193,11 @@ def test_report_of_a_recipe(reported):
 
 def test_a_variant_that_cannot_be_built_costs_the_others_nothing(tmp_path):
     class Unbuildable(Variant):
-        def apply(self, model, batch=None):
+        def apply(self, model, batch=None, **kwargs):
             raise RuntimeError("no attention that is known")
 
     recipe = Tiny(Training(epochs=1, batch_size=30, monitor_every=0))
-    broken = Unbuildable("broken", None)
+    broken = Unbuildable("broken")
     with pytest.warns(UserWarning, match="broken, seed 0 has no result: RuntimeError: no attention"):
         result = compare_recipe(recipe, ["baseline", broken], 1, tmp_path / "one", progress=False)
     assert result.cost["variants"].keys() == {"baseline"}

@@ -13,7 +13,7 @@ from timm.models.efficientvit_mit import LiteMLA
 from timm.models.volo import OutlookAttention
 from torch import nn
 
-from conditioned_attention import conditioning
+from conditioned_attention import conditioning, restore
 from conditioned_attention.controls import PowerNorm
 from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.commands import compare_recipe
@@ -26,9 +26,11 @@ from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, descriptions, find_variant, find_variants
+from conditioned_attention.experiments.variants.changes import Heads, MeanOfC, OrthogonalStart, Spectral
 from conditioned_attention.experiments.variants.initialise import orthogonal_projections
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.measure.probing.projections import projection_records
+from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.site import transform_of
 from conditioned_attention.storage.files import JsonLines
@@ -144,16 +146,15 @@ def pairs_of_rmsnorm():
 
 def test_numbers_in_names():
     assert find_variant("spectral") is VARIANTS["spectral"]
-    assert find_variant("spectral=0.3").spectral == {"strength": 0.3}
+    assert find_variant("spectral=0.3").changes == (Spectral(0.3),)
     assert find_variant("spectral=0.3").about == "W + λ I for queries, keys, values (2603.07162), λ = 0.3"
-    assert find_variant("spectral_polar=2").spectral == {"correction": "polar", "strength": 2.0}
+    assert find_variant("spectral_polar=2").changes == (Spectral(2.0, "polar"),)
     both = find_variant("preconditioned+spectral=1e-1")
-    assert (both.name, both.spectral) == ("preconditioned+spectral=1e-1", {"strength": 0.1})
-    assert both.transform == VARIANTS["preconditioned"].transform
+    assert (both.name, both.changes) == ("preconditioned+spectral=1e-1", (Spectral(0.1), Heads(RowNorm())))
     power = find_variant("preconditioned_power=0.25")
-    assert (power.transform, power.about) == (PowerNorm(0.25), "C^0.25")
-    assert (VARIANTS["d_optimal"].transform, find_variant("d_optimal=10").transform) == (DOptimal(1), DOptimal(10))
-    assert VARIANTS["spectral"].spectral == {"strength": "auto"}, "the variant itself is what it was"
+    assert (power.changes, power.about) == ((Heads(PowerNorm(0.25)),), "C^0.25")
+    assert find_variant("d_optimal=10").changes == (Heads(DOptimal(10)),) != VARIANTS["d_optimal"].changes
+    assert VARIANTS["spectral"].changes == (Spectral("auto"),), "the variant itself is what it was"
     model = build("timm_vit")
     find_variant("spectral=0.3").apply(model)
     assert conditioning(model)["transforms"][0]["strength"] == 0.3
@@ -228,7 +229,7 @@ def test_constant_gains_of_a_bare_module_and_without_a_batch():
     x = torch.randn(2, 7, 32)
     attention = nn.MultiheadAttention(32, 4, batch_first=True)
     assert VARIANTS["constant_gain"].apply(attention, (x, x, x)).converted == [""]
-    with pytest.raises(ValueError, match=r"'constant_gain' is calibrated: call apply\(model, batch\) with some inputs"):
+    with pytest.raises(ValueError, match=r"the mean of C is that on a batch: call apply\(model, batch\)"):
         VARIANTS["constant_gain"].apply(build("timm_vit"))
 
 
@@ -297,6 +298,36 @@ def test_orthogonal_init_refuses_what_it_does_not_know():
         orthogonal_projections(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="0: OutlookAttention makes its attention weights from queries alone"):
         orthogonal_projections(nn.Sequential(OutlookAttention(32, 4)))
+
+
+# Some of the modules
+
+
+def test_a_change_of_some_modules_leaves_the_others_plain():
+    first, second = ("blocks.0.*",), ("blocks.1.*",)
+    changes = (Spectral(0.5, include=first), Heads(exclude=first), OrthogonalStart(include=second))
+    model, plain = build("timm_vit"), build("timm_vit")
+    Variant("some", changes).apply(model)
+    assert transform_of(model.blocks[0].attn) is None
+    assert transform_of(model.blocks[1].attn) == RowNorm()
+    record = conditioning(model)["transforms"]
+    assert {tuple(entry["modules"]) for entry in record} == {("blocks.0.attn",), ("blocks.1.attn",)}
+    restore(model)
+    for i, same in enumerate((True, False)):
+        weights = model.blocks[i].attn.qkv.weight, plain.blocks[i].attn.qkv.weight
+        assert torch.equal(*weights) is same
+    gains = Variant("gains", (MeanOfC(include=second), Heads(exclude=second)))
+    assert gains.apply(model, TinyDigits().probe()).converted == ["blocks.0.attn"]
+    assert transform_of(model.blocks[1].attn).gain > 0
+    with pytest.raises(ValueError, match=r"include='blocks\.7\.\*' matches no attention module"):
+        Variant("none", (Heads(include=("blocks.7.*",)),)).apply(build("timm_vit"))
+
+
+def test_changes_that_exclude_each_other():
+    with pytest.raises(ValueError, match="variant 'two' has Heads, MeanOfC on all heads"):
+        Variant("two", (Heads(), MeanOfC()))
+    with pytest.raises(ValueError, match="strength must be positive"):
+        Spectral(-1.0)
 
 
 # Killed and started again

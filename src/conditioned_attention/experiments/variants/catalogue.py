@@ -5,38 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from conditioned_attention.controls import HeadRMSNorm, PowerNorm, QKNorm
-from conditioned_attention.conversion.spectral import SpectralChange
 from conditioned_attention.d_optimal import DOptimal
+from conditioned_attention.experiments.variants.changes import Heads, MeanOfC, OrthogonalStart, Spectral, SpectralStart
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
 
-_AUTO: dict[str, Any] = {"strength": "auto"}
+_AUTO = Spectral(strength="auto")
 
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("baseline", None, "plain attention"),
-        Variant("preconditioned", RowNorm(), "each head's rows to unit length, C without gradient (2603.27153)"),
-        Variant("preconditioned_weights", RowNorm("weights"), "C from the rows of softmax(q kᵀ): Algorithm 1"),
-        Variant("preconditioned_scaled", PowerNorm(1.0, scaled=True), "C · √d: rows to the length √d"),
-        Variant("preconditioned_power", PowerNorm(0.5), "C to the power ½: keeps part of what row norms say"),
-        Variant("d_optimal", DOptimal(), "C, refined by 1 step towards a D-optimal design; not for causal models"),
-        Variant("spectral", None, "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)", _AUTO),
-        Variant("spectral_published", None, "W + 10 I, the λ of the paper", {}),
-        Variant("spectral_polar", None, "W + σ_max(W) U Vᵀ: κ at most 2 at the start", {"correction": "polar"}),
-        Variant("identity_init", None, "control: spectral's λ I at the start only", _AUTO, at_start_only=True),
-        Variant("preconditioned+spectral", RowNorm(), "both methods, λ = d^(-1/4)", _AUTO),
-        Variant("head_l2", RowNorm(gradient="through"), "control: rows to unit length, ordinary gradient"),
-        Variant("head_rmsnorm", HeadRMSNorm(), "control: RMSNorm of each head's row without gain, ordinary gradient"),
-        Variant("head_rmsnorm_gain", HeadRMSNormWithGain(), "control: RMSNorm of each head's row with a learned gain"),
-        Variant("constant_gain", None, "control: one number a layer, the mean of C before training", calibrated=True),
-        Variant("sigmoid_gate", SigmoidGate(), "control: heads times a learned gate of the layer's input"),
-        Variant("qk_norm", QKNorm(), "control: queries and keys of each head to root mean square 1"),
-        Variant("orthogonal_init", None, "control: semi-orthogonal W_Q, W_K, W_V at the start", orthogonal=True),
+        Variant("baseline", (), "plain attention"),
+        Variant("preconditioned", (Heads(),), "each head's rows to unit length, C without gradient (2603.27153)"),
+        Variant("preconditioned_weights", (Heads(RowNorm("weights")),), "C from the rows of softmax(q kᵀ): Algorithm 1"),
+        Variant("preconditioned_scaled", (Heads(PowerNorm(1.0, scaled=True)),), "C · √d: rows to the length √d"),
+        Variant("preconditioned_power", (Heads(PowerNorm(0.5)),), "C to the power ½: keeps part of what row norms say"),
+        Variant("d_optimal", (Heads(DOptimal()),), "C, refined by 1 step towards a D-optimal design; not for causal models"),
+        Variant("spectral", (_AUTO,), "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)"),
+        Variant("spectral_published", (Spectral(),), "W + 10 I, the λ of the paper"),
+        Variant("spectral_polar", (Spectral(correction="polar"),), "W + σ_max(W) U Vᵀ: κ at most 2 at the start"),
+        Variant("identity_init", (SpectralStart(strength="auto"),), "control: spectral's λ I at the start only"),
+        Variant("preconditioned+spectral", (_AUTO, Heads()), "both methods, λ = d^(-1/4)"),
+        Variant("head_l2", (Heads(RowNorm(gradient="through")),), "control: rows to unit length, ordinary gradient"),
+        Variant("head_rmsnorm", (Heads(HeadRMSNorm()),), "control: RMSNorm of each head's row without gain, ordinary gradient"),
+        Variant("head_rmsnorm_gain", (Heads(HeadRMSNormWithGain()),), "control: RMSNorm of each head's row with a learned gain"),
+        Variant("constant_gain", (MeanOfC(),), "control: one number a layer, the mean of C before training"),
+        Variant("sigmoid_gate", (Heads(SigmoidGate()),), "control: heads times a learned gate of the layer's input"),
+        Variant("qk_norm", (Heads(QKNorm()),), "control: queries and keys of each head to root mean square 1"),
+        Variant("orthogonal_init", (OrthogonalStart(),), "control: semi-orthogonal W_Q, W_K, W_V at the start"),
     )
 }  # fmt: skip
 
@@ -45,21 +44,23 @@ def _with_steps(variant: Variant, number: float) -> Variant:
     if not number.is_integer():
         raise ValueError(f"variant {variant.name!r} takes a whole number of steps, got {number}")
     about = f"C, refined by {number:g} steps towards a D-optimal design; not for causal models"
-    return replace(variant, transform=DOptimal(int(number)), about=about)
+    return replace(variant, changes=(Heads(DOptimal(int(number))),), about=about)
+
+
+def _with_power(variant: Variant, alpha: float) -> Variant:
+    return replace(variant, changes=(Heads(PowerNorm(alpha)),), about=f"C^{alpha:g}")
+
+
+def _with_strength(variant: Variant, strength: float) -> Variant:
+    changes = tuple(replace(c, strength=strength) if isinstance(c, Spectral) else c for c in variant.changes)
+    return replace(variant, changes=changes, about=f"{variant.about.split(', λ')[0]}, λ = {strength:g}")
 
 
 # What a number after the name of a variant sets: spectral=0.3, preconditioned_power=0.25, d_optimal=10
 _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
     "d_optimal": _with_steps,
-    "preconditioned_power": lambda variant, alpha: replace(variant, transform=PowerNorm(alpha), about=f"C^{alpha:g}"),
-    **dict.fromkeys(
-        ("spectral", "spectral_polar", "preconditioned+spectral"),
-        lambda variant, strength: replace(
-            variant,
-            spectral={**(variant.spectral or {}), "strength": strength},
-            about=f"{variant.about.split(', λ')[0]}, λ = {strength:g}",
-        ),
-    ),
+    "preconditioned_power": _with_power,
+    **dict.fromkeys(("spectral", "spectral_polar", "preconditioned+spectral"), _with_strength),
 }
 
 
@@ -70,7 +71,7 @@ def find_variant(name: str) -> Variant:
     Raises:
         ValueError: no variant is called that, or takes that number.
 
-    >>> find_variant("preconditioned_power=0.25").transform
+    >>> find_variant("preconditioned_power=0.25").changes[0].transform
     PowerNorm(alpha=0.25, scaled=False, eps=1e-06)
     """
     if name in VARIANTS:
@@ -81,10 +82,7 @@ def find_variant(name: str) -> Variant:
             value = float(number)
         except ValueError:
             raise ValueError(f"variant {name!r}: {number!r} is not a number") from None
-        variant = replace(_NUMBERS[base](VARIANTS[base], value), name=name)
-        if variant.spectral is not None:
-            SpectralChange(**{"correction": "identity", "per_head": False, **variant.spectral})  # raises for a bad λ
-        return variant
+        return replace(_NUMBERS[base](VARIANTS[base], value), name=name)
     if equals and base in VARIANTS:
         raise ValueError(f"variant {name!r}: {base} takes no number; {', '.join(_NUMBERS)} do")
     raise ValueError(f"variant {name!r} is unknown; valid are {', '.join(VARIANTS)}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from conditioned_attention.conversion.selection import Patterns, select
 from conditioned_attention.sites import find_projections, find_sites
 from conditioned_attention.sites.projections import as_matrix
 
 
 @torch.no_grad()
-def orthogonal_projections(model: nn.Module) -> list[str]:
+def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> list[str]:
     """Draws W_Q, W_K and W_V anew, each a multiple of a semi-orthogonal matrix of the Frobenius norm that it had.
 
     κ is then 1 (Conditioned Initialization, openreview cKNOCYPo2W, does the same for queries and keys).  The norm is
@@ -18,6 +19,7 @@ def orthogonal_projections(model: nn.Module) -> list[str]:
 
     Args:
         model: a freshly built module with attention of known classes, before any conversion.
+        include, exclude: patterns of names of attention modules, as `precondition` takes them.
 
     Returns:
         The names of the attention modules.
@@ -26,9 +28,7 @@ def orthogonal_projections(model: nn.Module) -> list[str]:
         ValueError: there is none, or the projections of one are not known.
     """
     changed = []
-    for site in find_sites(model):
-        if not site.attention or site.opt_in:
-            continue
+    for site in select([site for site in find_sites(model) if site.attention], include, exclude):
         projections = find_projections(site.module)
         if isinstance(projections, str):
             raise ValueError(f"{site.name}: {projections}")

@@ -1,107 +1,82 @@
-"""A named change of a model."""
+"""What is compared: a named tuple of changes of an otherwise identical model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from conditioned_attention.controls import ConstantGain
-from conditioned_attention.conversion import ConversionReport, convert, fold, spectral_condition
-from conditioned_attention.experiments.variants.initialise import orthogonal_projections
-from conditioned_attention.measure.probing.probe import head_outputs
-from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
-from conditioned_attention.sites import find_sites
+from conditioned_attention.conversion import ConversionReport
+from conditioned_attention.experiments.variants.changes import Change, Heads
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of a model's attention under a name.
+    """Changes of a model's attention under a name.
 
     Attributes:
         name: as in tables and folders.
-        transform: what every attention head passes through; None leaves the heads as they are.
+        changes: what is done to a fresh model, in this order; nothing for a plain one.
         about: one line for the report.
-        spectral: arguments of `spectral_condition`; None leaves the projections as they are.
-        at_start_only: whether the correction becomes part of the weights before training, which then change and decay
-            whole.
-        orthogonal: whether projections are drawn anew, semi-orthogonal, before training.
-        calibrated: whether the heads of each layer are multiplied by the mean that C has there before training.
     """
 
     name: str
-    transform: HeadTransform | None = None
+    changes: tuple[Change, ...] = ()
     about: str = ""
-    spectral: Mapping[str, Any] | None = field(default=None, hash=False)
-    at_start_only: bool = False
-    orthogonal: bool = False
-    calibrated: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+=-]*", self.name):
             raise ValueError(
                 f"a variant's name is also a folder's: letters, digits and _ . + - = only, got {self.name!r}"
             )
+        whole = [change for change in self.changes if change.of_heads and change.include is change.exclude is None]
+        if len(whole) > 1:
+            names = ", ".join(type(change).__name__ for change in whole)
+            raise ValueError(f"variant {self.name!r} has {names} on all heads, and a head passes through one of them")
 
     def apply(self, model: nn.Module, batch: Any = None, *, initialise: bool = True) -> ConversionReport | None:
-        """Changes ``model`` in place; every attention module must be of a known class.
+        """Changes ``model`` in place; every attention module that is meant must be of a known class.
 
         Args:
             model: freshly built.
-            batch: some inputs, which a calibrated variant runs the model on.
-            initialise: False leaves out what a variant does to the start alone, for a model that has trained.
+            batch: some inputs, for changes that look at what the model does with them.
+            initialise: False leaves out what is done to the start alone, for a model that has trained.
 
         Returns:
             The report of the last conversion, or None if there was none.
 
         Raises:
-            ValueError: an attention module cannot be changed, or a calibrated variant has no batch, or one that does
-                not reach every attention module.
+            ValueError: an attention module cannot be changed, a pattern fits none, or a change needs a batch, or one
+                that reaches every attention module.
         """
-        if self.orthogonal and initialise:
-            orthogonal_projections(model)
-        report = self._convert(model)
-        if self.calibrated:
-            if batch is None:
-                raise ValueError(f"variant {self.name!r} is calibrated: call apply(model, batch) with some inputs")
-            report = _scale_by_mean_of_c(model, batch)
-        return report
+        changes = [change for change in self.changes if initialise or not change.initial]
+        return _last(change.apply(model, batch) for change in changes)
 
     def apply_structure(self, model: nn.Module) -> ConversionReport | None:
         """As `apply` with numbers that mean nothing: to count or time what a model does, without data or on meta."""
-        report = self._convert(model)
-        return convert(model, ConstantGain(1.0), strict=True) if self.calibrated else report
+        return _last(change.apply_structure(model) for change in self.changes)
 
-    def _convert(self, model: nn.Module) -> ConversionReport | None:
-        report = None
-        if self.spectral is not None:
-            report = spectral_condition(model, strict=True, **self.spectral)
-            if self.at_start_only:
-                fold(model)
-        if self.transform is not None:
-            report = convert(model, self.transform, strict=True)
-        return report
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether what becomes of a token depends on other tokens' rows."""
+        return any(isinstance(change, Heads) and change.transform.mixes_rows for change in self.changes)
 
 
-def _scale_by_mean_of_c(model: nn.Module, batch: Any) -> ConversionReport:
-    """Multiplies the heads of each layer by the mean of C = 1 / ‖row‖ on a batch."""
-    gains = {call.module: (1 / row_norm(call.before, RowNorm.eps)).mean().item() for call in head_outputs(model, batch)}
-    sites = [site for site in find_sites(model) if site.attention and not site.opt_in]
-    idle = [f"{site.name}: {site.reason or 'the batch does not reach it'}" for site in sites if site.name not in gains]
-    if idle:
-        raise ValueError("there is no mean of C for\n" + "\n".join(idle))
-    reports = [convert(model, ConstantGain(gains[site.name]), include=site.name, strict=True) for site in sites]
-    return ConversionReport(tuple(row for report in reports for row in report.rows if row.status == "converted"))
+def _last(reports: Iterable[ConversionReport | None]) -> ConversionReport | None:
+    found = None
+    for report in reports:
+        found = report or found
+    return found
 
 
 def check_suited(variants: Iterable[Variant], *, causal: bool) -> None:
     """Raises ValueError for a variant that a causal task cannot have, because it mixes rows of different tokens."""
     for variant in variants:
-        if variant.transform is not None and variant.transform.mixes_rows and causal:
+        if causal and variant.mixes_rows:
             raise ValueError(
-                f"variant {variant.name!r} is not for a causal task: a token's factor would "
-                "depend on the tokens after it, which are what is predicted"
+                f"variant {variant.name!r} is not for a causal task: a token's factor would depend on the tokens after "
+                "it, which are what is predicted"
             )

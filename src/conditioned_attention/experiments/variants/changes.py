@@ -1,0 +1,128 @@
+"""What a variant is made of: changes of a model's attention, each of all of its modules or of those that are named."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from conditioned_attention.controls import ConstantGain
+from conditioned_attention.conversion import ConversionReport, convert, fold, spectral_condition
+from conditioned_attention.conversion.selection import select
+from conditioned_attention.conversion.spectral import SpectralChange
+from conditioned_attention.experiments.variants.initialise import orthogonal_projections
+from conditioned_attention.measure.probing.probe import head_outputs
+from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
+from conditioned_attention.sites import find_sites
+
+Patterns = tuple[str, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change(ABC):
+    """One change of a model, in place.
+
+    Attributes:
+        include, exclude: patterns of the names of attention modules, as `precondition` takes them; None for all of
+            them, and for none.
+        initial: whether it changes what a model starts with and nothing afterwards, so that a model that has trained
+            has it already.
+        of_heads: whether it is what the heads pass through; a head has one such change.
+    """
+
+    include: Patterns = None
+    exclude: Patterns = None
+    initial: ClassVar[bool] = False
+    of_heads: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport | None:
+        """Changes every module that is meant; raises ValueError if one cannot be changed, or a pattern fits none."""
+
+    def apply_structure(self, model: nn.Module) -> ConversionReport | None:
+        """`apply` with numbers that mean nothing: to count or time what a model does, without data or on meta."""
+        return self.apply(model)
+
+    @property
+    def _modules(self) -> dict[str, Any]:
+        return {"include": self.include, "exclude": self.exclude, "strict": True}
+
+
+@dataclass(frozen=True)
+class Heads(Change):
+    """What every attention head passes through."""
+
+    transform: HeadTransform = RowNorm()  # noqa: RUF009 - frozen
+    of_heads: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
+        return convert(model, self.transform, **self._modules)
+
+
+@dataclass(frozen=True)
+class Spectral(Change):
+    """W + λ I or another correction of the projections; the arguments of `spectral_condition`."""
+
+    strength: float | str | None = None
+    correction: str = "identity"
+    per_head: bool = False
+
+    def __post_init__(self) -> None:
+        SpectralChange(strength=self.strength, correction=self.correction, per_head=self.per_head)  # raises for a bad λ
+
+    def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
+        how = {"correction": self.correction, "per_head": self.per_head}
+        return spectral_condition(model, self.strength, **how, **self._modules)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class SpectralStart(Spectral):
+    """The correction as part of the weights before training, which then change and decay whole."""
+
+    initial: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
+        report = super().apply(model, batch)
+        fold(model)
+        return report
+
+
+@dataclass(frozen=True)
+class OrthogonalStart(Change):
+    """Projections drawn anew, semi-orthogonal, before training."""
+
+    initial: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module, batch: Any = None) -> None:
+        orthogonal_projections(model, self.include, self.exclude)
+
+    def apply_structure(self, model: nn.Module) -> None:
+        """Nothing: other numbers in the same places."""
+
+
+@dataclass(frozen=True)
+class MeanOfC(Change):
+    """The heads of each layer multiplied by the mean that C = 1 / ‖row‖ has there before training."""
+
+    of_heads: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
+        if batch is None:
+            raise ValueError("the mean of C is that on a batch: call apply(model, batch) with some inputs")
+        gains = {
+            call.module: (1 / row_norm(call.before, RowNorm.eps)).mean().item() for call in head_outputs(model, batch)
+        }
+        sites = select([site for site in find_sites(model) if site.attention], self.include, self.exclude)
+        idle = [
+            f"{site.name}: {site.reason or 'the batch does not reach it'}" for site in sites if site.name not in gains
+        ]
+        if idle:
+            raise ValueError("there is no mean of C for\n" + "\n".join(idle))
+        reports = [convert(model, ConstantGain(gains[site.name]), include=site.name, strict=True) for site in sites]
+        return ConversionReport(tuple(row for report in reports for row in report.rows if row.status == "converted"))
+
+    def apply_structure(self, model: nn.Module) -> ConversionReport:
+        """A gain of 1."""
+        return convert(model, ConstantGain(1.0), **self._modules)
