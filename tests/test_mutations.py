@@ -70,7 +70,7 @@ MUTATIONS = [
     ("lean, overwrites what a mode keeps", "attention/lean/steps.py", "if torch._C._len_torch_dispatch_stack():", "if False:", OPERATOR),
     ("lean, compiled keeps too little", "attention/lean/steps.py", "ctx.save_for_backward(query, key, value, mask, *output)", "ctx.save_for_backward(query.clone(), key, value, mask, *output)", OPERATOR),
     ("flash, padded statistics", "attention/lean/steps.py", "lse[..., : norm.shape[-2]].add_", "lse.add_", OPERATOR),
-    ("module without C", "modules.py", "return transform(output, weights), weights", "return output, weights", MODULES),
+    ("module without C", "modules.py", "return behind(transform, output, weights), weights", "return output, weights", MODULES),
     ("module without guard", "modules.py", "self.__dict__[TRANSFORM] = transform\n        guard(self)", "self.__dict__[TRANSFORM] = transform", MODULES),
     ("conversion without guard", "sites/torch_nn/heads.py", "\n        guard(module)", "", MODULES),
     ("hook, left on what was wrapped", "sites/hook.py", "self.hook._put(module, module.__dict__[TRANSFORM])", "pass", HOOK),

@@ -9,7 +9,7 @@ from conditioned_attention.conversion import (
     spectral_condition,
     unfold,
 )
-from conditioned_attention.functional import explain, precondition_rows, preconditioned_attention
+from conditioned_attention.functional import explain, implementation, precondition_rows, preconditioned_attention
 from conditioned_attention.measure import ConditionMonitor, condition_number, log_complexity
 from conditioned_attention.modules import MultiheadAttention
 from conditioned_attention.sites import register_attention, watch
@@ -28,6 +28,7 @@ __all__ = [
     "conditioning",
     "explain",
     "fold",
+    "implementation",
     "log_complexity",
     "precondition",
     "precondition_rows",

@@ -5,6 +5,8 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,6 +43,60 @@ _AUTO = (
 )
 _OTHERWISE = _Rule("", 0, "composed", "nothing was measured for this device")
 _UNMEASURED = "no measurement speaks for it yet"
+
+
+_chosen = "auto"  # what "auto" means now; torch.compile guards on it, and compiles anew where it has changed
+
+
+@contextmanager
+def implementation(impl: str) -> Iterator[None]:
+    """While it lasts ``impl="auto"`` means this implementation: of tensors, packed sequences and converted models.
+
+    It refuses as an explicit ``impl=`` does, and never falls back to another; a call that names an implementation has
+    that one.  It holds for all threads of the process.  Enter it around compiled functions rather than inside, and
+    around a whole training step where activation checkpointing computes a part of the forward again.
+
+    Args:
+        impl: ``"composed"``, ``"lean"`` or ``"fused"`` (see `preconditioned_attention`), or ``"auto"`` for the rule
+            that holds outside.
+
+    Raises:
+        ValueError: an unknown name; inside, an implementation that cannot run on what comes, or a converted module that
+            computes its own attention and has C applied behind it, which is what ``"composed"`` does.
+
+    >>> import torch
+    >>> from conditioned_attention import explain, implementation
+    >>> q = torch.randn(2, 4, 10, 16)
+    >>> with implementation("lean"):
+    ...     explain(q, q, q).impl
+    'lean'
+    """
+    global _chosen
+    check_impl(impl)
+    before, _chosen = _chosen, impl
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def behind(transform: HeadTransform, output: Tensor, weights: Tensor | None = None) -> Tensor:
+    """A transform of heads that a module has computed by itself: as ``"composed"`` would, so nothing else may be asked.
+
+    Args:
+        transform: of the heads.
+        output: (..., H, N, E), what they give.
+        weights: (..., H, N, M), for a transform that reads them.
+
+    Raises:
+        ValueError: `implementation` asks for another.
+    """
+    if _chosen not in ("auto", "composed"):
+        raise ValueError(
+            f"implementation({_chosen!r}) cannot run here: this module computes its own attention, and the transform "
+            "of its heads is applied behind that; 'auto' and 'composed' do so"
+        )
+    return transform(output, weights)
 
 
 @dataclass(frozen=True)
@@ -213,7 +269,8 @@ def explain(
     arguments = checked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
     refused = {name: why for name in IMPLEMENTATIONS if (why := _why_not(name, transform, arguments))}
     picked = _pick(transform, arguments, impl)
-    others = {name: refused.get(name) or _why_passed_over(name, picked, arguments, impl) for name in IMPLEMENTATIONS}
+    asked = meant(impl)
+    others = {name: refused.get(name) or _why_passed_over(name, picked, arguments, asked) for name in IMPLEMENTATIONS}
     del others[picked]
     return Explanation(picked, _cost(picked, transform), others)
 
@@ -239,6 +296,7 @@ def run(transform: HeadTransform, arguments: Arguments, impl: str) -> Tensor:
 
 def _pick(transform: HeadTransform, arguments: Arguments, impl: str) -> str:
     """The implementation that runs; one that was asked for by name runs or raises."""
+    impl = meant(impl)
     if impl == "auto":
         name = _preferred(arguments).impl
         why_not = _why_not(name, transform, arguments)
@@ -283,6 +341,11 @@ def _cost(name: str, transform: HeadTransform) -> str:
     if name == "fused":
         return "Triton kernels with C worked in; keeps one float a row more than plain attention"
     return "scaled_dot_product_attention, then C; keeps one more tensor of the output's size"
+
+
+def meant(impl: str) -> str:
+    """The implementation that a call asks for, by its own word or by that of `implementation` around it."""
+    return _chosen if impl == "auto" else impl
 
 
 def check_impl(impl: str) -> None:

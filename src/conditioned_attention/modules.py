@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conditioned_attention.functional import attend
+from conditioned_attention.functional import attend, behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, RowNorm, check_rows
 
 # Hooks that are registered count up from 0, in every process anew: this place among them stays free after unpickling.
@@ -377,4 +377,4 @@ def _attend_with_weights(
     if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
     output, weights = (t.view(batch, heads, *t.shape[1:]) for t in (torch.bmm(weights, v), weights))
-    return transform(output, weights), weights
+    return behind(transform, output, weights), weights

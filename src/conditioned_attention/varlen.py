@@ -11,7 +11,7 @@ from torch import Tensor
 from conditioned_attention.attention.arguments import Arguments, checked
 from conditioned_attention.attention.fused import attend as fused
 from conditioned_attention.attention.fused import contract as fused_contract
-from conditioned_attention.functional import check_impl, run
+from conditioned_attention.functional import check_impl, meant, run
 from conditioned_attention.preconditioner import RowNorm
 
 
@@ -79,7 +79,7 @@ def preconditioned_attention_varlen(
         raise ValueError(f"cu_seqlens_q and cu_seqlens_k must be of as many sequences, got {lengths} numbers")
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
     arguments = checked(q, k, v, None, dropout_p, is_causal, scale, enable_gqa, window)
-    if impl == "fused":
+    if meant(impl) == "fused":
         if (why_not := fused_contract.refusal(transform, arguments)) is not None:
             raise ValueError(f"impl='fused' cannot run here: {why_not}; 'auto' picks one that can")
         output = fused.attend_packed(transform, arguments, cu_seqlens_q, cu_seqlens_k, (longest_q, longest_k))

@@ -47,7 +47,7 @@ def test_an_implementation_can_be_asked_for_and_runs():
     assert lean.held_bytes - plain.held_bytes == 4 * 197 * 12
     assert composed.held_bytes - lean.held_bytes == 4 * 197 * 12 * 64
     assert functional._AUTO is rules
-    with pytest.raises(ValueError, match=r"'fused' cannot run in this model; its attention ran \['composed'\]"):
+    with pytest.raises(ValueError, match="impl='fused' cannot run here"):
         measure_model(MODEL, dataclasses.replace(quick, implementations=("fused",)))
     assert functional._AUTO is rules
 

@@ -12,14 +12,17 @@ from typing import Literal
 import torch
 from torch import nn
 
-from conditioned_attention.bench.forced import check_runs, forced
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import begin, write_rows
 from conditioned_attention.choices import Choices
+from conditioned_attention.experiments.training.launch import Launch
+from conditioned_attention.experiments.training.optimizer import build_optimizer
+from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.step import Step
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
-from conditioned_attention.functional import IMPLEMENTATIONS
+from conditioned_attention.functional import IMPLEMENTATIONS, implementation
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.profiling.memory import held_bytes, peak_bytes
 from conditioned_attention.storage.folder import working_folder
@@ -104,7 +107,7 @@ class Trainee:
     place: Callable[[torch.Tensor], torch.Tensor]  # data to the model's device and dtype
     step: Callable[[], None]
     held: Callable[[], int]
-    fixed_bytes: int
+    fixed_bytes: Callable[[], int]  # weights and optimizer state, after a step
 
 
 def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) -> Iterator[list[StepRow]]:
@@ -131,7 +134,7 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
         samples = [partial(seconds_of, each.step, device) for each in trainees.values()]
         times = interleave(samples, settings.rounds, _WARMUP)
         held = [each.held() for each in trainees.values()]
-        peak = [each.fixed_bytes + peak_bytes(each.step, device) for each in trainees.values()]
+        peak = [each.fixed_bytes() + peak_bytes(each.step, device) for each in trainees.values()]
     layers = settings.layers or model.layers
     shape = f"{model.about}, batch {settings.batch_size or model.batch_size}, {layers} layer{'s' * (layers > 1)}"
     rows = []
@@ -179,13 +182,13 @@ def trainee(
     network: nn.Module = model.build(layers)
     report = variant.apply_structure(network)
     network.to(device, dtype).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    accelerator = Launch().accelerator("no", 1, cpu=device.type == "cpu")
+    settings = Training(lr=1e-4, weight_decay=0.01, clip=None)
+    take = Step(accelerator, network, build_optimizer(network, settings), model.loss)
     exist = [*network.parameters(), *network.buffers(), *batch]
 
     def step() -> None:
-        model.loss(network, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        take(iter([batch]), 1)
         for tensor in batch:
             tensor.grad = None
 
@@ -195,7 +198,7 @@ def trainee(
         place=place,
         step=step,
         held=lambda: held_bytes(lambda: model.loss(network, batch), exist),
-        fixed_bytes=3 * sum(p.numel() * p.element_size() for p in network.parameters()),  # AdamW keeps two of each
+        fixed_bytes=lambda: take.fixed_bytes,
     )
 
 
@@ -203,14 +206,14 @@ def _with_implementation(each: Trainee, impl: str) -> Trainee:
     """The same model with one implementation; raises ValueError if that cannot run in it."""
 
     def step() -> None:
-        with forced(impl):
+        with implementation(impl):
             each.step()
 
     def held() -> int:
-        with forced(impl):
+        with implementation(impl):
             return each.held()
 
-    check_runs(impl, step)
+    step()  # raises where it cannot run
     return replace(each, step=step, held=held)
 
 

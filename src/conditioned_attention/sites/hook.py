@@ -18,6 +18,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, transform_of
 
@@ -64,7 +65,7 @@ class Layout:
         letters = re.sub(r"[ *]", "", self.axes)
         inward = [letters.index(axis) for axis in ("B", "H", *(("N", "D") if self.along == "D" else ("D", "N")))]
         outward = [inward.index(i) for i in range(4)]
-        return transform(y.permute(inward)).permute(outward).reshape(x.shape)
+        return behind(transform, y.permute(inward)).permute(outward).reshape(x.shape)
 
     def _check_heads(self, x: Tensor, heads: int) -> None:
         """Raises ValueError where the dimension that holds the heads cannot be so many."""

@@ -46,8 +46,8 @@ class Launch:
         if not self.checkpoint_seconds >= 0:
             raise ValueError(f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}")
 
-    def accelerator(self, precision: str, accumulation: int) -> Accelerator:
-        """What the run trains with.
+    def accelerator(self, precision: str, accumulation: int, *, cpu: bool = False) -> Accelerator:
+        """What the run trains with; with ``cpu`` on the CPU, whatever else there is.
 
         Raises:
             RuntimeError: the processes that were started are not what ``parallel`` asks for.
@@ -66,7 +66,7 @@ class Launch:
             _note_request()
         accelerator = Accelerator(
             # torchrun on a machine without a GPU: without this word every process would train a run of its own
-            cpu=world_size() > 1 and not torch.accelerator.is_available(),
+            cpu=cpu or (world_size() > 1 and not torch.accelerator.is_available()),
             mixed_precision=precision,
             # batches that grow may end an epoch in the middle of a step, which then goes on with the next
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False),

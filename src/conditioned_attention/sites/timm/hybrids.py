@@ -19,6 +19,7 @@ from timm.models.shvit import SHSA
 from timm.models.volo import OutlookAttention
 from torch import Tensor, nn
 
+from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.swap import swapped_for
 
@@ -172,7 +173,7 @@ def _one_head(module: nn.Module, weights: Tensor, v: Tensor) -> Tensor:
 
 
 def _transformed(transform: HeadTransform, output: Tensor, weights: Tensor) -> Tensor:
-    return transform(output, weights)
+    return behind(transform, output, weights)
 
 
 torch.fx.wrap("_transformed")  # one node for torch.fx, because it branches on sizes

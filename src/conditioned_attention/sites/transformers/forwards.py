@@ -17,6 +17,7 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertSelfAttention
 from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
+from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.hook import Layout
 from conditioned_attention.sites.swap import swapped_for
@@ -49,7 +50,7 @@ class ConditionedNystromformer(NystromformerSelfAttention):
             inverse = self.iterative_inv((q_landmarks @ k_landmarks.mT).softmax(-1))  # type: ignore[no-untyped-call]
             weights = to_landmarks @ inverse
             heads = weights @ (_masked(q_landmarks @ k.mT, attention_mask).softmax(-1) @ v)
-        heads = _transform(self)(heads)
+        heads = behind(_transform(self), heads)
         if self.conv_kernel_size is not None:
             heads = heads + self.conv(v)
         output = heads.transpose(1, 2).flatten(2)
@@ -73,7 +74,7 @@ class ConditionedXLNet(XLNetRelativeAttention):
         kwargs["output_attentions"] = True
         # (N, B, H, D), (N, M, B, H)
         heads, weights = super().rel_attn_core(*args, **kwargs)  # type: ignore[no-untyped-call]
-        heads = _transform(self)(heads.permute(1, 2, 0, 3), weights.permute(2, 3, 0, 1)).permute(2, 0, 1, 3)
+        heads = behind(_transform(self), heads.permute(1, 2, 0, 3), weights.permute(2, 3, 0, 1)).permute(2, 0, 1, 3)
         return (heads, weights) if output_attentions else heads
 
 
@@ -85,7 +86,7 @@ class ConditionedConvBert(ConvBertSelfAttention):
         both, weights = super().forward(*args, **kwargs)
         attention, convolution = both.chunk(2, dim=-1)
         heads = attention.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
-        heads = _transform(self)(heads, weights).transpose(1, 2).flatten(2)
+        heads = behind(_transform(self), heads, weights).transpose(1, 2).flatten(2)
         return torch.cat([heads, convolution], -1), weights
 
 

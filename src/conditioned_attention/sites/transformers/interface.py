@@ -24,6 +24,7 @@ from weakref import WeakSet, finalize
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, check_rows
 from conditioned_attention.sites.hook import put_first
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class, transform_of
@@ -245,7 +246,7 @@ def _conditioned(
     # Flash attention reads from the config which kernel it is to load.
     caller = _Seen(module, config=_Seen(module.config, _attn_implementation=name)) if name in _FLASH else module
     output, weights = function(caller, query, *args, **kwargs)
-    return output if transform is None else transform(output.transpose(1, 2)).transpose(1, 2), weights
+    return output if transform is None else behind(transform, output.transpose(1, 2)).transpose(1, 2), weights
 
 
 def _with_queries(
@@ -296,7 +297,7 @@ def _conditioned_by_weights(
     if keep is not None:  # a query that may attend to nothing is 0 under sdpa, and a uniform average under eager
         nothing = ~keep.any(-1, keepdim=True)
         heads, weights = heads.masked_fill(nothing, 0.0), weights.masked_fill(nothing, 0.0)
-    return transform(heads, weights).transpose(1, 2), weights
+    return behind(transform, heads, weights).transpose(1, 2), weights
 
 
 # Each is made once: torch.compile would compile anew for another one.
