@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conditioned_attention.experiments.training.launch import Launch
-from conditioned_attention.storage.files import JsonLines
+from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments import ranks
 
 

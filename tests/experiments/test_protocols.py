@@ -13,7 +13,8 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.position import Pace
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
-from conditioned_attention.storage.files import JsonLines, read_json
+from conditioned_attention.storage.files import read_json
+from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.test_resume import Killed
 from tests.experiments.tiny import OFTEN, TinyDigits
 

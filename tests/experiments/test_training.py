@@ -14,7 +14,8 @@ from conditioned_attention.experiments.training.order import EpochSampler
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, find_variants
-from conditioned_attention.storage.files import JsonLines, write_json
+from conditioned_attention.storage.files import write_json
+from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.tiny import OFTEN, Tiny, TinyDigits
 
 BASELINE, OURS = VARIANTS["baseline"], VARIANTS["preconditioned"]

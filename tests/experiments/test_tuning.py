@@ -15,7 +15,7 @@ from conditioned_attention.experiments.report.write import read_report, to_json,
 from conditioned_attention.experiments.runs.gather import gather
 from conditioned_attention.experiments.runs.tune import tune
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
-from conditioned_attention.storage.files import JsonLines
+from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.loops import peaks_at_a_rate
 from tests.experiments.tiny import Tiny
 

@@ -33,7 +33,7 @@ from conditioned_attention.measure.probing.projections import projection_records
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.site import transform_of
-from conditioned_attention.storage.files import JsonLines
+from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.test_resume import Killed, assert_same_run, kill_at, without_time
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
 from tests.models import build, inputs, output

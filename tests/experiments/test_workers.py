@@ -17,7 +17,7 @@ from conditioned_attention.experiments.runs.compare import run_missing
 from conditioned_attention.experiments.runs.progress import display
 from conditioned_attention.experiments.runs.run import job_of, run_folder
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
-from conditioned_attention.storage.files import JsonLines
+from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments import loops
 
 

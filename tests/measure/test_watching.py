@@ -276,7 +276,7 @@ def test_half_a_line_of_a_killed_process_costs_that_line_only(tmp_path):
     monitor.measure(1)
     assert read_records(path) == monitor.records[:7] + monitor.records[8:]
     path.write_text('{"steps": 1}\n')
-    with pytest.raises(ValueError, match="line 1 is no record of a head"):
+    with pytest.raises(ValueError, match="holds a line that is no record of a head"):
         read_records(path)
     with pytest.raises(FileNotFoundError, match="there are no records at"):
         read_records(tmp_path / "other")

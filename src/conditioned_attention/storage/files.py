@@ -1,4 +1,4 @@
-"""Files that survive: written whole or not at all, and logs that can be cut back to a step."""
+"""Files that survive: written whole or not at all."""
 
 from __future__ import annotations
 
@@ -58,29 +58,3 @@ def remove_leftovers(folder: Path) -> None:
     """Removes the unfinished files and folders of processes that were killed; for the folder's only user."""
     for path in folder.glob(".*.tmp") if folder.is_dir() else []:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-class JsonLines:
-    """A log with one JSON object a line; a line that a crash cut short is ignored."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, *rows: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(finite(row)) + "\n" for row in rows)
-
-    def read(self) -> list[dict[str, Any]]:
-        rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
-
-    def cut_after(self, step: int) -> None:
-        """Drops the rows of later steps: what a resumed run will write again."""
-        rows = [row for row in self.read() if row["step"] <= step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))

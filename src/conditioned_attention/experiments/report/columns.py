@@ -5,7 +5,6 @@ Shapes: S steps, L layers, H heads.
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from conditioned_attention.storage.json_lines import JsonLines
 
 Numbers = NDArray[np.float64]
 
@@ -36,21 +37,14 @@ class Columns:
 def read_columns(path: Path, names: Sequence[str], *, null: float = math.nan) -> Columns:
     """The named columns of a JSON Lines file; empty ones if there is no file.
 
-    A line that a crash, or a run that is writing it, cut short ends the file.  A column that a line does not have is
-    NaN there.
+    A column that a line does not have is NaN there.
 
     Args:
         null: what a JSON null stands for: NaN, or inf in the logs of condition numbers.
     """
     numbers, words = array("d"), dict[str, int]()
-    if path.exists():
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break
-                numbers.extend(_number(row.get(name, math.nan), null, words) for name in names)
+    for row in JsonLines(path):
+        numbers.extend(_number(row.get(name, math.nan), null, words) for name in names)
     table = np.frombuffer(numbers).reshape(-1, len(names)) if numbers else np.empty((0, len(names)))
     return Columns({name: table[:, i] for i, name in enumerate(names)}, list(words))
 

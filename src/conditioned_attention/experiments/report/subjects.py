@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -12,7 +11,8 @@ from typing import Any
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.run import reason_of, run_folder
-from conditioned_attention.storage.files import JsonLines, read_json
+from conditioned_attention.storage.files import read_json
+from conditioned_attention.storage.json_lines import JsonLines
 
 _TAIL = 4096  # bytes, more than a line of train.jsonl has
 
@@ -95,7 +95,7 @@ def read_single_run(folder: Path) -> Subject:
 
 def how_far(folder: Path, begun: Mapping[str, Any]) -> str:
     """How far a run is that has no result yet, in words that its logs support."""
-    rows, step = JsonLines(folder / "metrics.jsonl").read(), _last_row(folder / "train.jsonl").get("step")
+    rows, step = JsonLines(folder / "metrics.jsonl").read(), JsonLines(folder / "train.jsonl").last().get("step")
     parts = []
     if rows:
         parts.append(f"evaluated {len(rows)} time{'s' * (len(rows) > 1)}, last at epoch {rows[-1].get('epoch', '?'):g}")
@@ -108,21 +108,6 @@ def how_far(folder: Path, begun: Mapping[str, Any]) -> str:
     if logs:
         parts.append(f"last written {datetime.fromtimestamp(max(logs), timezone.utc):%Y-%m-%d %H:%M} UTC")
     return "not finished: " + ("; ".join(parts) or "begun, nothing logged")
-
-
-def _last_row(path: Path) -> dict[str, Any]:
-    """The last whole line of a log that may be long; empty if there is none."""
-    if not path.exists():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        for line in reversed(file.read().splitlines()):
-            try:
-                row: dict[str, Any] = json.loads(line)
-            except ValueError:  # cut short, by a crash or by where reading began
-                continue
-            return row
-    return {}
 
 
 def with_distinct_names(subjects: list[Subject], folders: list[Path]) -> list[Subject]:

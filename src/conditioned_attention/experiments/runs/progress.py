@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from conditioned_attention.experiments.runs.run import Job
-from conditioned_attention.storage.files import JsonLines
+from conditioned_attention.storage.json_lines import JsonLines
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -15,8 +15,9 @@ from typing import Any
 from conditioned_attention.environment import short_environment
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.variants.variant import Variant
-from conditioned_attention.storage.files import JsonLines, finite, read_json, write_json, write_text
+from conditioned_attention.storage.files import finite, read_json, write_json, write_text
 from conditioned_attention.storage.folder import differences, working_folder
+from conditioned_attention.storage.json_lines import JsonLines
 
 Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
 

@@ -27,7 +27,10 @@ class Launch:
         name: what trackers call the run, before its variant and seed; default the task's.
         loader_workers: processes that prepare batches, 0 for none.
         log_every: optimizer steps between lines of the training log.
-        checkpoint_seconds: a checkpoint is written at the first optimizer step after so many seconds.
+        checkpoint_seconds: a checkpoint is written at the first optimizer step after so many seconds, or after fifty
+            times what the last one took, if that is longer; 0 is after every step.
+        max_kappa, max_scale: where a head's κ, or the largest factor that C puts on a row, is beyond it, the monitor
+            warns.
     """
 
     parallel: Parallel = "auto"
@@ -36,6 +39,8 @@ class Launch:
     loader_workers: int = 0
     log_every: int = 10
     checkpoint_seconds: float = 20.0
+    max_kappa: float | None = None
+    max_scale: float | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)

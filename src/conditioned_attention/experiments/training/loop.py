@@ -30,7 +30,8 @@ from conditioned_attention.experiments.training.step import Step, new_average
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
 from conditioned_attention.experiments.training.watching import Watch
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
-from conditioned_attention.storage.files import JsonLines, finite, write_text
+from conditioned_attention.storage.files import finite, write_text
+from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.settings import plain
 
 _TICKS = 10_000  # steps of a schedule that follows the clock, or batches that grow
@@ -149,7 +150,7 @@ class _Run:
     def _watch(self, model: nn.Module) -> Watch:
         from accelerate.utils import send_to_device
 
-        return Watch(model, send_to_device(self.task.probe(), self.accelerator.device), self.folder, self.main)
+        return Watch(model, send_to_device(self.task.probe(), self.accelerator.device), self.folder, self.launch)
 
     def _prepare(self, model: nn.Module) -> None:
         settings = self.settings
@@ -327,7 +328,7 @@ class _Run:
 
     def measure(self) -> dict[str, float]:
         """Condition numbers of every head and every projection, into their files; and their summary."""
-        return {} if self.watch is None else self.watch.measure(self.here.step, self.evaluated_model)
+        return {} if self.watch is None else self.watch.measure(self.here.step, self.evaluated_model, main=self.main)
 
     def finish(self) -> None:
         """Writes what the task has to show of the trained model."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.monitoring.records import summary
 from conditioned_attention.measure.probing.projections import ProjectionRecord, projection_records, value_norm
-from conditioned_attention.storage.files import JsonLines
+from conditioned_attention.storage.json_lines import JsonLines
 
 
 class Watch:
@@ -22,23 +23,31 @@ class Watch:
         model: freshly built; its W_V are what their growth is measured against.
         probe: what the model is called with.
         folder: gets ``conditions.jsonl`` and ``projections.jsonl``.
-        main: whether this process writes.
+        launch: bounds on κ and C, beyond which there is a warning.
     """
 
-    def __init__(self, model: nn.Module, probe: Any, folder: Path, main: bool) -> None:
-        self.monitor = ConditionMonitor(model, probe, samples=None, keep=0)
-        self.value_norm_before = value_norm(model)
+    def __init__(self, model: nn.Module, probe: Any, folder: Path, launch: Launch) -> None:
         self.conditions, self.projections = (
-            JsonLines(folder / "conditions.jsonl"),
-            JsonLines(folder / "projections.jsonl"),
+            JsonLines(folder / name) for name in ("conditions.jsonl", "projections.jsonl")
         )
-        self.main = main
+        self.monitor = ConditionMonitor(
+            model,
+            probe,
+            path=self.conditions.path,
+            samples=None,
+            keep=0,
+            max_kappa=launch.max_kappa,
+            max_scale=launch.max_scale,
+        )
+        self.value_norm_before = value_norm(model)
 
-    def measure(self, step: int, model: nn.Module) -> dict[str, float]:
-        """Measures the heads of the model that trains and the projections of ``model``, and returns their summary."""
+    def measure(self, step: int, model: nn.Module, *, main: bool) -> dict[str, float]:
+        """Measures the heads of the model that trains and the projections of ``model``, and returns their summary.
+
+        Every process calls this, and the ``main`` one writes.
+        """
         heads, projections = self.monitor.measure(step), projection_records(model)
-        if self.main:
-            self.conditions.append(*(record.to_json() for record in heads))
+        if main:
             self.projections.append(*({"step": step} | record.to_json() for record in projections))
         return summary(heads) | summarise_projections(projections, self.value_norm_before)
 

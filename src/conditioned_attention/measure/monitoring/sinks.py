@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from conditioned_attention.measure.monitoring.records import HeadRecord
+from conditioned_attention.storage.json_lines import JsonLines
 
 
 class Sink(Protocol):
@@ -18,22 +17,15 @@ class Sink(Protocol):
         """Appends the records of one measurement."""
 
 
-class JsonLines:
-    """One line of JSON a record, appended; numbers that are not finite are null."""
+class Lines:
+    """One line of JSON a record; numbers that are not finite are null."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.log = JsonLines(path)
 
     def write(self, records: Sequence[HeadRecord]) -> None:
         """Appends the records of one measurement."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(record.to_json()) + "\n" for record in records)
-        with self.path.open("a+b") as file:
-            # A process that was killed may have left half a line: the next one is to begin anew.
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                lines = lines if file.read(1) == b"\n" else "\n" + lines
-            file.write(lines.encode())
+        self.log.append(*(record.to_json() for record in records))
 
 
 class Parquet:
@@ -69,14 +61,14 @@ def sink_for(path: str | Path) -> Sink:
         ValueError: Parquet into a file.
     """
     path = Path(path)
-    return Parquet(path) if path.suffix == ".parquet" else JsonLines(path)
+    return Parquet(path) if path.suffix == ".parquet" else Lines(path)
 
 
 def read_records(path: str | Path) -> list[HeadRecord]:
     """The records in a file or folder that a monitor has written, in the order of steps, layers and heads.
 
     Of a head that was measured twice at a step, because a run went on from an earlier checkpoint, the later one counts.
-    A last line that was not finished is left out.
+    Lines that a killed process left unfinished are passed over.
 
     Args:
         path: JSON Lines, or a folder of Parquet files (or one of them).
@@ -94,21 +86,11 @@ def read_records(path: str | Path) -> list[HeadRecord]:
 
 
 def _from_lines(path: Path) -> Iterator[HeadRecord]:
-    lines = path.read_text().split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for row in JsonLines(path):
         try:
-            yield HeadRecord.from_json(json.loads(line))
+            yield HeadRecord.from_json(row)
         except (ValueError, TypeError) as error:
-            if isinstance(error, json.JSONDecodeError) and _cut_off(line):
-                continue
-            raise ValueError(f"{path}, line {number} is no record of a head: {error}") from error
-
-
-def _cut_off(line: str) -> bool:
-    """Whether it is the beginning of a record whose process was killed."""
-    return line.startswith('{"step"') and not line.endswith("}")
+            raise ValueError(f"{path} holds a line that is no record of a head: {error}; the line is {row}") from error
 
 
 def _from_parquet(path: Path) -> Iterable[HeadRecord]:
