@@ -9,6 +9,7 @@ from scipy import stats
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import (
     decimals,
+    final_score,
     holm,
     many_compared,
     paired_interval,
@@ -129,3 +130,14 @@ def test_many_comparisons_are_corrected_for():
     assert f"these still differ: v0 (p = {adjusted['v0']:.2g})." in said
     assert "none of them differs" in many_compared([rows[0], *rows[2:]])
     assert many_compared(rows[:2]) == ""
+
+
+def test_runs_are_compared_by_what_they_ended_with():
+    """On the test set where there is one; else by the evaluation whose weights were selected; else by the last."""
+    rows = [{"score": 1.0}, {"score": 5.0}, {"score": 2.0}]
+    assert final_score(rows) == 2.0
+    assert final_score([*rows[:2], {**rows[2], "selected_score": 5.0}]) == 5.0
+    tested = [*rows[:2], {**rows[2], "selected_score": 5.0, "test_score": 4.0}]
+    assert final_score(tested) == 4.0
+    summary = summarise({"baseline": {0: rows}, "other": {0: tested}}, Metric("score"))[1]
+    assert (summary.final.mean, summary.best.mean, summary.difference.mean) == (4.0, 5.0, 2.0)

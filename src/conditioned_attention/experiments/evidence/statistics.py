@@ -127,6 +127,13 @@ def scores(history: History) -> list[float]:
     return [math.nan if row["score"] is None else float(row["score"]) for row in history]
 
 
+def final_score(history: History) -> float:
+    """The score that a run is compared by: of the weights that it ended with, on its test set if it has one."""
+    last = history[-1]
+    score = last.get("test_score", last.get("selected_score", last["score"]))
+    return math.nan if score is None else float(score)
+
+
 def reached(pairs: Sequence[tuple[History, float]], metric: Metric) -> Reached:
     """When each run reached the score it is paired with."""
     first: list[float] = []
@@ -159,8 +166,8 @@ def _summary(
     metric: Metric,
 ) -> Summary:
     best = max if metric.higher_is_better else min
-    final = {seed: scores(history)[-1] for seed, history in by_seed.items()}
-    goal = {seed: scores(history)[-1] for seed, history in baseline.items()}
+    final = {seed: final_score(history) for seed, history in by_seed.items()}
+    goal = {seed: final_score(history) for seed, history in baseline.items()}
     pairs = [seed for seed in final if seed in goal]
     measured = [
         [row for row in history if row.get("floor_share") is not None][-1]

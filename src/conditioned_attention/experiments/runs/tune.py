@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.statistics import final_score
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED, Trial, Tuning, grid_of, read_tuning
 from conditioned_attention.experiments.runs.compare import run_missing
 from conditioned_attention.experiments.variants.catalogue import find_variants
@@ -89,7 +90,7 @@ def tune(
             progress=progress,
         )
         for name, (variant, lr) in names.items():
-            scores = {seed: float(history[-1]["score"]) for seed, history in found.runs[name].items()}
+            scores = {seed: final_score(history) for seed, history in found.runs[name].items()}
             failures = {seed: found.failures[f"{name}, seed {seed}"] for seed in tuning_seeds if seed not in scores}
             trials.setdefault(variant.name, {})[lr] = Trial(scores, failures)
         write_json(folder / "tuning.json", Tuning(trials, metric).to_json())
