@@ -463,7 +463,7 @@ _WITHOUT_RECIPES = {"inspect": Inspect, "report": Report, "bench": Bench, "env":
 _COMMANDS = {"compare": Compare, "train": Train, **_WITHOUT_RECIPES}
 
 
-def _commands(arguments: list[str]) -> Any:
+def commands(arguments: list[str]) -> Any:
     """The commands to choose from; those that take a recipe only where one of them may be meant."""
     known = _WITHOUT_RECIPES if arguments[:1] and arguments[0] in _WITHOUT_RECIPES else _COMMANDS
     return Union[tuple(Annotated[command, subcommand(name)] for name, command in known.items())]  # noqa: UP007
@@ -484,7 +484,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end with this one
     arguments = sys.argv[1:] if arguments is None else arguments
     command: Any = tyro.cli(
-        _commands(arguments),
+        commands(arguments),
         args=arguments,
         prog="conditioned-attention",
         description=__doc__,
