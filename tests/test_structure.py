@@ -21,12 +21,13 @@ FLOORS = [
     {"cli"},
     {"bench", "inspection"},
     {"experiments"},
-    {"conversion", "measure", "environment", "storage", "profiling"},
+    {"conversion", "measure", "environment"},
     {"sites"},
     {"modules", "varlen"},
     {"functional"},
     {"attention", "controls", "d_optimal"},
-    {"preconditioner", "reference", "spectral", "choices", "_on_import"},
+    {"storage", "profiling"},
+    {"preconditioner", "reference", "spectral", "choices", "_on_import", "_warnings"},
 ]
 EXPERIMENTS = [
     {"commands"},

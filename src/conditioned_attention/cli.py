@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
+from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
 from conditioned_attention.environment import environment
 
@@ -524,8 +525,7 @@ def _warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Our own warnings in a line, without the place in our source."""
-    ours = Path(filename).is_relative_to(Path(__file__).parent)
-    return f"warning: {message}\n" if ours else _with_place(message, category, filename, lineno, line)
+    return f"warning: {message}\n" if is_ours(message) else _with_place(message, category, filename, lineno, line)
 
 
 _with_place = warnings.formatwarning

@@ -9,13 +9,13 @@ Shapes: B batch, H heads, L queries, S keys, D head width, E = H · D embedding.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.functional import attend, behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, RowNorm, check_rows
 
@@ -250,10 +250,9 @@ def _check_dimensions(
     if n == 2 and attn_mask.dim() == 3 and attn_mask.shape != expected:
         raise AssertionError(f"attn_mask must have shape {expected} (H, L, S), got {tuple(attn_mask.shape)}")
     if key_padding_mask is not None and key_padding_mask.dtype != attn_mask.dtype:
-        warnings.warn(
+        warn(
             f"key_padding_mask has type {key_padding_mask.dtype} and attn_mask {attn_mask.dtype}; "
             "that they differ is deprecated in PyTorch: use one type for both",
-            stacklevel=5,
         )
 
 

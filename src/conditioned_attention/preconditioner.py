@@ -30,10 +30,17 @@ class HeadTransform(ABC):
     """What is done to an attention head's output before the output projection.
 
     The row norm (`RowNorm`) is one; every control of a comparison is another.  Instances are small immutable values:
-    they are stored on the attention modules they act on, and travel with ``deepcopy`` and ``pickle``.
+    they are stored on the attention modules they act on, and travel with ``deepcopy`` and ``pickle``.  A dataclass with
+    a ``kind`` is known by it in what `conditioning` records.
     """
 
     kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[HeadTransform]]] = {}  # every class that has a kind of its own, by that
+
+    def __init_subclass__(cls, recorded: bool = True) -> None:
+        super().__init_subclass__()
+        if recorded and "kind" in vars(cls):
+            HeadTransform.kinds[cls.kind] = cls
 
     @property
     def needs_weights(self) -> bool:

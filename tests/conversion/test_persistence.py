@@ -40,13 +40,6 @@ def test_hugging_face_checkpoint_remembers(name, tmp_path):
     assert (output(again) == output(plain)).all()
 
 
-# torchvision's operators do not load beside the CPU build of torch, and transformers imports it.
-CURE = """
-import torch
-library = torch.library.Library("torchvision", "DEF")
-for name in ("nms", "qnms"):
-    library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-"""
 OURS_FIRST = "import conditioned_attention; from transformers import AutoModelForCausalLM"
 OURS_LAST = "from transformers import AutoModelForCausalLM; AutoModelForCausalLM.__name__; import conditioned_attention"
 
@@ -56,7 +49,8 @@ def test_in_a_new_process_a_checkpoint_says_what_to_do(imports, tmp_path):
     model = build("llama")
     precondition(model)
     model.save_pretrained(tmp_path)
-    code = f"""{CURE}
+    code = f"""
+import torch
 {imports}
 model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})
 try:
@@ -76,7 +70,7 @@ def test_without_the_library_a_checkpoint_is_refused_by_its_name(tmp_path):
     model = build("llama")
     precondition(model)
     model.save_pretrained(tmp_path)
-    code = f"{CURE}\nfrom transformers import LlamaForCausalLM; LlamaForCausalLM.from_pretrained({str(tmp_path)!r})"
+    code = f"from transformers import LlamaForCausalLM; LlamaForCausalLM.from_pretrained({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert 'attn_implementation="conditioned_attention"` is not supported' in done.stderr

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
-from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm, QKNorm
+from conditioned_attention import controls, d_optimal  # noqa: F401 - their transforms are to be known by their kind
+from conditioned_attention._warnings import warn
 from conditioned_attention.conversion.check import Settings, already, check_module
 from conditioned_attention.conversion.guard import check_room, is_guarded, put_guard, records_in, take_guard
-from conditioned_attention.d_optimal import DOptimal
-from conditioned_attention.preconditioner import HeadTransform, RowNorm
+from conditioned_attention.preconditioner import HeadTransform
 from conditioned_attention.sites import (
     MARKER,
     Site,
@@ -27,19 +26,12 @@ from conditioned_attention.sites import (
     transform_of,
 )
 from conditioned_attention.sites.corrected import spectral_of
-from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
 from conditioned_attention.spectral import Spectral
 
 # Key in a Hugging Face config.json
 CONFIG_KEY = "conditioned_attention"
 
 _FORMAT = 1
-_KINDS = {
-    cls.kind: cls
-    for cls in (
-        RowNorm, DOptimal, HeadRMSNorm, HeadRMSNormWithGain, PowerNorm, ConstantGain, QKNorm, SigmoidGate, Spectral
-    )
-}  # fmt: skip
 
 
 def conditioning(model: nn.Module) -> dict[str, Any]:
@@ -69,10 +61,9 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
         if transform is not None:
             modules.setdefault(transform, []).append(site.name)
         elif transform_of(site.module) is not None:
-            warnings.warn(
+            warn(
                 f"{site.name} was converted, but its attention implementation has been changed since, so it runs "
                 "unconditioned; call precondition(model) again, or restore(model)",
-                stacklevel=2,
             )
     entries = [{"kind": t.kind, **asdict(t), "modules": names} for t, names in modules.items()]  # type: ignore[arg-type]
     return {"format": _FORMAT, "transforms": entries}
@@ -236,9 +227,10 @@ def _is_entry(entry: Any) -> bool:
 
 def _settings(entry: Mapping[str, Any]) -> Settings:
     options = {key: value for key, value in entry.items() if key not in ("kind", "modules")}
-    cls = _KINDS.get(entry["kind"])
+    kinds: dict[str, type[Settings]] = {**HeadTransform.kinds, Spectral.kind: Spectral}
+    cls = kinds.get(entry["kind"])
     if cls is None:
-        raise ValueError(f"kind={entry['kind']!r} is unknown; valid are {tuple(_KINDS)}")
+        raise ValueError(f"kind={entry['kind']!r} is unknown; valid are {tuple(kinds)}")
     try:
         settings: Settings = cls(**options)
     except TypeError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.conversion.change import Change, carry_out
 from conditioned_attention.conversion.check import check_module
 from conditioned_attention.conversion.persistence import remember
@@ -224,11 +224,10 @@ class SpectralChange(Change):
                 continue
             width = projections.head_widths(site.module)["q"]
             if (logit := self_logit(spectral.strength, width)) > SATURATED:
-                warnings.warn(
+                warn(
                     f"strength={spectral.strength:g} adds about {logit:.3g} to the logit of a token with itself, for "
                     f"inputs of unit root mean square and heads of width {width} (first at {site.name!r}): attention "
                     "would look at the token itself and little else. A small ViT with a class token trained to chance "
                     f"that way; strength={AUTO!r} is {auto_strength(width):.2g} here",
-                    stacklevel=5,
                 )
                 return

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED as FIRST_TUNING_SEED
 from conditioned_attention.experiments.evidence.tuning import grid_of, read_grid, read_tuning
@@ -218,7 +218,7 @@ def _compare_tuned(
     if variants[0].name in failures:
         raise RuntimeError(f"{variants[0].name}: {failures[variants[0].name]}")
     for name, reason in failures.items():
-        warnings.warn(f"{name} is left out: {reason}", stacklevel=3)
+        warn(f"{name} is left out: {reason}")
     if how["progress"]:
         print("learning rates tuned on validation data:", ", ".join(f"{lr:g} for {name}" for name, lr in rates.items()))
     result = compare(

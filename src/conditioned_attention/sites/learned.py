@@ -95,7 +95,7 @@ class SigmoidGate(Learned):
 
 
 @dataclass(eq=False)
-class Bound(HeadTransform):
+class Bound(HeadTransform, recorded=False):
     """A transform with parameters, and the attention module that they stand on."""
 
     learned: Learned

@@ -10,13 +10,13 @@ import json
 import multiprocessing
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.storage.files import write_json
 
 _CHUNK = 64  # items a thread takes at a time
@@ -94,7 +94,7 @@ def tell_unreadable(unreadable: Mapping[str, str], items: int) -> list[str]:
     if not unreadable:
         return []
     if multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0":
-        warnings.warn(f"left out: {_say(unreadable, items)}", stacklevel=2)
+        warn(f"left out: {_say(unreadable, items)}")
     return [f"left out, unreadable: {name} ({reason})" for name, reason in unreadable.items()]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.gather import collect
@@ -88,7 +88,7 @@ def compare(
         name, reason = next(iter(result.failures.items()))
         raise RuntimeError(f"no run finished; the first that failed: {name}: {reason}")
     for name, reason in result.failures.items():
-        warnings.warn(f"{name} has no result: {reason}", stacklevel=2)
+        warn(f"{name} has no result: {reason}")
     return result
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from conditioned_attention._warnings import warn as warn_user
 from conditioned_attention.measure.monitoring.records import HeadRecord
 
 
@@ -54,4 +54,4 @@ def alarms_of(records: Sequence[HeadRecord], max_kappa: float | None, max_scale:
 
 def warn(alarm: Alarm) -> None:
     """What is done with an alarm unless somebody asks for something else."""
-    warnings.warn(str(alarm), RuntimeWarning, stacklevel=3)
+    warn_user(str(alarm), RuntimeWarning)

@@ -8,7 +8,6 @@ Shapes: B probe samples, H heads, N tokens, D head width.
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention._warnings import warn as warn_user
 from conditioned_attention.measure.monitoring import callbacks
 from conditioned_attention.measure.monitoring.alarms import Alarm, alarms_of, warn
 from conditioned_attention.measure.monitoring.records import HeadRecord, head_records, summary
@@ -189,10 +189,9 @@ class ConditionMonitor:
     def _keep(self, new: list[HeadRecord]) -> None:
         if 0 < len(self._kept) == self._kept.maxlen and self._sink is None and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_user(
                 f"only the last {self._kept.maxlen} measurements are kept: give a path, or a larger keep",
                 RuntimeWarning,
-                stacklevel=4,
             )
         self._kept.append(new)
 

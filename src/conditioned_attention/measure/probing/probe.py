@@ -133,7 +133,7 @@ class Passing(HeadTransform):
         return output if self.inner is None else self.inner(output, weights)
 
 
-class _Recording(Passing):
+class _Recording(Passing, recorded=False):
     """Passes on what goes in and what comes out."""
 
     kind = "recording"

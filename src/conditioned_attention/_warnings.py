@@ -1,0 +1,31 @@
+"""Warnings that point at the line of whoever uses the library, however deep inside they are raised."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+_WITHIN = (str(Path(__file__).parent), str(Path(torch.__file__).parent / "nn" / "modules"))
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """`warnings.warn` for the first line outside this library, and outside the calls that torch's modules make for it.
+
+    While torch.compile traces there is no such line, and nothing is said.
+    """
+    if torch.compiler.is_compiling():
+        return
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_WITHIN):
+        frame, level = frame.f_back, level + 1
+    found = category(message)
+    found.ours = True  # type: ignore[attr-defined]
+    warnings.warn(found, stacklevel=level)
+
+
+def is_ours(message: Warning | str) -> bool:
+    """Whether `warn` has said it."""
+    return getattr(message, "ours", False)
