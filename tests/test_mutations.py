@@ -28,6 +28,7 @@ FUSED, FUSED_OPTIONS = "tests/attention/test_fused.py", "tests/attention/test_fu
 VARLEN, LEAN_ROWS = "tests/test_varlen.py", "tests/attention/test_lean.py"
 OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
+ORDER, CHECKPOINTS = "tests/experiments/test_order.py", "tests/experiments/test_checkpoints.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -226,6 +227,14 @@ MUTATIONS = [
     ("fused, window of the others", "attention/arguments.py", "seen.triu(1 - window)", "seen.triu(-window)", FUSED_OPTIONS),
     ("varlen, too short", "varlen.py", "if longest is not None and longest < most:", "if False:", VARLEN),
     ("varlen, starts in no order", "varlen.py", "or (lengths < 0).any()", "", VARLEN),
+    ("order, copies alike", "experiments/training/order.py", "(epoch, i, copy) for", "(epoch, i, 0) for", ORDER),
+    ("order, a number outside", "experiments/training/order.py", "(outside := found >= length)", "(outside := found > length)", ORDER),
+    ("order, epochs of a stream", "experiments/training/stream.py", "self.source.set_epoch(epoch)", "pass", ORDER),
+    ("order, chance in a stream", "experiments/training/stream.py", "            reseed(self.seed, self.epoch, self.taken)", "            pass", ORDER),
+    ("order, a state believed", "experiments/training/stream.py", '== place["digest"]:', '!= "":', ORDER),
+    ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
+    ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
+    ("checkpoints, whatever they weigh", "experiments/training/position.py", "max(self.seconds, self.took / SHARE)", "self.seconds", CHECKPOINTS),
 ]  # fmt: skip
 
 
