@@ -150,6 +150,8 @@ def test_chance_is_set_by_the_key_and_leaves_the_generators_alone():
 
 
 class Flow(IterableDataset):
+    drawn = 0
+
     def __init__(self, data):
         self.data = data
 
@@ -157,7 +159,9 @@ class Flow(IterableDataset):
         return len(self.data)
 
     def __iter__(self):
-        return (self.data[i] for i in range(len(self)))
+        for i in range(len(self)):
+            Flow.drawn += 1
+            yield self.data[i]
 
 
 class Streamed(ShakenDigits):
@@ -182,7 +186,9 @@ def test_a_run_in_any_order_goes_on_to_the_bit(kind, tmp_path):
         found = list(itertools.islice(going, stop))
         going.close()
         assert [(row["train_loss"], row["score"]) for row in found] == whole[:stop]
+    Flow.drawn = 0
     assert [(row["train_loss"], row["score"]) for row in rows(tmp_path / "broken")] == whole
+    assert Flow.drawn < 360, "of 510: not the epochs before the one that it was in"
 
 
 # Orders
