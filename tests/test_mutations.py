@@ -28,7 +28,7 @@ FUSED, FUSED_OPTIONS = "tests/attention/test_fused.py", "tests/attention/test_fu
 VARLEN, LEAN_ROWS = "tests/test_varlen.py", "tests/attention/test_lean.py"
 OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
-ORDER, CHECKPOINTS = "tests/experiments/test_order.py", "tests/experiments/test_checkpoints.py"
+ORDER = "tests/experiments/test_order.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -166,7 +166,7 @@ MUTATIONS = [
     ("a start that is no part of a run", "experiments/training/loop.py", '({} if start is None else {"start": start.identity})', "{}", PROTOCOLS),
     ("starts changed again", "experiments/training/start.py", "initialise=False", "initialise=True", PROTOCOLS),
     ("checkpoints at any price", "experiments/training/position.py", "max(self.seconds, self.took / SHARE)", "self.seconds", PROTOCOLS),
-    ("epochs of growing batches", "experiments/training/loop.py", "taken += 1", "taken += 2", PROTOCOLS),
+    ("epochs of growing batches", "experiments/training/loop.py", "start_at(self.here.taken * self.settings.micro_batch", "start_at(self.here.step * self.settings.batch_size", PROTOCOLS),
     ("cls_token decays", "experiments/training/optimizer.py", "and name not in still", "", SETTINGS),
     ("Muon without its state", "experiments/training/optimizer.py", "super().load_state_dict(state_dict)\n        self._share()", "super().load_state_dict(state_dict)", SETTINGS),
     ("projections of a run that was killed", "experiments/training/watching.py", "in (self.conditions, self.projections)", "in (self.conditions,)", VARIANTS),
@@ -234,7 +234,6 @@ MUTATIONS = [
     ("order, a state believed", "experiments/training/stream.py", '== place["digest"]:', '!= "":', ORDER),
     ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
-    ("checkpoints, whatever they weigh", "experiments/training/position.py", "max(self.seconds, self.took / SHARE)", "self.seconds", CHECKPOINTS),
 ]  # fmt: skip
 
 

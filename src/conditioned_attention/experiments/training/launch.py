@@ -27,15 +27,10 @@ class Launch:
         name: what trackers call the run, before its variant and seed; default the task's.
         loader_workers: processes that prepare batches, 0 for none.
         log_every: optimizer steps between lines of the training log.
-<<<<<<< HEAD
         checkpoint_seconds: a checkpoint is written at the first optimizer step after so many seconds, or after fifty
             times what the last one took, if that is longer; 0 is after every step.
         max_kappa, max_scale: where a head's κ, or the largest factor that C puts on a row, is beyond it, the monitor
             warns.
-=======
-        checkpoint_seconds: at least so long between checkpoints; longer where writing one takes above 2 % of it.  0
-            writes one after every optimizer step.
->>>>>>> f3a0701 (Order of the data: shuffled, repeated, as stored or streamed, in O(1) memory, resumed to the bit)
     """
 
     parallel: Parallel = "auto"
