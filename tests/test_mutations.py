@@ -28,6 +28,7 @@ FUSED, FUSED_OPTIONS = "tests/attention/test_fused.py", "tests/attention/test_fu
 VARLEN, LEAN_ROWS = "tests/test_varlen.py", "tests/attention/test_lean.py"
 OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
+ORDER = "tests/experiments/test_order.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -165,7 +166,7 @@ MUTATIONS = [
     ("a start that is no part of a run", "experiments/training/loop.py", '({} if start is None else {"start": start.identity})', "{}", PROTOCOLS),
     ("starts changed again", "experiments/training/start.py", "initialise=False", "initialise=True", PROTOCOLS),
     ("checkpoints at any price", "experiments/training/position.py", "max(self.seconds, self.took / SHARE)", "self.seconds", PROTOCOLS),
-    ("epochs of growing batches", "experiments/training/loop.py", "taken += 1", "taken += 2", PROTOCOLS),
+    ("epochs of growing batches", "experiments/training/loop.py", "start_at(self.here.taken * self.settings.micro_batch", "start_at(self.here.step * self.settings.batch_size", PROTOCOLS),
     ("cls_token decays", "experiments/training/optimizer.py", "and name not in still", "", SETTINGS),
     ("Muon without its state", "experiments/training/optimizer.py", "super().load_state_dict(state_dict)\n        self._share()", "super().load_state_dict(state_dict)", SETTINGS),
     ("projections of a run that was killed", "experiments/training/watching.py", "in (self.conditions, self.projections)", "in (self.conditions,)", VARIANTS),
@@ -226,6 +227,13 @@ MUTATIONS = [
     ("fused, window of the others", "attention/arguments.py", "seen.triu(1 - window)", "seen.triu(-window)", FUSED_OPTIONS),
     ("varlen, too short", "varlen.py", "if longest is not None and longest < most:", "if False:", VARLEN),
     ("varlen, starts in no order", "varlen.py", "or (lengths < 0).any()", "", VARLEN),
+    ("order, copies alike", "experiments/training/order.py", "(epoch, i, copy) for", "(epoch, i, 0) for", ORDER),
+    ("order, a number outside", "experiments/training/order.py", "(outside := found >= length)", "(outside := found > length)", ORDER),
+    ("order, epochs of a stream", "experiments/training/stream.py", "self.source.set_epoch(epoch)", "pass", ORDER),
+    ("order, chance in a stream", "experiments/training/stream.py", "            reseed(self.seed, self.epoch, self.taken)", "            pass", ORDER),
+    ("order, a state believed", "experiments/training/stream.py", '== place["digest"]:', '!= "":', ORDER),
+    ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
+    ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 
 

@@ -1,19 +1,22 @@
 """scikit-learn's digits as files in class folders, and files that are broken in every usual way."""
 
+import functools
 from pathlib import Path
 
 from PIL import Image
 from sklearn import datasets
 
+load_digits = functools.cache(datasets.load_digits)
+
 
 def digit(i):
-    pixels = datasets.load_digits().images[i]
+    pixels = load_digits().images[i]
     return Image.fromarray((pixels * 15.9).astype("uint8"))
 
 
 def write_digits(root: Path, first: int, count: int, classes: int = 10) -> Path:
     """``root/CLASS/INDEX.png`` for these digits."""
-    data = datasets.load_digits()
+    data = load_digits()
     for i in range(first, first + count):
         if data.target[i] < classes:
             folder = root / str(data.target[i])

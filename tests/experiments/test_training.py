@@ -10,7 +10,6 @@ from conditioned_attention.bench.loop import _bare
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.optimizer import parameter_groups
-from conditioned_attention.experiments.training.order import EpochSampler
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, find_variants
@@ -115,18 +114,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         with pytest.raises(FloatingPointError, match=f"training loss is nan at step {step}"):
             list(rows)
         assert not list(tmp_path.glob("checkpoint-*"))
-
-
-def test_sampler_is_a_new_permutation_each_epoch_and_resumes():
-    sampler = EpochSampler(10, seed=3)
-    first = list(sampler)
-    assert sorted(first) == [(0, i) for i in range(10)]
-    sampler.start_at(0, 4)
-    assert list(sampler) == first[4:]
-    assert len(sampler) == 6
-    sampler.start_at(1, 0)
-    assert [index for _, index in sampler] != [index for _, index in first]
-    assert list(EpochSampler(10, 3, batch_size=4)) == first[:8]
 
 
 def test_schedules():

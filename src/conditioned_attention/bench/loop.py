@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import tempfile
 import time
@@ -18,7 +19,7 @@ from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.optimizer import build_optimizer
-from conditioned_attention.experiments.training.order import EpochSampler
+from conditioned_attention.experiments.training.order import SampleOrder
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.training.step import components
@@ -82,7 +83,9 @@ def _bare(task: Task, settings: Training) -> float:
     torch.manual_seed(0)
     model = task.build_model()
     torch.manual_seed(0)
-    sampler = EpochSampler(len(task.train_data()), 0, settings.batch_size)  # type: ignore[arg-type]
+    samples = len(task.train_data())  # type: ignore[arg-type]
+    used = samples // settings.batch_size * settings.batch_size
+    keys = SampleOrder("shuffled", samples, 0, used).keys()
 
     def loader(data: Any, **kwargs: Any) -> Any:
         # a generator of its own, so that dropout draws what it draws in ours
@@ -90,10 +93,9 @@ def _bare(task: Task, settings: Training) -> float:
 
     eval_loader = loader(task.eval_data())
     optimizer = build_optimizer(model, settings)
-    schedule = build_schedule(optimizer, settings, settings.epochs * (len(sampler) // settings.batch_size))
-    for epoch in range(settings.epochs):
-        sampler.start_at(epoch, 0)
-        order = [index for _, index in sampler]
+    schedule = build_schedule(optimizer, settings, settings.epochs * (used // settings.batch_size))
+    for _ in range(settings.epochs):
+        order = [index for _, index in itertools.islice(keys, used)]
         model.train()
         total = torch.zeros(())
         for batch in loader(task.train_data(), sampler=order):
@@ -106,4 +108,4 @@ def _bare(task: Task, settings: Training) -> float:
             optimizer.zero_grad()
             total += loss.detach()
         evaluate(task, model, eval_loader, lambda tensors: tensors, 0)
-    return float(total) / (len(sampler) // settings.batch_size)
+    return float(total) / (used // settings.batch_size)

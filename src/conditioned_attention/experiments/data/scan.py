@@ -143,7 +143,13 @@ def _read_all(names: Sequence[str], read: Callable[[int], object], rows: Sequenc
     from rich.progress import track
 
     def read_some(some: Sequence[int]) -> dict[int, str]:
-        return {i: reason for i in some if (reason := _reason(read, i)) is not None}
+        found = {}
+        for i in some:
+            try:
+                read(i)
+            except Exception as error:  # damaged files fail in as many ways as there are readers
+                found[i] = reason_of(error)
+        return found
 
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
     found: dict[int, str] = {}
@@ -162,11 +168,3 @@ def _read_all(names: Sequence[str], read: Callable[[int], object], rows: Sequenc
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest
     return found
-
-
-def _reason(read: Callable[[int], object], i: int) -> str | None:
-    try:
-        read(i)
-    except Exception as error:  # damaged files fail in as many ways as there are readers
-        return reason_of(error)
-    return None

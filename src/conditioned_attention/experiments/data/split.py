@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 EVALUATION = 5  # one in so many is for evaluation where a data set comes without such a set
+EVALUATION_SPLITS = ("val", "validation", "test")  # names that say what a split is for
 TUNING = 10  # one in so many training items scores a run that chooses settings, so that the evaluation set stays unseen
 
 
@@ -28,9 +29,6 @@ def hold_out(labels: Sequence[int], one_in: int) -> tuple[list[int], list[int]]:
     held[by_class[one_in // 2 :: one_in]] = True
     held &= np.bincount(classes)[classes] > 1
     return shuffled[~held[shuffled]].tolist(), shuffled[held[shuffled]].tolist()
-
-
-EVALUATION_SPLITS = ("val", "validation", "test")
 
 
 def choose_eval_split(splits: Sequence[str], wanted: str | None, where: str) -> list[str]:

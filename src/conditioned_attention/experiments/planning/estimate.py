@@ -15,8 +15,8 @@ import torch
 from conditioned_attention.experiments.planning.counting import StepCount, count_step
 from conditioned_attention.experiments.planning.gpus import GPUS, find_gpu
 from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.batches import training_batches
 from conditioned_attention.experiments.training.launch import Launch
-from conditioned_attention.experiments.training.order import EpochSampler, training_loader
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.training.step import step_of_variant
 from conditioned_attention.experiments.variants.catalogue import find_variants
@@ -177,9 +177,11 @@ def estimate(
 
 def _micro_batch(task: Task, settings: Training) -> Any:
     """The first one that a run trains on: its shapes are what counts."""
-    data = task.train_data()
-    sampler = EpochSampler(len(data), 0, settings.batch_size)  # type: ignore[arg-type]
-    return next(iter(training_loader(data, sampler, settings.micro_batch, task.collate_train, 0)))
+    batches = training_batches(
+        task.train_data(), seed=0, batch_size=settings.batch_size, micro_batch=settings.micro_batch,
+        collate=task.collate_train, order=settings.order, repeats=settings.repeats,
+    )  # fmt: skip
+    return next(batches)
 
 
 def _estimate(task: Task, settings: Training, variant: Variant, steps: int, count: StepCount) -> Estimate:

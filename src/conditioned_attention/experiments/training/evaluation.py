@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.tasks.task import Task
-from conditioned_attention.experiments.training.order import seeded
+from conditioned_attention.experiments.training.chance import seeded
 
 
 def evaluate(

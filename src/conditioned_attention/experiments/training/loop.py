@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.batches import training_batches
 from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.interruption import Stop, signals_noted
 from conditioned_attention.experiments.training.launch import Launch, agree, kind
 from conditioned_attention.experiments.training.optimizer import build_optimizer
-from conditioned_attention.experiments.training.order import EpochSampler, training_loader
 from conditioned_attention.experiments.training.position import Keeper
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
@@ -132,9 +132,15 @@ class _Run:
         self.full_steps = settings.full_steps(self.samples, task.tokens_per_sample)
         self.steps = settings.steps(self.samples, task.tokens_per_sample)
         self.evaluate_steps = settings.evaluate_steps or settings.steps_of_epochs(settings.evaluate_every, self.samples)
-        self.sampler = EpochSampler(self.samples, self.seed, settings.batch_size)
-        self.train_loader = training_loader(
-            data, self.sampler, settings.micro_batch, task.collate_train, self.launch.loader_workers
+        self.batches = training_batches(
+            data,
+            seed=self.seed,
+            batch_size=settings.batch_size,
+            micro_batch=settings.micro_batch,
+            collate=task.collate_train,
+            order=settings.order,
+            repeats=settings.repeats,
+            workers=self.launch.loader_workers,
         )
         self.eval_loader = self._evaluation_loader(task.eval_data())
 
@@ -167,8 +173,8 @@ class _Run:
         schedule = build_schedule(optimizer, settings, self.ticks, self.steps)
         if settings.compile:
             model.compile()
-        model, optimizer, self.schedule, self.train_loader, self.eval_loader = self.accelerator.prepare(
-            model, optimizer, schedule, self.train_loader, self.eval_loader
+        model, optimizer, self.schedule, self.batches.loader, self.eval_loader = self.accelerator.prepare(
+            model, optimizer, schedule, self.batches.loader, self.eval_loader
         )
         if average is not None:
             average = average.to(self.accelerator.device)
@@ -215,21 +221,13 @@ class _Run:
         count = min(self.settings.micro_batches(self.progress), left)
         parts, norm = self.take(self.batches, count, here.losses)
         here.step, here.taken, here.count = here.step + 1, here.taken + count, here.count + count
+        here.place = self.batches.place
         here.seconds += time.perf_counter() - began
         if self.settings.seconds is not None:  # one clock for all, as it decides when the run ends
             here.seconds = agree(self.accelerator, here.seconds)
         self._move_schedule()
         if here.step % self.launch.log_every == 0:
             self._log_step(parts, norm)
-
-    def _micro_batches(self) -> Iterator[Any]:
-        """Those of the training set from the run's position on, without end."""
-        taken = self.here.taken
-        while True:
-            self.sampler.start_at(*divmod(taken * self.settings.micro_batch, self.sampler.used))
-            for batch in self.train_loader:
-                taken += 1
-                yield batch
 
     def _move_schedule(self) -> None:
         # not through Accelerate's wrapper, which would hold the schedule back where fp16 skips a step
@@ -345,7 +343,7 @@ class _Run:
         processes = self.keeper.resume()
         if processes not in (None, self.accelerator.num_processes):
             self._seed_randomness(self.here.step)
-        self.batches = self._micro_batches()
+        self.batches.start_at(self.here.taken * self.settings.micro_batch, self.here.place)
         if self.main:
             self.log.cut_after(-1 if processes is None else self.here.step)
             if self.watch is not None:  # measured with the evaluation, which comes after the step's own checkpoint

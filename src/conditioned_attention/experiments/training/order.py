@@ -1,116 +1,105 @@
-"""Batches that depend on the seed and their place in training alone: not on workers, ranks, or where a run resumed."""
+"""In which order a run sees its training samples: set by the seed and the position in the run alone."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+
+from conditioned_attention.choices import Choices
 
 Order = Literal["shuffled", "repeated", "stored", "streamed"]
+Key = tuple[int, ...]  # epoch, index in the data set, and the number of the copy where samples are repeated
+Array = np.ndarray[Any, Any]
 
-Key = tuple[int, int]  # epoch, index in the data set
+IN_MEMORY = 2**20  # a permutation of so many samples, 8 MiB, is kept; of more, every index is computed when needed
+_CHUNK = 2**14  # indices computed at a time
+_ROUNDS = 8
 
 
-class EpochSampler(Sampler[Key]):
-    """A new permutation every epoch, set by the seed and the epoch alone, from any position in it.
+@dataclass(frozen=True)
+class SampleOrder(Choices):
+    """The order of a data set whose samples have an index: shuffled, repeated or as stored.
 
-    It yields (epoch, index), so that random augmentation can be another one in every epoch.  Only whole batches: the
-    last ``length % batch_size`` samples of each permutation are left out.
+    ``"shuffled"`` is a new permutation every epoch.  ``"repeated"`` is repeated augmentation, as in DeiT and timm's
+    ``RepeatAugSampler``: each sample of the permutation comes ``repeats`` times in a row, with other chance each time;
+    an epoch is as long as a plain one, so it has only a ``repeats``-th of the samples.  ``"stored"`` is the order of
+    the data set, alike in every epoch.
+
+    Attributes:
+        order: one of these three.
+        length: samples in the data set.
+        seed: of the permutations.
+        used: samples an epoch; less than ``length`` where those that do not fill a batch are left out.
+        repeats: copies of a sample.
     """
 
-    def __init__(self, length: int, seed: int, batch_size: int = 1) -> None:
-        self.length, self.seed = length, seed
-        self.used = length // batch_size * batch_size
-        self.epoch, self.start = 0, 0
+    order: Literal["shuffled", "repeated", "stored"]
+    length: int
+    seed: int
+    used: int
+    repeats: int = 3
 
-    def start_at(self, epoch: int, start: int) -> None:
-        """The next iteration is over this epoch, from this sample on."""
-        self.epoch, self.start = epoch, start
+    def keys(self, start: int = 0) -> Iterator[Key]:
+        """Keys without end, from this sample on, counted since the beginning of the run."""
+        epoch, first = divmod(start, self.used)
+        while True:
+            permuted = None if self.order == "stored" else permutation(self.length, self.seed, epoch)
+            for begin in range(first, self.used, _CHUNK):
+                positions = np.arange(begin, min(begin + _CHUNK, self.used))
+                if permuted is None:
+                    yield from ((epoch, index) for index in positions.tolist())
+                elif self.order == "shuffled":
+                    yield from ((epoch, index) for index in permuted(positions).tolist())
+                else:
+                    which, copies = np.divmod(positions, self.repeats)
+                    yield from ((epoch, i, copy) for i, copy in zip(permuted(which).tolist(), copies.tolist()))
+            epoch, first = epoch + 1, 0
 
-    def __len__(self) -> int:
-        return self.used - self.start
 
-    def __iter__(self) -> Iterator[Key]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator)[self.start : self.used].tolist()
-        return iter([(self.epoch, index) for index in order])
+def permutation(length: int, seed: int, epoch: int) -> Callable[[Array], Array]:
+    """A permutation of ``range(length)``, set by seed and epoch: a function from positions to indices."""
+    if length <= IN_MEMORY:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        return torch.randperm(length, generator=generator).numpy().__getitem__
+    digest = hashlib.blake2b(repr((seed, epoch)).encode(), digest_size=8 * _ROUNDS).digest()
+    return functools.partial(_permuted, length, np.frombuffer(digest, "<u8"))
 
 
-class SeededItems(Dataset[Any]):
-    """A data set whose items are fetched with every global generator set by (seed, epoch, index).
+def _permuted(length: int, round_keys: Array, positions: Array) -> Array:
+    """A Feistel network over a rectangle that just holds ``length`` numbers (Black and Rogaway, 2002).
 
-    Random transforms of torchvision, timm or the user's own draw from the generators of torch, numpy and Python; so
-    they give the same picture in any worker, on any rank, and after any resume.  A data set with ``__getitems__``
-    hands out whole batches, which must not be random; `SeededCollate` sees to what is random in a batch.
+    A number is a pair (left, right), and each round adds to one half what a hash makes of the other, which can be
+    undone: so it permutes the rectangle.  Who lands outside ``length`` goes through it again until inside: as the
+    rectangle has less than one row too many, that is rare.
     """
+    columns = math.isqrt(length - 1) + 1
+    rows = -(-length // columns)
 
-    def __init__(self, data: Dataset[Any], seed: int) -> None:
-        self.data, self.seed = data, seed
-        self.fetch: Callable[[list[int]], Any] | None = getattr(data, "__getitems__", None)
+    def network(numbers: Array) -> Array:
+        left, right = np.divmod(numbers, columns)
+        for i, key in enumerate(round_keys):
+            if i % 2:
+                right = (right + _mixed(left ^ key) % columns) % columns
+            else:
+                left = (left + _mixed(right ^ key) % rows) % rows
+        return left * columns + right
 
-    def __getitems__(self, keys: Sequence[Key]) -> tuple[Key, Any]:
-        if self.fetch is not None:
-            return keys[0], self.fetch([index for _, index in keys])
-        return keys[0], [self._item(key) for key in keys]
-
-    def _item(self, key: Key) -> Any:
-        with seeded(self.seed, *key):
-            return self.data[key[1]]
-
-    def __getitem__(self, key: Key) -> Any:  # the loader asks for whole batches
-        return self.__getitems__([key])
-
-
-class SeededCollate:
-    """Makes a batch with the global generators set by the seed and the batch's first sample."""
-
-    def __init__(self, collate: Callable[[Any], Any], seed: int) -> None:
-        self.collate, self.seed = collate, seed
-
-    def __call__(self, fetched: tuple[Key, Any]) -> Any:
-        first, items = fetched
-        with seeded(self.seed, "batch", *first):
-            return self.collate(items)
+    found = network(positions.astype(np.uint64))
+    while (outside := found >= length).any():
+        found[outside] = network(found[outside])
+    return found.astype(np.int64)
 
 
-@contextmanager
-def seeded(*key: object) -> Iterator[None]:
-    """The generators of torch (on the CPU), numpy and Python start from ``key``, and afterwards are as they were."""
-    import numpy as np
-
-    number = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
-    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that transforms draw from
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(number)
-        random.seed(number)
-        np.random.seed(number % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(pythons)
-            np.random.set_state(numpys)  # noqa: NPY002
-
-
-def training_loader(
-    data: Dataset[Any], sampler: EpochSampler, batch_size: int, collate: Callable[[Any], Any], workers: int
-) -> DataLoader[Any]:
-    """The loader of the training set.
-
-    It has a generator of its own: a loader otherwise draws from the global one, which a resumed run would find in
-    another state.
-    """
-    return DataLoader(
-        SeededItems(data, sampler.seed),
-        batch_size,
-        sampler=sampler,
-        collate_fn=SeededCollate(collate, sampler.seed),  # type: ignore[arg-type]
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),
-    )
+def _mixed(numbers: Array) -> Array:
+    """The mixer of SplitMix64: every bit of the result depends on every bit of the number."""
+    numbers = (numbers ^ (numbers >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> 27)) * np.uint64(0x94D049BB133111EB)
+    numbers ^= numbers >> 31
+    return numbers

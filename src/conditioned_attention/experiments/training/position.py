@@ -63,6 +63,7 @@ class Position:
         losses: sums over micro-batches since the last evaluation, by name.
         count: of those micro-batches.
         history: the rows that the run has yielded.
+        place: in a stream of samples; None for other orders.
     """
 
     step: int = 0
@@ -72,6 +73,7 @@ class Position:
     losses: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    place: dict[str, Any] | None = None
 
     @property
     def evaluated(self) -> bool:
@@ -141,6 +143,7 @@ class Keeper:
             "losses": losses,
             "loss_count": here.count,
             "history": here.history,
+            "place": here.place,
             "processes": self.accelerator.num_processes,
             "best": {"score": self.best.score, "step": self.best.step},
             "run": self.identity,
@@ -182,7 +185,7 @@ class Keeper:
         self.position.seconds, self.position.history = there["seconds"], there["history"]
         device = self.accelerator.device
         self.position.losses = {name: torch.tensor(loss, device=device) for name, loss in losses.items()}
-        self.position.count = there["loss_count"]
+        self.position.count, self.position.place = there["loss_count"], there.get("place")
         if extra is not None and "average" not in extra and "best" not in extra:
             extra = {"average": extra}  # 0.1: the average alone
         if self.average is not None and extra is not None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -55,7 +55,8 @@ def without_unreadable(
     train, evaluation = ([row for row in rows if row not in found] for rows in (source.train, source.evaluation))
     counts = Counter(source.labels[row] for row in train)
     if missing := [name for label, name in enumerate(source.classes) if not counts[label]]:
-        raise ValueError(f"no readable training image of {_few(missing)}")
+        more = f", … ({len(missing)} in all)" if len(missing) > 5 else ""
+        raise ValueError(f"no readable training image of {', '.join(missing[:5])}{more}")
     if not evaluation:
         raise ValueError("no readable image in the evaluation set")
     return replace(source, train=train, evaluation=evaluation), notes
@@ -105,17 +106,10 @@ def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
         if picture.mode == "F":
             raise ValueError("floating-point pixels have no fixed range; save the image with 8 or 16 bits")
         if picture.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-            return _eight_bits(np.asarray(picture))
+            pixels = np.asarray(picture)
+            if pixels.min() < 0 or pixels.max() > 65535:
+                raise ValueError(f"integer pixels must be within 16 bits, got {pixels.min()} to {pixels.max()}")
+            return Image.fromarray(np.round(pixels / 257).astype(np.uint8)).convert("RGB")
         if picture.mode == "P" and "transparency" in picture.info:
             return picture.convert("RGBA").convert("RGB")
         return picture.convert("RGB")
-
-
-def _eight_bits(pixels: np.ndarray[Any, Any]) -> Image.Image:
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"integer pixels must be within 16 bits, got {pixels.min()} to {pixels.max()}")
-    return Image.fromarray(np.round(pixels / 257).astype(np.uint8)).convert("RGB")
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")

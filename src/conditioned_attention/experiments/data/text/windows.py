@@ -53,13 +53,11 @@ def split_windows(text: bytes, context: int, *, tuning: bool = False) -> tuple[B
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     count = (len(data) - 1) // context
     block = torch.arange(count) // _WINDOWS
+    held = block % _PARTS == _PARTS - 1
+    train = ~held
     if tuning:
-        kept = block % _PARTS != _PARTS - 1
-        held = kept & (block % _PARTS == _PARTS // 2)
-        train = kept & ~held
-    else:
-        held = block % _PARTS == _PARTS - 1
-        train = ~held
+        held = block % _PARTS == _PARTS // 2
+        train &= ~held
     if not (held.any() and train.any()):
         need = _PARTS * _WINDOWS * context
         raise ValueError(

@@ -1,0 +1,158 @@
+"""The batches a run trains on: they depend on the seed and their place in the run alone.
+
+Not on workers of the loader, ranks, or where the run was resumed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
+
+from conditioned_attention.experiments.training.chance import generators_kept, reseed, seeded
+from conditioned_attention.experiments.training.order import Key, Order, SampleOrder
+from conditioned_attention.experiments.training.stream import StreamedItems
+
+Place = dict[str, Any]
+
+
+class TrainingBatches(Iterator[Any]):
+    """The micro-batches of a run, one after another and without end; see `training_batches`.
+
+    Attributes:
+        loader: where they come from.  Put in its place what ``Accelerator.prepare`` makes of it.
+        place: plain data that lets `start_at` find its way in a stream; None for the other orders.
+    """
+
+    def __init__(self, loader: DataLoader[Any], keys: _Keys, items: SeededItems | StreamedItems) -> None:
+        self.loader, self._keys, self._items = loader, keys, items
+        self.start_at(0)
+
+    def start_at(self, samples: int, place: Place | None = None) -> None:
+        """The next batch begins with this sample.
+
+        Args:
+            samples: of all processes, taken since the beginning of the run.
+            place: as the attribute was then; without it a stream is read from the beginning of the run.
+        """
+        self._keys.start, self.place = samples, place
+        if isinstance(self._items, StreamedItems):
+            self._items.start_at(place)
+        self._loading: Iterator[tuple[Place | None, Any]] | None = None
+
+    def __next__(self) -> Any:
+        if self._loading is None:
+            self._loading = iter(self.loader)
+        self.place, batch = next(self._loading)
+        return batch
+
+
+def training_batches(
+    data: Any,
+    *,
+    seed: int,
+    batch_size: int,
+    micro_batch: int,
+    collate: Callable[[Any], Any],
+    order: Order = "shuffled",
+    repeats: int = 3,
+    workers: int = 0,
+) -> TrainingBatches:
+    """The micro-batches of a run.
+
+    The samples that do not fill a batch are left out of an epoch.  In a stream, a batch may begin in one epoch and end
+    in the next.
+
+    Accelerate cuts each micro-batch over the processes in the order of its samples, so the copies of ``"repeated"``
+    are neighbours in one process, and in two where the border lies between them.
+
+    Args:
+        data: has a length and items by index; for ``order="streamed"`` it is iterated, and a ``set_epoch`` is called.
+        seed: of the order, and of all chance in items and batches.
+        batch_size: samples an optimizer step, of all processes.
+        micro_batch: samples at a time.
+        collate: makes a batch of items, and may draw from the global generators.
+        order: see `SampleOrder`; ``"streamed"`` takes the items as an iterable data set hands them out.
+        repeats: copies of a sample, for ``"repeated"``.
+        workers: processes that prepare batches, 0 for none.  Each reads the whole of a stream: there they help where
+            it is ``collate`` that takes the time.
+
+    Raises:
+        ValueError: an order that the data do not have, or no batch.
+    """
+    items: SeededItems | StreamedItems
+    if order == "streamed":
+        if not hasattr(data, "__iter__"):
+            raise ValueError(f"order='streamed' needs data to iterate over, and {type(data).__name__} has no __iter__")
+        items, keys = StreamedItems(data, seed), _Keys(itertools.count)
+    else:
+        if isinstance(data, IterableDataset) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise ValueError(
+                f"order={order!r} needs data with a length and an index, and {type(data).__name__} lacks them; "
+                "order='streamed' takes data sets that are iterated"
+            )
+        used = len(data) // batch_size * batch_size
+        if not used:
+            raise ValueError(f"batch_size={batch_size} leaves no batch of {len(data)} samples")
+        items, keys = SeededItems(data, seed), _Keys(SampleOrder(order, len(data), seed, used, repeats).keys)
+    loader = DataLoader(
+        items,
+        micro_batch,
+        sampler=keys,
+        collate_fn=SeededCollate(collate, seed),  # type: ignore[arg-type]
+        num_workers=workers,
+        # its own: a loader otherwise draws from the global one, which a resumed run would find in another state
+        generator=torch.Generator(),
+    )
+    return TrainingBatches(loader, keys, items)
+
+
+class _Keys(Sampler[Any]):
+    """Keys of an order, or numbers in a stream, from a sample on and without end."""
+
+    def __init__(self, of: Callable[[int], Iterator[Any]]) -> None:
+        self.of, self.start = of, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.of(self.start)
+
+
+class SeededItems(Dataset[Any]):
+    """A data set whose items are fetched with every global generator set by seed and key.
+
+    Random transforms of torchvision, timm or the user's own draw from the generators of torch, numpy and Python; so
+    they give the same picture in any worker, on any rank, and after any resume.  A data set with ``__getitems__``
+    hands out whole batches: there the generators are set by the first key, and chance depends on the batch as well.
+    """
+
+    def __init__(self, data: Any, seed: int) -> None:
+        self.data, self.seed = data, seed
+        while isinstance(data, Subset):  # has __getitems__, and hands out one item after another
+            data = data.dataset
+        self.in_batches = hasattr(data, "__getitems__")
+
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Key, None, Any]:
+        with generators_kept():
+            if self.in_batches:
+                reseed(self.seed, *keys[0])
+                return keys[0], None, self.data.__getitems__([key[1] for key in keys])
+            return keys[0], None, [self._item(key) for key in keys]
+
+    def _item(self, key: Key) -> Any:
+        reseed(self.seed, *key)
+        return self.data[key[1]]
+
+
+class SeededCollate:
+    """Makes a batch with the global generators set by the seed and the batch's first sample."""
+
+    def __init__(self, collate: Callable[[Any], Any], seed: int) -> None:
+        self.collate, self.seed = collate, seed
+
+    def __call__(self, fetched: tuple[Key, Place | None, Any]) -> tuple[Place | None, Any]:
+        first, place, items = fetched
+        with seeded(self.seed, "batch", *first):
+            return place, self.collate(items)
