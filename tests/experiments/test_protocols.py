@@ -307,3 +307,29 @@ def test_a_checkpoint_of_version_0_1_is_gone_on_from(tmp_path):
         (checkpoint / "files.json").unlink()
         _seal(checkpoint)
     assert without_time(run(TinyDigits(), tmp_path / "old", settings)) == without_time(whole)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Digits in the order of a stream, which does not say how many there are."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def __iter__(self):
+        return ((self.arrays.images[i], self.arrays.labels[i]) for i in range(len(self.arrays)))
+
+
+def test_a_stream_without_a_length_counts_in_steps(tmp_path):
+    class Streamed(TinyDigits):
+        def train_data(self):
+            return Endless(super().train_data())
+
+    settings = dataclasses.replace(
+        SHORT, order="streamed", max_steps=9, evaluate_steps=4, monitor_every=1, evaluate_batches=1
+    )
+    rows = run(Streamed(), tmp_path, settings)
+    assert [(row["step"], row["seen"]) for row in rows] == [(4, 120), (8, 240), (9, 270)]
+    assert all("epoch" not in row and "log10_kappa_weights" in row for row in rows)
+    assert rows[-1]["train_loss"] < 2.4
+    with pytest.raises(ValueError, match="no length, and so no epochs: give evaluate_steps"):
+        run(Streamed(), tmp_path / "other", dataclasses.replace(settings, evaluate_steps=None))

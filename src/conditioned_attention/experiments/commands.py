@@ -21,7 +21,7 @@ from conditioned_attention.experiments.runs.compare import compare, seed_list
 from conditioned_attention.experiments.runs.run import carry_out, check_origin, job_of, run_folder, single_job
 from conditioned_attention.experiments.runs.tune import AtRates, settings_of_tuning
 from conditioned_attention.experiments.runs.tune import tune as find_rates
-from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.launch import Launch, world_size
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
@@ -46,7 +46,7 @@ class RecipeTraining:
     def evaluations(self) -> int | None:
         """How many rows a run yields; None if the clock decides."""
         data = self.task.train_data()
-        return self.recipe.training.evaluations(len(data), self.task.tokens_per_sample)  # type: ignore[arg-type]
+        return self.recipe.training.evaluations(number_of(data), self.task.tokens_per_sample)
 
     def __call__(self, variant: Variant, seed: int, lr: float | None = None) -> Iterator[dict[str, Any]]:
         training = self.recipe.training if lr is None else dataclasses.replace(self.recipe.training, lr=lr)

@@ -14,7 +14,7 @@ import torch
 
 from conditioned_attention.experiments.planning.counting import StepCount, count_step
 from conditioned_attention.experiments.planning.gpus import GPUS, find_gpu
-from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.batches import training_batches
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
@@ -162,7 +162,7 @@ def estimate(
         raise ValueError(f"utilisation must be in (0, 1], got {utilisation}")
     chosen = find_variants(variants)
     check_suited(chosen, causal=task.causal)
-    steps = settings.steps(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
+    steps = settings.steps(number_of(task.train_data()), task.tokens_per_sample)
     batch = _micro_batch(task, settings)
     like_gpu = gpu is not None or torch.cuda.is_available()
     rows = []
@@ -186,7 +186,7 @@ def _micro_batch(task: Task, settings: Training) -> Any:
 
 def _estimate(task: Task, settings: Training, variant: Variant, steps: int, count: StepCount) -> Estimate:
     flops = count.forward_flops + count.backward_flops
-    full = settings.full_steps(len(task.train_data()), task.tokens_per_sample)  # type: ignore[arg-type]
+    full = settings.full_steps(number_of(task.train_data()), task.tokens_per_sample)
     samples = full * settings.batch_size
     ema = count.weight_bytes if settings.ema is not None else 0
     return Estimate(

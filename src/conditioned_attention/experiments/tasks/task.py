@@ -26,6 +26,14 @@ class Evaluator(Protocol):
         """``{"score": …}`` in the unit of `Task.metric`, and whatever else is worth logging."""
 
 
+def number_of(data: Any) -> int | None:
+    """How many samples a data set has; None for a stream that does not know."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
 class Task(ABC):
     """One learning problem.
 

@@ -7,6 +7,7 @@ process if its folder holds a checkpoint.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.batches import training_batches
 from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.interruption import Stop, signals_noted
@@ -127,8 +128,8 @@ class _Run:
         """The loaders, and how the run is divided: into steps, epochs and evaluations."""
         task, settings = self.task, self.settings
         data = task.train_data()
-        self.samples = len(data)  # type: ignore[arg-type]
-        self.epoch_steps = settings.steps_of_epochs(1, self.samples)
+        self.samples = number_of(data)
+        self.epoch_steps = None if self.samples is None else settings.steps_of_epochs(1, self.samples)
         self.full_steps = settings.full_steps(self.samples, task.tokens_per_sample)
         self.steps = settings.steps(self.samples, task.tokens_per_sample)
         self.evaluate_steps = settings.evaluate_steps or settings.steps_of_epochs(settings.evaluate_every, self.samples)
@@ -169,7 +170,7 @@ class _Run:
         by_share = settings.seconds is not None or bool(settings.ramp)
         self.ticks = _TICKS if by_share else self.steps
         if settings.schedule_per == "epoch":
-            self.ticks = max(1, round(self.full_steps / self.epoch_steps))
+            self.ticks = max(1, round(self.full_steps / settings.steps_of_epochs(1, self.samples)))
         schedule = build_schedule(optimizer, settings, self.ticks, self.steps)
         if settings.compile:
             model.compile()
@@ -186,6 +187,13 @@ class _Run:
         by_samples = self.here.taken / (self.full_steps * self.settings.accumulation)
         return (
             by_samples if self.settings.seconds is None else max(by_samples, self.here.seconds / self.settings.seconds)
+        )
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training set, whole or not; of a stream without a length not known."""
+        return (
+            math.nan if self.epoch_steps is None else self.here.taken / (self.epoch_steps * self.settings.accumulation)
         )
 
     @property
@@ -232,7 +240,7 @@ class _Run:
     def _move_schedule(self) -> None:
         # not through Accelerate's wrapper, which would hold the schedule back where fp16 skips a step
         if self.settings.schedule_per == "epoch":
-            target = self.here.taken // (self.epoch_steps * self.settings.accumulation)
+            target = int(self.epoch)
         else:
             target = self.here.step if self.ticks == self.steps else round(self.progress * self.ticks)
         while self.here.tick < min(target, self.ticks):
@@ -277,12 +285,9 @@ class _Run:
             scores = self._scores(batches, "dev", here.step)
         except _Stopped:  # out of the evaluation, whose random states a checkpoint must not have
             self.keeper.save_and_stop(stop)
-        epoch = here.taken / (self.epoch_steps * self.settings.accumulation)
-        row: dict[str, Any] = {
-            "epoch": int(epoch) if epoch.is_integer() else epoch,
-            "step": here.step,
-            "seen": self.seen,
-        }
+        row: dict[str, Any] = {"step": here.step, "seen": self.seen}
+        if self.epoch_steps is not None:
+            row = {"epoch": int(self.epoch) if self.epoch.is_integer() else self.epoch} | row
         row |= {"seconds": here.seconds} | losses | scores
         row |= self.measure() if self._measure_due() else {}
         if self.settings.select == "best":
@@ -320,6 +325,8 @@ class _Run:
     def _measure_due(self) -> bool:
         if not self.settings.monitor_every:
             return False
+        if self.epoch_steps is None:
+            return True
         every = max(1, round(self.settings.monitor_every * self.epoch_steps))
         before = self.here.history[-1]["step"] if self.here.history else 0
         return self.done or self.here.step // every > before // every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -228,25 +229,31 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
         if self.order == "streamed" and self.max_steps is None and self.tokens is None and self.seconds is None:
             raise ValueError("order='streamed' may have no end: give a budget of max_steps, tokens or seconds")
 
-    def steps_of_epochs(self, epochs: float, samples: int) -> int:
-        """Optimizer steps of a full batch in so many epochs over ``samples`` samples; at least 1."""
+    def steps_of_epochs(self, epochs: float, samples: int | None) -> int:
+        """Optimizer steps of a full batch in so many epochs over ``samples`` samples; at least 1.
+
+        Raises:
+            ValueError: less than a batch of samples; or None, for a stream that does not know its length.
+        """
+        if samples is None:
+            raise ValueError("the training set has no length, and so no epochs: give evaluate_steps")
         if samples < self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} leaves no batch of {samples} samples")
         return max(1, round(epochs * (samples // self.batch_size)))
 
-    def full_steps(self, samples: int, tokens_per_sample: int = 1) -> int:
+    def full_steps(self, samples: int | None, tokens_per_sample: int = 1) -> int:
         """The whole run in steps of a full batch, which the budgets count; with a budget of seconds the most."""
-        steps = self.steps_of_epochs(self.epochs, samples)
+        steps = sys.maxsize if samples is None else self.steps_of_epochs(self.epochs, samples)
         if self.max_steps is not None:
             steps = min(steps, self.max_steps)
         if self.tokens is not None:
             steps = min(steps, math.ceil(self.tokens / (self.batch_size * tokens_per_sample)))
         return steps
 
-    def steps(self, samples: int, tokens_per_sample: int = 1) -> int:
+    def steps(self, samples: int | None, tokens_per_sample: int = 1) -> int:
         """Optimizer steps of the whole run: more than `full_steps` where batches grow."""
         full = self.full_steps(samples, tokens_per_sample)
-        if not self.ramp:
+        if not self.ramp or full == sys.maxsize:
             return full
         taken, steps = 0, 0
         while taken < full * self.accumulation:
@@ -254,7 +261,7 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
             steps += 1
         return steps
 
-    def evaluations(self, samples: int, tokens_per_sample: int = 1) -> int | None:
+    def evaluations(self, samples: int | None, tokens_per_sample: int = 1) -> int | None:
         """How many rows a run yields; None if the clock decides."""
         if self.seconds is not None:
             return None
