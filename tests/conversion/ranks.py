@@ -1,5 +1,7 @@
 """Converted models on two processes; torchrun starts this file.  What went wrong on either goes to a file, as JSON.
 
+python -m tests.conversion.ranks MODELS RESULT: the first is a file with the models, saved whole by another process.
+
 Every process has one sequence of a batch of two, and must compute and learn what one process does with both; under
 tensor parallelism every process has both, and a part of the heads.
 """
@@ -153,6 +155,15 @@ THINGS = {
 }
 
 
+LOADED = "torch.save of the module, torch.load in another process"
+
+
+def load(file):
+    """Checks the models that another process has saved whole."""
+    models = torch.load(file, weights_only=False)
+    return lambda name: assert_conditioned(models[name], name)
+
+
 def attempt(function, name):
     try:
         function(name)
@@ -171,8 +182,10 @@ def anywhere(function, name):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=5))
-    errors = {thing: {name: anywhere(function, name) for name in SURVIVORS} for thing, function in THINGS.items()}
+    models, result = sys.argv[1:]
+    things = {LOADED: load(models), **THINGS}
+    errors = {thing: {name: anywhere(function, name) for name in SURVIVORS} for thing, function in things.items()}
     if dist.get_rank() == 0:
-        with open(sys.argv[1], "w") as file:
+        with open(result, "w") as file:
             json.dump(errors, file)
     end()
