@@ -78,15 +78,11 @@ def errors_elsewhere(folder):
     with FileLock(f"{file}.lock"):
         if not file.exists():
             torch.save({name: converted(name) for name in SURVIVORS}, folder / "models.pt")
-            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-            start([*launch, "-m", "tests.conversion.ranks", str(folder / "models.pt"), str(file)])
+            command = [sys.executable, "-m", "tests.conversion.ranks", str(folder / "models.pt"), str(file)]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(file.read_text())
-
-
-def start(arguments):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 class Wrapped(nn.Module):
@@ -295,17 +291,21 @@ def expectation(thing, name):
     return nullcontext() if error is None else pytest.raises(Exception, match=error)
 
 
-# Tracing takes a second or two a model.  One model of each mechanism goes through these two in the quick suite, which
-# sends all of them through the compiler once, in `compiled`.
-TRACED_AGAIN = {compiled_first, exported_strictly}
-OF_EACH_MECHANISM = {
-    "class swap: timm ViT",
-    "class swap: torch.nn.TransformerEncoder",
-    "interface: BERT",
-    "hook on the output: a class of one's own",
-    "packed weight: torch.nn.TransformerEncoder",
-    "transposed weight: GPT-2",
-    "polar: timm ViT",
+# Tracing takes a second or two a model.  In the quick suite each goes through the compiler once, in one of the first
+# two, and one of each mechanism goes through the others.
+_LLAMA, _GPT2 = "three weights: Llama", "transposed weight: GPT-2"
+_OTHERS_OF_A_MECHANISM = {
+    "class swap: torchvision Swin",
+    "interface: Llama",
+    "hook: timm CAFormer",
+    "fused weight: timm ViT",
+    "weight that is read: torchvision Swin",
+}
+SLOW = {
+    compiled: {"interface: BERT"},
+    compiled_first: {*_OTHERS_OF_A_MECHANISM, _LLAMA},
+    exported: {_LLAMA},
+    exported_strictly: {*_OTHERS_OF_A_MECHANISM, _LLAMA, _GPT2, "packed weight: torch.nn.TransformerEncoder"},
 }
 
 
@@ -313,8 +313,7 @@ def cells():
     """Every cell of the table that is tested in this process."""
     for thing, function in THINGS.items():
         for name in SURVIVORS if function is not None else ():
-            slow = function in TRACED_AGAIN and name not in OF_EACH_MECHANISM
-            yield pytest.param(thing, name, marks=pytest.mark.slow if slow else ())
+            yield pytest.param(thing, name, marks=pytest.mark.slow if name in SLOW.get(function, ()) else ())
 
 
 @pytest.mark.parametrize(("thing", "name"), cells())
