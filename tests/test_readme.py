@@ -154,10 +154,10 @@ COMMANDS = (README + CONVERSION + SPECTRAL + MATHEMATICS + MONITORING).replace("
 def test_command_lines_of_the_readme_parse(line):
     import tyro
 
-    from conditioned_attention.cli import CONFIG, Command
+    from conditioned_attention.cli import CONFIG, _commands
 
     arguments = line.split()[1:]
-    assert tyro.cli(Command, args=arguments, config=CONFIG) is not None
+    assert tyro.cli(_commands(arguments), args=arguments, config=CONFIG) is not None
 
 
 def test_the_costs_in_the_readme_are_those_measured():
