@@ -21,12 +21,12 @@ FLOORS = [
     {"cli"},
     {"bench", "inspection"},
     {"experiments"},
-    {"conversion", "measure", "environment", "storage", "profiling"},
+    {"conversion", "measure", "environment"},
     {"sites"},
     {"modules", "varlen"},
     {"functional"},
     {"attention", "controls", "d_optimal"},
-    {"preconditioner", "reference", "spectral", "choices", "_on_import"},
+    {"preconditioner", "reference", "spectral", "choices", "storage", "profiling", "_on_import"},
 ]
 EXPERIMENTS = [
     {"commands"},
