@@ -7,6 +7,7 @@ import ast
 import graphlib
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import conditioned_attention
@@ -31,6 +32,7 @@ def room_of(module):
     return module.rpartition(".")[0] or module
 
 
+@cache
 def arrows():
     """``{module: {modules or packages that it imports}}``, imports inside functions too."""
     known, found = files(), defaultdict(set)

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from conditioned_attention import explain, reference
 from conditioned_attention.attention.fused import attend as fused
-from conditioned_attention.attention.fused import contract as fused_contract
 from conditioned_attention.attention.fused import launch as fused_launch
 from conditioned_attention.attention.fused.launch import Options
 from conditioned_attention.attention.lean import rows as lean_rows
+from conditioned_attention.attention.triton import machine
 from conditioned_attention.profiling.memory import held_bytes
 from tests.attention.kernels import DEVICE, GPU, assert_good, fused_, interpreted, needs_kernels, poison_more_memory  # noqa: F401
 from tests.attention.test_operator import CASES, double, plain_through, run
@@ -96,17 +96,19 @@ def test_causal_over_several_blocks(n, m):
     assert_good(run(fused_, tensors, is_causal=True, enable_gqa=True), run(plain, tensors, *arguments), oracle, (n, m))
 
 
-B, H, G, N, M = 2, 4, 2, 17, 20
-MASKS = [(N, M), (1, M), (B, 1, 1, M), (1, H, N, M), (B, H, N, M)]
-SEVERAL_BLOCKS = [(70, 40), (1, 40)]
+# Sequences, heads, key heads, queries, keys -> shapes of masks; the second has several blocks of queries and keys
+MASKS = {
+    (2, 4, 2, 9, 12): [(9, 12), (1, 12), (2, 1, 1, 12), (1, 4, 9, 12), (2, 4, 9, 12)],
+    (1, 2, 1, 70, 40): [(70, 40), (1, 40)],
+}
 
 
-@pytest.mark.parametrize("shape", [*MASKS, *SEVERAL_BLOCKS], ids=str)
+@pytest.mark.parametrize(("sizes", "shape"), [(s, shape) for s in MASKS for shape in MASKS[s]], ids=str)
 @pytest.mark.parametrize(("causal", "gradient"), [(False, "stopped"), (True, "through")])
-def test_gradient_of_an_additive_mask(shape, causal, gradient, monkeypatch):
+def test_gradient_of_an_additive_mask(sizes, shape, causal, gradient, monkeypatch):
     monkeypatch.setattr(fused_launch, "_PROGRAMS", 3)  # so that heads are added up in the kernel and after it
-    n, m = (70, 40) if shape in SEVERAL_BLOCKS else (N, M)
-    q, k, v, mask = torch.randn(B, H, n, 12), *torch.randn(2, B, G, m, 12), torch.randn(shape)
+    b, h, g, n, m = sizes
+    q, k, v, mask = torch.randn(b, h, n, 12), *torch.randn(2, b, g, m, 12), torch.randn(shape)
     tensors = [t.to(DEVICE) for t in (q, k, v, mask)]
     ours = run(fused_, tensors, is_causal=causal, enable_gqa=True, gradient=gradient)
     function = plain if gradient == "stopped" else plain_through
@@ -248,7 +250,7 @@ def graphs_of(attention, mark):
     torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attention, fullgraph=True, backend=counter)
-    for b, n in ((1, 20), (1, 33), (2, 40), (3, 50)):
+    for b, n in ((1, 5), (1, 6), (2, 7), (3, 9)):
         q, k, v = (t.requires_grad_() for t in torch.randn(3, b, 2, n, 8, device=DEVICE))
         for tensor in (q, k, v) if mark else ():
             torch._dynamo.mark_dynamic(tensor, 2)
@@ -437,7 +439,7 @@ def test_compiles_for_a_gpu_and_fits(capability, kilobytes, tmp_path):
 def test_other_cards_are_refused(attribute, value, words, monkeypatch):
     if attribute == "hip":
         monkeypatch.setattr(torch.version, "hip", value)
-    monkeypatch.setattr(fused_contract, "_too_old", lambda index: value is True)
+    monkeypatch.setattr(machine, "_too_old", lambda index: value is True)
     with FakeTensorMode():
         q = torch.empty(1, 2, 5, 16, device="cuda")
         assert words in explain(q, q, q).refused["fused"]

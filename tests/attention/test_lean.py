@@ -18,6 +18,7 @@ from conditioned_attention.attention.lean import rows as lean_rows
 from conditioned_attention.attention.lean import steps as lean_steps
 from conditioned_attention.profiling.memory import held_bytes
 from tests.attention.kernels import assert_good, needs_kernels
+from tests.pairwise import pairwise
 from tests.triton_interpreter import VARIABLE
 
 Q = torch.randn(2, 4, 5, 8)
@@ -358,9 +359,9 @@ def test_autocast(dtype):
         torch.testing.assert_close(a, b, rtol=0, atol=8 * torch.finfo(dtype).eps * b.abs().max().item())
 
 
-@pytest.mark.parametrize("gradient", ["stopped", "through"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("gradient", "dtype", "dynamic"), pairwise(["stopped", "through"], [torch.float32, torch.bfloat16], [False, True])
+)
 def test_compiles_without_a_graph_break(gradient, dtype, dynamic):
     mask = torch.rand(5, 5) > 0.3
     q, k, v = (t.to(dtype) for t in (Q, Q + 1, Q - 1))
@@ -446,14 +447,11 @@ def test_auto_in_a_compiled_graph_goes_by_size(tokens, expected, monkeypatch):
     assert ("lean_forward" in graphs[0]) == (expected == "lean")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("layout", ["contiguous", "heads inside", "tokens outside"])
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("mask", [None, torch.randn(1, 1, 5, 7)])
-def test_registered_operators(dtype, layout, kv_heads, mask):
-    """Schema, strides and dtypes of the stand-ins that torch.compile plans with, also for symbolic sizes."""
-    orders = {"contiguous": (0, 1, 2, 3), "heads inside": (0, 2, 1, 3), "tokens outside": (2, 0, 1, 3)}
-    order = orders[layout]
+ORDERS = {"contiguous": (0, 1, 2, 3), "heads inside": (0, 2, 1, 3), "tokens outside": (2, 0, 1, 3)}
+
+
+def calls_of_operators(dtype, order, kv_heads, mask):
+    """Each registered operator with arguments, forward with gradients first; numbers in memory in this order."""
     back = [order.index(i) for i in range(4)]
 
     def tensor(heads, tokens):
@@ -461,13 +459,37 @@ def test_registered_operators(dtype, layout, kv_heads, mask):
 
     q, k, v, dy = tensor(4, 5), tensor(kv_heads, 7), tensor(kv_heads, 7), tensor(4, 5)
     mask = None if mask is None else mask.to(dtype)
-    torch.library.opcheck(lean_steps.forward_operator, (q, k, v, mask, mask is None, None, 1e-6, "stopped"))
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-    torch.library.opcheck(lean_steps.forward_operator, (*leaves, mask, mask is None, None, 1e-6, "through"))
-    y, norm, lse = lean_steps.forward_operator(q, k, v, mask, mask is None, None, 1e-6, "stopped")
+    yield lean_steps.forward_operator, (*leaves, mask, mask is None, None, 1e-6, "through")
+    yield lean_steps.forward_operator, (q, k, v, mask, mask is None, None, 1e-6, "stopped")
+    kept = lean_steps.forward_operator(q, k, v, mask, mask is None, None, 1e-6, "stopped")
     for gradient in ("stopped", "through"):
-        arguments = (dy, q, k, v, mask, y, norm, lse, mask is None, None, 1e-6, gradient)
-        torch.library.opcheck(lean_steps.backward_operator, arguments)
+        arguments = (dy, q, k, v, mask, *kept, mask is None, None, 1e-6, gradient)
+        yield lean_steps.backward_operator, arguments
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "kv_heads", "masked"),
+    pairwise([torch.float32, torch.float64, torch.bfloat16, torch.float16], list(ORDERS), [4, 2], [False, True]),
+)
+def test_registered_operators(dtype, layout, kv_heads, masked):
+    """Schema, strides and dtypes of the stand-ins that torch.compile plans with."""
+    mask = torch.randn(1, 1, 5, 7) if masked else None
+    for operator, arguments in calls_of_operators(dtype, ORDERS[layout], kv_heads, mask):
+        for what in ("test_schema", "test_autograd_registration", "test_faketensor"):
+            torch.library.opcheck(operator, arguments, test_utils=what)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "kv_heads", "masked"),
+    pairwise([torch.float32, torch.bfloat16], list(ORDERS), [4, 2], [False, True]),
+)
+def test_registered_operators_for_symbolic_sizes(dtype, layout, kv_heads, masked):
+    """What torch.compile traces of them, forward and backward, for sizes that it does not know: the slow check."""
+    mask = torch.randn(1, 1, 5, 7) if masked else None
+    (forward, of_forward), *_, (backward, of_backward) = calls_of_operators(dtype, ORDERS[layout], kv_heads, mask)
+    torch.library.opcheck(forward, of_forward, test_utils="test_aot_dispatch_dynamic")
+    torch.library.opcheck(backward, of_backward, test_utils="test_aot_dispatch_dynamic")
 
 
 @pytest.mark.slow
@@ -575,11 +597,18 @@ def test_fully_sharded(tmp_path):
 
 
 @needs_kernels
-@pytest.mark.parametrize("gradient", ["stopped", "through"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("width", "factor"), [(16, 1.0), (200, 1.0), (16, 1e-8), (16, 0.0)])
-def test_one_kernel_each_way_does_what_pytorchs_operators_do(gradient, dtype, width, factor, monkeypatch):
-    """As on CUDA; here in Triton's interpreter, around PyTorch's flash attention for CPUs."""
+@pytest.mark.parametrize(
+    ("gradient", "dtype", "rows"),
+    pairwise(
+        ["stopped", "through"],
+        [torch.float32, torch.bfloat16, torch.float16],
+        [(16, 1.0), (200, 1.0), (16, 1e-8), (16, 0.0)],
+    ),
+    ids=str,
+)
+def test_one_kernel_each_way_does_what_pytorchs_operators_do(gradient, dtype, rows, monkeypatch):
+    """As on CUDA; here in Triton's interpreter, around PyTorch's flash attention for CPUs; ``rows``: width, factor."""
+    width, factor = rows
     q, k, v = torch.randn(3, 2, 37, 3, width).to(dtype).transpose(2, 3)
     tensors = (q, k, v * factor)
     attend = functools.partial(lean, gradient=gradient)

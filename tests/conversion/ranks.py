@@ -1,10 +1,14 @@
-"""Converted models on two processes; torchrun starts this file.  What went wrong on either goes to a file, as JSON.
+"""Converted models on two processes.  What went wrong on either goes to a file, as JSON.
+
+python -m tests.conversion.ranks MODELS RESULT: the first is a file with the models, saved whole by another process.
+The second process is a fork of this one, so that what they import is imported once.
 
 Every process has one sequence of a batch of two, and must compute and learn what one process does with both; under
 tensor parallelism every process has both, and a part of the heads.
 """
 
 import json
+import os
 import sys
 from datetime import timedelta
 
@@ -153,6 +157,15 @@ THINGS = {
 }
 
 
+LOADED = "torch.save of the module, torch.load in another process"
+
+
+def load(file):
+    """Checks the models that another process has saved whole."""
+    models = torch.load(file, weights_only=False)
+    return lambda name: assert_conditioned(models[name], name)
+
+
 def attempt(function, name):
     try:
         function(name)
@@ -169,10 +182,15 @@ def anywhere(function, name):
 
 
 if __name__ == "__main__":
+    models, result = sys.argv[1:]
+    second = os.fork()  # 0 in the second; before torch has any threads
+    rank = 0 if second else 1
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(minutes=5))
-    errors = {thing: {name: anywhere(function, name) for name in SURVIVORS} for thing, function in THINGS.items()}
-    if dist.get_rank() == 0:
-        with open(sys.argv[1], "w") as file:
+    store = dist.FileStore(f"{result}.store", 2)
+    dist.init_process_group("gloo", timeout=timedelta(minutes=5), store=store, rank=rank, world_size=2)
+    things = {LOADED: load(models), **THINGS}
+    errors = {thing: {name: anywhere(function, name) for name in SURVIVORS} for thing, function in things.items()}
+    if rank == 0:
+        with open(result, "w") as file:
             json.dump(errors, file)
-    end()
+    end(second or None)

@@ -38,7 +38,7 @@ from tests.conversion.by_hand import (
     rectangular_identity,
     weights_by_hand,
 )
-from tests.models import MODELS, build, inputs, output, weigh
+from tests.models import MODELS, build, output, weigh
 
 replication = sys.modules["torch.nn.parallel.replicate"]  # hidden by the function of that name
 
@@ -115,25 +115,6 @@ def test_copies_pickles_and_whole_files():
         restore(again)
         assert torch.equal(output(again), output(build("gpt2")))
     assert torch.equal(output(model), truth)
-
-
-@pytest.mark.parametrize("name", ["timm_vit", "gpt2", "torch_encoder"])
-def test_compile(name):
-    model = build(name)
-    plain = torch.compile(model, backend="aot_eager", fullgraph=name != "gpt2")
-    before = output(model)
-    assert_same(_first(plain, model), before)
-    spectral_condition(model, STRENGTH)
-    truth = output(model)
-    assert (truth - before).abs().max() > 1e-2
-    assert_same(_first(plain, model), truth)
-    weigh(_first(plain, model)).backward()
-    assert all(p.grad is not None for n, p in model.named_parameters() if "attn" in n and n.endswith("weight"))
-
-
-def _first(compiled, model):
-    result = compiled(**inputs(model))
-    return result if isinstance(result, torch.Tensor) else result[0]
 
 
 def test_an_interrupt_in_forward_adds_nothing_twice():

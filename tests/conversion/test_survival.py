@@ -69,44 +69,20 @@ def state_dict_saved(name):
     assert_conditioned(model, name)
 
 
-def once(file, write):
-    """What a slow job writes to a file, as JSON; test processes beside this one wait for it, and read it."""
+def errors_elsewhere(folder):
+    """What two other processes find wrong, thing by thing and model by model.
+
+    They start once: test processes beside this one wait for what they write.
+    """
+    file = folder / "ranks.json"
     with FileLock(f"{file}.lock"):
         if not file.exists():
-            write(file)
+            torch.save({name: converted(name) for name in SURVIVORS}, folder / "models.pt")
+            command = [sys.executable, "-m", "tests.conversion.ranks", str(folder / "models.pt"), str(file)]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(file.read_text())
-
-
-def saved_whole(name, folder):
-    assert once(folder / "elsewhere.json", load_elsewhere)[name] == ""
-
-
-def load_elsewhere(file):
-    """What a new process finds wrong with the models that are saved here, by name."""
-    torch.save({name: converted(name) for name in SURVIVORS}, file.with_suffix(".pt"))
-    code = f"""
-import json, torch
-from conditioned_attention.sites.projections import as_matrix
-from tests.conversion import ranks, survivors
-torch.set_num_threads(1)
-models = torch.load({str(file.with_suffix(".pt"))!r}, weights_only=False)
-check = lambda name: survivors.assert_conditioned(models[name], name)
-with open({str(file)!r}, "w") as file:
-    json.dump({{name: ranks.attempt(check, name) for name in models}}, file)
-"""
-    start(["-c", code])
-
-
-def run_ranks(file):
-    """What two processes find wrong, thing by thing and model by model."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    start([*launch, "-m", "tests.conversion.ranks", str(file)])
-
-
-def start(arguments):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 class Wrapped(nn.Module):
@@ -282,7 +258,7 @@ THINGS = {
     "copy.deepcopy": deep_copied,
     "pickle": pickled,
     "state_dict saved, loaded into a plain model, converted again": state_dict_saved,
-    "torch.save of the module, torch.load in another process": saved_whole,
+    ranks.LOADED: None,  # by the other processes, as `ranks.THINGS`
     "torch.compile(fullgraph=True), forward and backward": compiled,
     "conversion, and restore, after the first compiled call": compiled_first,
     "torch.export(strict=False), save, load": exported,
@@ -315,18 +291,42 @@ def expectation(thing, name):
     return nullcontext() if error is None else pytest.raises(Exception, match=error)
 
 
-@pytest.mark.parametrize("name", SURVIVORS)
-@pytest.mark.parametrize("thing", THINGS)
-def test_survives(thing, name, folder):
+# Tracing takes a second or two a model.  In the quick suite each goes through the compiler once, in one of the first
+# two, and one of each mechanism goes through the others.
+_LLAMA, _GPT2 = "three weights: Llama", "transposed weight: GPT-2"
+_OTHERS_OF_A_MECHANISM = {
+    "class swap: torchvision Swin",
+    "interface: Llama",
+    "hook: timm CAFormer",
+    "fused weight: timm ViT",
+    "weight that is read: torchvision Swin",
+}
+SLOW = {
+    compiled: {"interface: BERT"},
+    compiled_first: {*_OTHERS_OF_A_MECHANISM, _LLAMA},
+    exported: {_LLAMA},
+    exported_strictly: {*_OTHERS_OF_A_MECHANISM, _LLAMA, _GPT2, "packed weight: torch.nn.TransformerEncoder"},
+}
+
+
+def cells():
+    """Every cell of the table that is tested in this process."""
+    for thing, function in THINGS.items():
+        for name in SURVIVORS if function is not None else ():
+            yield pytest.param(thing, name, marks=pytest.mark.slow if name in SLOW.get(function, ()) else ())
+
+
+@pytest.mark.parametrize(("thing", "name"), cells())
+def test_survives(thing, name):
     with expectation(thing, name):
-        THINGS[thing](name, *([folder] if THINGS[thing] is saved_whole else []))
+        THINGS[thing](name)
 
 
 @pytest.mark.parametrize("name", SURVIVORS)
-@pytest.mark.parametrize("thing", ranks.THINGS)
-def test_survives_on_two_processes(thing, name, folder):
+@pytest.mark.parametrize("thing", [ranks.LOADED, *ranks.THINGS])
+def test_survives_in_two_other_processes(thing, name, folder):
     with expectation(thing, name):
-        error = once(folder / "ranks.json", run_ranks)[thing][name]
+        error = errors_elsewhere(folder)[thing][name]
         if error:
             raise RuntimeError(error)
 

@@ -3,6 +3,7 @@
 ``python -m tests.conversion.timm_families`` writes docs/timm.md.
 """
 
+import ast
 import functools
 import inspect
 import sys
@@ -137,8 +138,17 @@ def says_softmax(cls):
         return True
     if not cls.__module__.startswith("timm."):
         return False
-    source = inspect.getsource(cls)
+    source = _sources(cls.__module__)[cls.__name__]
     return "softmax" in source or "scaled_dot_product_attention" in source
+
+
+@functools.cache
+def _sources(module):
+    """The source of each class of a file; ``inspect.getsource`` would parse the whole file for each."""
+    text = inspect.getsource(sys.modules[module])
+    lines = text.splitlines(keepends=True)
+    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    return {node.name: "".join(lines[node.lineno - 1 : node.end_lineno]) for node in classes}
 
 
 @dataclass(frozen=True, order=True)

@@ -179,8 +179,7 @@ def test_for_the_length_of_a_block(name, learned):
     assert torch.equal(output(model), output(build(name)))
 
 
-@each_kind
-@pytest.mark.parametrize("name", ["timm_vit", "torch_encoder"])
+@pytest.mark.parametrize(("name", "learned"), [("timm_vit", GAIN), ("torch_encoder", GATE)])
 def test_compile(name, learned):
     model = build(name)
     convert(model, learned)
