@@ -105,7 +105,7 @@ def test_another_kind_than_asked_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RuntimeError, match="parallel='fsdp2' was asked for, but this is 'none'"):
         ranks.run(tmp_path, "quiet")
-    with pytest.raises(ValueError, match="parallel must be one of auto, none, ddp and fsdp2, got 'dpp'"):
+    with pytest.raises(ValueError, match="parallel='dpp' is unknown; valid are 'auto', 'none', 'ddp', 'fsdp2'"):
         Launch(parallel="dpp")
     assert not list(tmp_path.iterdir())
 
