@@ -37,12 +37,11 @@ def test_routes_are_judged_by_a_kappa_that_is_known(tmp_path, monkeypatch):
     sigma = torch.linalg.svdvals(matrices)
     assert (sigma[:, 0] / sigma[:, -1]).tolist() == pytest.approx([1e3] * 3)
     assert not torch.allclose(matrices[0], matrices[1])
-    svd, gram = measure_spectra((3, 20, 8), 1e6, rounds=1)
+    (svd,) = measure_spectra((3, 20, 8), 1e6, rounds=1)
     assert svd.ratio == 1
     assert svd.error < 1e-9
-    assert 1e-12 < gram.error < 1e-3
     monkeypatch.setattr(spectra_module, "_LARGE", 8)
-    estimated = measure_spectra((1, 20, 8), 1e2, rounds=1)[2]
+    _, estimated = measure_spectra((1, 20, 8), 1e2, rounds=1)
     assert estimated.route == "randomised"
     assert estimated.error < 0.01
     monkeypatch.setattr(spectra_module, "SHAPES", ((2, 9, 4),))

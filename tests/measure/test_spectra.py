@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conditioned_attention import condition_number, log_complexity, precondition_rows, reference
+from conditioned_attention.measure.numbers.lanczos import lanczos
 from conditioned_attention.measure.numbers.randomised import estimate_condition
 from conditioned_attention.measure.numbers.spectra import spectrum
 
@@ -114,33 +115,25 @@ def test_ranks_that_can_be_computed_by_hand():
     assert one.effective_rank.item() == pytest.approx(1, abs=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(2, 40), st.integers(2, 12), st.floats(0, 9), st.integers(0, 10**6), st.booleans())
-def test_the_gram_route_keeps_what_it_promises(more, k, decades, seed, wide):
-    """Whatever κ is: either the bound proves the root, or the matrix is decomposed."""
-    matrix = with_singular_values(torch.logspace(0, -decades, k, dtype=torch.float64), k + more, seed)
-    matrix = matrix.mT if wide else matrix
-    exact, gram = (spectrum(matrix, method=method).sigma_min.item() for method in ("svd", "gram"))
-    assert gram == pytest.approx(exact, rel=1e-3)
-    assert spectrum(matrix * 1e200, method="gram").sigma_min.item() == pytest.approx(1e200 * gram, rel=1e-3)
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+def test_lanczos_finds_all_values_in_as_many_steps_and_bounds_in_fewer(shape):
+    """Also those that the eigenvalues of AᵀA would lose: 1e-10 squared is below the rounding of 1."""
+    matrix = with_singular_values(torch.logspace(0, -10, 20, dtype=torch.float64), 30)
+    matrix = matrix if shape == (30, 20) else matrix.mT
+    start = torch.randn(shape[0], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    exact = torch.linalg.svdvals(matrix)
+    found = {steps: lanczos(lambda v: matrix @ v, lambda u: matrix.mT @ u, start, steps) for steps in (1, 8, 20)}
+    torch.testing.assert_close(found[20], exact, rtol=1e-4, atol=0)
+    assert exact[-1] < found[8][-1] < found[1][-1] == found[1][0] < found[8][0] <= exact[0] * (1 + 1e-12)
 
 
-def test_the_gram_route_decomposes_only_what_it_cannot_prove(monkeypatch):
-    matrices = torch.stack([with_singular_values([1, 10.0**-decade], 50) for decade in (1, 4, 8)])
-    decomposed = []
-    original = torch.linalg.svdvals
-    monkeypatch.setattr(torch.linalg, "svdvals", lambda m: decomposed.append(len(m)) or original(m))
-    kappas = spectrum(matrices, method="gram").kappa
-    assert decomposed == [1], "of three"
-    assert kappas[2].item() == pytest.approx(1e8, rel=1e-7)
-    assert spectrum(torch.zeros(2, 3, 2), method="gram").kappa.isposinf().all()
-
-
-def test_an_unknown_route():
-    with pytest.raises(ValueError, match=r"method='qr' is unknown; valid are \('svd', 'gram'\)"):
-        spectrum(torch.eye(2), method="qr")
-    with pytest.raises(ValueError, match="tolerance must be positive"):
-        spectrum(torch.eye(2), method="gram", tolerance=0.0)
+def test_lanczos_ends_where_nothing_is_left_and_refuses_what_is_not_finite():
+    matrix = torch.diag(torch.tensor([5.0, 5.0, 5.0, 0.0], dtype=torch.float64))
+    for start, values in ((torch.ones(4), [5.0]), (torch.eye(4)[3], [0.0])):
+        found = lanczos(lambda v: matrix @ v, lambda u: matrix @ u, start.double(), 4)
+        assert found.tolist() == pytest.approx(values)
+    with pytest.raises(ArithmeticError, match="not finite"):
+        lanczos(lambda v: v * math.inf, lambda u: u, torch.ones(4, dtype=torch.float64), 2)
 
 
 @pytest.mark.parametrize("decades", [0.5, 3, 7])
@@ -171,6 +164,8 @@ def test_estimates_know_the_floor():
     assert estimate_condition(torch.ones(50, 40)).kappa == math.inf
     assert estimate_condition(torch.zeros(50, 40)).kappa == math.inf
     assert estimate_condition(torch.eye(60) * 3).kappa == pytest.approx(1)
+    beyond = torch.diag(torch.tensor([1.0, 1e-320], dtype=torch.float64))  # its inverse is no number in float64
+    assert estimate_condition(beyond).sigma_min == 0.0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conditioned_attention.measure.numbers.lanczos import lanczos
+
 WRT = ("query", "key", "value")
 METHODS = ("auto", "svd", "gram", "lanczos")
 
@@ -104,7 +106,7 @@ def jacobian_condition(
         squares = torch.linalg.eigvalsh(torch.stack([p.gram() for p in chosen]).sum(0)).flip(0)
         values = squares[: min(rows, columns)].clamp_min(0).sqrt()
         return _condition(values, max(rows, columns), precision=0.5)
-    found = _condition(_lanczos(chosen, rows, steps), max(rows, columns))
+    found = _condition(_by_lanczos(chosen, rows, min(steps, rows, columns)), max(rows, columns))
     return JacobianCondition(found.kappa, found.largest, found.smallest, None, exact=False)
 
 
@@ -190,41 +192,17 @@ def _weights(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
     return logits.softmax(dim=-1)
 
 
-def _lanczos(parts: Sequence[_Part], rows: int, steps: int) -> Tensor:
-    """Singular values of the bidiagonal matrix after so many steps of Golub and Kahan.
-
-    The left vectors are reorthogonalised; the right ones, which are many times as long, follow (Simon and Zha 2000).
-    """
+def _by_lanczos(parts: Sequence[_Part], rows: int, steps: int) -> Tensor:
     sizes = [part.columns for part in parts]
-    steps = min(steps, rows, sum(sizes))
-    left, right = parts[0].blocks.new_zeros(steps + 1, rows), parts[0].blocks.new_zeros(sum(sizes))
-    left[0] = torch.randn(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    left[0] /= left[0].norm()
-    bidiagonal = torch.zeros(steps + 1, steps, dtype=torch.float64)
-    beta = 0.0
-    for i in range(steps):
-        right = torch.cat([part.transposed(left[i]) for part in parts]) - beta * right
-        bidiagonal[i, i] = alpha = float(right.norm())
-        if alpha <= 1e-14 * bidiagonal[0, 0]:
-            bidiagonal = bidiagonal[: i + 1, :i]
-            break
-        right /= alpha
-        moved = [part.apply(piece) for part, piece in zip(parts, right.split(sizes))]
-        u = _without(torch.stack(moved).sum(0), left[: i + 1])
-        bidiagonal[i + 1, i] = beta = float(u.norm())
-        if beta <= 1e-14 * bidiagonal[0, 0]:
-            bidiagonal = bidiagonal[: i + 2, : i + 1]
-            break
-        left[i + 1] = u / beta
-    values: Tensor = torch.linalg.svdvals(bidiagonal)
-    return values if len(values) else values.new_zeros(1)  # no step could be taken: J = 0
 
+    def times(v: Tensor) -> Tensor:
+        return torch.stack([part.apply(piece) for part, piece in zip(parts, v.split(sizes))]).sum(0)
 
-def _without(vector: Tensor, basis: Tensor) -> Tensor:
-    """The vector without its components along the rows of an orthonormal basis; twice, for once leaves rounding."""
-    for _ in range(2):
-        vector = vector - basis.t() @ (basis @ vector)
-    return vector
+    def transposed_times(u: Tensor) -> Tensor:
+        return torch.cat([part.transposed(u) for part in parts])
+
+    start = torch.randn(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return lanczos(times, transposed_times, start.to(parts[0].blocks.device), steps)
 
 
 def _condition(values: Tensor, size: int, precision: float = 1.0, subtracted: float = 0.0) -> JacobianCondition:

@@ -9,12 +9,12 @@ Shapes: n rows, d columns, k = min(n, d).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from conditioned_attention.measure.numbers.lanczos import lanczos
 from conditioned_attention.measure.numbers.spectra import resolution
 
 
@@ -81,7 +81,9 @@ def estimate_condition(
     share = 1 - 1 / (1 + tolerance)
     steps = min(k, _steps(k, share, failure / 2))
     generator = torch.Generator().manual_seed(seed)
-    largest = math.sqrt(_largest_eigenvalue(lambda x: r.mT @ (r @ x), k, steps, generator))
+    # Of Rᵀ, so that the start is one for RᵀR, which is what the theorem speaks of.  Bidiagonalisation takes the same
+    # products as Lanczos on RᵀR would and never squares κ; its estimate is no smaller, so that the bound holds for it.
+    largest = lanczos(lambda v: r.mT @ v, lambda u: r @ u, _start(r, generator), steps)[0].item()
     smallest = _smallest(r, steps, generator)
     told = smallest * resolution(matrix) > largest
     kappa = largest / smallest if told else math.inf
@@ -97,43 +99,25 @@ def _steps(k: int, share: float, failure: float) -> int:
     return math.ceil((math.log(1.648 * math.sqrt(k) / failure) / math.sqrt(share) + 1) / 2)
 
 
+def _start(r: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform on the sphere, as the theorem wants it, once it has been given unit length."""
+    return torch.randn(r.shape[0], dtype=torch.float64, generator=generator).to(r.device)
+
+
 def _smallest(r: Tensor, steps: int, generator: torch.Generator) -> float:
     """σ_k of an upper triangular matrix; 0 where R cannot be inverted."""
     if (r.diagonal() == 0).any():
         return 0.0
 
-    def inverse(x: Tensor) -> Tensor:
-        half = torch.linalg.solve_triangular(r.mT, x[:, None], upper=False)
-        whole: Tensor = torch.linalg.solve_triangular(r, half, upper=True)
-        return whole[:, 0]
+    def solve(matrix: Tensor, x: Tensor, upper: bool) -> Tensor:
+        solved: Tensor = torch.linalg.solve_triangular(matrix, x[:, None], upper=upper)
+        return solved[:, 0]
 
-    found = _largest_eigenvalue(inverse, r.shape[0], steps, generator)
-    return 1 / math.sqrt(found) if math.isfinite(found) else 0.0
-
-
-def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], k: int, steps: int, generator: torch.Generator) -> float:
-    """Lanczos with every vector made orthogonal to all before, twice, so that rounding changes nothing."""
-    basis = torch.zeros(steps, k, dtype=torch.float64)
-    start = torch.randn(k, dtype=torch.float64, generator=generator)
-    basis[0] = start / start.norm()
-    diagonal, beside = [], []
-    for step in range(steps):
-        product = apply(basis[step])
-        if not product.isfinite().all():
-            return math.inf
-        diagonal.append((basis[step] @ product).item())
-        for _ in range(2):
-            product = product - basis[: step + 1].mT @ (basis[: step + 1] @ product)
-        size = product.norm().item()
-        if step + 1 == steps or size <= 1e-14 * max(map(abs, diagonal)):  # the space is exhausted
-            break
-        beside.append(size)
-        basis[step + 1] = product / size
-    tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    if beside:
-        side = torch.diag(torch.tensor(beside[: len(diagonal) - 1], dtype=torch.float64), 1)
-        tridiagonal = tridiagonal + side + side.mT
-    return float(torch.linalg.eigvalsh(tridiagonal)[-1])
+    try:
+        inverse = lanczos(lambda v: solve(r, v, True), lambda u: solve(r.mT, u, False), _start(r, generator), steps)
+    except ArithmeticError:  # a number in R⁻¹ is beyond float64
+        return 0.0
+    return 1 / inverse[0].item()
 
 
 def _check(matrix: Tensor, tolerance: float, failure: float) -> None:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conditioned_attention.measure.numbers.singular_values import singular_values
-
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -79,19 +77,18 @@ def _nonzero(values: Tensor) -> Tensor:
     return torch.where(values == 0, 1.0, values)
 
 
-def spectrum(matrix: Tensor, *, method: str = "svd", tolerance: float = 1e-3) -> Spectrum:
+def spectrum(matrix: Tensor) -> Spectrum:
     """The singular values of matrices, in float64.
+
+    For thousands of rows and columns there is
+    `conditioned_attention.measure.numbers.randomised.estimate_condition`.
 
     Args:
         matrix: (..., n, d), floating point, n and d at least 1.
-        method: ``"svd"``, or ``"gram"``, which is right to ``tolerance`` and sometimes faster: see
-            `conditioned_attention.measure.numbers.singular_values.singular_values`.  For thousands of rows and columns
-            there is `conditioned_attention.measure.numbers.randomised.estimate_condition`.
-        tolerance: relative error of the smallest singular value that ``"gram"`` may make.
 
     Raises:
         TypeError: not a floating-point tensor.
-        ValueError: fewer than two dimensions, an empty matrix, or an unknown method.
+        ValueError: fewer than two dimensions, or an empty matrix.
 
     >>> import torch
     >>> from conditioned_attention.measure.numbers.spectra import spectrum
@@ -105,9 +102,11 @@ def spectrum(matrix: Tensor, *, method: str = "svd", tolerance: float = 1e-3) ->
     if matrix.dim() < 2 or 0 in matrix.shape[-2:]:
         raise ValueError(f"matrix must be (..., n, d) with n and d at least 1, got shape {tuple(matrix.shape)}")
     matrix = matrix.detach()
+    # A matrix that is not finite would make the decomposition of the whole batch fail.
     finite = matrix.isfinite().all(-1).all(-1)
     clean = torch.where(finite[..., None, None], matrix, 0.0)
-    values = singular_values(clean, method=method, tolerance=tolerance).where(finite[..., None], math.nan)
+    # By decomposition, and not by the eigenvalues of AᵀA: those square κ, and were hardly faster (docs/monitoring.md).
+    values = torch.linalg.svdvals(clean.double()).where(finite[..., None], math.nan)
     return Spectrum(values, resolution(matrix))
 
 
