@@ -29,7 +29,9 @@ def test_the_share_is_that_of_a_measurement_in_so_many_steps(tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"settings\.every: 10 there, 20 now"):
         list(run_monitor([MODEL], dataclasses.replace(QUICK, every=20), tmp_path))
     with pytest.raises(ValueError, match="every and samples must be at least 1"):
-        list(run_monitor([MODEL], MonitorSettings(samples=0), tmp_path / "other"))
+        run_monitor([MODEL], MonitorSettings(samples=0), tmp_path / "other")
+    with pytest.raises(ValueError, match="variant 'none' is unknown"):  # it was a KeyError
+        run_monitor([MODEL], MonitorSettings(variant="none"), tmp_path / "other")
 
 
 def test_routes_are_judged_by_a_kappa_that_is_known(tmp_path, monkeypatch):

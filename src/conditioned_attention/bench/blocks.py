@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +17,11 @@ from conditioned_attention.attention.fused import launch as fused_launch
 from conditioned_attention.attention.fused.launch import Blocks, Inputs, Options
 from conditioned_attention.attention.triton.machine import interpreted
 from conditioned_attention.bench.cases import GPU_CASES, Case, by_name
-from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.bench.judge import first_line
+from conditioned_attention.bench.limits import check_counts, check_device
+from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.choices import Choices
-from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
-from conditioned_attention.storage.folder import working_folder
+from conditioned_attention.profiling.clock import interleave, seconds_of
 
 KERNELS = ("attend", "keys_and_values", "queries")  # in the order of the table's rows
 CASES = ("d64_n1024", "d64_n4096_causal", "d128_n1024", "d128_n4096_causal")
@@ -56,10 +56,8 @@ class BlocksSettings(Choices):
 
     def check(self) -> None:
         """Raises ValueError for what cannot be measured."""
-        if min(self.rounds, self.calls) < 1:
-            raise ValueError(f"rounds and calls must be at least 1, got {self.rounds} and {self.calls}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda', but this torch sees no CUDA device")
+        check_counts(rounds=self.rounds, calls=self.calls)
+        check_device(self.device)
         if self.device == "cpu" and not interpreted():
             raise ValueError("device='cpu' needs TRITON_INTERPRET=1")
 
@@ -94,15 +92,15 @@ class BlocksRow:
 def run_blocks(cases: Sequence[Case], settings: BlocksSettings, folder: Path) -> Iterator[list[BlocksRow]]:
     """Times what ``folder``/blocks.csv does not hold yet, and yields the rows of every case and kernel in turn."""
     settings.check()
-    with working_folder(folder):
-        file = folder / "blocks.csv"
-        rows = begin(file, BlocksRow, asdict(settings))
-        for case in cases:
-            for kernel in KERNELS:
-                if not any((row.case, row.kernel) == (case.name, kernel) for row in rows):
-                    rows = [*rows, *measure_blocks(case, kernel, CANDIDATES[kernel], settings)]
-                    write_rows(file, rows)
-                yield [row for row in rows if (row.case, row.kernel) == (case.name, kernel)]
+    groups = {(case.name, kernel): (case, kernel) for case in cases for kernel in KERNELS}
+    return measure_missing(
+        folder / "blocks.csv",
+        BlocksRow,
+        settings,
+        groups,
+        lambda group: measure_blocks(*group, CANDIDATES[group[1]], settings),
+        lambda row: (row.case, row.kernel),
+    )
 
 
 def measure_blocks(case: Case, kernel: str, candidates: Sequence[Blocks], settings: BlocksSettings) -> list[BlocksRow]:
@@ -122,7 +120,8 @@ def measure_blocks(case: Case, kernel: str, candidates: Sequence[Blocks], settin
     if own not in samples:
         raise RuntimeError(f"{kernel} of {case.name} cannot be measured with the table's own blocks: {found[own][1]}")
     times = dict(zip(samples, interleave(list(samples.values()), settings.rounds, warmup=1)))
-    return [_row(case, kernel, blocks, found[blocks], times.get(blocks), times[own]) for blocks in shapes]
+    columns = {blocks: time_columns(mine, times[own]) for blocks, mine in times.items()}
+    return [BlocksRow(case.name, kernel, *blocks, *found[blocks], **columns.get(blocks, {})) for blocks in shapes]
 
 
 def _work(case: Case, kernel: str, device: torch.device, dtype: torch.dtype) -> Callable[[], tuple[Tensor, ...]]:
@@ -154,7 +153,7 @@ def _judge(
         with instead():
             results = work()
     except Exception as error:  # Triton's own, of which there are many; the other shapes are timed all the same
-        return "failed", f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return "failed", f"{type(error).__name__}: {first_line(error)}"
     pairs = zip(results, truth)
     errors = [float((mine - true).abs().max() / true.abs().max().clamp_min(1e-6)) for mine, true in pairs]
     if all(error <= _TOLERANCE for error in errors):  # NaN is not
@@ -165,25 +164,14 @@ def _judge(
 def _sample(
     work: Callable[[], object], instead: Callable[[], AbstractContextManager[Any]], calls: int, device: torch.device
 ) -> float:
-    """Milliseconds of one call, from so many in a row."""
+    """Seconds of one call, from so many in a row."""
 
     def all_calls() -> None:
         for _ in range(calls):
             work()
 
     with instead():
-        return 1000 * seconds_of(all_calls, device) / calls
-
-
-def _row(
-    case: Case, kernel: str, blocks: Blocks, verdict: tuple[str, str], times: list[float] | None, own: list[float]
-) -> BlocksRow:
-    row = BlocksRow(case.name, kernel, *blocks, *verdict)
-    if times is None:
-        return row
-    ratio = paired_ratio(times, own)
-    numbers = {"ratio": ratio.median, "p20": ratio.p20, "p80": ratio.p80, "milliseconds": statistics.median(times)}
-    return BlocksRow(**(asdict(row) | numbers | {"rounds_milliseconds": list(times)}))
+        return seconds_of(all_calls, device) / calls
 
 
 def find_blocks_cases(names: Sequence[str]) -> list[Case]:

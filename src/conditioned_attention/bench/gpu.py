@@ -22,6 +22,7 @@ import torch
 
 from conditioned_attention.bench.cases import CASES, GPU_CASES, Case
 from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page, print_gpu_case
+from conditioned_attention.bench.judge import first_line
 from conditioned_attention.bench.models import MODELS, StepModel
 from conditioned_attention.bench.operator import OperatorRow, OperatorSettings, run_operator
 from conditioned_attention.bench.results import begin
@@ -163,8 +164,8 @@ def _without_unavailable(plan: Plan, availability: dict[str, str]) -> tuple[dict
 
 def _units(plan: Plan, folder: Path, about: dict[str, Any]) -> list[Unit]:
     """Models, then cases; raises ValueError if the folder's earlier measurements are of something else."""
-    models = {row.model for row in begin(folder / "step.csv", StepRow, asdict(plan.step))}
-    cases = {row.case for row in begin(folder / "operator.csv", OperatorRow, asdict(plan.operator))}
+    models = {row.model for row in begin(folder / "step.csv", StepRow, plan.step)}
+    cases = {row.case for row in begin(folder / "operator.csv", OperatorRow, plan.operator)}
 
     def step(model: StepModel) -> None:
         for rows in run_step([model], plan.step, folder):
@@ -191,7 +192,7 @@ def _measure(units: Sequence[Unit], end: float, missing: dict[str, str], save: C
             missing.pop(unit.name, None)
         except Exception as error:  # the others are measured all the same: who knows when there is a GPU again
             failed = True
-            missing[unit.name] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            missing[unit.name] = f"failed: {type(error).__name__}: {first_line(error)}"
             print(f"{unit.name}: {missing[unit.name]}", flush=True)
         if not unit.finished:
             last = time.monotonic() - began

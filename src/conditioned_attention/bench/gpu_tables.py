@@ -53,17 +53,12 @@ def gpu_page(folder: Path) -> str:
     parts = [_items("Targets", target_lines(rows, steps)), _items("Run", _about_lines(about))]
     if rows:
         limits = Limits(**about["limits"])
-        words = (
-            f"Forward and backward, over the fastest SDPA backend: median (20th–80th percentile) of {_how(operator)}."
-        )
-        parts += [words, *_tables(rows, limits), _items("The fastest first, for the rule of `auto`", rule_lines(rows))]
+        words = "Forward and backward, over the fastest SDPA backend: median (20th–80th percentile) of "
+        parts += [f"{words}{how(read_about(operator))}.", *_tables(rows, limits)]
+        parts.append(_items("The fastest first, for the rule of `auto`", rule_lines(rows)))
     if steps:
         parts.append(markdown_table(step))
     return "\n\n".join(parts)
-
-
-def _how(csv: Path) -> str:
-    return how(read_about(csv))
 
 
 def _about_lines(about: dict[str, Any]) -> list[str]:

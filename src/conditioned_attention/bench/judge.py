@@ -79,9 +79,9 @@ def _judge_one(
             found = _results(contestant.attend, inputs)
             note = contestant.note(inputs)
     except ValueError as error:
-        return Verdict("refused", _first_line(error))
+        return Verdict("refused", first_line(error))
     except Exception as error:  # a compiler may raise anything; the other contestants are measured all the same
-        return Verdict("failed", f"{type(error).__name__}: {_first_line(error)}")
+        return Verdict("failed", f"{type(error).__name__}: {first_line(error)}")
     errors = [_error(mine, true, part) for mine, true in zip(found, truth)]
     output_error, gradient_error = errors[0], max(errors[1:])
     if not (output_error <= bounds[0] and gradient_error <= bounds[1]):  # "not", so that NaN is wrong
@@ -107,5 +107,6 @@ def _error(mine: Tensor, true: Tensor, part: Part | None) -> float:
     return float(error)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its text; empty if it says nothing."""
     return (str(error).strip().splitlines() or [""])[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,15 +12,15 @@ from typing import Literal
 import torch
 
 from conditioned_attention.bench.heap import keep_freed_memory
+from conditioned_attention.bench.limits import check_counts, check_device
 from conditioned_attention.bench.models import StepModel
-from conditioned_attention.bench.results import begin, write_rows
-from conditioned_attention.bench.step import StepSettings, trainee
+from conditioned_attention.bench.results import measure_missing
+from conditioned_attention.bench.step import trainee
 from conditioned_attention.choices import Choices
-from conditioned_attention.experiments.variants.catalogue import VARIANTS
+from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
 from conditioned_attention.profiling.memory import peak_bytes
-from conditioned_attention.storage.folder import working_folder
 
 _WARMUP = 1
 
@@ -53,9 +53,10 @@ class MonitorSettings(Choices):
 
     def check(self) -> None:
         """Raises ValueError for what cannot be measured."""
-        StepSettings(self.rounds, self.threads, self.device, self.dtype, self.batch_size, self.layers).check()
-        if min(self.every, self.samples) < 1:
-            raise ValueError(f"every and samples must be at least 1, got {self.every} and {self.samples}")
+        counts = ("rounds", "threads", "batch_size", "layers", "every", "samples")
+        check_counts(**{name: getattr(self, name) for name in counts})
+        check_device(self.device)
+        find_variants([self.variant])
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,16 @@ def run_monitor(models: Sequence[StepModel], settings: MonitorSettings, folder: 
     settings.check()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    with working_folder(folder):
-        file = folder / "monitor.csv"
-        rows = begin(file, MonitorRow, asdict(settings))
-        for model in models:
-            if not any(row.model == model.name for row in rows):
-                rows = [*rows, measure_monitor(model, settings)]
-                write_rows(file, rows)
-            yield next(row for row in rows if row.model == model.name)
+    groups = {model.name: model for model in models}
+    found = measure_missing(
+        folder / "monitor.csv",
+        MonitorRow,
+        settings,
+        groups,
+        lambda model: [measure_monitor(model, settings)],
+        lambda row: row.model,
+    )
+    return (row for (row,) in found)
 
 
 def measure_monitor(model: StepModel, settings: MonitorSettings) -> MonitorRow:
@@ -107,7 +110,8 @@ def measure_monitor(model: StepModel, settings: MonitorSettings) -> MonitorRow:
     batch_size, layers = settings.batch_size or model.batch_size, settings.layers or model.layers
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        trained = trainee(model, layers, VARIANTS[settings.variant], model.batch(batch_size), device, dtype)
+        (variant,) = find_variants([settings.variant])
+        trained = trainee(model, layers, variant, model.batch(batch_size), device, dtype)
         probe = trained.place(model.batch(settings.samples)[0])
         monitor = ConditionMonitor(trained.network, probe, every=settings.every, samples=settings.samples, keep=0)
         heads = len(monitor.measure(0))

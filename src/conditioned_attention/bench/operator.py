@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,12 @@ from torch import Tensor
 from conditioned_attention.bench.cases import Attend, Case, Inputs
 from conditioned_attention.bench.contestants import PLAIN, Contestant, contestants, gpu_contestants
 from conditioned_attention.bench.heap import keep_freed_memory
-from conditioned_attention.bench.judge import Verdict, judge
-from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.bench.judge import judge
+from conditioned_attention.bench.limits import check_counts, check_device
+from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.choices import Choices
-from conditioned_attention.profiling.clock import Stopwatch, interleave, paired_ratio
+from conditioned_attention.profiling.clock import Stopwatch, interleave
 from conditioned_attention.profiling.memory import held_bytes, peak_bytes
-from conditioned_attention.storage.folder import working_folder
 
 Mode = Literal["forward", "backward", "both"]
 
@@ -60,15 +59,12 @@ class OperatorSettings(Choices):
 
     def check(self) -> None:
         """Raises ValueError for what cannot be measured."""
-        if self.rounds < 1 or self.threads < 1 or (self.batch_size is not None and self.batch_size < 1):
-            sizes = f"{self.rounds}, {self.threads} and {self.batch_size}"
-            raise ValueError(f"rounds, threads and batch_size must be at least 1, got {sizes}")
+        check_counts(rounds=self.rounds, threads=self.threads, batch_size=self.batch_size)
         if not 0 < self.sample_milliseconds < math.inf:
             raise ValueError(f"sample_milliseconds must be positive and finite, got {self.sample_milliseconds}")
         if not self.modes or len(set(self.modes)) < len(self.modes):
             raise ValueError(f"modes must be at least one and all different, got {self.modes}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda', but this torch sees no CUDA device")
+        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -115,14 +111,14 @@ def run_operator(cases: Sequence[Case], settings: OperatorSettings, folder: Path
     settings.check()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    with working_folder(folder):
-        file = folder / "operator.csv"
-        rows = begin(file, OperatorRow, asdict(settings))
-        for case in cases:
-            if not any(row.case == case.name for row in rows):
-                rows = [*rows, *measure_case(case.with_batch(settings.batch_size), settings)]
-                write_rows(file, rows)
-            yield [row for row in rows if row.case == case.name]
+    return measure_missing(
+        folder / "operator.csv",
+        OperatorRow,
+        settings,
+        {case.name: case.with_batch(settings.batch_size) for case in cases},
+        lambda case: measure_case(case, settings),
+        lambda row: row.case,
+    )
 
 
 def measure_case(
@@ -143,45 +139,41 @@ def measure_case(
         times, repetitions = _times(mode, fit, inputs, settings)
         for contestant in competing:
             name = contestant.name
-            numbers = _time_columns(times[name], times[PLAIN], repetitions) | memory[name] if name in times else {}
-            rows.append(_row(case, mode, name, verdicts[name], numbers))
+            numbers: dict[str, Any] = {}
+            if name in times:
+                numbers = time_columns(times[name], times[PLAIN]) | memory[name] | {"repetitions": repetitions}
+            rows.append(OperatorRow(case.name, case.shape, mode, name, **vars(verdicts[name]), **numbers))
     return rows
-
-
-def _row(case: Case, mode: Mode, name: str, verdict: Verdict, numbers: dict[str, Any]) -> OperatorRow:
-    return OperatorRow(case.name, case.shape, mode, name, **vars(verdict), **numbers)
 
 
 def _times(
     mode: Mode, competing: Sequence[Contestant], inputs: Inputs, settings: OperatorSettings
 ) -> tuple[dict[str, list[float]], int]:
-    """Milliseconds a call by contestant and round, and how many calls a sample makes: for all the same."""
+    """Seconds a call by contestant and round, and how many calls a sample makes: for all the same."""
     plain = partial(_sample, mode, competing[0], inputs)
     plain(1)
     fastest = min(plain(1) for _ in range(3))
-    repetitions = max(1, math.ceil(settings.sample_milliseconds / fastest))
+    repetitions = max(1, math.ceil(settings.sample_milliseconds / (1000 * fastest)))
     samples = [partial(_sample, mode, contestant, inputs, repetitions) for contestant in competing]
     times = interleave(samples, settings.rounds, _WARMUP)
     return dict(zip((contestant.name for contestant in competing), times)), repetitions
 
 
 def _sample(mode: Mode, contestant: Contestant, inputs: Inputs, repetitions: int) -> float:
-    """Milliseconds of one call, from so many calls in a row on the same inputs: a cache holds what fits into it."""
+    """Seconds of one call, from so many calls in a row on the same inputs: a cache holds what fits into it."""
     watch, attend = Stopwatch(inputs.query.device), contestant.attend
     with torch.set_grad_enabled(mode != "forward"), contestant.surroundings():
         if mode == "backward":
             _repeat_backward(attend, inputs, repetitions, watch, _GRAPHS[inputs.query.device.type])
         else:
-            call = (
-                partial(attend, *inputs.arguments)
-                if mode == "forward"
-                else partial(_forward_and_backward, attend, inputs)
-            )
             watch.start()
             for _ in range(repetitions):
-                call()
+                output = attend(*inputs.arguments)
+                if mode == "both":
+                    torch.autograd.grad(output, inputs.leaves, inputs.upstream)
+                del output  # or the next one would need memory of its own beside it
             watch.stop()
-    return 1000 * watch.seconds() / repetitions
+    return watch.seconds() / repetitions
 
 
 def _repeat_backward(attend: Attend, inputs: Inputs, repetitions: int, watch: Stopwatch, graphs: int) -> None:
@@ -196,22 +188,6 @@ def _repeat_backward(attend: Attend, inputs: Inputs, repetitions: int, watch: St
         while outputs:  # each graph goes with its output, as in training
             torch.autograd.grad(outputs.pop(), inputs.leaves, inputs.upstream)
         watch.stop()
-
-
-def _forward_and_backward(attend: Attend, inputs: Inputs) -> None:
-    torch.autograd.grad(attend(*inputs.arguments), inputs.leaves, inputs.upstream)
-
-
-def _time_columns(times: Sequence[float], plain: Sequence[float], repetitions: int) -> dict[str, Any]:
-    ratio = paired_ratio(times, plain)
-    return {
-        "ratio": ratio.median,
-        "p20": ratio.p20,
-        "p80": ratio.p80,
-        "milliseconds": statistics.median(times),
-        "repetitions": repetitions,
-        "rounds_milliseconds": list(times),
-    }
 
 
 def _memory(case: Case, competing: Sequence[Contestant], inputs: Inputs) -> dict[str, dict[str, Any]]:

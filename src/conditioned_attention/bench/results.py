@@ -1,7 +1,7 @@
 """The files of a benchmark: NAME.csv with one row a measurement, and NAME.json with how and where it was measured.
 
-The CSV is written anew, whole, after each finished group (a case, a model), so a run that is stopped keeps what it
-has measured; the same command goes on with the groups that are missing.
+Rows come in groups: those of a case, or of a model.  The CSV is written anew, whole, after each group, so a run that is
+stopped keeps what it has measured; the same command goes on with the groups that are missing.
 """
 
 from __future__ import annotations
@@ -10,15 +10,49 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from conditioned_attention.environment import environment
+from conditioned_attention.profiling.clock import paired_ratio
 from conditioned_attention.storage.files import finite, write_json, write_text
-from conditioned_attention.storage.folder import differences
+from conditioned_attention.storage.folder import differences, working_folder
 
 Row = TypeVar("Row")
+Key = TypeVar("Key", bound=Hashable)
+Group = TypeVar("Group")
+
+
+def measure_missing(
+    file: Path,
+    cls: type[Row],
+    settings: Any,
+    groups: Mapping[Key, Group],
+    measure: Callable[[Group], Sequence[Row]],
+    key: Callable[[Row], Key],
+) -> Iterator[list[Row]]:
+    """Measures the groups that a file does not hold yet, and yields every group's rows in turn.
+
+    Args:
+        file: the CSV; no other process may use its folder meanwhile.
+        cls: dataclass of its rows.
+        settings: a dataclass; everything that sets the numbers, but not which groups were asked for.
+        groups: what is to be measured, by name.
+        measure: one of them.
+        key: the name of the group that a row belongs to.
+
+    Raises:
+        ValueError: the file holds measurements with other settings or of another environment.
+    """
+    with working_folder(file.parent):
+        rows = begin(file, cls, settings)
+        for name, group in groups.items():
+            if all(key(row) != name for row in rows):
+                rows = [*rows, *measure(group)]
+                write_rows(file, rows)
+            yield [row for row in rows if key(row) == name]
 
 
 def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
@@ -27,13 +61,13 @@ def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
     Args:
         file: the CSV.
         cls: dataclass of its rows.
-        settings: plain data; everything that sets the numbers, but not which groups were asked for.
+        settings: a dataclass, as for `measure_missing`.
 
     Raises:
         ValueError: the file holds measurements with other settings or of another environment.
     """
     about = file.with_suffix(".json")
-    now = json.loads(json.dumps(finite({"settings": settings, "environment": environment()})))
+    now = json.loads(json.dumps(finite({"settings": dataclasses.asdict(settings), "environment": environment()})))
     rows = read_rows(file, cls) if file.exists() else []
     if rows:
         different = list(differences(json.loads(about.read_text()), now))
@@ -71,6 +105,18 @@ def read_rows(file: Path, cls: type[Row]) -> list[Row]:
             return [cls(**{name: _value(kinds[name], cell) for name, cell in record.items()}) for record in reader]
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def time_columns(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    """What rows say of times, one a round, beside those of the baseline in the same rounds."""
+    ratio = paired_ratio(seconds, base)
+    return {
+        "ratio": ratio.median,
+        "p20": ratio.p20,
+        "p80": ratio.p80,
+        "milliseconds": 1000 * statistics.median(seconds),
+        "rounds_milliseconds": [1000 * each for each in seconds],
+    }
 
 
 def read_about(file: Path) -> dict[str, Any]:

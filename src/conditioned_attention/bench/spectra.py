@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.bench.limits import check_counts
+from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.measure.numbers.randomised import estimate_condition
 from conditioned_attention.measure.numbers.spectra import spectrum
-from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
-from conditioned_attention.storage.folder import working_folder
+from conditioned_attention.profiling.clock import interleave, seconds_of
 
 # matrices, rows, columns: heads of the digits ViT, a ViT-B at 224 pixels, GPT-2 at 512 and 1,024 tokens, weights
 SHAPES = ((2304, 17, 16), (256, 197, 64), (128, 512, 64), (64, 1024, 64), (4, 768, 768), (1, 2048, 2048))
@@ -38,8 +37,7 @@ class SpectraSettings:
 
     def check(self) -> None:
         """Raises ValueError for what cannot be measured."""
-        if min(self.rounds, self.threads) < 1:
-            raise ValueError(f"rounds and threads must be at least 1, got {self.rounds} and {self.threads}")
+        check_counts(rounds=self.rounds, threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,19 @@ def run_spectra(settings: SpectraSettings, folder: Path) -> Iterator[list[Spectr
     """Measures what ``folder``/spectra.csv does not hold yet, and yields the rows of every shape and κ in turn."""
     settings.check()
     torch.set_num_threads(settings.threads)
-    with working_folder(folder):
-        file = folder / "spectra.csv"
-        rows = begin(file, SpectraRow, asdict(settings))
-        for shape in SHAPES:
-            for decades in _DECADES:
-                name, kappa = "×".join(map(str, shape)), 10.0**decades
-                if not any(row.shape == name and row.kappa == kappa for row in rows):
-                    rows = [*rows, *measure_spectra(shape, kappa, settings.rounds)]
-                    write_rows(file, rows)
-                yield [row for row in rows if row.shape == name and row.kappa == kappa]
+    groups = {(_name(shape), 10.0**decades): (shape, 10.0**decades) for shape in SHAPES for decades in _DECADES}
+    return measure_missing(
+        folder / "spectra.csv",
+        SpectraRow,
+        settings,
+        groups,
+        lambda group: measure_spectra(*group, settings.rounds),
+        lambda row: (row.shape, row.kappa),
+    )
+
+
+def _name(shape: tuple[int, int, int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def measure_spectra(shape: tuple[int, int, int], kappa: float, rounds: int) -> list[SpectraRow]:
@@ -91,23 +92,17 @@ def measure_spectra(shape: tuple[int, int, int], kappa: float, rounds: int) -> l
         routes["randomised"] = lambda: torch.tensor([estimate_condition(m).kappa for m in matrices])
     device = torch.device("cpu")
     times = interleave([partial(seconds_of, route, device) for route in routes.values()], rounds, warmup=1)
-    rows = []
-    for (route, compute), mine in zip(routes.items(), times):
-        ratio = paired_ratio(mine, times[0])
-        rows.append(
-            SpectraRow(
-                shape="×".join(map(str, shape)),
-                kappa=kappa,
-                route=route,
-                ratio=ratio.median,
-                p20=ratio.p20,
-                p80=ratio.p80,
-                milliseconds=1000 * statistics.median(mine) / shape[0],
-                error=float((compute() / kappa - 1).abs().max()),
-                rounds_milliseconds=[1000 * seconds for seconds in mine],
-            )
+    columns = [time_columns(mine, times[0]) for mine in times]
+    return [
+        SpectraRow(
+            shape=_name(shape),
+            kappa=kappa,
+            route=route,
+            error=float((compute() / kappa - 1).abs().max()),
+            **numbers | {"milliseconds": numbers["milliseconds"] / shape[0]},
         )
-    return rows
+        for (route, compute), numbers in zip(routes.items(), columns)
+    ]
 
 
 def with_kappa(shape: tuple[int, int, int], kappa: float) -> Tensor:

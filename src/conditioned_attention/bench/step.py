@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,8 +12,9 @@ import torch
 from torch import nn
 
 from conditioned_attention.bench.heap import keep_freed_memory
+from conditioned_attention.bench.limits import check_counts, check_device
 from conditioned_attention.bench.models import Batch, StepModel
-from conditioned_attention.bench.results import begin, write_rows
+from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.optimizer import build_optimizer
@@ -23,9 +23,8 @@ from conditioned_attention.experiments.training.step import Step
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.functional import IMPLEMENTATIONS, implementation
-from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
+from conditioned_attention.profiling.clock import interleave, seconds_of
 from conditioned_attention.profiling.memory import held_bytes, peak_bytes
-from conditioned_attention.storage.folder import working_folder
 
 _WARMUP = 2
 _PRECONDITIONED = "preconditioned"
@@ -58,11 +57,8 @@ class StepSettings(Choices):
 
     def check(self) -> None:
         """Raises ValueError for what cannot be measured."""
-        given = (self.rounds, self.threads, self.batch_size, self.layers)
-        if min(number for number in given if number is not None) < 1:
-            raise ValueError(f"rounds, threads, batch_size and layers must be at least 1, got {given}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda', but this torch sees no CUDA device")
+        check_counts(rounds=self.rounds, threads=self.threads, batch_size=self.batch_size, layers=self.layers)
+        check_device(self.device)
         find_variants(self.variants)
         unknown = [name for name in self.implementations if name not in IMPLEMENTATIONS]
         if unknown:
@@ -115,14 +111,15 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
     settings.check()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    with working_folder(folder):
-        file = folder / "step.csv"
-        rows = begin(file, StepRow, asdict(settings))
-        for model in models:
-            if not any(row.model == model.name for row in rows):
-                rows = [*rows, *measure_model(model, settings)]
-                write_rows(file, rows)
-            yield [row for row in rows if row.model == model.name]
+    groups = {model.name: model for model in models}
+    return measure_missing(
+        folder / "step.csv",
+        StepRow,
+        settings,
+        groups,
+        lambda model: measure_model(model, settings),
+        lambda row: row.model,
+    )
 
 
 def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
@@ -137,27 +134,20 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
         peak = [each.fixed_bytes() + peak_bytes(each.step, device) for each in trainees.values()]
     layers = settings.layers or model.layers
     shape = f"{model.about}, batch {settings.batch_size or model.batch_size}, {layers} layer{'s' * (layers > 1)}"
-    rows = []
-    for i, (name, each) in enumerate(trainees.items()):
-        ratio = paired_ratio(times[i], times[0])
-        rows.append(
-            StepRow(
-                model=model.name,
-                shape=shape,
-                variant=name,
-                note=each.note,
-                ratio=ratio.median,
-                p20=ratio.p20,
-                p80=ratio.p80,
-                milliseconds=1000 * statistics.median(times[i]),
-                held_bytes=held[i],
-                held_ratio=held[i] / held[0],
-                peak_bytes=peak[i],
-                peak_ratio=peak[i] / peak[0],
-                rounds_milliseconds=[1000 * seconds for seconds in times[i]],
-            )
+    return [
+        StepRow(
+            model=model.name,
+            shape=shape,
+            variant=name,
+            note=each.note,
+            held_bytes=held[i],
+            held_ratio=held[i] / held[0],
+            peak_bytes=peak[i],
+            peak_ratio=peak[i] / peak[0],
+            **time_columns(times[i], times[0]),
         )
-    return rows
+        for i, (name, each) in enumerate(trainees.items())
+    ]
 
 
 def _trainees(model: StepModel, settings: StepSettings) -> dict[str, Trainee]:

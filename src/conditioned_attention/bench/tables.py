@@ -64,10 +64,7 @@ def print_steps(rows: Sequence[StepRow]) -> None:
 
 def print_spectra(rows: Sequence[SpectraRow]) -> None:
     """One shape and κ: each route."""
-    lines = [
-        [row.route, spread(PairedRatio(row.ratio, row.p20, row.p80)), f"{row.milliseconds:.3g}", f"{row.error:.1e}"]
-        for row in rows
-    ]
+    lines = [[row.route, _ratio(row), f"{row.milliseconds:.3g}", f"{row.error:.1e}"] for row in rows]
     print_table(f"{rows[0].shape}, κ = {rows[0].kappa:g}", ["", "time ×", "ms a matrix", "error of κ"], lines)
 
 
@@ -76,7 +73,7 @@ def print_blocks(rows: Sequence[BlocksRow]) -> None:
     lines = [
         [
             f"{row.queries} × {row.keys}, {row.warps} warps, {row.stages} stages",
-            spread(PairedRatio(row.ratio, row.p20, row.p80)) if row.ratio and row.p20 and row.p80 else row.status,
+            _ratio(row),
             milliseconds(row.milliseconds),
             row.note,
         ]
@@ -168,11 +165,12 @@ def _markdown_of_steps(rows: Sequence[StepRow], about: dict[str, Any]) -> str:
     return f"{words}\n\n{markdown(header, lines)}"
 
 
-def _ratio(row: OperatorRow | StepRow | None, digits: int = 3) -> str:
+def _ratio(row: OperatorRow | StepRow | SpectraRow | BlocksRow | None, digits: int = 3) -> str:
+    """Time over the baseline's, whose own is 1 by definition; what became of it where there is none."""
     if row is None:
         return "-"
     if row.ratio is None or row.p20 is None or row.p80 is None:
-        return row.status if isinstance(row, OperatorRow) else "-"
-    if (row.contestant == PLAIN) if isinstance(row, OperatorRow) else (row.variant == _BASELINE):
+        return str(getattr(row, "status", "-"))
+    if getattr(row, "contestant", getattr(row, "variant", None)) in (PLAIN, _BASELINE):
         return "1"
     return spread(PairedRatio(row.ratio, row.p20, row.p80), digits)

@@ -40,21 +40,14 @@ def target_lines(rows: Sequence[OperatorRow], steps: Sequence[StepRow]) -> list[
     ratios = {row.case: ratio.median for row in fused if (ratio := over_fastest(row, rows)) is not None}
     floats = {row.case: row.extra_floats_a_row for row in fused if row.extra_floats_a_row is not None}
     step = {row.variant: row for row in steps if row.model == MODEL}
-    times, peaks = ({name: value(row) for name, row in step.items()} for value in (_time, _peak))
+    times = {name: row.ratio for name, row in step.items()}
+    peaks = {name: row.peak_ratio for name, row in step.items()}
     return [
         _verdict("fused, forward and backward, time over the fastest SDPA backend", TIME, ratios, GPU_CASES),
         _verdict("fused, floats a row held beyond plain attention", FLOATS, floats, GPU_CASES, _ROUNDING),
         _verdict("ViT-B training step, time over plain", STEP_TIME, times, STEPS),
         _verdict("ViT-B training step, peak memory over plain", STEP_MEMORY, peaks, STEPS),
     ]
-
-
-def _time(row: StepRow) -> float:
-    return row.ratio
-
-
-def _peak(row: StepRow) -> float:
-    return row.peak_ratio
 
 
 def _verdict(
