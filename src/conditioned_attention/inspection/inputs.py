@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def _text(path: Path, model: nn.Module | None, source: str) -> dict[str, torch.T
 def _pictures(path: Path, model: nn.Module | None, source: str) -> Any:
     from PIL import Image
 
-    files = [path] if path.is_file() else list(_first(p for p in sorted(path.rglob("*")) if _is_picture(p)))
+    files = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if _is_picture(p)][:_REAL_SAMPLES]
     if not files:
         raise ValueError(f"{path} holds no pictures ({', '.join(_PICTURES)})")
     images = [Image.open(file) for file in files]
@@ -107,10 +106,6 @@ def _pictures(path: Path, model: nn.Module | None, source: str) -> Any:
 
 def _is_picture(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in _PICTURES
-
-
-def _first(files: Iterable[Path]) -> list[Path]:
-    return [file for file, _ in zip(files, range(_REAL_SAMPLES))]
 
 
 def synthetic_input(model: nn.Module) -> Any:

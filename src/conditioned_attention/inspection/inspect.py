@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from conditioned_attention.measure.probing.projections import ProjectionRecord, 
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import Site, active_transform, find_sites
 from conditioned_attention.sites.corrected import spectral_of
+from conditioned_attention.storage.files import finite
 
 _HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head")
 
@@ -80,13 +80,18 @@ class Inspection:
     strength: float | str | None = None
 
     @property
+    def strength_shown(self) -> str:
+        """λ in words."""
+        return self.strength if isinstance(self.strength, str) else f"{self.strength:g}"
+
+    @property
     def complete(self) -> bool:
         """Whether there is attention, and conversion would reach all of it."""
         return bool(self.rows) and all(row.conversion != "refused" for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; numbers that are not finite become None, which JSON has."""
-        rows = [{key: _finite(value) for key, value in asdict(row).items()} for row in self.rows]
+        rows = [finite(asdict(row)) for row in self.rows]
         data = {"parameters": self.parameters, "not_measured": self.not_measured, "modules": rows}
         if self.self_logit is not None:
             data["self_logit"] = asdict(self.self_logit)
@@ -179,13 +184,13 @@ def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:
     )
     if not records:
         return row
-    measured = {
-        "kappa": median(record.kappa_before for record in records),
-        "kappa_after": median(record.kappa_after for record in records),
-        "floor": sum(record.floor_before for record in records) / len(records),
-        "largest_scale": max(record.largest_scale for record in records),
-    }
-    return InspectionRow(**{**asdict(row), **measured})
+    return replace(
+        row,
+        kappa=median(record.kappa_before for record in records),
+        kappa_after=median(record.kappa_after for record in records),
+        floor=sum(record.floor_before for record in records) / len(records),
+        largest_scale=max(record.largest_scale for record in records),
+    )
 
 
 def _conversion(site: Site) -> str:
@@ -203,7 +208,3 @@ def _heads(module: nn.Module) -> int | None:
     places: Iterable[Any] = (module, getattr(module, "config", None))
     found = (getattr(place, name, None) for place in places for name in _HEADS)
     return next((value for value in found if isinstance(value, int)), None)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from conditioned_attention.measure.probing.inputs import attention_inputs
-from conditioned_attention.sites import Site, find_projections, find_sites
+from conditioned_attention.measure.probing.projections import known_projections
+from conditioned_attention.sites import Site
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, auto_strength, self_logit
 
@@ -56,8 +57,7 @@ def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
     >>> found.module, found.width, found.at(10.0)
     ('self_attn', 16, 400.0)
     """
-    sites = [site for site in find_sites(model) if site.attention]
-    known = {site.name: (site, p) for site in sites if isinstance(p := find_projections(site.module), Projections)}
+    known = {site.name: (site, found) for site, found in known_projections(model) if site.attention}
     inputs = attention_inputs(model, probe, [site for site, _ in known.values()])
     found = [_self_logit(*known[name], x) for name, x in inputs.items()]
     return max(found, key=lambda logit: logit.at(1.0), default=None)

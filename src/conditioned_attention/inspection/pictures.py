@@ -42,7 +42,6 @@ def plot_inspection(
         for field, title in zip(("kappa_before", "kappa_after"), titles)
     ]
     if inspection.heads_corrected:
-        strength = inspection.strength
-        shown = strength if isinstance(strength, str) else f"{strength:g}"
-        grids.append(layers_by_heads(inspection.heads_corrected, 0, "kappa_before", title=f"with λ I, λ = {shown}"))
+        title = f"with λ I, λ = {inspection.strength_shown}"
+        grids.append(layers_by_heads(inspection.heads_corrected, 0, "kappa_before", title=title))
     return draw_multiples(grids, axes, theme, label="log₁₀ κ")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from conditioned_attention.inspection.heads import change_in_words, worst_heads
 from conditioned_attention.inspection.inspect import Inspection, InspectionRow
+from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.probing.projections import ProjectionRecord
 
 if TYPE_CHECKING:
@@ -78,24 +80,17 @@ def _print_heads(console: Console, inspection: Inspection) -> None:
     if floor > len(inspection.heads) / 2 and inspection.heads[0].resolution < _FLOAT32:
         count = f"{floor} of {len(inspection.heads)} heads"
         console.print(f"{count} are at the floor of float32; --precision float64 tells them apart", highlight=False)
-    sentences = [change_in_words("C", inspection.heads, lambda record: record.kappa_after)]
+    changes: dict[str, Callable[[HeadRecord], float]] = {"C": lambda record: record.kappa_after}
     if corrected:
-        name = f"λ I, λ = {_strength(inspection.strength)}"
-        changed = change_in_words(name, inspection.heads, lambda record: corrected[record.layer, record.head])
-        sentences.append(changed)
-    for sentence in sentences:
-        console.print(sentence, markup=False, highlight=False)
-
-
-def _strength(strength: float | str | None) -> str:
-    return strength if isinstance(strength, str) else f"{strength:g}"
+        changes[f"λ I, λ = {inspection.strength_shown}"] = lambda record: corrected[record.layer, record.head]
+    for what, after in changes.items():
+        console.print(change_in_words(what, inspection.heads, after), markup=False, highlight=False)
 
 
 def _title(inspection: Inspection) -> str:
-    strength = inspection.strength
-    if strength is None:
+    if inspection.strength is None:
         return "projections, and as they are corrected"
-    return f"projections, and with λ I, λ = {_strength(strength)}"
+    return f"projections, and with λ I, λ = {inspection.strength_shown}"
 
 
 def _projection_cells(record: ProjectionRecord) -> tuple[str, ...]:

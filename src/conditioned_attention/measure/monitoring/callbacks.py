@@ -25,31 +25,42 @@ class Monitor(Protocol):
         """Measures now, and returns a record for each head."""
 
 
+class _Due:
+    """Measures where it is due, and at a step only once: at the end, and where several batches make one step."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor, self.measured = monitor, -1
+
+    def numbers(self, step: int, *, last: bool = False) -> dict[str, float]:
+        """What trackers take of the measurement; κ at the floor is no number.  Empty where none is due."""
+        if step == self.measured or not (last or step % self.monitor.every == 0):
+            return {}
+        self.measured = step
+        found = summary(self.monitor.measure(step))
+        return {_PREFIX + name: value for name, value in found.items() if math.isfinite(value)}
+
+
 def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
     """For ``transformers.Trainer``: measures before the first step, every ``monitor.every`` steps, and at the end."""
     from transformers import TrainerCallback
 
+    due = _Due(monitor)
+
     class MonitorCallback(TrainerCallback):
         """Calls the monitor after optimizer steps."""
 
-        measured: int | None = None
-
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._measure(state.global_step, state.global_step % monitor.every == 0)
+            log(due.numbers(state.global_step))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._measure(state.global_step, state.global_step % monitor.every == 0)
+            log(due.numbers(state.global_step))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._measure(state.global_step, True)
+            log(due.numbers(state.global_step, last=True))
 
-        def _measure(self, step: int, due: bool) -> None:
-            if not due or step == self.measured:
-                return
-            self.measured = step
-            numbers = _finite(monitor.measure(step))
-            if trainer is not None and numbers:
-                trainer.log(numbers)
+    def log(numbers: dict[str, float]) -> None:
+        if trainer is not None and numbers:
+            trainer.log(numbers)
 
     return MonitorCallback()
 
@@ -57,29 +68,23 @@ def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
 def lightning_callback(monitor: Monitor) -> Any:
     """For Lightning, under the name that was imported first: ``lightning.pytorch`` or ``pytorch_lightning``."""
     base = _lightning().Callback
+    due = _Due(monitor)
 
     class MonitorCallback(base):  # type: ignore[misc, valid-type]
         """Calls the monitor after optimizer steps."""
 
-        measured: int | None = None
-
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            self._measure(trainer, trainer.global_step % monitor.every == 0)
+            log(trainer, due.numbers(trainer.global_step))
 
         def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-            self._measure(trainer, trainer.global_step % monitor.every == 0)
+            log(trainer, due.numbers(trainer.global_step))
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            self._measure(trainer, True)
+            log(trainer, due.numbers(trainer.global_step, last=True))
 
-        def _measure(self, trainer: Any, due: bool) -> None:
-            step = trainer.global_step
-            if not due or step == self.measured:  # several batches make one step where gradients are accumulated
-                return
-            self.measured = step
-            numbers = _finite(monitor.measure(step))
-            for logger in trainer.loggers:
-                logger.log_metrics(numbers, step=step)
+    def log(trainer: Any, numbers: dict[str, float]) -> None:
+        for logger in trainer.loggers if numbers else ():
+            logger.log_metrics(numbers, step=trainer.global_step)
 
     return MonitorCallback()
 
@@ -89,8 +94,3 @@ def _lightning() -> Any:
         if name in sys.modules:
             return sys.modules[name]
     return import_module("lightning.pytorch" if find_spec("lightning") else "pytorch_lightning")
-
-
-def _finite(records: Sequence[HeadRecord]) -> dict[str, float]:
-    """What trackers take; κ at the floor is no number."""
-    return {_PREFIX + name: value for name, value in summary(records).items() if math.isfinite(value)}

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from conditioned_attention.measure.numbers.spectra import Spectrum, spectrum
+from conditioned_attention.storage.files import finite
 
 _NAN = math.nan
 _MAY_BE_INFINITE = ("kappa", "log_mu", "row_spread", "largest_scale")
@@ -81,7 +82,7 @@ class HeadRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; numbers that are not finite become None, which JSON has."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return dict(finite(asdict(self)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> HeadRecord:

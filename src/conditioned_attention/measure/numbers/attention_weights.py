@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conditioned_attention.measure.numbers.check import check_floats
+
 _BESIDE = 8  # vectors carried along beside the wanted ones: the last of those converges as fast as the gap behind these
 _PASSES = 4
 
@@ -138,8 +140,8 @@ def _all(head: _Weights) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _leading(head: _Weights, wanted: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Subspace iteration; the residual of each triplet bounds its error, whatever the start was."""
-    carried = min(wanted + _BESIDE, *_size(head))
+    """Subspace iteration from a random start."""
+    carried = min(wanted + _BESIDE, head.query.shape[0], head.key.shape[0])
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(head.key.shape[0], carried, dtype=torch.float64, generator=generator)
     right = torch.linalg.qr(start.to(head.key.device)).Q
@@ -148,20 +150,16 @@ def _leading(head: _Weights, wanted: int, seed: int) -> tuple[Tensor, Tensor, Te
         right = torch.linalg.qr(head.transposed_times(left)[0]).Q
     u, sigma, vh = torch.linalg.svd(head.times(right), full_matrices=False)
     v = right @ vh.mT
+    # P v = σ u holds by construction, so the other half says how far σ is off, whatever the start was: P + E has the
+    # triplet (σ, u, v) exactly for an E of this norm, and moves no singular value by more (Weyl).
     back, squares = head.transposed_times(u)
     error = torch.linalg.vector_norm(back - v * sigma, dim=0)
     return sigma[:wanted], error[:wanted], squares
 
 
-def _size(head: _Weights) -> tuple[int, int]:
-    return head.query.shape[0], head.key.shape[0]
-
-
 def _check(query: Tensor, key: Tensor, leading: int | None, block: int) -> None:
     for name, tensor in {"query": query, "key": key}.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            what = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be a floating-point tensor, got {what}")
+        check_floats(name, tensor)
         if tensor.dim() != 4 or 0 in tensor.shape:
             raise ValueError(f"{name} must be (B, H, N, D) and not empty, got shape {tuple(tensor.shape)}")
     if query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from conditioned_attention.measure.numbers.check import check_floats
 from conditioned_attention.measure.numbers.spectra import condition_number, log_complexity
 from conditioned_attention.preconditioner import RowNorm
 
@@ -58,9 +59,7 @@ def log_attention_bound(output: Tensor, value: Tensor) -> Tensor:
     True
     """
     log_mu = log_complexity(output)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"value must be a floating-point tensor, got {what}")
+    check_floats("value", value)
     n, d = output.shape[-2:]
     if value.dim() < 2 or value.shape[-1] != d:
         raise ValueError(f"value must be (..., m, {d}) as output is {tuple(output.shape)}, got {tuple(value.shape)}")

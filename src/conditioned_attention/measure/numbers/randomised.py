@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conditioned_attention.measure.numbers.check import check_floats
 from conditioned_attention.measure.numbers.lanczos import lanczos
 from conditioned_attention.measure.numbers.spectra import resolution
 
@@ -121,9 +122,7 @@ def _smallest(r: Tensor, steps: int, generator: torch.Generator) -> float:
 
 
 def _check(matrix: Tensor, tolerance: float, failure: float) -> None:
-    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-        what = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-        raise TypeError(f"matrix must be a floating-point tensor, got {what}")
+    check_floats("matrix", matrix)
     if matrix.dim() != 2 or 0 in matrix.shape:
         raise ValueError(f"matrix must be (n, d) with n and d at least 1, got shape {tuple(matrix.shape)}")
     if not matrix.isfinite().all():

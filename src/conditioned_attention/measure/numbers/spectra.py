@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conditioned_attention.measure.numbers.check import check_floats
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -96,9 +98,7 @@ def spectrum(matrix: Tensor) -> Spectrum:
     >>> found.kappa.item(), found.stable_rank.item(), round(found.effective_rank.item(), 3)
     (2.0, 2.25, 2.872)
     """
-    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-        what = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-        raise TypeError(f"matrix must be a floating-point tensor, got {what}")
+    check_floats("matrix", matrix)
     if matrix.dim() < 2 or 0 in matrix.shape[-2:]:
         raise ValueError(f"matrix must be (..., n, d) with n and d at least 1, got shape {tuple(matrix.shape)}")
     matrix = matrix.detach()

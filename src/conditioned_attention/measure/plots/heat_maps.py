@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots.curves import quantile
-from conditioned_attention.measure.plots.style import SCALE, ThemeName, find_theme, new_axes, panels
+from conditioned_attention.measure.plots.style import SCALE, ThemeName, find_theme, named_on_the_first, new_axes, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -264,9 +264,7 @@ def draw_multiples(
     drawn = panels(axes, len(grids), theme, _size(grids))
     draw_grids(grids, drawn, theme, label)
     if len({len(grid.values) for grid in grids}) == 1:
-        for ax in drawn[1:]:
-            ax.set_ylabel("")
-            ax.tick_params(labelleft=False)
+        named_on_the_first(drawn)
     return drawn
 
 

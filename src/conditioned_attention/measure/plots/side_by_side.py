@@ -14,7 +14,7 @@ from conditioned_attention.measure.plots.heat_maps import (
     layers_by_heads,
     layers_by_steps,
 )
-from conditioned_attention.measure.plots.style import ThemeName, panels
+from conditioned_attention.measure.plots.style import ThemeName, named_on_the_first, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,9 +65,5 @@ def side_by_side(
 def _curves(runs: Mapping[str, Sequence[HeadRecord]], axes: Sequence[Axes] | None, theme: ThemeName) -> list[Axes]:
     drawn = panels(axes, len(runs), theme, (0.6 + 3.2 * len(runs), 3.6))
     plot_runs_apart(runs, drawn, quantiles=(0.1, 0.9), theme=theme)
-    for ax in drawn[1:]:
-        ax.set_ylabel("")
-    if all(ax.get_yscale() == "log" for ax in drawn):
-        for ax in drawn[1:]:
-            ax.tick_params(labelleft=False)
+    named_on_the_first(drawn, numbers=all(ax.get_yscale() == "log" for ax in drawn))
     return drawn

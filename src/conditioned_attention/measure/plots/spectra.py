@@ -13,6 +13,7 @@ from conditioned_attention.measure.plots.style import (
     ThemeName,
     find_theme,
     legend_above,
+    named_on_the_first,
     new_axes,
     panels,
     room_for_legend,
@@ -91,9 +92,7 @@ def plot_head_spectra(
     bottom = min(ax.get_ylim()[0] for ax in drawn)
     for ax in drawn:
         ax.set_ylim(bottom=bottom)
-    for ax in drawn[1:]:
-        ax.set_ylabel("")
-        ax.tick_params(labelleft=False)
+    named_on_the_first(drawn)
     text = find_theme(theme).text
     if axes is None:
         drawn[0].figure.legend(

@@ -100,6 +100,14 @@ def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tup
     return list(axes)
 
 
+def named_on_the_first(axes: Sequence[Axes], *, numbers: bool = True) -> None:
+    """Panels side by side whose vertical axes are the same: its name, and its ``numbers``, stand on the first alone."""
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+        if numbers:
+            ax.tick_params(labelleft=False)
+
+
 def _paint(ax: Axes, theme: Theme) -> None:
     ax.figure.set_facecolor(theme.background)
     ax.set_facecolor(theme.background)

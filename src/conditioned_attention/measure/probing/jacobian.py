@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from conditioned_attention.measure.numbers.jacobian import JacobianCondition, jacobian_condition
 from conditioned_attention.measure.probing.inputs import attention_inputs
 from conditioned_attention.measure.probing.probe import head_outputs
-from conditioned_attention.sites import Site, find_projections, find_sites
+from conditioned_attention.measure.probing.projections import known_projections, role_matrices
+from conditioned_attention.sites import Site
 from conditioned_attention.sites.corrected import shown
-from conditioned_attention.sites.projections import Projections, as_matrix
+from conditioned_attention.sites.projections import Projections
 
 _SLACK = 1e-3  # largest relative difference between the model's heads and those of the formula
 
@@ -56,9 +57,7 @@ def jacobian_records(model: nn.Module, probe: Any, *, method: str = "auto", step
     >>> [record.head for record in jacobian_records(layer, torch.randn(1, 5, 16))]
     [0, 1]
     """
-    known = [
-        (site, found) for site in find_sites(model) if isinstance(found := find_projections(site.module), Projections)
-    ]
+    known = known_projections(model)
     if not known:
         raise ValueError(f"{type(model).__name__} holds no attention whose projections are known")
     inputs = {name: x[0].double() for name, x in attention_inputs(model, probe, [site for site, _ in known]).items()}
@@ -75,10 +74,10 @@ def _records(
     site: Site, projections: Projections, x: Tensor, expected: Tensor, method: str, steps: int
 ) -> Iterator[JacobianRecord]:
     with shown(site.module):
-        weights = _with_biases(site.module, projections)
+        matrices = role_matrices(site.module, projections, biases=True)
     widths = projections.head_widths(site.module)
     x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)
-    heads = {role: weights[role].unflatten(0, (-1, widths[role])) for role in weights}
+    heads = {role: matrix.double().unflatten(0, (-1, widths[role])) for role, matrix in matrices.items()}
     shared = projections.heads // len(heads["k"])
     for h in range(projections.heads):
         w_q, w_k, w_v = heads["q"][h], heads["k"][h // shared], heads["v"][h // shared]
@@ -93,16 +92,3 @@ def _records(
             for wrt in ("query", "key", "value", ("query", "key", "value"))
         ]
         yield JacobianRecord(site.name, h, *parts)
-
-
-def _with_biases(attention: nn.Module, projections: Projections) -> dict[str, Tensor]:
-    """[W | b] for each role, (rows, features + 1)."""
-    found = {}
-    for projection in projections.weights:
-        owner = projection.owner(attention)
-        matrix = as_matrix(owner, getattr(owner, projection.parameter)).detach().double()
-        bias = getattr(owner, projection.parameter.replace("weight", "bias"), None)
-        column = matrix.new_zeros(matrix.shape[0]) if bias is None else bias.detach().double()
-        for role, rows in projection.rows(attention).items():
-            found[role] = torch.cat((matrix, column[:, None]), dim=1)[rows.indices()]
-    return found

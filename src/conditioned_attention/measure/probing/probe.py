@@ -157,6 +157,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradient, no autocast, nothing compiled; afterwards everything that hangs on the modules is
     as it was.
     """
+    # A forward pass may count, cache, rebind or register what it likes, and no list of such habits would be complete:
+    # so what every name stood for is noted, and of the buffers the numbers too, which may be written in place.
     attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -187,6 +189,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 
 def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """Every name stands again for what it stood for; only what differs is written."""
     for name in [name for name in now if name not in before]:
         del now[name]
     for name, value in before.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from conditioned_attention.sites import Site, find_projections, find_sites
 from conditioned_attention.sites.corrected import shown
 from conditioned_attention.sites.projections import Projections, as_matrix, whole
+from conditioned_attention.storage.files import finite
 
 _ROLES = {"q": "query", "k": "key", "v": "value"}
 
@@ -40,7 +41,7 @@ class ProjectionRecord:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it: None for κ = inf."""
-        return {key: None if value == math.inf else value for key, value in asdict(self).items()}
+        return dict(finite(asdict(self)))
 
 
 def projection_records(model: nn.Module) -> list[ProjectionRecord]:
@@ -54,7 +55,7 @@ def projection_records(model: nn.Module) -> list[ProjectionRecord]:
     >>> [record.kappa_corrected <= 2 for record in projection_records(layer)]
     [True, True, True]
     """
-    return [record for site, projections in _known(model) for record in _records(site, projections)]
+    return [record for site, projections in known_projections(model) for record in _records(site, projections)]
 
 
 @torch.no_grad()
@@ -65,24 +66,23 @@ def value_norm(model: nn.Module) -> float:
     """
     squares = [
         matrix.double().square().sum()
-        for site, projections in _known(model)
-        for role, matrix in _matrices(site, projections).items()
+        for site, projections in known_projections(model)
+        for role, matrix in role_matrices(site.module, projections).items()
         if role == "v"
     ]
     return torch.stack(squares).mean().sqrt().item() if squares else math.nan
 
 
-def _known(model: nn.Module) -> Iterator[tuple[Site, Projections]]:
-    for site in find_sites(model):
-        projections = find_projections(site.module)
-        if isinstance(projections, Projections):
-            yield site, projections
+def known_projections(model: nn.Module) -> list[tuple[Site, Projections]]:
+    """Every attention module whose W_Q, W_K and W_V are known, with where they are."""
+    pairs = ((site, find_projections(site.module)) for site in find_sites(model))
+    return [(site, found) for site, found in pairs if isinstance(found, Projections)]
 
 
 def _records(site: Site, projections: Projections) -> Iterator[ProjectionRecord]:
-    plain = _matrices(site, projections)
+    plain = role_matrices(site.module, projections)
     with shown(site.module):
-        corrected = _matrices(site, projections)
+        corrected = role_matrices(site.module, projections)
     for role, name in _ROLES.items():
         values, others = (torch.linalg.svdvals(m[role].double()) for m in (plain, corrected))
         yield ProjectionRecord(
@@ -97,13 +97,17 @@ def _records(site: Site, projections: Projections) -> Iterator[ProjectionRecord]
         )
 
 
-def _matrices(site: Site, projections: Projections) -> dict[str, Tensor]:
-    """The rows of each role, as a matrix (out, in) of its own."""
+def role_matrices(attention: nn.Module, projections: Projections, *, biases: bool = False) -> dict[str, Tensor]:
+    """The rows of each role, as a matrix (out, in) of its own; with ``biases``, or zeros, as its last column."""
     found = {}
     for projection in projections.weights:
-        owner = projection.owner(site.module)
+        owner = projection.owner(attention)
         matrix = as_matrix(owner, whole(getattr(owner, projection.parameter))).detach()
-        for role, rows in projection.rows(site.module).items():
+        if biases:
+            bias = getattr(owner, projection.parameter.replace("weight", "bias"), None)
+            column = matrix.new_zeros(matrix.shape[0]) if bias is None else whole(bias).detach()
+            matrix = torch.cat((matrix, column[:, None]), dim=1)
+        for role, rows in projection.rows(attention).items():
             found[role] = matrix[rows.indices()]
     return found
 
