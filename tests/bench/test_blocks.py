@@ -14,8 +14,8 @@ from tests.attention.kernels import GPU, interpreted, needs_kernels  # noqa: F40
 pytestmark = needs_kernels
 
 DEVICE = "cuda" if GPU else "cpu"
-SETTINGS = BlocksSettings(rounds=2, calls=1, device=DEVICE, dtype="float16")
-TINY = Case("tiny", (1, 1, 40, 16), "", causal=True)
+SETTINGS = BlocksSettings(rounds=1, calls=1, device=DEVICE, dtype="float16")
+TINY = Case("tiny", (1, 1, 20, 16), "", causal=True)
 
 
 @pytest.mark.parametrize("kernel", blocks.KERNELS)

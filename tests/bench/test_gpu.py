@@ -94,8 +94,15 @@ def test_a_failure_is_named_and_the_others_are_measured(tmp_path, monkeypatch, c
     assert "tiny: failed: OutOfMemoryError" in capsys.readouterr().out
 
 
-def test_kernels_are_tested_first(tmp_path):
+def without(package):
+    """`find_spec` where one package is not installed."""
+    original = gpu_module.importlib.util.find_spec
+    return lambda name, *more: None if name == package else original(name, *more)
+
+
+def test_kernels_are_tested_first(tmp_path, monkeypatch):
     """And a failure is no reason not to measure, but the status says so."""
+    monkeypatch.setattr(gpu_module.importlib.util, "find_spec", without("xdist"))  # its workers take seconds to start
     test = tmp_path / "test_some.py"
     test.write_text("def test_right(): pass\ndef test_wrong(): assert 1 == 2")
     plan = dataclasses.replace(PLAN, tests=(str(test),), cases=(CASE,))
@@ -106,7 +113,10 @@ def test_kernels_are_tested_first(tmp_path):
 
 
 def test_tests_that_pass_or_take_too_long_or_are_not_there(tmp_path, monkeypatch):
+    commands = []
+
     def run(command, stdout, timeout, **_):
+        commands.append(command)
         if timeout < 1:
             raise subprocess.TimeoutExpired(command, timeout)
         stdout.write("....\n==== 4 passed in 0.10s ====\n")
@@ -116,7 +126,8 @@ def test_tests_that_pass_or_take_too_long_or_are_not_there(tmp_path, monkeypatch
     log = tmp_path / "tests.txt"
     assert run_tests(["some"], log, 60) == "passed: 4 passed in 0.10s; see tests.txt"
     assert run_tests(["some"], log, 0.4) == "not finished within 0 seconds; see tests.txt"
-    monkeypatch.setattr(gpu_module.importlib.util, "find_spec", lambda name: None if name == "hypothesis" else name)
+    assert commands[0][-2:] == ["-n", str(min(8, os.cpu_count()))], "of several processes where there is xdist"
+    monkeypatch.setattr(gpu_module.importlib.util, "find_spec", without("hypothesis"))
     assert run_tests(["some"], log, 60) == "not run: hypothesis not installed"
     monkeypatch.setattr(gpu_module, "_ROOT", tmp_path)
     assert "no tests beside this package" in run_tests(["some"], log, 60)

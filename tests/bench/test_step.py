@@ -14,11 +14,19 @@ from tests.bench.tiny import MODEL
 QUICK = StepSettings(rounds=2)
 
 
-def test_a_model_and_its_conversions(tmp_path):
-    (rows,) = run_step([MODEL], QUICK, tmp_path)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """One run of one model: its rows, and the folder with its file."""
+    folder = tmp_path_factory.mktemp("bench")
+    (rows,) = run_step([MODEL], QUICK, folder)
+    return rows, folder
+
+
+def test_a_model_and_its_conversions(measured):
+    rows, folder = measured
     assert [row.variant for row in rows] == ["baseline", "preconditioned", "head_rmsnorm"]
     assert [row.note for row in rows[1:]] == ["1 of 1 attention modules converted"] * 2
-    for row, read in zip(rows, read_rows(tmp_path / "step.csv", StepRow)):
+    for row, read in zip(rows, read_rows(folder / "step.csv", StepRow)):
         ratios = [mine / base for mine, base in zip(row.rounds_milliseconds, rows[0].rounds_milliseconds)]
         assert (row.p20, row.p80) == (min(ratios), max(ratios))
         assert read.ratio == pytest.approx(row.ratio, rel=1e-4)
@@ -26,14 +34,15 @@ def test_a_model_and_its_conversions(tmp_path):
     assert rows[0].ratio == rows[0].held_ratio == rows[0].peak_ratio == 1
 
 
-def test_held_memory_is_what_the_conversion_adds():
+def test_held_memory_is_what_the_conversion_adds(measured):
     """RMSNorm after attention holds the output once more, and one float a row: 197 rows of 12 heads of 64."""
-    rows = {row.variant: row for row in measure_model(MODEL, dataclasses.replace(QUICK, rounds=1))}
+    rows = {row.variant: row for row in measured[0]}
     assert rows["head_rmsnorm"].held_bytes - rows["baseline"].held_bytes == 4 * 197 * 12 * (64 + 1)
 
 
 def test_batch_and_layers_can_be_chosen():
-    row = measure_model(MODEL, dataclasses.replace(QUICK, rounds=1, batch_size=2, layers=2))[1]
+    only = ("baseline", "preconditioned")
+    row = measure_model(MODEL, dataclasses.replace(QUICK, rounds=1, batch_size=2, layers=2, variants=only))[1]
     assert row.shape == "a thin block, batch 2, 2 layers"
     assert row.note == "2 of 2 attention modules converted"
 
@@ -52,13 +61,13 @@ def test_an_implementation_can_be_asked_for_and_runs():
     assert functional._AUTO is rules
 
 
-def test_finished_models_are_not_measured_again(tmp_path, monkeypatch):
-    (rows,) = run_step([MODEL], QUICK, tmp_path)
+def test_finished_models_are_not_measured_again(measured, monkeypatch):
+    rows, folder = measured
     monkeypatch.setattr(step_module, "measure_model", None)
-    (again,) = run_step([MODEL], QUICK, tmp_path)
+    (again,) = run_step([MODEL], QUICK, folder)
     assert [row.variant for row in again] == [row.variant for row in rows]
     with pytest.raises(ValueError, match=r"settings\.layers: None there, 2 now"):
-        list(run_step([MODEL], dataclasses.replace(QUICK, layers=2), tmp_path))
+        list(run_step([MODEL], dataclasses.replace(QUICK, layers=2), folder))
 
 
 def test_models_by_name_and_sizes_that_are_none(tmp_path):

@@ -1,16 +1,13 @@
 """Converted models on two processes.  What went wrong on either goes to a file, as JSON.
 
 python -m tests.conversion.ranks MODELS RESULT: the first is a file with the models, saved whole by another process.
-The second process is a fork of this one, so that what they import is imported once.
 
 Every process has one sequence of a batch of two, and must compute and learn what one process does with both; under
 tensor parallelism every process has both, and a part of the heads.
 """
 
 import json
-import os
 import sys
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -35,7 +32,7 @@ from tests.conversion.survivors import (
     output,
     truth,
 )
-from tests.processes import end
+from tests.processes import end, two
 
 
 def own(batch):
@@ -183,14 +180,10 @@ def anywhere(function, name):
 
 if __name__ == "__main__":
     models, result = sys.argv[1:]
-    second = os.fork()  # 0 in the second; before torch has any threads
-    rank = 0 if second else 1
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{result}.store", 2)
-    dist.init_process_group("gloo", timeout=timedelta(minutes=5), store=store, rank=rank, world_size=2)
+    rank, child = two(f"{result}.store")
     things = {LOADED: load(models), **THINGS}
     errors = {thing: {name: anywhere(function, name) for name in SURVIVORS} for thing, function in things.items()}
     if rank == 0:
         with open(result, "w") as file:
             json.dump(errors, file)
-    end(second or None)
+    end(child)

@@ -1,4 +1,4 @@
-"""What each rank of a distributed test of the monitor runs: ``torchrun … -m tests.measure.ranks FOLDER``."""
+"""What each process of a distributed test of the monitor runs: ``python -m tests.measure.ranks FOLDER``."""
 
 import sys
 from pathlib import Path
@@ -8,10 +8,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-import tests.conftest  # noqa: F401 - torchvision
 from conditioned_attention import ConditionMonitor, precondition
 from tests.models import build, images
-from tests.processes import end
+from tests.processes import end, two
 
 
 def model():
@@ -53,7 +52,8 @@ def fsdp2(folder):
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
+    folder = Path(sys.argv[1])
+    _, child = two(str(folder / "store"))
     for function in (ddp, ddp_in_the_first_process_only, fsdp2):
-        function(Path(sys.argv[1]))
-    end()
+        function(folder)
+    end(child)

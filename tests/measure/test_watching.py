@@ -4,6 +4,9 @@ import copy
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 import warnings
 import weakref
 from pathlib import Path
@@ -19,7 +22,6 @@ from conditioned_attention.measure.monitoring.records import HeadRecord, summary
 from conditioned_attention.measure.monitoring.sinks import read_records
 from conditioned_attention.measure.probing.attention_weights import attention_weights_spectra
 from conditioned_attention.measure.probing.probe import head_outputs
-from tests.experiments.test_distributed import torchrun
 from tests.measure import ranks
 from tests.models import build, images, inputs
 
@@ -291,7 +293,8 @@ def test_older_files_are_read():
 def test_several_processes(tmp_path):
     """Each measures what one process would, and the first one alone writes."""
     alone = ConditionMonitor(ranks.model(), images()).measure(0)
-    done = torchrun("-m", "tests.measure.ranks", str(tmp_path))
+    command = [sys.executable, "-m", "tests.measure.ranks", str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ddp, first, fsdp2 = (read_records(tmp_path / f"{name}.jsonl") for name in ("ddp", "first", "fsdp2"))
     assert len((tmp_path / "ddp.jsonl").read_text().splitlines()) == 16, "8 heads, 2 steps, one process"
