@@ -24,8 +24,8 @@ try:
     from conditioned_attention.bench.commands import Bench
     from conditioned_attention.experiments.planning.dry_run import DryRun
     from conditioned_attention.experiments.recipes.recipe import Recipe
-    from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, recipe_class
-    from conditioned_attention.experiments.training.launch import Launch, leave
+    from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
+    from conditioned_attention.experiments.training.launch import Launch, is_main, leave
     from conditioned_attention.experiments.variants.catalogue import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -79,14 +79,13 @@ class Compare:
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.commands import compare_recipe
-        from conditioned_attention.experiments.recipes.registry import settings_of
         from conditioned_attention.experiments.report.terminal import print_table
         from conditioned_attention.experiments.report.write import write_report
 
         if self.dry.asked:
             tuning = len(self.tune) * self.tune_seeds
             return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
-        folder = self.folder or Path("runs") / settings_of(self.recipe)["recipe"]
+        folder = self.folder or Path("runs") / name_of(self.recipe)
         result = compare_recipe(
             self.recipe,
             self.variants,
@@ -127,22 +126,22 @@ class Train:
     def __call__(self) -> int:
         from rich.progress import Progress
 
-        from conditioned_attention.experiments.commands import RecipeTraining, train_recipe
+        from conditioned_attention.experiments.commands import evaluations_of, train_recipe
 
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
-        variant, folders = find_variant(self.variant), {"folder": self.folder, "into": self.into}
-        speaks = os.environ.get("RANK", "0") == "0"  # one of several processes
-        with Progress(transient=True, disable=not (speaks and sys.stdout.isatty())) as progress:
+        variant, task = find_variant(self.variant), self.recipe.task()
+        with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
             say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
-            bar = progress.add_task(self.variant, total=RecipeTraining(self.recipe, Path()).evaluations)
+            bar = progress.add_task(self.variant, total=evaluations_of(task, self.recipe.training))
 
             def show(row: Mapping[str, Any]) -> None:
                 progress.advance(bar)
                 say(_line(row))
 
-            path = train_recipe(self.recipe, variant, self.seed, launch=self.launch, show=show, **folders)
-            if speaks:
+            where: Any = {"folder": self.folder, "into": self.into, "launch": self.launch}
+            path = train_recipe(self.recipe, variant, self.seed, show=show, task=task, **where)
+            if is_main():
                 say(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
         return 0
 
