@@ -180,16 +180,6 @@ def test_bench_stopped_by_ctrl_c(tmp_path, capsys, monkeypatch):
     assert "goes on where this one was" in capsys.readouterr().err
 
 
-def test_env():
-    done = subprocess.run(
-        [sys.executable, "-m", "conditioned_attention.cli", "env"], capture_output=True, text=True, check=True
-    )
-    data = json.loads(done.stdout)
-    assert data["implementations"]["composed"] == "available"
-    assert data["torch"]
-    assert data["devices"][0] == "cpu"
-
-
 @pytest.mark.slow
 def test_the_demo_learns(tmp_path):
     """Both variants, whole runs: most digits are read rightly, or something in the line is broken."""

@@ -18,31 +18,31 @@ class Choices:
 def check_choices(settings: Any) -> None:
     """Raises ValueError if a field of a dataclass has a value that its ``Literal`` does not list.
 
-    Of ``Literal[…] | None`` None is valid, and of ``tuple[Literal[…], …]`` every entry counts.  Fields of other types
-    are not looked at.
+    Of ``Literal[…] | None`` None is valid, of ``float | Literal[…]`` any number, and of ``tuple[Literal[…], …]`` every
+    entry counts.  Fields without a literal are not looked at.
     """
-    for name, valid in _choices(settings.__class__).items():
+    for name, (words, types) in choices_of(settings.__class__).items():
         value = getattr(settings, name)
         for word in value if isinstance(value, tuple) else (value,):
-            if word not in valid:
-                shown = ", ".join(map(repr, valid))
+            if not isinstance(word, types) and word not in words:
+                shown = ", ".join([*map(repr, words), *(cls.__name__ for cls in types)])
                 raise ValueError(f"{name}={word!r} is unknown; valid are {shown}")
 
 
 @cache
-def _choices(cls: Any) -> dict[str, tuple[Any, ...]]:
-    """The valid values of every field with a ``Literal``, by the field's name."""
+def choices_of(cls: Any) -> dict[str, tuple[tuple[Any, ...], tuple[type, ...]]]:
+    """By the name of every field with a ``Literal``: the words that are valid, and the types of what else is."""
     hints = get_type_hints(cls)
-    found = {field.name: _literals(hints[field.name]) for field in dataclasses.fields(cls)}
-    return {name: valid for name, valid in found.items() if valid is not None}
+    found = {field.name: _valid(hints[field.name]) for field in dataclasses.fields(cls)}
+    return {name: (words, types) for name, (words, types) in found.items() if set(words) - {None}}
 
 
-def _literals(hint: Any) -> tuple[Any, ...] | None:
+def _valid(hint: Any) -> tuple[tuple[Any, ...], tuple[type, ...]]:
     if get_origin(hint) is Literal:
-        return get_args(hint)
-    parts = [part for part in get_args(hint) if part not in (type(None), Ellipsis)]
-    inner = [_literals(part) for part in parts]
-    if not inner or None in inner or get_origin(hint) not in (tuple, Union, UnionType):
-        return None
-    nothing = (None,) if type(None) in get_args(hint) else ()
-    return tuple(word for words in inner for word in words or ()) + nothing
+        return get_args(hint), ()
+    if hint is type(None):
+        return (None,), ()
+    if get_origin(hint) not in (tuple, Union, UnionType):
+        return (), (float, int) if hint is float else (get_origin(hint) or hint,)
+    parts = [_valid(part) for part in get_args(hint) if part is not Ellipsis]
+    return tuple(word for words, _ in parts for word in words), tuple(cls for _, types in parts for cls in types)

@@ -21,16 +21,11 @@ try:
     import tyro
     from tyro.conf import OmitArgPrefixes, subcommand
 
-    from conditioned_attention.bench.blocks import BlocksSettings
-    from conditioned_attention.bench.gpu import GpuSettings
-    from conditioned_attention.bench.monitor import MonitorSettings
-    from conditioned_attention.bench.operator import OperatorSettings
-    from conditioned_attention.bench.spectra import SpectraSettings
-    from conditioned_attention.bench.step import StepSettings
+    from conditioned_attention.bench.commands import Bench
     from conditioned_attention.experiments.planning.dry_run import DryRun
     from conditioned_attention.experiments.recipes.recipe import Recipe
-    from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, recipe_class
-    from conditioned_attention.experiments.training.launch import Launch, leave
+    from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
+    from conditioned_attention.experiments.training.launch import Launch, is_main, leave
     from conditioned_attention.experiments.variants.catalogue import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -84,14 +79,13 @@ class Compare:
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.commands import compare_recipe
-        from conditioned_attention.experiments.recipes.registry import settings_of
         from conditioned_attention.experiments.report.terminal import print_table
         from conditioned_attention.experiments.report.write import write_report
 
         if self.dry.asked:
             tuning = len(self.tune) * self.tune_seeds
             return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
-        folder = self.folder or Path("runs") / settings_of(self.recipe)["recipe"]
+        folder = self.folder or Path("runs") / name_of(self.recipe)
         result = compare_recipe(
             self.recipe,
             self.variants,
@@ -132,22 +126,22 @@ class Train:
     def __call__(self) -> int:
         from rich.progress import Progress
 
-        from conditioned_attention.experiments.commands import RecipeTraining, train_recipe
+        from conditioned_attention.experiments.commands import evaluations_of, train_recipe
 
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
-        variant, folders = find_variant(self.variant), {"folder": self.folder, "into": self.into}
-        speaks = os.environ.get("RANK", "0") == "0"  # one of several processes
-        with Progress(transient=True, disable=not (speaks and sys.stdout.isatty())) as progress:
+        variant, task = find_variant(self.variant), self.recipe.task()
+        with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
             say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
-            bar = progress.add_task(self.variant, total=RecipeTraining(self.recipe, Path()).evaluations)
+            bar = progress.add_task(self.variant, total=evaluations_of(task, self.recipe.training))
 
             def show(row: Mapping[str, Any]) -> None:
                 progress.advance(bar)
                 say(_line(row))
 
-            path = train_recipe(self.recipe, variant, self.seed, launch=self.launch, show=show, **folders)
-            if speaks:
+            where: Any = {"folder": self.folder, "into": self.into, "launch": self.launch}
+            path = train_recipe(self.recipe, variant, self.seed, show=show, task=task, **where)
+            if is_main():
                 say(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
         return 0
 
@@ -250,205 +244,6 @@ class Report:
             print_subject(subject)
         print(page)
         return 0
-
-
-@dataclass(frozen=True)
-class BenchOperator:
-    """Measure attention on tensors: ours, plain, and what a user would write, in turns on the same inputs.
-
-    Contestants that do not compute what they should are not timed.  Finished cases are kept, and a second call with
-    the same settings measures only the others.
-    """
-
-    settings: OperatorSettings = field(default_factory=OperatorSettings)
-    cases: tuple[str, ...] = ()
-    """Names of cases; default all.  An unknown name lists them."""
-    output: Path = Path("runs/bench")
-    """Folder for operator.csv, operator.json and operator.png."""
-
-    def __call__(self) -> int:
-        from conditioned_attention.bench.cases import find_cases
-        from conditioned_attention.bench.operator import run_operator
-        from conditioned_attention.bench.plots import write_plot
-        from conditioned_attention.bench.tables import print_case
-
-        for rows in run_operator(find_cases(self.cases), self.settings, self.output):
-            print_case(rows)
-        print(f"{self.output}: operator.csv, operator.json, {write_plot(self.output / 'operator.csv').name}")
-        return 0
-
-
-@dataclass(frozen=True)
-class BenchStep:
-    """Measure whole training steps of a plain model beside the same model converted.
-
-    Finished models are kept, and a second call with the same settings measures only the others.
-    """
-
-    settings: StepSettings = field(default_factory=StepSettings)
-    models: tuple[str, ...] = ()
-    """Names of models; default all.  An unknown name lists them."""
-    output: Path = Path("runs/bench")
-    """Folder for step.csv and step.json."""
-
-    def __call__(self) -> int:
-        from conditioned_attention.bench.models import find_models
-        from conditioned_attention.bench.step import run_step
-        from conditioned_attention.bench.tables import print_steps
-
-        for rows in run_step(find_models(self.models), self.settings, self.output):
-            print_steps(rows)
-        print(f"{self.output}: step.csv, step.json")
-        return 0
-
-
-@dataclass(frozen=True)
-class BenchGpu:
-    """Test the kernels on a GPU, then measure attention on it and a training step, within minutes.
-
-    What was finished is kept, and a second call with the same settings measures only the rest.
-    """
-
-    settings: GpuSettings = field(default_factory=GpuSettings)
-    output: Path = Path("results/bench/gpu")
-    """Folder for operator.csv, step.csv, gpu.json, tests.txt and summary.md."""
-
-    def __call__(self) -> int:
-        from conditioned_attention.bench.gpu import run_gpu
-
-        return run_gpu(self.settings, self.output)
-
-
-@dataclass(frozen=True)
-class BenchBlocks:
-    """Time block shapes of the Triton kernels beside those of their table, on a GPU.
-
-    Finished cases are kept, and a second call with the same settings measures only the others.
-    """
-
-    settings: BlocksSettings = field(default_factory=BlocksSettings)
-    cases: tuple[str, ...] = ()
-    """Names of the GPU's cases; default four of them.  An unknown name lists all."""
-    output: Path = Path("runs/bench")
-    """Folder for blocks.csv and blocks.json."""
-
-    def __call__(self) -> int:
-        from conditioned_attention.bench.blocks import find_blocks_cases, run_blocks
-        from conditioned_attention.bench.tables import print_blocks
-
-        for rows in run_blocks(find_blocks_cases(self.cases), self.settings, self.output):
-            print_blocks(rows)
-        print(f"{self.output}: blocks.csv, blocks.json")
-        return 0
-
-
-@dataclass(frozen=True)
-class BenchMonitor:
-    """Measure what the condition monitor takes of training time and memory.
-
-    Finished models are kept, and a second call with the same settings measures only the others.
-    """
-
-    settings: MonitorSettings = field(default_factory=MonitorSettings)
-    models: tuple[str, ...] = ("vit_b", "gpt2")
-    """Names of models.  An unknown name lists them."""
-    output: Path = Path("runs/bench")
-    """Folder for monitor.csv and monitor.json."""
-
-    def __call__(self) -> int:
-        from conditioned_attention.bench.models import find_models
-        from conditioned_attention.bench.monitor import run_monitor
-        from conditioned_attention.bench.tables import print_monitor
-
-        for row in run_monitor(find_models(self.models), self.settings, self.output):
-            print_monitor(row, self.settings.every)
-        print(f"{self.output}: monitor.csv, monitor.json")
-        return 0
-
-
-@dataclass(frozen=True)
-class BenchSpectra:
-    """Measure how long singular values take by each route, and how far κ is off."""
-
-    settings: SpectraSettings = field(default_factory=SpectraSettings)
-    output: Path = Path("runs/bench")
-    """Folder for spectra.csv and spectra.json."""
-
-    def __call__(self) -> int:
-        from conditioned_attention.bench.spectra import run_spectra
-        from conditioned_attention.bench.tables import print_spectra
-
-        for rows in run_spectra(self.settings, self.output):
-            print_spectra(rows)
-        print(f"{self.output}: spectra.csv, spectra.json")
-        return 0
-
-
-@dataclass(frozen=True)
-class BenchLoop:
-    """Measure what this library's training loop costs over a bare PyTorch loop, side by side."""
-
-    rounds: int = 12
-    """Turns that the two loops take."""
-    threads: int = 1
-    """Threads of torch."""
-    output: Path | None = None
-    """Write the numbers to this JSON file as well."""
-
-    def __call__(self) -> int:
-        from conditioned_attention.bench.loop import measure_loop
-        from conditioned_attention.storage.files import write_json
-
-        result = measure_loop(self.rounds, self.threads)
-        print(json.dumps(result, indent=2))
-        if self.output is not None:
-            write_json(self.output, {**result, "environment": environment()})
-        return 0
-
-
-@dataclass(frozen=True)
-class BenchTable:
-    """Print the README's tables of what `bench operator` and `bench step` have written, or the page of `bench gpu`."""
-
-    folder: Annotated[Path, tyro.conf.Positional]
-    """Folder with operator.csv, step.csv or both, or with gpu.json."""
-    into: Path | None = None
-    """Put the tables between the marks of this Markdown file instead of printing them."""
-
-    def __call__(self) -> int:
-        from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page
-        from conditioned_attention.bench.tables import NOT_MEASURED, put_between_marks, readme_text
-
-        text = (gpu_page if (self.folder / ABOUT).exists() else readme_text)(self.folder)
-        if text == NOT_MEASURED:
-            raise FileNotFoundError(f"{self.folder} holds neither operator.csv nor step.csv")
-        if self.into is None:
-            print(text)
-        else:
-            put_between_marks(self.into, text)
-        return 0
-
-
-AnyBench = (
-    Annotated[BenchOperator, subcommand("operator")]
-    | Annotated[BenchStep, subcommand("step")]
-    | Annotated[BenchGpu, subcommand("gpu")]
-    | Annotated[BenchBlocks, subcommand("blocks")]
-    | Annotated[BenchMonitor, subcommand("monitor")]
-    | Annotated[BenchSpectra, subcommand("spectra")]
-    | Annotated[BenchLoop, subcommand("loop")]
-    | Annotated[BenchTable, subcommand("table")]
-)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Measure what conditioning costs, always as ratios within one run."""
-
-    what: AnyBench
-
-    def __call__(self) -> int:
-        return self.what()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The list of recipes, and what their settings say was run."""
 
 import dataclasses
+import json
 import pickle
 import subprocess
 import sys
@@ -8,34 +9,55 @@ from pathlib import Path
 
 import pytest
 
+from conditioned_attention.experiments import compare
 from conditioned_attention.experiments.commands import RecipeTraining, compare_recipe
-from conditioned_attention.experiments.recipes.image_folder import ImageFolder
 from conditioned_attention.experiments.recipes.recipe import Recipe
 from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, recipe_class, settings_of
-from conditioned_attention.experiments.recipes.small_images import FashionMNIST
+from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.training.settings import Training
+from tests.experiments.loops import scores
 from tests.experiments.tiny import Tiny
+from tests.test_cli import call
 
 OLD_TRAINING = {
-    "epochs": 10, "tokens": None, "seconds": None, "batch_size": 128, "accumulation": 1, "lr": 0.001,
+    "epochs": 10, "tokens": None, "seconds": None, "batch_size": 64, "accumulation": 1, "lr": 0.001,
     "schedule": "cosine", "warmup": 0.1, "final_lr": 0.01, "weight_decay": 0.05, "clip": 1.0, "precision": "no",
     "ema": None, "evaluate_every": 1, "monitor_every": 1,
 }  # fmt: skip
-
-
-def test_where_data_lie_is_no_setting():
-    """To the letter what version 0.1 wrote, so that its folders go on."""
-    assert settings_of(FashionMNIST(Path("elsewhere"))) == {
-        "recipe": "fashion_mnist",
+OLD_VIT = {"library": "transformers", "patch_size": 2, "hidden_size": 64, "layers": 6, "heads": 8, "mlp_ratio": 4}
+OLD_GPT = {"context": 128, "hidden_size": 128, "layers": 4, "heads": 4, "dropout": 0.0}
+OLD = {
+    "digits": {"model": OLD_VIT, "training": {**OLD_TRAINING, "epochs": 24}},
+    "fashion_mnist": {
         "train_limit": None,
-        "model": {
-            "library": "transformers", "patch_size": 4, "hidden_size": 128, "layers": 6, "heads": 8, "mlp_ratio": 4,
-        },
-        "training": OLD_TRAINING,
-    }  # fmt: skip
-    one, two = ImageFolder(Path("a"), max_unreadable=3, cache_dir=Path("b")), ImageFolder(Path("c"))
-    assert settings_of(one) == settings_of(two)
-    assert settings_of(one) != settings_of(dataclasses.replace(two, image_size=64))
+        "model": {**OLD_VIT, "patch_size": 4, "hidden_size": 128},
+        "training": {**OLD_TRAINING, "batch_size": 128},
+    },
+    "image_folder": {
+        "eval_split": None, "image_column": None, "label_column": None, "image_size": 224, "augment": "light",
+        "timm_model": None,
+        "model": {**OLD_VIT, "patch_size": 16, "hidden_size": 384, "layers": 12, "heads": 6},
+        "training": {**OLD_TRAINING, "epochs": 100, "lr": 0.0005},
+    },
+    "next_byte": {
+        "text": "files", "eval_windows": None, "model": OLD_GPT,
+        "training": {**OLD_TRAINING, "epochs": 8, "batch_size": 32, "lr": 0.002, "weight_decay": 0.1},
+    },
+}  # fmt: skip
+PLACES = {
+    "fashion_mnist": {"data_dir": Path("elsewhere")},
+    "image_folder": {"data_dir": Path("a"), "max_unreadable": 3, "cache_dir": Path("b")},
+    "next_byte": {"text": "files", "path": Path("novel.txt"), "max_unreadable": 0},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_where_data_lie_is_no_setting(name):
+    """To the letter what version 0.1 wrote, so that its folders go on."""
+    recipe = recipe_class(name)(**PLACES.get(name, {}))
+    assert settings_of(recipe) == {"recipe": name, **OLD[name]}
+    other = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, lr=1.0))
+    assert settings_of(other) != settings_of(recipe)
 
 
 def test_every_recipe_is_a_frozen_dataclass():
@@ -52,20 +74,33 @@ def test_every_recipe_is_a_frozen_dataclass():
         recipe_class("imagenet")
 
 
-def test_commands_without_a_recipe_import_none():
-    code = """
+WITHOUT_A_RECIPE = """
 import sys
 from conditioned_attention.cli import main
-try:
-    main(["env"])
-except SystemExit as ended:
-    assert not ended.code
 from conditioned_attention.experiments.recipes.registry import RECIPES
-found = [f for f, _ in RECIPES.values() if f"conditioned_attention.experiments.recipes.{f}" in sys.modules]
-assert not found, found
+def call(*arguments):
+    try:
+        main(list(arguments))
+    except SystemExit as ended:
+        assert not ended.code, (arguments, ended.code)
+    found = [f for f, _ in RECIPES.values() if f"conditioned_attention.experiments.recipes.{f}" in sys.modules]
+    assert not found, (arguments, found)
+call("report", sys.argv[1])
+call("inspect", "vit_tiny_patch16_224", "--structure")
+print("env:")
+call("env")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_commands_without_a_recipe_import_none(tmp_path):
+    compare(scores, seeds=1, folder=tmp_path, progress=False)
+    command = [sys.executable, "-c", WITHOUT_A_RECIPE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout.partition("env:\n")[2])
+    assert data["implementations"]["composed"] == "available"
+    assert data["torch"]
+    assert data["devices"][0] == "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +120,14 @@ def test_a_task_is_built_once_a_process(tmp_path):
     recipe = Counted(Training(epochs=1, batch_size=30, monitor_every=0))
     compare_recipe(recipe, ["baseline", "head_rmsnorm"], 2, tmp_path, tune=(1e-3, 2e-3), progress=False)
     assert sorted(recipe.built) == [False, True]
+
+
+def test_a_run_of_the_command_line_reads_its_data_once(tmp_path, monkeypatch):
+    built, task = [], Digits.task
+    monkeypatch.setattr(Digits, "task", lambda self, **kwargs: built.append(kwargs) or task(self, **kwargs))
+    small = ["--layers", "1", "--hidden-size", "16", "--library", "timm", "--epochs", "1", "--batch-size", "256"]
+    assert call("train", "digits", "--folder", str(tmp_path), *small) == 0
+    assert built == [{}]
 
 
 def test_a_worker_reads_the_data_itself(tmp_path):

@@ -26,7 +26,7 @@ from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, descriptions, find_variant, find_variants
-from conditioned_attention.experiments.variants.changes import Heads, MeanOfC, OrthogonalStart, Spectral
+from conditioned_attention.experiments.variants.changes import Heads, MeanOfC, OrthogonalStart, Spectral, SpectralStart
 from conditioned_attention.experiments.variants.initialise import orthogonal_projections
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.measure.probing.projections import projection_records
@@ -305,7 +305,7 @@ def test_orthogonal_init_refuses_what_it_does_not_know():
 
 def test_a_change_of_some_modules_leaves_the_others_plain():
     first, second = ("blocks.0.*",), ("blocks.1.*",)
-    changes = (Spectral(0.5, include=first), Heads(exclude=first), OrthogonalStart(include=second))
+    changes = (OrthogonalStart(include=second), Spectral(0.5, include=first), Heads(exclude=first))
     model, plain = build("timm_vit"), build("timm_vit")
     Variant("some", changes).apply(model)
     assert transform_of(model.blocks[0].attn) is None
@@ -323,11 +323,49 @@ def test_a_change_of_some_modules_leaves_the_others_plain():
         Variant("none", (Heads(include=("blocks.7.*",)),)).apply(build("timm_vit"))
 
 
-def test_changes_that_exclude_each_other():
-    with pytest.raises(ValueError, match="variant 'two' has Heads, MeanOfC on all heads"):
-        Variant("two", (Heads(), MeanOfC()))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ((Heads(), MeanOfC()), "Heads and MeanOfC both change the heads of the same modules"),
+        ((Heads(include="a*"), MeanOfC(include="a*")), "both change the heads"),
+        ((Heads(exclude="a*"), MeanOfC()), "both change the heads"),
+        ((SpectralStart(0.5), Heads(), Spectral(0.5)), "SpectralStart and Spectral both change the projections"),
+        ((OrthogonalStart(), OrthogonalStart()), "both change the first weights"),
+        ((Spectral(0.5, include="a*"), SpectralStart(0.5, include="b*")), "are the wrong way round: what changes the"),
+        ((Spectral(0.5, "polar"), OrthogonalStart()), "are the wrong way round"),
+    ],
+)
+def test_changes_that_exclude_each_other(changes, words):
+    with pytest.raises(ValueError, match=rf"variant 'two': .*{words}"):
+        Variant("two", changes)
+
+
+def test_changes_that_may_meet_are_left_to_the_model():
+    """Patterns that leave each other room, or mean what is converted on request only; the model refuses what meets."""
+    Variant("parts", (SpectralStart(0.5, include="a*"), Spectral(0.5), Heads(exclude="a*"), MeanOfC(exclude="b*")))
+    both = Variant("both", (Heads(), Heads(PowerNorm(0.5), include="blocks.1.*")))
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn is already converted, with RowNorm"):
+        both.apply(build("timm_vit"))
+
+
+@pytest.mark.parametrize("changes", [Heads(), [Heads()], (RowNorm(),)], ids=repr)
+def test_what_is_no_tuple_of_changes(changes):
+    with pytest.raises(TypeError, match=r"changes must be a tuple of changes, such as \(Heads\(\),\), got"):
+        Variant("one", changes)
+
+
+def test_a_change_checks_its_numbers_when_it_is_made():
     with pytest.raises(ValueError, match="strength must be positive"):
         Spectral(-1.0)
+    with pytest.raises(ValueError, match="correction='square' is unknown; valid are"):
+        Spectral(correction="square")
+
+
+def test_a_start_leaves_the_corrections_of_other_modules_unfolded():
+    model = build("timm_vit")
+    Variant("parts", (SpectralStart(0.5, include="blocks.0.*"), Spectral(0.5, include="blocks.1.*"))).apply(model)
+    entries = {entry["modules"][0]: entry["folded"] for entry in conditioning(model)["transforms"]}
+    assert entries == {"blocks.0.attn": True, "blocks.1.attn": False}
 
 
 # Killed and started again

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from conditioned_attention.experiments.runs.run import carry_out, check_origin, 
 from conditioned_attention.experiments.runs.tune import AtRates, settings_of_tuning
 from conditioned_attention.experiments.runs.tune import tune as find_rates
 from conditioned_attention.experiments.tasks.task import Task, number_of
-from conditioned_attention.experiments.training.launch import Launch, world_size
+from conditioned_attention.experiments.training.launch import Launch, is_main, world_size
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import find_variants
@@ -45,8 +44,7 @@ class RecipeTraining:
     @property
     def evaluations(self) -> int | None:
         """How many rows a run yields; None if the clock decides."""
-        data = self.task.train_data()
-        return self.recipe.training.evaluations(number_of(data), self.task.tokens_per_sample)
+        return evaluations_of(self.task, self.recipe.training)
 
     def __call__(self, variant: Variant, seed: int, lr: float | None = None) -> Iterator[dict[str, Any]]:
         training = self.recipe.training if lr is None else dataclasses.replace(self.recipe.training, lr=lr)
@@ -65,6 +63,11 @@ class RecipeTraining:
         return {name: value for name, value in vars(self).items() if name != "task"}
 
 
+def evaluations_of(task: Task, training: Training) -> int | None:
+    """How many rows a run yields; None if the clock decides."""
+    return training.evaluations(number_of(task.train_data()), task.tokens_per_sample)
+
+
 def named(launch: Launch, recipe: Recipe) -> Launch:
     """With the recipe's name, unless it has one."""
     return dataclasses.replace(launch, name=launch.name or name_of(recipe))
@@ -79,6 +82,7 @@ def train_recipe(
     into: Path | None = None,
     launch: Launch | None = None,
     show: Callable[[Mapping[str, Any]], None] = print,
+    task: Task | None = None,
 ) -> Path:
     """One run of a recipe; under torchrun or accelerate launch every process calls this.
 
@@ -88,6 +92,7 @@ def train_recipe(
             tuned there, the variant's replaces the recipe's.
         launch: how it is carried out.
         show: called with every row, in the main process.
+        task: the recipe's, if it has been built already.
 
     Returns:
         The run's folder, which holds ``result.json`` besides what `train` writes.
@@ -100,7 +105,7 @@ def train_recipe(
         raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}")
     if folder is not None and into is not None:
         raise ValueError(f"folder={str(folder)!r} and into={str(into)!r}: a run has one place")
-    task, training, settings = recipe.task(), recipe.training, settings_of(recipe)
+    task, training, settings = task or recipe.task(), recipe.training, settings_of(recipe)
     if into is None:
         path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
         if (path / "settings.json").exists():
@@ -109,18 +114,17 @@ def train_recipe(
     else:
         training, settings, variant_settings = _as_in(into, recipe, variant, seed)
         job = job_of(into, variant, seed, task.metric, settings, variant_settings)
-    path = job.path
-    rows = train(task, training, variant, seed, path, named(launch or Launch(), recipe))
-    if int(os.environ.get("RANK", "0")) > 0:  # the main process keeps the files
+    rows = train(task, training, variant, seed, job.path, named(launch or Launch(), recipe))
+    if not is_main():
         for _ in rows:
             pass
-        return path
-    with working_folder(path):
+        return job.path
+    with working_folder(job.path):
         check_origin(job)
         if into is not None:
             check_settings(into, settings)
-        carry_out(lambda *_: _shown(rows, show), job, lambda: None)
-    return path
+        carry_out(lambda *_: _shown(rows, show), job)
+    return job.path
 
 
 def _as_in(
@@ -180,18 +184,17 @@ def compare_recipe(
         raise RuntimeError(
             "compare starts processes of its own; under torchrun train one run with 'train … --into FOLDER'"
         )
-    launch = launch or Launch()
     chosen, seeds = find_variants(variants), seed_list(seeds)
-    training = RecipeTraining(recipe, folder, launch=launch)
+    training = RecipeTraining(recipe, folder, launch=launch or Launch())
     task = training.task  # missing data is an error before anything starts
     check_suited(chosen, causal=task.causal)
-    how: dict[str, Any] = {"workers": workers, "threads": threads, "metric": task.metric, "progress": progress}
-    settings = settings_of(recipe)
-    if not tune:
-        result = compare(training, chosen, seeds, folder=folder, settings=settings, **how)
+    how: dict[str, Any] = {"workers": workers, "threads": threads, "progress": progress}
+    how |= {"metric": task.metric, "settings": settings_of(recipe)}
+    if tune:
+        how["settings"] = tuned_settings(how["settings"], grid_of(tune, tune_seeds), seeds)
+        result = _compare_tuned(training, chosen, seeds, how)
     else:
-        settings = tuned_settings(settings, grid_of(tune, tune_seeds), seeds)
-        result = _compare_tuned(training, chosen, seeds, settings, how)
+        result = compare(training, chosen, seeds, folder=folder, **how)
     finished = [variant for variant in chosen if result.runs.get(variant.name)]
     if not cost or chosen[0] not in finished:  # it is measured relative to the baseline
         return result
@@ -206,14 +209,15 @@ def tuned_settings(settings: dict[str, Any], grid: dict[str, Any], seeds: Sequen
 
 
 def _compare_tuned(
-    training: RecipeTraining, variants: list[Variant], seeds: list[int], settings: dict[str, Any], how: dict[str, Any]
+    training: RecipeTraining, variants: list[Variant], seeds: list[int], how: dict[str, Any]
 ) -> Comparison:
-    folder = training.folder
+    """Each variant at its best rate of the grid in the settings."""
+    folder, grid = training.folder, how["settings"]["tuning"]
     with working_folder(folder):
-        check_settings(folder, settings)  # before hours of tuning
-    grid, tuning_folder = settings["tuning"], folder / "tuning"
-    search = dataclasses.replace(training, folder=tuning_folder, tuning=True)
-    tuning = find_rates(search, variants, grid["rates"], grid["seeds"], folder=tuning_folder, settings=settings, **how)
+        check_settings(folder, how["settings"])  # before hours of tuning
+    search = dataclasses.replace(training, folder=folder / "tuning", tuning=True)
+    tuning = find_rates(search, variants, grid["rates"], grid["seeds"], folder=search.folder, **how)
+    del search  # and the data that it has read
     rates, failures = tuning.rates(), tuning.failures()
     if variants[0].name in failures:
         raise RuntimeError(f"{variants[0].name}: {failures[variants[0].name]}")
@@ -221,14 +225,7 @@ def _compare_tuned(
         warn(f"{name} is left out: {reason}")
     if how["progress"]:
         print("learning rates tuned on validation data:", ", ".join(f"{lr:g} for {name}" for name, lr in rates.items()))
-    result = compare(
-        AtRates(training, rates),
-        [variant for variant in variants if variant.name in rates],
-        seeds,
-        folder=folder,
-        settings=settings,
-        variant_settings={name: {"lr": lr} for name, lr in rates.items()},
-        **how,
-    )
+    left, own = [v for v in variants if v.name in rates], {name: {"lr": lr} for name, lr in rates.items()}
+    result = compare(AtRates(training, rates), left, seeds, folder=folder, variant_settings=own, **how)
     failures = {f"{name}, tuning": reason for name, reason in failures.items()}
     return dataclasses.replace(result, tuning=tuning, failures={**failures, **result.failures})

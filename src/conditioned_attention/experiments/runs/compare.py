@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from conditioned_attention._warnings import warn
-from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.runs.gather import collect
 from conditioned_attention.experiments.runs.progress import Display, display
-from conditioned_attention.experiments.runs.run import Job, Train, check_origin, job_of, run_job
+from conditioned_attention.experiments.runs.run import Job, Train, check_origin, job_of, reason_of, run_job
 from conditioned_attention.experiments.runs.workers import run_in_workers
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
+from conditioned_attention.storage.files import read_json
 from conditioned_attention.storage.folder import check_settings, working_folder
 
 
@@ -124,6 +124,20 @@ def run_missing(
             else:
                 run_in_workers(train, missing, min(workers, len(missing)), threads, shown)
         return collect([v.name for v in variants], jobs, metric, settings)
+
+
+def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settings: Any) -> Comparison:
+    """What the jobs' folders hold now."""
+    runs: dict[str, dict[int, list[dict[str, Any]]]] = {variant: {} for variant in variants}
+    failures: dict[str, str] = {}
+    found = []
+    for job in jobs:
+        if job.result.exists():
+            found.append(read_json(job.result))
+            runs[job.variant.name][job.seed] = found[-1]["history"]
+        else:
+            failures[job.name] = reason_of(job.path) or "not run"
+    return Comparison(runs, metric, failures, settings, machines=machines_of(found))
 
 
 def seed_list(seeds: int | Iterable[int]) -> list[int]:

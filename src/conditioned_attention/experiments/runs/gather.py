@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.tuning import Tuning, read_tuning
-from conditioned_attention.experiments.runs.run import Job, differences_of_sets, reason_of, run_folder
+from conditioned_attention.experiments.runs.run import differences_of_sets, name_of_run, read_run, reason_of, run_folder
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import read_json
 
@@ -55,9 +55,7 @@ def _results(folder: Path) -> dict[Path, dict[str, Any]]:
     """Every ``result.json`` by its path."""
     found = {}
     for file in sorted(folder.glob("runs/*/seed-*/result.json")):
-        result = read_json(file)
-        if "settings" not in result:
-            raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
+        result = read_run(file)
         place = run_folder(folder, result["variant"], result["seed"])
         if place != file.parent:
             raise ValueError(f"{file} is {result['variant']} with seed {result['seed']}, which belongs into {place}")
@@ -110,19 +108,5 @@ def _unfinished(folder: Path) -> dict[str, str]:
     for file in sorted(folder.glob("runs/*/seed-*/begun.json")):
         if not (file.parent / "result.json").exists():
             begun = read_json(file)
-            found[f"{begun['variant']}, seed {begun['seed']}"] = reason_of(file.parent) or "not finished"
+            found[name_of_run(begun["variant"], begun["seed"])] = reason_of(file.parent) or "not finished"
     return found
-
-
-def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settings: Any) -> Comparison:
-    """What the jobs' folders hold now."""
-    runs: dict[str, dict[int, list[dict[str, Any]]]] = {variant: {} for variant in variants}
-    failures: dict[str, str] = {}
-    found = []
-    for job in jobs:
-        if job.result.exists():
-            found.append(read_json(job.result))
-            runs[job.variant.name][job.seed] = found[-1]["history"]
-        else:
-            failures[job.name] = reason_of(job.path) or "not run"
-    return Comparison(runs, metric, failures, settings, machines=machines_of(found))

@@ -40,7 +40,7 @@ class Job:
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.variant.name}, seed {self.seed}"
+        return name_of_run(self.variant.name, self.seed)
 
     @property
     def result(self) -> Path:
@@ -53,12 +53,17 @@ class Job:
         return self.path / "error.txt"
 
 
+def name_of_run(variant: str, seed: int) -> str:
+    """For people."""
+    return f"{variant}, seed {seed}"
+
+
 def job_of(
     folder: Path, variant: Variant, seed: int, metric: Metric, settings: Any, variant_settings: Mapping[str, Any]
 ) -> Job:
     """The job of one variant and seed in a folder of runs."""
     sets = {
-        "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better},
+        "metric": dataclasses.asdict(metric),
         "settings": settings,
         "variant_settings": variant_settings.get(variant.name),
     }
@@ -82,9 +87,7 @@ def check_origin(job: Job) -> None:
         file = job.path / "begun.json"
     else:
         return
-    found = read_json(file) if file.exists() else {}
-    if "settings" not in found:
-        raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
+    found = read_run(file)
     who = [("variant", job.variant.name), ("seed", job.seed)]
     if other := [f"{key}: {found[key]} there, {now} now" for key, now in who if found[key] != now]:
         raise ValueError(f"{job.path} holds another run ({', '.join(other)}); choose another folder")
@@ -93,6 +96,14 @@ def check_origin(job: Job) -> None:
     )
     if different:
         raise ValueError(f"{job.path} holds a run of other settings ({different}); choose another folder")
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """What a ``result.json`` or ``begun.json`` says; raises ValueError if it does not say how the run was set."""
+    found: dict[str, Any] = read_json(file) if file.exists() else {}
+    if "settings" not in found:
+        raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
+    return found
 
 
 def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
@@ -110,7 +121,7 @@ def reason_of(path: Path) -> str | None:
     return file.read_text().splitlines()[0] if file.exists() else None
 
 
-def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
+def run_job(train: Train, job: Job, update: Callable[[], None] = lambda: None) -> bool:
     """`carry_out` for a list of jobs: whatever a loop raises is that run's result, and no other run's business.
 
     Returns:
@@ -127,8 +138,10 @@ def run_job(train: Train, job: Job, update: Callable[[], None]) -> bool:
     return True
 
 
-def carry_out(train: Train, job: Job, update: Callable[[], None]) -> None:
+def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None) -> None:
     """Runs it; its rows go to ``metrics.jsonl`` as they come, and to ``result.json`` when it has finished.
+
+    ``update`` is called after every row.
 
     Raises:
         Exception: whatever ``train`` raises; the reason is in ``error.txt`` too.

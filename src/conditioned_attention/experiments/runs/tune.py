@@ -12,6 +12,7 @@ from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import final_score
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED, Trial, Tuning, grid_of, read_tuning
 from conditioned_attention.experiments.runs.compare import run_missing
+from conditioned_attention.experiments.runs.run import name_of_run
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import write_json
@@ -91,7 +92,7 @@ def tune(
         )
         for name, (variant, lr) in names.items():
             scores = {seed: final_score(history) for seed, history in found.runs[name].items()}
-            failures = {seed: found.failures[f"{name}, seed {seed}"] for seed in tuning_seeds if seed not in scores}
+            failures = {seed: found.failures[name_of_run(name, seed)] for seed in tuning_seeds if seed not in scores}
             trials.setdefault(variant.name, {})[lr] = Trial(scores, failures)
         write_json(folder / "tuning.json", Tuning(trials, metric).to_json())
     return Tuning({variant.name: trials[variant.name] for variant in chosen}, metric)

@@ -200,7 +200,7 @@ def _work(train: Train, pipe: Any, threads: int) -> None:
     pipe.send(_READY)
     try:
         for job in _received(pipe):
-            pipe.send(run_job(train, job, lambda: None))
+            pipe.send(run_job(train, job))
     except KeyboardInterrupt:  # a terminal's Ctrl-C reaches every process, and a loop may have listened to it
         sys.exit(130)
 

@@ -103,6 +103,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main() -> bool:
+    """Whether this is the launcher's main process, which keeps the files and does the talking."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def kind(accelerator: Accelerator) -> str:
     """``"none"``, ``"ddp"``, ``"fsdp2"``, or Accelerate's name of something else."""
     from accelerate.utils import DistributedType

@@ -17,7 +17,7 @@ from conditioned_attention.measure.probing.probe import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
 from conditioned_attention.sites import find_sites
 
-Patterns = tuple[str, ...] | None
+Patterns = str | tuple[str, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class Change(ABC):
             them, and for none.
         initial: whether it changes what a model starts with and nothing afterwards, so that a model that has trained
             has it already.
-        of_heads: whether it is what the heads pass through; a head has one such change.
+        of: what of a module it changes; of one module only one change can.
     """
 
     include: Patterns = None
     exclude: Patterns = None
     initial: ClassVar[bool] = False
-    of_heads: ClassVar[bool] = False
+    of: ClassVar[str]
 
     @abstractmethod
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport | None:
@@ -55,7 +55,7 @@ class Heads(Change):
     """What every attention head passes through."""
 
     transform: HeadTransform = RowNorm()  # noqa: RUF009 - frozen
-    of_heads: ClassVar[bool] = True
+    of: ClassVar[str] = "heads"
 
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
         return convert(model, self.transform, **self._modules)
@@ -68,6 +68,7 @@ class Spectral(Change):
     strength: float | str | None = None
     correction: str = "identity"
     per_head: bool = False
+    of: ClassVar[str] = "projections"
 
     def __post_init__(self) -> None:
         SpectralChange(strength=self.strength, correction=self.correction, per_head=self.per_head)  # raises for a bad λ
@@ -94,6 +95,7 @@ class OrthogonalStart(Change):
     """Projections drawn anew, semi-orthogonal, before training."""
 
     initial: ClassVar[bool] = True
+    of: ClassVar[str] = "first weights"
 
     def apply(self, model: nn.Module, batch: Any = None) -> None:
         orthogonal_projections(model, self.include, self.exclude)
@@ -106,7 +108,7 @@ class OrthogonalStart(Change):
 class MeanOfC(Change):
     """The heads of each layer multiplied by the mean that C = 1 / ‖row‖ has there before training."""
 
-    of_heads: ClassVar[bool] = True
+    of: ClassVar[str] = "heads"
 
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
         if batch is None:

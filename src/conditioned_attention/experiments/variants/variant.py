@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from torch import nn
@@ -32,10 +33,14 @@ class Variant:
             raise ValueError(
                 f"a variant's name is also a folder's: letters, digits and _ . + - = only, got {self.name!r}"
             )
-        whole = [change for change in self.changes if change.of_heads and change.include is change.exclude is None]
-        if len(whole) > 1:
-            names = ", ".join(type(change).__name__ for change in whole)
-            raise ValueError(f"variant {self.name!r} has {names} on all heads, and a head passes through one of them")
+        if not isinstance(self.changes, tuple) or not all(isinstance(change, Change) for change in self.changes):
+            raise TypeError(f"changes must be a tuple of changes, such as (Heads(),), got {self.changes!r}")
+        for one, two in combinations(self.changes, 2):
+            who = f"variant {self.name!r}: {type(one).__name__} and {type(two).__name__}"
+            if one.of == two.of and _meet(one, two):
+                raise ValueError(f"{who} both change the {one.of} of the same modules, and only one can")
+            if two.initial and not one.initial:
+                raise ValueError(f"{who} are the wrong way round: what changes the start alone comes first")
 
     def apply(self, model: nn.Module, batch: Any = None, *, initialise: bool = True) -> ConversionReport | None:
         """Changes ``model`` in place; every attention module that is meant must be of a known class.
@@ -63,6 +68,13 @@ class Variant:
     def mixes_rows(self) -> bool:
         """Whether what becomes of a token depends on other tokens' rows."""
         return any(isinstance(change, Heads) and change.transform.mixes_rows for change in self.changes)
+
+
+def _meet(one: Change, two: Change) -> bool:
+    """Whether some module is meant by both, as far as that can be told without a model."""
+    if (one.include, one.exclude) == (two.include, two.exclude):
+        return True
+    return one.include is two.include is None and None in (one.exclude, two.exclude)
 
 
 def _last(reports: Iterable[ConversionReport | None]) -> ConversionReport | None:

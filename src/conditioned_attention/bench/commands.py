@@ -1,0 +1,208 @@
+"""``conditioned-attention bench``: each benchmark with its options; all but one go on where an earlier call stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, subcommand
+
+from conditioned_attention.bench.blocks import BlocksSettings, find_blocks_cases, run_blocks
+from conditioned_attention.bench.cases import find_cases
+from conditioned_attention.bench.gpu import GpuSettings, run_gpu
+from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page
+from conditioned_attention.bench.models import find_models
+from conditioned_attention.bench.monitor import MonitorSettings, run_monitor
+from conditioned_attention.bench.operator import OperatorSettings, run_operator
+from conditioned_attention.bench.spectra import SpectraSettings, run_spectra
+from conditioned_attention.bench.step import StepSettings, run_step
+from conditioned_attention.bench.tables import (
+    NOT_MEASURED,
+    print_blocks,
+    print_case,
+    print_monitor,
+    print_spectra,
+    print_steps,
+    put_between_marks,
+    readme_text,
+)
+from conditioned_attention.environment import environment
+from conditioned_attention.storage.files import write_json
+
+
+def _shown(measured: Iterable[Any], show: Callable[[Any], None], folder: Path, *files: str) -> int:
+    """Prints each result as it comes, and in the end where they all are; returns the exit status, 0."""
+    for rows in measured:
+        show(rows)
+    print(f"{folder}: {', '.join(files)}")
+    return 0
+
+
+@dataclass(frozen=True)
+class BenchOperator:
+    """Measure attention on tensors: ours, plain, and what a user would write, in turns on the same inputs.
+
+    Contestants that do not compute what they should are not timed.  Finished cases are kept, and a second call with
+    the same settings measures only the others.
+    """
+
+    settings: OperatorSettings = field(default_factory=OperatorSettings)
+    cases: tuple[str, ...] = ()
+    """Names of cases; default all.  An unknown name lists them."""
+    output: Path = Path("runs/bench")
+    """Folder for operator.csv, operator.json and operator.png."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.plots import write_plot
+
+        for rows in run_operator(find_cases(self.cases), self.settings, self.output):
+            print_case(rows)
+        print(f"{self.output}: operator.csv, operator.json, {write_plot(self.output / 'operator.csv').name}")
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchStep:
+    """Measure whole training steps of a plain model beside the same model converted.
+
+    Finished models are kept, and a second call with the same settings measures only the others.
+    """
+
+    settings: StepSettings = field(default_factory=StepSettings)
+    models: tuple[str, ...] = ()
+    """Names of models; default all.  An unknown name lists them."""
+    output: Path = Path("runs/bench")
+    """Folder for step.csv and step.json."""
+
+    def __call__(self) -> int:
+        measured = run_step(find_models(self.models), self.settings, self.output)
+        return _shown(measured, print_steps, self.output, "step.csv", "step.json")
+
+
+@dataclass(frozen=True)
+class BenchGpu:
+    """Test the kernels on a GPU, then measure attention on it and a training step, within minutes.
+
+    What was finished is kept, and a second call with the same settings measures only the rest.
+    """
+
+    settings: GpuSettings = field(default_factory=GpuSettings)
+    output: Path = Path("results/bench/gpu")
+    """Folder for operator.csv, step.csv, gpu.json, tests.txt and summary.md."""
+
+    def __call__(self) -> int:
+        return run_gpu(self.settings, self.output)
+
+
+@dataclass(frozen=True)
+class BenchBlocks:
+    """Time block shapes of the Triton kernels beside those of their table, on a GPU.
+
+    Finished cases are kept, and a second call with the same settings measures only the others.
+    """
+
+    settings: BlocksSettings = field(default_factory=BlocksSettings)
+    cases: tuple[str, ...] = ()
+    """Names of the GPU's cases; default four of them.  An unknown name lists all."""
+    output: Path = Path("runs/bench")
+    """Folder for blocks.csv and blocks.json."""
+
+    def __call__(self) -> int:
+        measured = run_blocks(find_blocks_cases(self.cases), self.settings, self.output)
+        return _shown(measured, print_blocks, self.output, "blocks.csv", "blocks.json")
+
+
+@dataclass(frozen=True)
+class BenchMonitor:
+    """Measure what the condition monitor takes of training time and memory.
+
+    Finished models are kept, and a second call with the same settings measures only the others.
+    """
+
+    settings: MonitorSettings = field(default_factory=MonitorSettings)
+    models: tuple[str, ...] = ("vit_b", "gpt2")
+    """Names of models.  An unknown name lists them."""
+    output: Path = Path("runs/bench")
+    """Folder for monitor.csv and monitor.json."""
+
+    def __call__(self) -> int:
+        measured = run_monitor(find_models(self.models), self.settings, self.output)
+        show = partial(print_monitor, every=self.settings.every)
+        return _shown(measured, show, self.output, "monitor.csv", "monitor.json")
+
+
+@dataclass(frozen=True)
+class BenchSpectra:
+    """Measure how long singular values take by each route, and how far κ is off."""
+
+    settings: SpectraSettings = field(default_factory=SpectraSettings)
+    output: Path = Path("runs/bench")
+    """Folder for spectra.csv and spectra.json."""
+
+    def __call__(self) -> int:
+        measured = run_spectra(self.settings, self.output)
+        return _shown(measured, print_spectra, self.output, "spectra.csv", "spectra.json")
+
+
+@dataclass(frozen=True)
+class BenchLoop:
+    """Measure what this library's training loop costs over a bare PyTorch loop, side by side."""
+
+    rounds: int = 12
+    """Turns that the two loops take."""
+    threads: int = 1
+    """Threads of torch."""
+    output: Path | None = None
+    """Write the numbers to this JSON file as well."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.bench.loop import measure_loop  # it trains a recipe, and imports that
+
+        result = measure_loop(self.rounds, self.threads)
+        print(json.dumps(result, indent=2))
+        if self.output is not None:
+            write_json(self.output, {**result, "environment": environment()})
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """Print the README's tables of what `bench operator` and `bench step` have written, or the page of `bench gpu`."""
+
+    folder: Annotated[Path, Positional]
+    """Folder with operator.csv, step.csv or both, or with gpu.json."""
+    into: Path | None = None
+    """Put the tables between the marks of this Markdown file instead of printing them."""
+
+    def __call__(self) -> int:
+        text = (gpu_page if (self.folder / ABOUT).exists() else readme_text)(self.folder)
+        if text == NOT_MEASURED:
+            raise FileNotFoundError(f"{self.folder} holds neither operator.csv nor step.csv")
+        if self.into is None:
+            print(text)
+        else:
+            put_between_marks(self.into, text)
+        return 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure what conditioning costs, always as ratios within one run."""
+
+    what: (
+        Annotated[BenchOperator, subcommand("operator")]
+        | Annotated[BenchStep, subcommand("step")]
+        | Annotated[BenchGpu, subcommand("gpu")]
+        | Annotated[BenchBlocks, subcommand("blocks")]
+        | Annotated[BenchMonitor, subcommand("monitor")]
+        | Annotated[BenchSpectra, subcommand("spectra")]
+        | Annotated[BenchLoop, subcommand("loop")]
+        | Annotated[BenchTable, subcommand("table")]
+    )
+
+    def __call__(self) -> int:
+        return self.what()
