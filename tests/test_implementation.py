@@ -17,7 +17,7 @@ from conditioned_attention import (
 )
 from tests.models import build, inputs, timm_vit
 
-CONVERTED = ["timm_vit", "gpt2", "llama", "torch_mha"]
+CONVERTED = ["timm_vit", "gpt2", "llama", "torch_mha", "torchvision_vit"]
 
 
 @pytest.fixture
