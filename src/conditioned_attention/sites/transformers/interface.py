@@ -69,34 +69,37 @@ class Interface(Mechanism):
 
     name: ClassVar[str] = "interface"
 
-    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
-        module, before = site.module, transform_of(site.module)
-        configs = [config for config in _configs(site) if getattr(config, NAME) in _BASES]
-        for config in configs:
-            setattr(config, NAME, PREFIX + getattr(config, NAME))
-        for config in _configs(site):
-            _users(config).add(module)
-        module.__dict__[TRANSFORM] = transform
-        module.__dict__[_REGISTRATION] = _register()
-        put_first(module._forward_pre_hooks, _raise_if_renamed)
+    def install(self, site: Site, transform: HeadTransform) -> Callable[[], object]:
+        renamed = [config for config in _configs(site) if getattr(config, NAME) in _BASES]
+        take_back = super().install(site, transform)
 
         def undo() -> None:
-            if before is None:
-                _take_off(site)
-            else:
-                module.__dict__[TRANSFORM] = before
-            for config in configs:
-                setattr(config, NAME, _base_name(config))
+            take_back()
+            for config in renamed:  # also where a transform stays that no longer acted, because of another name
+                _make_plain(config)
 
         return undo
 
+    def put(self, site: Site, transform: HeadTransform) -> None:
+        for config in _configs(site):
+            if getattr(config, NAME) in _BASES:
+                setattr(config, NAME, PREFIX + getattr(config, NAME))
+            _users(config, site).add(site.module)
+        site.module.__dict__[TRANSFORM] = transform
+        site.module.__dict__[_REGISTRATION] = _register()
+        put_first(site.module._forward_pre_hooks, _raise_if_renamed)
+
     def uninstall(self, site: Site) -> bool:
         """The names in its configs are taken back as well, if nothing else needs them."""
-        if transform_of(site.module) is None:
+        if site.module.__dict__.pop(TRANSFORM, None) is None:
             return False
-        _take_off(site)
+        site.module.__dict__.pop(_REGISTRATION, None)
+        site.module._forward_pre_hooks.pop(HOOK_KEY, None)
         for config in _configs(site):
-            _plain_name(config)
+            users = _users(config, site)
+            users.discard(site.module)
+            if not users:
+                _make_plain(config)
         return True
 
     def acts(self, module: nn.Module) -> bool:
@@ -114,14 +117,6 @@ class Interface(Mechanism):
         return ""
 
 
-def _take_off(site: Site) -> None:
-    for attribute in (TRANSFORM, _REGISTRATION):
-        site.module.__dict__.pop(attribute, None)
-    site.module._forward_pre_hooks.pop(HOOK_KEY, None)
-    for config in _configs(site):
-        _users(config).discard(site.module)
-
-
 def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
     """Stands before a conditioned module."""
     name = _implementation(module)
@@ -132,14 +127,8 @@ def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
         )
 
 
-def _plain_name(config: Any) -> None:
-    if not _users(config):
-        setattr(config, NAME, _base_name(config))
-
-
-def _base_name(config: Any) -> str:
-    name: str = getattr(config, NAME)
-    return name.removeprefix(PREFIX)
+def _make_plain(config: Any) -> None:
+    setattr(config, NAME, getattr(config, NAME).removeprefix(PREFIX))
 
 
 # Models built from one config object share it.  Which conditioned modules read a config is kept here and not on the
@@ -147,9 +136,12 @@ def _base_name(config: Any) -> str:
 _conditioned_modules: dict[int, WeakSet[nn.Module]] = {}
 
 
-def _users(config: Any) -> WeakSet[nn.Module]:
+def _users(config: Any, site: Site) -> WeakSet[nn.Module]:
     if id(config) not in _conditioned_modules:
-        _conditioned_modules[id(config)] = WeakSet()
+        # In a copy of a converted model, or one that was unpickled, modules are conditioned that nobody has put here.
+        readers = (part for part in (*site.parents, site.module) if getattr(part, "config", None) is config)
+        inside = (module for part in readers for module in part.modules() if _REGISTRATION in module.__dict__)
+        _conditioned_modules[id(config)] = WeakSet(inside)
         finalize(config, _conditioned_modules.pop, id(config), None)
     return _conditioned_modules[id(config)]
 
