@@ -57,7 +57,7 @@ MUTATIONS = [
     ("lean, through is stopped", "attention/lean/steps.py", 'if gradient == "through":', "if False:", OPERATOR),
     ("lean, removes below eps", "attention/lean/steps.py", "(along * (norm > eps))", "along", OPERATOR),
     ("lean, strides of dY", "attention/lean/steps.py", "unit_stride(upstream)", "upstream", OPERATOR),
-    ("lean, strides of q", "attention/lean/contract.py", "(unit_stride(_four(t)) for t", "(_four(t) for t", OPERATOR),
+    ("lean, strides of q", "attention/lean/contract.py", "(unit_stride(four(t)) for t", "(four(t) for t", OPERATOR),
     ("lean, mask turned round", "attention/lean/contract.py", "masked_fill_(~mask", "masked_fill_(mask", OPERATOR),
     ("lean, mask not spread", "attention/lean/contract.py", "if mask.shape[-2:] != sizes:", "if False:", OPERATOR),
     ("lean, empty not refused", "attention/arguments.py", "if tensor.numel() == 0:", "if False:", OPERATOR),
