@@ -1,5 +1,7 @@
 """`implementation`: what "auto" means for a while, on tensors and in converted models, and what it refuses."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from timm.models.xcit import XCA
@@ -15,7 +17,7 @@ from conditioned_attention import (
 )
 from tests.models import build, inputs, timm_vit
 
-CONVERTED = ["timm_vit", "gpt2", "llama", "torch_mha"]
+CONVERTED = ["timm_vit", "gpt2", "llama", "torch_mha", "torchvision_vit"]
 
 
 @pytest.fixture
@@ -99,25 +101,53 @@ def test_attention_that_a_module_computes_itself_is_refused():
 
 
 def test_whatever_happens_it_ends():
-    with pytest.raises(ValueError, match=r"impl='flash' is unknown|valid are"), implementation("flash"):
-        pass
+    with pytest.raises(ValueError, match=r"impl='flash' is unknown; valid are .*'lean'"):
+        implementation("flash")  # already here, and not where it is entered
     with pytest.raises(KeyError), implementation("lean"):
         raise KeyError
     q = torch.randn(1, 2, 5, 8)
     assert explain(q, q, q).impl == "composed"
 
 
-def test_a_compiled_function_follows_it_without_a_break():
-    q = torch.randn(1, 2, 5, 8)
-    graphs = []
+class Graphs(list):
+    """What torch.compile makes: for each graph the implementations in it."""
 
-    def backend(graph, _):
-        graphs.append(str(graph.graph))
+    def backend(self, graph, _):
+        targets = [str(node.target) for node in graph.graph.nodes]
+        names = {"lean_forward": "lean", "scaled_dot_product_attention": "composed"}
+        self.append([name for target in targets for part, name in names.items() if part in target])
         return graph.forward
 
-    compiled = torch.compile(lambda t: preconditioned_attention(t, t, t), backend=backend, fullgraph=True)
+
+def test_a_compiled_function_follows_it_without_a_break():
+    graphs = Graphs()
+    q = torch.randn(1, 2, 5, 8)
+    compiled = torch.compile(lambda t: preconditioned_attention(t, t, t), backend=graphs.backend, fullgraph=True)
     plain = compiled(q)
-    with implementation("lean"):
+    for _ in range(2):
+        with implementation("lean"):
+            torch.testing.assert_close(compiled(q), plain)
         torch.testing.assert_close(compiled(q), plain)
-    torch.testing.assert_close(compiled(q), plain)
-    assert ["lean_forward" in graph for graph in graphs] == [False, True], "compiled once for each"
+    assert graphs == [["composed"], ["lean"]], "compiled once for each"
+
+
+def test_a_compiled_function_may_enter_it():
+    graphs = Graphs()
+    q = torch.randn(1, 2, 5, 8)
+
+    @torch.compile(backend=graphs.backend, fullgraph=True)
+    def both(t):
+        with implementation("lean"):
+            inside = preconditioned_attention(t, t, t)
+        return inside, preconditioned_attention(t, t, t)
+
+    torch.testing.assert_close(*both(q))
+    assert graphs == [["lean", "composed"]]
+    assert explain(q, q, q).impl == "composed", "it has ended"
+
+
+def test_other_threads_see_it():
+    """Among them those that autograd computes backward in, and with it what checkpointing left to be computed again."""
+    q = torch.randn(1, 2, 5, 8)
+    with implementation("lean"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(explain, q, q, q).result().impl == "lean"

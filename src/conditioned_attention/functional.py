@@ -6,7 +6,7 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,13 +48,13 @@ _UNMEASURED = "no measurement speaks for it yet"
 _chosen = "auto"  # what "auto" means now; torch.compile guards on it, and compiles anew where it has changed
 
 
-@contextmanager
-def implementation(impl: str) -> Iterator[None]:
+def implementation(impl: str) -> AbstractContextManager[None]:
     """While it lasts ``impl="auto"`` means this implementation: of tensors, packed sequences and converted models.
 
     It refuses as an explicit ``impl=`` does, and never falls back to another; a call that names an implementation has
-    that one.  It holds for all threads of the process.  Enter it around compiled functions rather than inside, and
-    around a whole training step where activation checkpointing computes a part of the forward again.
+    that one.  It holds for all threads of the process, in functions that were compiled outside (they are compiled once
+    for each) as in those that enter it.  Where activation checkpointing computes a part of the forward again, enter it
+    around the whole training step.
 
     Args:
         impl: ``"composed"``, ``"lean"`` or ``"fused"`` (see `preconditioned_attention`), or ``"auto"`` for the rule
@@ -71,8 +71,13 @@ def implementation(impl: str) -> Iterator[None]:
     ...     explain(q, q, q).impl
     'lean'
     """
-    global _chosen
     check_impl(impl)
+    return _meanwhile(impl)
+
+
+@contextmanager
+def _meanwhile(impl: str) -> Iterator[None]:
+    global _chosen
     before, _chosen = _chosen, impl
     try:
         yield

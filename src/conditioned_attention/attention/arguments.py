@@ -182,5 +182,6 @@ def _broadcast(a: torch.Size, b: torch.Size) -> bool:
     return all(x == y or x == 1 or y == 1 for x, y in zip(reversed(a), reversed(b)))
 
 
-def _four(tensor: Tensor) -> Tensor:
+def four(tensor: Tensor) -> Tensor:
+    """The tensor with dimensions of one entry before its own, four in all."""
     return tensor.view((1,) * (4 - tensor.dim()) + tensor.shape)

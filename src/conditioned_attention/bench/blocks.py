@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -139,11 +138,15 @@ def _table(dtype: torch.dtype) -> dict[int, tuple[Blocks, Blocks, Blocks]]:
     return fused_launch._SINGLE if dtype == torch.float32 else fused_launch._HALF
 
 
-def _instead(table: dict[int, Any], width: int, kernel: str, blocks: Blocks) -> AbstractContextManager[Any]:
+@contextmanager
+def _instead(table: dict[int, Any], width: int, kernel: str, blocks: Blocks) -> Iterator[None]:
     """While it lasts the table has these blocks for one kernel."""
-    row = list(table[width])
-    row[KERNELS.index(kernel)] = blocks
-    return mock.patch.dict(table, {width: tuple(row)})
+    before, i = table[width], KERNELS.index(kernel)
+    table[width] = (*before[:i], blocks, *before[i + 1 :])
+    try:
+        yield
+    finally:
+        table[width] = before
 
 
 def _judge(

@@ -61,7 +61,7 @@ def carry_out(model: nn.Module, change: Change, include: Patterns, exclude: Patt
     if not able:
         raise ValueError("nothing to convert in " + type(model).__name__ + nothing_because(sites, optional | reasons))
     new = [site for site in able if not change.done(site)]
-    status = dict.fromkeys(names(able), "unchanged") | dict.fromkeys(names(new), "converted")
+    status = {site.name: "unchanged" for site in able} | {site.name: "converted" for site in new}
     status |= dict.fromkeys(reasons, "no attention") | dict.fromkeys(refused, "refused")
     words = {site.name: change.remark(site) for site in able} | optional | reasons
     rows = tuple(row_for(s, status.get(s.name, "excluded"), words.get(s.name, s.reason), change.how(s)) for s in sites)
@@ -73,8 +73,3 @@ def carry_out(model: nn.Module, change: Change, include: Patterns, exclude: Patt
         remember(model)
 
     return ConversionReport(rows, undo)
-
-
-def names(sites: Sequence[Site]) -> list[str]:
-    """The names of sites."""
-    return [site.name for site in sites]

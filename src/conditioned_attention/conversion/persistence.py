@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -103,22 +104,16 @@ def apply_conditioning(model: nn.Module, data: Mapping[str, Any] | None = None) 
         raise ValueError(f"no data given, and no config in the model remembers a {CONFIG_KEY!r} entry")
     for name in guards:
         check_room(_part(model, name))
-    with settled(model):
+    with settled(model), ExitStack() as undo:
         planned = [pair for part, part_data in plans for pair in _plan(part, part_data)]
         heads = {id(site.module): done for site, done in planned if isinstance(done, HeadTransform)}
         corrections = {id(site.module): done for site, done in planned if isinstance(done, Spectral)}
         sites = [site for site, done in planned if isinstance(done, HeadTransform)]
         corrected = [site for site, done in planned if isinstance(done, Spectral)]
-        undo = install(sites, lambda site: heads[id(site.module)])
-        try:
-            correct_sites(
-                [site for site in corrected if spectral_of(site.module) is None],
-                lambda site: corrections[id(site.module)],
-                loading=True,
-            )
-        except BaseException:
-            undo()
-            raise
+        undo.callback(install(sites, lambda site: heads[id(site.module)]))
+        new = [site for site in corrected if spectral_of(site.module) is None]
+        correct_sites(new, lambda site: corrections[id(site.module)], loading=True)
+        undo.pop_all()
     forget_compiled(sites)
     for name in guards:
         put_guard(_part(model, name), guards[name])
@@ -150,7 +145,9 @@ def _plan(model: nn.Module, data: Mapping[str, Any]) -> list[tuple[Site, Setting
         settings = _settings(entry)
         for site in _by_name(model, sites, entry["modules"]):
             key = site.name, isinstance(settings, Spectral)
-            present = planned[key][1] if key in planned else _present(site, settings)
+            present: Settings | None = spectral_of(site.module) if key[1] else active_transform(site)
+            if key in planned:
+                present = planned[key][1]
             if present not in (None, settings):
                 raise ValueError(already(site, present))
             planned[key] = site, settings
@@ -159,11 +156,6 @@ def _plan(model: nn.Module, data: Mapping[str, Any]) -> list[tuple[Site, Setting
             if present is not None and (site.name, isinstance(present, Spectral)) not in planned:
                 raise ValueError(already(site, present))
     return list(planned.values())
-
-
-def _present(site: Site, settings: Settings) -> Settings | None:
-    """What has been done to a module already of the kind of ``settings``."""
-    return spectral_of(site.module) if isinstance(settings, Spectral) else active_transform(site)
 
 
 def _remembered(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
@@ -183,18 +175,14 @@ def remember(model: nn.Module) -> None:
         else:
             take_guard(part)
     for pretrained in _outermost_pretrained(model):
-        data = conditioning(pretrained)
+        config, data = pretrained.config, conditioning(pretrained)
         if data["transforms"]:
-            setattr(pretrained.config, CONFIG_KEY, data)
-            pretrained.config.attn_implementation = MARKER  # for config.json: it is popped again when that is loaded
-        elif CONFIG_KEY in vars(pretrained.config) and not _in_use(pretrained.config):
-            delattr(pretrained.config, CONFIG_KEY)
-            vars(pretrained.config).pop("attn_implementation", None)
-
-
-def _in_use(config: Any) -> bool:
-    """Whether another model, built from the same config object, still runs conditioned."""
-    return is_conditioned(getattr(config, "_attn_implementation", None))
+            setattr(config, CONFIG_KEY, data)
+            config.attn_implementation = MARKER  # for config.json: it is popped again when that is loaded
+        elif CONFIG_KEY in vars(config) and not is_conditioned(getattr(config, "_attn_implementation", None)):
+            # (By that name another model still runs conditioned, which was built from the same config object.)
+            delattr(config, CONFIG_KEY)
+            vars(config).pop("attn_implementation", None)
 
 
 def _outermost_pretrained(module: nn.Module) -> list[Any]:

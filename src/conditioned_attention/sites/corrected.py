@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.sites.hook import put_around, take_around
 from conditioned_attention.sites.projections import Projection, Projections, Rows, as_matrix, whole
 from conditioned_attention.sites.site import HOOK_KEY
 from conditioned_attention.spectral import Spectral, polar_correction
@@ -59,7 +60,7 @@ def correct(
             projection.owner(attention).register_buffer(projection.parameter + _SUFFIX, correction)
     attention.__dict__[SPECTRAL] = spectral
     if not spectral.folded:
-        _put_hooks(attention, corrections)
+        put_around(attention, _KEY, _Show(corrections), _hide_after)
 
     def undo() -> None:
         uncorrect(attention, projections)
@@ -74,7 +75,7 @@ def uncorrect(attention: nn.Module, projections: Projections | None = None) -> b
     attention.__dict__.pop(_OPEN, None)
     _hide(attention)  # an interrupt, which is no Exception, passes by the hook that does
     show: Any = attention._forward_pre_hooks.get(_KEY)
-    _take_hooks(attention)
+    take_around(attention, _KEY)
     for projection in (projections or show.corrections.projections).weights:
         projection.owner(attention)._buffers.pop(projection.parameter + _SUFFIX, None)
     return True
@@ -94,9 +95,9 @@ def fold_into(attention: nn.Module, projections: Projections, *, folded: bool) -
         weight.copy_(weight.to(exact) + (correction if folded else -correction))
     attention.__dict__[SPECTRAL] = replace(spectral, folded=folded)
     if folded:
-        _take_hooks(attention)
+        take_around(attention, _KEY)
     else:
-        _put_hooks(attention, corrections)
+        put_around(attention, _KEY, _Show(corrections), _hide_after)
 
 
 def largest_correction(attention: nn.Module, projection: Projection, spectral: Spectral) -> float:
@@ -106,18 +107,6 @@ def largest_correction(attention: nn.Module, projection: Projection, spectral: S
     kept = projection.owner(attention)._buffers[projection.parameter + _SUFFIX]
     assert kept is not None
     return float(kept.abs().max())
-
-
-def _put_hooks(attention: nn.Module, corrections: Corrections) -> None:
-    attention._forward_pre_hooks[_KEY] = _Show(corrections)
-    attention._forward_hooks[_KEY] = _hide_after
-    attention._forward_hooks_always_called[_KEY] = True  # also where the forward raises
-
-
-def _take_hooks(attention: nn.Module) -> None:
-    attention._forward_pre_hooks.pop(_KEY, None)
-    attention._forward_hooks.pop(_KEY, None)
-    attention._forward_hooks_always_called.pop(_KEY, None)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
-from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, transform_of
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site
 
 ALONG = ("D", "N")
 
@@ -104,17 +104,8 @@ class Hook(Mechanism):
     name: ClassVar[str] = "hook"
     guarded: ClassVar[bool] = False  # skip_nnmodule_hook_guards, which is PyTorch's default
 
-    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
-        module, before = site.module, transform_of(site.module)
-        self._put(module, transform)
-
-        def undo() -> None:
-            if before is None:
-                self.uninstall(site)
-            else:
-                self._put(module, before)
-
-        return undo
+    def put(self, site: Site, transform: HeadTransform) -> None:
+        self.put_on(site.module, transform)
 
     def uninstall(self, site: Site) -> bool:
         module = site.module
@@ -154,7 +145,8 @@ class Hook(Mechanism):
             found = getattr(found, name, None)
         return found
 
-    def _put(self, module: nn.Module, transform: HeadTransform) -> None:
+    def put_on(self, module: nn.Module, transform: HeadTransform) -> None:
+        """Puts hooks at all that takes part."""
         module.__dict__[TRANSFORM] = transform
         rewrite = _Rewrite(transform, self.layout, self.number_of_heads(module))
         if self.at is None:
@@ -255,7 +247,7 @@ class _Follow:
                 f"the module at {self.hook.at!r} of a {type(module).__qualname__} was replaced after conversion: "
                 "convert again with precondition(model), or run the model once before torch.compile"
             )
-        self.hook._put(module, module.__dict__[TRANSFORM])
+        self.hook.put_on(module, module.__dict__[TRANSFORM])
 
 
 def _find(module: nn.Module, path: str) -> nn.Module | None:
@@ -270,6 +262,19 @@ def put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
     assert isinstance(hooks, OrderedDict)
     hooks[HOOK_KEY] = hook
     hooks.move_to_end(HOOK_KEY, last=False)
+
+
+def put_around(module: nn.Module, key: int, before: Callable[..., None], after: Callable[..., None]) -> None:
+    """A hook before the module, and one behind it that is called also where its forward raises."""
+    module._forward_pre_hooks[key] = before
+    module._forward_hooks[key] = after
+    module._forward_hooks_always_called[key] = True
+
+
+def take_around(module: nn.Module, key: int) -> None:
+    """Undoes `put_around`."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
+        hooks.pop(key, None)
 
 
 def _take_off(target: nn.Module) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditioned_attention.preconditioner import HeadTransform, check_eps
-from conditioned_attention.sites.hook import Hook
+from conditioned_attention.sites.hook import Hook, put_around, take_around
 from conditioned_attention.sites.projections import Projections, as_matrix
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, transform_of
 
@@ -121,23 +121,16 @@ def bind(attention: nn.Module, learned: Learned, projections: Projections) -> Bo
     if learned.parameter not in attention._parameters:  # or it is its own, from before somebody changed how it runs
         attention.register_parameter(learned.parameter, nn.Parameter(initial.to(weight)))
     if learned.reads_input:
-        attention._forward_pre_hooks[_KEY] = _remember_input
+        put_around(attention, _KEY, _remember_input, _forget_input)
         attention._forward_pre_hooks_with_kwargs[_KEY] = True
-        attention._forward_hooks[_KEY] = _forget_input
-        attention._forward_hooks_always_called[_KEY] = True
     return Bound(learned, attention)
 
 
 def unbind(attention: nn.Module, learned: Learned) -> None:
     """Takes the parameter off again."""
     attention._parameters.pop(learned.parameter, None)
-    for hooks in (
-        attention._forward_pre_hooks,
-        attention._forward_pre_hooks_with_kwargs,
-        attention._forward_hooks,
-        attention._forward_hooks_always_called,
-    ):
-        hooks.pop(_KEY, None)
+    take_around(attention, _KEY)
+    attention._forward_pre_hooks_with_kwargs.pop(_KEY, None)
 
 
 def against(attention: nn.Module, mechanism: Mechanism, learned: Learned, projections: Projections | str) -> str:

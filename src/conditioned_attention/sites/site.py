@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from torch import nn
@@ -32,9 +33,15 @@ class Mechanism(ABC):
     guarded: ClassVar[bool] = True  # torch.compile notices the change and compiles again
     opt_in: str = ""  # why a module is converted only if it is asked for by name; empty if it always is
 
-    @abstractmethod
-    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
+    def install(self, site: Site, transform: HeadTransform) -> Callable[[], object]:
         """Puts the transform on the module; the function returned takes it back to what was before."""
+        before = transform_of(site.module)
+        self.put(site, transform)
+        return partial(self.uninstall, site) if before is None else partial(self.put, site, before)
+
+    @abstractmethod
+    def put(self, site: Site, transform: HeadTransform) -> None:
+        """Puts the transform on the module, in place of another if there is one."""
 
     @abstractmethod
     def uninstall(self, site: Site) -> bool:

@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 from torch import nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
-from conditioned_attention.sites.site import Mechanism, Site, class_name, transform_of
+from conditioned_attention.sites.site import Mechanism, Site, class_name
 
 _SWAP = "_class_swap"
 
@@ -36,20 +36,11 @@ class Swap(Mechanism):
 
     name: ClassVar[str] = "class swap"
 
-    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
-        module, before = site.module, transform_of(site.module)
-        module.__dict__[TRANSFORM] = transform
-        if not isinstance(module, self.conditioned):
-            module.__class__ = self.conditioned
-            self.switched(module)
-
-        def undo() -> None:
-            if before is None:
-                self.uninstall(site)
-            else:
-                module.__dict__[TRANSFORM] = before
-
-        return undo
+    def put(self, site: Site, transform: HeadTransform) -> None:
+        site.module.__dict__[TRANSFORM] = transform
+        if not isinstance(site.module, self.conditioned):
+            site.module.__class__ = self.conditioned
+            self.switched(site.module)
 
     def uninstall(self, site: Site) -> bool:
         module = site.module

@@ -11,9 +11,8 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -39,14 +38,15 @@ _LIBRARIES: tuple[tuple[str | None, str], ...] = (
 )
 
 # the same for W_Q, W_K and W_V: tables by class, and for what is not in them `recognise`, where a file has that
-_PROJECTIONS: tuple[tuple[str, str], ...] = (
-    ("timm", "conditioned_attention.sites.timm.projections"),
-    ("torchvision", "conditioned_attention.sites.torch_nn.projections"),
-    ("torch", "conditioned_attention.sites.torch_nn.projections"),
-    ("conditioned_attention", "conditioned_attention.sites.torch_nn.projections"),
-    ("transformers", "conditioned_attention.sites.transformers.projections"),
-)
+_PROJECTIONS = {
+    "timm": "conditioned_attention.sites.timm.projections",
+    "torchvision": "conditioned_attention.sites.torch_nn.projections",
+    "torch": "conditioned_attention.sites.torch_nn.projections",
+    "conditioned_attention": "conditioned_attention.sites.torch_nn.projections",
+    "transformers": "conditioned_attention.sites.transformers.projections",
+}
 
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn|mhsa", re.IGNORECASE)
 
 
@@ -103,16 +103,15 @@ def _without_shared(sites: list[Site]) -> list[Site]:
 
 def _join(name: str, child: str, parent: nn.Module) -> str:
     """The child's path, in which wrappers (torch.compile's, DistributedDataParallel's) leave no trace."""
-    wrapped = child == "_orig_mod" or isinstance(parent, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-    if wrapped:
+    if child == "_orig_mod" or isinstance(parent, _WRAPPERS):
         return name
-    return f"{name}.{child}" if name else child
+    return f"{name}.{child}".lstrip(".")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside of torch.compile and DistributedDataParallel."""
     while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        if isinstance(model, _WRAPPERS):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
             model = inner
@@ -155,16 +154,13 @@ def find_projections(attention: nn.Module) -> Projections | str:
     own = registered.projections_of(attention)
     if own is not None:
         return f"{cls.__qualname__} {own}" if isinstance(own, str) else own
-    for name, file in _PROJECTIONS:
-        if package == name:
-            reason = unsupported(package)
-            library = importlib.import_module(file)
-            found = library.FOUND.get(class_name(cls), getattr(library, "recognise", None))
-            projections: Projections | str | None = found(attention) if callable(found) else found
-            if isinstance(projections, str):
-                return reason or f"{cls.__qualname__} {projections}"
-            if projections is not None:
-                return reason or projections
+    if package in _PROJECTIONS:
+        library = importlib.import_module(_PROJECTIONS[package])
+        found = library.FOUND.get(class_name(cls), getattr(library, "recognise", None))
+        projections: Projections | str | None = found(attention) if callable(found) else found
+        if projections is not None:
+            about = f"{cls.__qualname__} {projections}" if isinstance(projections, str) else projections
+            return unsupported(package) or about
     return f"the projections of {class_name(cls)} are not in the table: register_attention(…, projections=…)"
 
 
@@ -185,31 +181,20 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
         reason = against(site, its_transform)
         if reason:
             raise ValueError(f"{site.name or 'the model'} cannot be converted: {reason}")
-    undo: list[Callable[[], Any]] = []
-
-    def undo_all() -> None:
-        while undo:
-            undo.pop()()
-
-    try:
+    with ExitStack() as undo:
         for site, its_transform in chosen:
             assert site.mechanism is not None
             if isinstance(its_transform, Learned):
                 projections = find_projections(site.module)
                 assert isinstance(projections, Projections)
-                undo.append(partial(learned.unbind, site.module, its_transform))
+                undo.callback(learned.unbind, site.module, its_transform)
                 its_transform = learned.bind(site.module, its_transform, projections)
-            undo.append(site.mechanism.install(site, its_transform))
-    except BaseException:
-        undo_all()
-        raise
-    return undo_all
+            undo.callback(site.mechanism.install(site, its_transform))
+        return undo.pop_all().close
 
 
-def correct_sites(
-    sites: Sequence[Site], settings: Callable[[Site], Spectral], *, loading: bool = False
-) -> Callable[[], None]:
-    """Corrects the projections of every site; the function returned takes all of it back.
+def correct_sites(sites: Sequence[Site], settings: Callable[[Site], Spectral], *, loading: bool = False) -> None:
+    """Corrects the projections of every site.
 
     Raises ValueError, and changes nothing, if those of one are not known.  With ``loading`` corrections that have to be
     computed are left to a state_dict.
@@ -219,24 +204,14 @@ def correct_sites(
         reason = projections if isinstance(projections, str) else projections.against(site.module)
         if reason:
             raise ValueError(f"{site.name or 'the model'} cannot be corrected: {reason}")
-    undo: list[Callable[[], None]] = []
-
-    def undo_all() -> None:
-        while undo:
-            undo.pop()()
-        reset_compiled()
-
-    try:
+    with ExitStack() as undo:
         for site, projections, spectral in plans:
             assert isinstance(projections, Projections)
-            undo.append(correct(site.module, projections, spectral, loading=loading))
+            undo.callback(correct(site.module, projections, spectral, loading=loading))
             if not loading and not spectral.folded:
                 check_effect(site.module)
-    except BaseException:
-        undo_all()
-        raise
+        undo.pop_all()
     reset_compiled()
-    return undo_all
 
 
 def uninstall(sites: Sequence[Site]) -> list[Site]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from conditioned_attention.attention.arguments import Arguments
-from conditioned_attention.attention.triton.machine import _too_old, has_triton, refuses_machine
+from conditioned_attention.attention.arguments import Arguments, four
+from conditioned_attention.attention.triton.machine import refuses_machine
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -27,11 +27,6 @@ def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
         or arguments.irregular()
         or _refuses_inputs(arguments)
     )
-
-
-# torch.compile evaluates these once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
-has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _refuses_surroundings() -> str | None:
@@ -56,13 +51,9 @@ def _refuses_inputs(arguments: Arguments) -> str | None:
 
 def tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Query, key, value and mask with four dimensions and, under autocast, in its dtype; the mask is not spread."""
-    query, key, value = (_four(tensor) for tensor in arguments[:3])
-    mask = None if arguments.attn_mask is None else _four(arguments.attn_mask)
+    query, key, value = (four(tensor) for tensor in arguments[:3])
+    mask = None if arguments.attn_mask is None else four(arguments.attn_mask)
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return query, key, value, mask
-
-
-def _four(tensor: Tensor) -> Tensor:
-    return tensor.view((1,) * (4 - tensor.dim()) + tensor.shape)

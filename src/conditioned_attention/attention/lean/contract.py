@@ -9,7 +9,6 @@ Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys,
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
-from conditioned_attention.attention.arguments import Arguments, _four
+from conditioned_attention.attention.arguments import Arguments, four
 from conditioned_attention.attention.lean.steps import unit_stride
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
@@ -59,7 +58,8 @@ def _refuses_surroundings() -> str | None:
         return "functorch transforms inside torch.compile" if torch._C._are_functorch_transforms_active() else None
     if torch._C._len_torch_function_stack() and not _only_default_devices():
         return "a TorchFunctionMode is active, and would not see the call"
-    if any(key != torch._C._functorch.TransformType.Grad for key in _transforms()):
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    if any(transform.key() != torch._C._functorch.TransformType.Grad for transform in transforms):
         return "only reverse mode (torch.func.grad, vjp) of the functorch transforms goes through it"
     if forward_ad._current_level >= 0:
         return "flash attention has no forward-mode derivative"
@@ -70,11 +70,6 @@ def _only_default_devices() -> bool:
     """Whether the active function modes are ``torch.set_default_device`` and ``with torch.device(...)`` only."""
     modes = torch.overrides._get_current_function_mode_stack()
     return all(isinstance(mode, DeviceContext) for mode in modes)
-
-
-def _transforms() -> list[Any]:
-    stack = torch._C._functorch.get_interpreter_stack()
-    return [interpreter.key() for interpreter in stack or ()]
 
 
 def _refuses_inputs(arguments: Arguments) -> str | None:
@@ -148,7 +143,7 @@ def backend(arguments: Arguments, prepared: Prepared) -> str:
 def tensors(arguments: Arguments) -> Prepared:
     """Query, key, value and mask as the operators take them: (B, H, N, D), one dtype, last stride 1."""
     device = arguments.query.device.type
-    query, key, value = (unit_stride(_four(t)) for t in arguments[:3])
+    query, key, value = (unit_stride(four(t)) for t in arguments[:3])
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
@@ -163,7 +158,7 @@ def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf)
     elif mask.dtype not in (query.dtype, torch.float32):
         mask = mask.to(query.dtype)
-    mask = _four(mask)
+    mask = four(mask)
     sizes = (query.shape[-2], key.shape[-2])
     if mask.shape[-2:] != sizes:
         mask = mask.expand(-1, -1, *sizes)

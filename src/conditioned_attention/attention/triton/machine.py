@@ -46,6 +46,11 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+# torch.compile evaluates these once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
+has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def interpreted() -> bool:
     """Whether Triton interprets its kernels in Python, on a CPU, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -20,7 +20,7 @@ from timm.models.volo import OutlookAttention
 from torch import Tensor, nn
 
 from conditioned_attention.functional import behind
-from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.preconditioner import TRANSFORM
 from conditioned_attention.sites.swap import swapped_for
 
 
@@ -38,7 +38,7 @@ class ConditionedOutlookAttention(OutlookAttention):
         weights = self.attn_drop(logits.softmax(dim=-1))  # (B, H, windows, area, area)
         # Each window counts as an image of its own.
         rows, weights = (t.transpose(1, 2).flatten(0, 1) for t in (weights @ v, weights))
-        heads = _transformed(self.__dict__[TRANSFORM], rows, weights).unflatten(0, (b, n))
+        heads = behind(self.__dict__[TRANSFORM], rows, weights).unflatten(0, (b, n))
         windows = heads.permute(0, 2, 4, 3, 1).reshape(b, c * area, n)
         y = F.fold(windows, (height, width), self.kernel_size, padding=self.padding, stride=self.stride)
         z: Tensor = self.proj_drop(self.proj(y.permute(0, 2, 3, 1)))
@@ -59,7 +59,7 @@ class ConditionedMultiScaleAttention(MultiScaleAttention):
         if self.rel_pos_type == "spatial":
             logits = cal_rel_pos_type(logits, q, self.has_cls_token, q_size, k_size, self.rel_pos_h, self.rel_pos_w)
         weights = logits.softmax(dim=-1)
-        heads = _transformed(self.__dict__[TRANSFORM], weights @ v, weights)
+        heads = behind(self.__dict__[TRANSFORM], weights @ v, weights)
         if self.residual_pooling:
             heads = heads + q
         return self.proj(heads.transpose(1, 2).reshape(b, -1, self.dim_out)), q_size
@@ -86,7 +86,7 @@ class ConditionedAttention2d(Attention2d):
         q, k, values = (t.reshape(b, self.num_heads, -1, self.N) for t in (self.q(x), self.k(x), v))  # (B, H, D, N)
         logits = (q.transpose(2, 3) @ k) * self.scale + self.get_attention_biases(x.device)
         weights = self.talking_head2(self.talking_head1(logits).softmax(dim=-1))
-        heads = _transformed(self.__dict__[TRANSFORM], weights @ values.transpose(2, 3), weights)
+        heads = behind(self.__dict__[TRANSFORM], weights @ values.transpose(2, 3), weights)
         y = heads.transpose(2, 3).unflatten(3, self.resolution).flatten(1, 2) + self.v_local(v)
         if self.upsample is not None:
             y = self.upsample(y)
@@ -105,7 +105,7 @@ class ConditionedAttention2dDownsample(Attention2dDownsample):
         k, values = (t.reshape(b, self.num_heads, -1, self.N) for t in (self.k(x), v))  # (B, H, D, N)
         logits = (q.transpose(2, 3) @ k) * self.scale + self.get_attention_biases(x.device)
         weights = logits.softmax(dim=-1)
-        heads = _transformed(self.__dict__[TRANSFORM], weights @ values.transpose(2, 3), weights)
+        heads = behind(self.__dict__[TRANSFORM], weights @ values.transpose(2, 3), weights)
         y = heads.transpose(2, 3).unflatten(3, self.resolution2).flatten(1, 2) + self.v_local(v)
         z: Tensor = self.proj(self.act(y))
         return z
@@ -160,7 +160,7 @@ class ConditionedMultiQueryAttentionV2(MultiQueryAttentionV2):
         logits = torch.einsum("bnhd,bmd->bnhm", q, k) * self.scale
         weights = self.attn_drop(logits.softmax(dim=-1))
         heads = torch.einsum("bnhm,bmd->bnhd", weights, v)
-        heads = _transformed(self.__dict__[TRANSFORM], heads.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2)
+        heads = behind(self.__dict__[TRANSFORM], heads.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2)
         y: Tensor = self.proj_drop(torch.einsum("bnhd,chd->bcn", heads, self.out_proj)).unflatten(2, x.shape[2:])
         return y
 
@@ -168,12 +168,8 @@ class ConditionedMultiQueryAttentionV2(MultiQueryAttentionV2):
 def _one_head(module: nn.Module, weights: Tensor, v: Tensor) -> Tensor:
     """The output (B, D, N) of a single head with weights (B, N, M) and v (B, D, M), transformed."""
     output = (v @ weights.transpose(1, 2)).transpose(1, 2)
-    head = _transformed(module.__dict__[TRANSFORM], output.unsqueeze(1), weights.unsqueeze(1))
+    head = behind(module.__dict__[TRANSFORM], output.unsqueeze(1), weights.unsqueeze(1))
     return head.squeeze(1).transpose(1, 2)
 
 
-def _transformed(transform: HeadTransform, output: Tensor, weights: Tensor) -> Tensor:
-    return behind(transform, output, weights)
-
-
-torch.fx.wrap("_transformed")  # one node for torch.fx, because it branches on sizes
+torch.fx.wrap("behind")  # one node for torch.fx, because it branches on sizes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from torch import nn
@@ -38,14 +37,8 @@ class BuiltIn(Mechanism):
     def remark(self, module: nn.Module) -> str:
         return f"it was built as {class_name(type(module))} and stays that"
 
-    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
-        before = site.module.__dict__[TRANSFORM]
+    def put(self, site: Site, transform: HeadTransform) -> None:
         site.module.__dict__[TRANSFORM] = transform
-
-        def undo() -> None:
-            site.module.__dict__[TRANSFORM] = before
-
-        return undo
 
     def uninstall(self, site: Site) -> bool:
         return False

@@ -10,7 +10,9 @@ Shapes: B batch, W windows of an image, H heads, N tokens of a window, D head wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.fx
@@ -30,11 +32,7 @@ class ConditionedShiftedWindowAttention(ShiftedWindowAttention):
     """Swin: windows of a padded and rolled image."""
 
     def forward(self, x: Tensor) -> Tensor:
-        window, shift = self.window_size, _shift(x, self.window_size, self.shift_size)
-        bias = _bias(self.get_relative_position_bias(), x, window, shift)
-        dropout_p = self.attention_dropout if self.training else 0.0
-        heads = _heads(self.__dict__[TRANSFORM], self.qkv(_windows(x, window, shift)), self.num_heads, bias, dropout_p)
-        return _image(F.dropout(self.proj(heads), self.dropout, self.training), x, window, shift)
+        return _in_windows(self, x, self.window_size, self.get_relative_position_bias(), self.qkv)
 
 
 @swapped_for(ShiftedWindowAttentionV2)
@@ -42,14 +40,10 @@ class ConditionedShiftedWindowAttentionV2(ShiftedWindowAttentionV2):
     """Swin V2: logits are cosines times a learned factor, and the bias of the keys counts as zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        window, shift = self.window_size, _shift(x, self.window_size, self.shift_size)
-        bias = _bias(self.get_relative_position_bias(), x, window, shift)
-        dropout_p = self.attention_dropout if self.training else 0.0
         # Not by the module: it would add the bias of the keys, whose gradient has to be exactly zero.
-        qkv = F.linear(_windows(x, window, shift), self.qkv.weight, _without_keys(self.qkv.bias))
+        project = partial(F.linear, weight=self.qkv.weight, bias=_without_keys(self.qkv.bias))
         factor = self.logit_scale.clamp(max=math.log(100.0)).exp()
-        heads = _heads(self.__dict__[TRANSFORM], qkv, self.num_heads, bias, dropout_p, factor)
-        return _image(F.dropout(self.proj(heads), self.dropout, self.training), x, window, shift)
+        return _in_windows(self, x, self.window_size, self.get_relative_position_bias(), project, factor)
 
 
 @swapped_for(ShiftedWindowAttention3d)
@@ -57,11 +51,8 @@ class ConditionedShiftedWindowAttention3d(ShiftedWindowAttention3d):
     """Video Swin: windows shrink to what the clip has."""
 
     def forward(self, x: Tensor) -> Tensor:
-        window, shift = _shrunk(x, self.window_size), _shift(x, self.window_size, self.shift_size)
-        bias = _bias(self.get_relative_position_bias(window), x, window, shift)
-        dropout_p = self.attention_dropout if self.training else 0.0
-        heads = _heads(self.__dict__[TRANSFORM], self.qkv(_windows(x, window, shift)), self.num_heads, bias, dropout_p)
-        return _image(F.dropout(self.proj(heads), self.dropout, self.training), x, window, shift)
+        window = _shrunk(x, self.window_size)
+        return _in_windows(self, x, window, self.get_relative_position_bias(window), self.qkv)
 
 
 @swapped_for(MultiscaleAttention)
@@ -82,6 +73,23 @@ class ConditionedMultiscaleAttention(MultiscaleAttention):
         if self.residual_pool:
             heads = heads + (q if self.residual_with_cls_embed else F.pad(q[:, :, 1:], (0, 0, 1, 0)))
         return self.project(heads.transpose(1, 2).reshape(b, -1, self.output_dim)), thw
+
+
+def _in_windows(
+    module: Any,
+    x: Tensor,
+    window: Sequence[int],
+    relative: Tensor,
+    project: Callable[[Tensor], Tensor],
+    factor: Tensor | None = None,
+) -> Tensor:
+    """Attention (B, ..., C) in windows, where ``project`` makes queries, keys and values; the rest as in `_heads`."""
+    shift = _shift(x, window, module.shift_size)
+    bias = _bias(relative, x, window, shift)
+    dropout_p = module.attention_dropout if module.training else 0.0
+    qkv = project(_windows(x, window, shift))
+    heads = _heads(module.__dict__[TRANSFORM], qkv, module.num_heads, bias, dropout_p, factor)
+    return _image(F.dropout(module.proj(heads), module.dropout, module.training), x, window, shift)
 
 
 def _heads(
@@ -168,7 +176,7 @@ def _bias(relative: Tensor, x: Tensor, window: Sequence[int], shift: Sequence[in
 
 
 # What branches on sizes, or checks its arguments, is one node for torch.fx, as in torchvision.
-for _function in (
+for _function in [
     "attend",
     "_add_rel_pos",
     "_heads",
@@ -178,5 +186,5 @@ for _function in (
     "_windows",
     "_image",
     "_bias",
-):
+]:
     torch.fx.wrap(_function)

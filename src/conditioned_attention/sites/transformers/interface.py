@@ -11,15 +11,12 @@ Shapes: B batch, H heads, N queries, M keys, D head width.
 
 from __future__ import annotations
 
-import dis
 import inspect
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
-from types import CodeType
+from types import FunctionType
 from typing import Any, ClassVar
-from weakref import WeakSet, finalize
+from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +24,17 @@ from torch import Tensor, nn
 from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, check_rows
 from conditioned_attention.sites.hook import put_first
-from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class, transform_of
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, transform_of
+from conditioned_attention.sites.transformers import bytecode, source
 from conditioned_attention.sites.transformers.marker import MARKER, NAME, PREFIX, is_conditioned
 from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, causal, look_up, stands_in_for
+from conditioned_attention.sites.transformers.source import Reading
 
 _WITH_WEIGHTS = ("sdpa", "eager")  # whose masks an eager function can be given
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 _BASES = (*_WITH_WEIGHTS, *_FLASH, "flex_attention")
 
+_TABLE = "ALL_ATTENTION_FUNCTIONS"  # of transformers, imported into every model file that uses it
 _REGISTRATION = "_head_registration"
 
 # Files that read "eager" only to honour this flag, which the modules carry.
@@ -46,20 +46,20 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
 
     It is told by what its forward calls, not by its class.
     """
-    code = _forward_code(type(module))
-    if code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
+    forward = _forward(type(module))
+    if forward is None or _TABLE not in (reading := _read(forward)).own.names:
         return None
     name = _implementation(module)
     if name is None:
         return "it has no config that names an attention implementation"
     if name == MARKER:
         return "its checkpoint was trained with conditioned attention: call apply_conditioning(model) first"
-    if name.removeprefix(PREFIX) not in _BASES:
-        return f"it runs {name!r}; conditioning works over {', '.join(_BASES)}: call set_attn_implementation"
     base = name.removeprefix(PREFIX)
-    if base not in _WITH_WEIGHTS and _literals(code) & {*_WITH_WEIGHTS}:
+    if base not in _BASES:
+        return f"it runs {name!r}; conditioning works over {', '.join(_BASES)}: call set_attn_implementation"
+    if base not in _WITH_WEIGHTS and reading.own.words & {*_WITH_WEIGHTS}:
         return f"its forward turns from {base} to another implementation: call set_attn_implementation"
-    if _reads_the_name(module, base):
+    if _reads_the_name(module, reading, base):
         return "its model file branches on the implementation's name, so another name would change what it does"
     return Interface()
 
@@ -69,34 +69,37 @@ class Interface(Mechanism):
 
     name: ClassVar[str] = "interface"
 
-    def install(self, site: Site, transform: HeadTransform) -> Callable[[], None]:
-        module, before = site.module, transform_of(site.module)
-        configs = [config for config in _configs(site) if getattr(config, NAME) in _BASES]
-        for config in configs:
-            setattr(config, NAME, PREFIX + getattr(config, NAME))
-        for config in _configs(site):
-            _users(config).add(module)
-        module.__dict__[TRANSFORM] = transform
-        module.__dict__[_REGISTRATION] = _register()
-        put_first(module._forward_pre_hooks, _raise_if_renamed)
+    def install(self, site: Site, transform: HeadTransform) -> Callable[[], object]:
+        renamed = [config for config in _configs(site) if getattr(config, NAME) in _BASES]
+        take_back = super().install(site, transform)
 
         def undo() -> None:
-            if before is None:
-                _take_off(site)
-            else:
-                module.__dict__[TRANSFORM] = before
-            for config in configs:
-                setattr(config, NAME, _base_name(config))
+            take_back()
+            for config in renamed:  # also where a transform stays that no longer acted, because of another name
+                _make_plain(config)
 
         return undo
 
+    def put(self, site: Site, transform: HeadTransform) -> None:
+        for config in _configs(site):
+            if getattr(config, NAME) in _BASES:
+                setattr(config, NAME, PREFIX + getattr(config, NAME))
+            _users(config, site).add(site.module)
+        site.module.__dict__[TRANSFORM] = transform
+        site.module.__dict__[_REGISTRATION] = _register()
+        put_first(site.module._forward_pre_hooks, _raise_if_renamed)
+
     def uninstall(self, site: Site) -> bool:
         """The names in its configs are taken back as well, if nothing else needs them."""
-        if transform_of(site.module) is None:
+        if site.module.__dict__.pop(TRANSFORM, None) is None:
             return False
-        _take_off(site)
+        site.module.__dict__.pop(_REGISTRATION, None)
+        site.module._forward_pre_hooks.pop(HOOK_KEY, None)
         for config in _configs(site):
-            _plain_name(config)
+            users = _users(config, site)
+            users.discard(site.module)
+            if not users:
+                _make_plain(config)
         return True
 
     def acts(self, module: nn.Module) -> bool:
@@ -114,14 +117,6 @@ class Interface(Mechanism):
         return ""
 
 
-def _take_off(site: Site) -> None:
-    for attribute in (TRANSFORM, _REGISTRATION):
-        site.module.__dict__.pop(attribute, None)
-    site.module._forward_pre_hooks.pop(HOOK_KEY, None)
-    for config in _configs(site):
-        _users(config).discard(site.module)
-
-
 def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
     """Stands before a conditioned module."""
     name = _implementation(module)
@@ -132,14 +127,8 @@ def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
         )
 
 
-def _plain_name(config: Any) -> None:
-    if not _users(config):
-        setattr(config, NAME, _base_name(config))
-
-
-def _base_name(config: Any) -> str:
-    name: str = getattr(config, NAME)
-    return name.removeprefix(PREFIX)
+def _make_plain(config: Any) -> None:
+    setattr(config, NAME, getattr(config, NAME).removeprefix(PREFIX))
 
 
 # Models built from one config object share it.  Which conditioned modules read a config is kept here and not on the
@@ -147,9 +136,12 @@ def _base_name(config: Any) -> str:
 _conditioned_modules: dict[int, WeakSet[nn.Module]] = {}
 
 
-def _users(config: Any) -> WeakSet[nn.Module]:
+def _users(config: Any, site: Site) -> WeakSet[nn.Module]:
     if id(config) not in _conditioned_modules:
-        _conditioned_modules[id(config)] = WeakSet()
+        # In a copy of a converted model, or one that was unpickled, modules are conditioned that nobody has put here.
+        readers = (part for part in (*site.parents, site.module) if getattr(part, "config", None) is config)
+        inside = (module for part in readers for module in part.modules() if _REGISTRATION in module.__dict__)
+        _conditioned_modules[id(config)] = WeakSet(inside)
         finalize(config, _conditioned_modules.pop, id(config), None)
     return _conditioned_modules[id(config)]
 
@@ -165,50 +157,31 @@ def _implementation(module: nn.Module) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _forward_code(cls: type) -> CodeType | None:
-    forward: Any = getattr(cls, "forward", None)
-    return getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
+def _forward(cls: type) -> FunctionType | None:
+    """The forward of a class, if its file knows transformers' table of attention functions."""
+    forward: Any = inspect.unwrap(getattr(cls, "forward", None))  # type: ignore[arg-type]
+    return forward if inspect.isfunction(forward) and _TABLE in forward.__globals__ else None
 
 
-def _reads_the_name(module: nn.Module, name: str) -> bool:
+def _read(function: FunctionType) -> Reading:
+    if function not in _readings:
+        _readings[function] = source.read(function) or bytecode.read(function)
+    return _readings[function]
+
+
+_readings: WeakKeyDictionary[FunctionType, Reading] = WeakKeyDictionary()
+
+
+def _reads_the_name(module: nn.Module, reading: Reading, name: str) -> bool:
     """True if the class's file compares the implementation with its plain name, which a new name would defeat."""
-    cls = plain_class(module)
     if name == "eager" and getattr(module, _UPCAST_FLAG, None) is False:
         return False
-    file = getattr(_forward_code(cls), "co_filename", None)
-    return any(
-        "_attn_implementation" in code.co_names and name in _literals(code, judged=True)
-        for code in _codes(sys.modules[cls.__module__])
-        if code.co_filename == file
-    )
-
-
-def _codes(module: Any) -> Iterator[CodeType]:
-    for value in vars(module).values():
-        members = vars(value).values() if inspect.isclass(value) else [value]
-        for member in members:
-            function = inspect.unwrap(getattr(member, "__func__", member)) if callable(member) else None
-            if inspect.isfunction(function):
-                yield function.__code__
-
-
-def _literals(code: CodeType, *, judged: bool = False) -> set[str]:
-    """The strings in a function's code; ``judged``: without those that are only stored, or looked up in a table."""
-    found: set[str] = set()
-    for this, following in pairwise(dis.get_instructions(code)):
-        if this.opname == "LOAD_CONST" and not (judged and _harmless(following)):
-            values = this.argval if isinstance(this.argval, (tuple, frozenset)) else (this.argval,)
-            found.update(value for value in values if isinstance(value, str))
-    return found
-
-
-def _harmless(instruction: dis.Instruction) -> bool:
-    looked_up = instruction.opname == "BINARY_SUBSCR" or instruction.argrepr == "[]"
-    return looked_up or instruction.opname.startswith("STORE")
+    return any("_attn_implementation" in each.names and name in each.judged for each in reading.all)
 
 
 def _eager_function(cls: Any) -> Callable[..., Any] | None:
     """The module-level eager function that the class itself would fall back to."""
+    # Found at each call, where torch.compile looks on and could not follow the reading of a file.
     function: Any = inspect.unwrap(cls.forward)
     names = [name for name in function.__code__.co_names if name.endswith("eager_attention_forward")]
     return function.__globals__.get(names[0]) if names else None
@@ -219,7 +192,7 @@ def _base_function(module: nn.Module, name: str) -> Callable[..., Any]:
     if name == "eager":
         function = _eager_function(type(module))
     else:
-        function = inspect.unwrap(type(module).forward).__globals__["ALL_ATTENTION_FUNCTIONS"][name]
+        function = inspect.unwrap(type(module).forward).__globals__[_TABLE][name]
     if function is None:
         raise ValueError(f"{type(module).__qualname__} has no {name} attention function")
     return function
