@@ -28,7 +28,7 @@ FUSED, FUSED_OPTIONS = "tests/attention/test_fused.py", "tests/attention/test_fu
 VARLEN, LEAN_ROWS = "tests/test_varlen.py", "tests/attention/test_lean.py"
 OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
-ORDER = "tests/experiments/test_order.py"
+ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -225,6 +225,11 @@ MUTATIONS = [
     ("fused, window of the others", "attention/arguments.py", "seen.triu(1 - window)", "seen.triu(-window)", FUSED_OPTIONS),
     ("varlen, too short", "varlen.py", "if longest is not None and longest < most:", "if False:", VARLEN),
     ("varlen, starts in no order", "varlen.py", "or (lengths < 0).any()", "", VARLEN),
+    ("a tracker gets a step twice", "experiments/training/trackers.py", "if item[0] > repeated:", "if True:", TRACKERS),
+    ("a tracker lacks what it missed", "experiments/training/trackers.py", "if step > last_step and not self.lost:", "if False:", TRACKERS),
+    ("a tracker that hangs", "experiments/training/trackers.py", "time.monotonic() - self.busy_since > seconds", "False", TRACKERS),
+    ("a tracker that is too slow", "experiments/training/trackers.py", "self.rows.qsize() > _WAITING_ROWS", "False", TRACKERS),
+    ("a tracker's run stays open", "experiments/training/trackers.py", "            tracker.finish()", "            pass", TRACKERS),
     ("order, copies alike", "experiments/training/order.py", "(epoch, i, copy) for", "(epoch, i, 0) for", ORDER),
     ("order, a number outside", "experiments/training/order.py", "(outside := found >= length)", "(outside := found > length)", ORDER),
     ("order, epochs of a stream", "experiments/training/stream.py", "self.source.set_epoch(epoch)", "pass", ORDER),

@@ -1,6 +1,7 @@
 """A run of 20 steps with a tracker, in a process of its own: ``tracked_run.py TRACKER FOLDER`` kills itself after step
 13; with ``resume`` behind, it goes on from a checkpoint at step 10."""
 
+import math
 import os
 import random
 import signal
@@ -30,20 +31,19 @@ def main(name, folder, resume):
     states = random.getstate(), torch.get_rng_state()
     begin = 10 if resume else 0
     earlier = {"train": [train_row(i) for i in range(1, begin + 1)], "eval": [eval_row(i) for i in (5, 10) if begin]}
-    trackers = Trackers(
+    with Trackers(
         [name], folder=folder, run_name=RUN, config=CONFIG, resume_step=begin or None, earlier=earlier
-    )  # fmt: skip
-    for step in range(begin + 1, 21):
-        trackers.log("train", train_row(step))
-        if step % 5 == 0:
-            trackers.log("eval", eval_row(step))
-        if step == 13 and not resume:
-            (worker,) = trackers._workers
-            while worker._rows.qsize() or worker._busy_since is not None:
-                time.sleep(0.01)
-            time.sleep(SECONDS_TO_WRITE.get(name, 0))
-            os.kill(os.getpid(), signal.SIGKILL)
-    trackers.close()
+    ) as trackers:  # fmt: skip
+        for step in range(begin + 1, 21):
+            trackers.log("train", train_row(step))
+            if step % 5 == 0:
+                trackers.log("eval", eval_row(step))
+            if step == 13 and not resume:
+                (thread,) = trackers._threads
+                while thread.rows.qsize() or thread.busy_since < math.inf:
+                    time.sleep(0.01)
+                time.sleep(SECONDS_TO_WRITE.get(name, 0))
+                os.kill(os.getpid(), signal.SIGKILL)
     assert random.getstate() == states[0], "a tracker drew from Python's global generator"
     assert torch.equal(torch.get_rng_state(), states[1])
 
