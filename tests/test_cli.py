@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_compare_tunes_and_shares_the_seeds_out(tmp_path, capsys):
 
 
 def test_sigterm_says_how_to_go_on(tmp_path):
-    arguments = ["compare", "digits", "--folder", str(tmp_path), "--workers", "2", *QUICK, "--epochs", "10000"]
+    arguments = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", *QUICK, "--epochs", "10000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "conditioned_attention.cli", *arguments], stderr=subprocess.PIPE, text=True
     )
@@ -85,10 +86,12 @@ def test_a_warning_is_a_line(tmp_path):
     for name in ("good.txt", "better.txt"):
         (tmp_path / name).write_text("It was the best of times, it was the worst of times. " * 200)
     (tmp_path / "empty.txt").touch()
-    command = [sys.executable, "-m", "conditioned_attention.cli", "train", "next_byte", "--text", "files"]
-    command += ["--path", str(tmp_path), "--context", "8", "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == ["warning: left out: 1 of 3 items cannot be read: empty.txt (it is empty)"]
+    with pytest.warns(UserWarning) as caught:
+        code = call("train", "next_byte", "--text", "files", "--path", str(tmp_path), "--context", "8", "--dry-run")
+    assert code == 0
+    lines = [warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in caught]
+    assert lines == ["warning: left out: 1 of 3 items cannot be read: empty.txt (it is empty)\n"]
+    assert warnings.formatwarning("theirs", UserWarning, "their.py", 7).startswith("their.py:7: UserWarning: theirs")
 
 
 def test_train_goes_on(tmp_path, capsys):

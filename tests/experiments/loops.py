@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import torch
 from torch.utils.data import DataLoader
@@ -24,12 +25,6 @@ def fails_on_seed_1(variant, seed):
     yield {"score": 2.0}
 
 
-def dies_on_seed_1(variant, seed):
-    yield {"score": 1.0}
-    if seed == 1:
-        os._exit(9)
-
-
 def peaks_at_a_rate(variant, seed, lr):
     """Best at 4e-3 for the baseline and at 1e-3 for the others; from 0.1 on the loss is not finite."""
     if lr >= 0.1:
@@ -39,19 +34,27 @@ def peaks_at_a_rate(variant, seed, lr):
     yield {"score": 90 - 10 * abs(torch.tensor(lr / best).log2().item()) + seed % 10}
 
 
-def killed_on_seed_1(variant, seed):
+def of_many_fates(variant, seed):
+    """By its seed a run is killed, ends its process, raises, or has a process of its own for its data."""
     yield {"score": 1.0}
     if seed == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    if seed == 2:
+        os._exit(9)
+    if seed == 3:
+        raise ArithmeticError("seed 3 went wrong")
+    loader = DataLoader(torch.arange(4.0), num_workers=1)
+    yield {"score": sum(batch.item() for batch in loader)}
+
+
+def slow(variant, seed):
+    for _ in range(4):
+        time.sleep(0.3)
+        yield {"score": float(seed)}
 
 
 def trivial(variant, seed):
     yield {"score": float(seed)}
-
-
-def with_a_loader_process(variant, seed):
-    loader = DataLoader(torch.arange(4.0), num_workers=1)
-    yield {"score": sum(batch.item() for batch in loader)}
 
 
 class NowhereToBeImported:

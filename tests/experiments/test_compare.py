@@ -1,12 +1,7 @@
 """Comparisons: paired, resumable, honest, whatever happens to their processes."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 import warnings
 
 import numpy as np
@@ -26,7 +21,7 @@ from conditioned_attention.experiments.runs.run import run_folder
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import write_json
-from tests.experiments.loops import dies_on_seed_1, fails_on_seed_1, scores
+from tests.experiments.loops import fails_on_seed_1, scores
 from tests.experiments.tiny import Tiny
 
 
@@ -35,18 +30,6 @@ def test_a_users_own_loop_without_a_folder():
     assert result.runs["baseline"].keys() == {0, 1, 2}
     assert "better than baseline by 5.10 in score" in result.verdicts()[0]
     assert "preconditioned  3" in str(result)
-
-
-def test_workers_give_the_numbers_of_one_process(tmp_path):
-    alone = compare(scores, seeds=(4, 7), progress=False)
-    apart = compare(scores, seeds=(4, 7), folder=tmp_path, workers=2, progress=False)
-    assert alone.runs == apart.runs
-
-
-def test_a_finished_comparison_is_there_at_once(tmp_path):
-    first = compare(scores, seeds=2, folder=tmp_path, workers=2, progress=False)
-    assert compare(scores, seeds=2, folder=tmp_path, workers=2, progress=True).runs == first.runs
-    assert compare(scores, seeds=1, folder=tmp_path, workers=2).runs["baseline"].keys() == {0}
 
 
 def test_a_second_call_runs_only_what_is_missing(tmp_path):
@@ -94,12 +77,6 @@ def test_a_result_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "write_json", full)
     with pytest.warns(UserWarning, match="preconditioned, seed 0 has no result: OSError: .* No space left on device"):
         compare(scores, seeds=1, folder=tmp_path, progress=False)
-
-
-def test_a_worker_that_dies_does_not_take_the_others_down(tmp_path):
-    with pytest.warns(UserWarning, match="worker process died"):
-        result = compare(dies_on_seed_1, ["baseline"], seeds=2, folder=tmp_path, workers=2, progress=False)
-    assert result.runs["baseline"].keys() == {0}
 
 
 def test_when_nothing_finishes_that_is_an_error(tmp_path):
@@ -170,7 +147,7 @@ def test_a_folder_refuses_runs_of_other_settings(tmp_path):
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    recipe = Digits(VisionTransformer(layers=2), Training(epochs=3, lr=3e-3))
+    recipe = Digits(VisionTransformer(layers=2), Training(epochs=2, lr=3e-3))
     result = compare_recipe(recipe, ["baseline", "preconditioned"], 2, folder, progress=False)
     write_report(result, folder)
     return folder, result
@@ -183,7 +160,7 @@ def test_report_of_a_recipe(reported):
     assert [row["variant"] for row in data["table"]] == ["baseline", "preconditioned"]
     assert len(data["runs"]) == 4
     assert data["environment"]["torch"]
-    assert data["settings"]["training"]["epochs"] == 3
+    assert data["settings"]["training"]["epochs"] == 2
     assert data["cost"]["variants"]["baseline"]["time_ratio"] == 1
     assert data["cost"]["variants"]["baseline"]["memory_ratio"] == 1
     assert 0.5 < data["cost"]["variants"]["preconditioned"]["time_ratio"] < 3
@@ -239,42 +216,3 @@ def test_a_folder_without_results(tmp_path):
     (tmp_path / "results.json").write_text('{"table": []}')
     with pytest.raises(ValueError, match="not a comparison's results"):
         read_report(tmp_path)
-
-
-SLOW_SCRIPT = """
-import sys, time
-sys.path.insert(0, ".")
-from conditioned_attention.experiments import compare
-def train(variant, seed):
-    import os
-    from pathlib import Path
-    folder = Path(sys.argv[1])
-    (folder / f"pid-{os.getpid()}").touch()
-    for epoch in range(4):
-        time.sleep(0.3)
-        yield {"score": float(seed)}
-if __name__ == "__main__":
-    compare(train, seeds=2, folder=sys.argv[1], workers=2, progress=False)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_workers_end_with_their_parent_and_the_next_call_goes_on(tmp_path, number):
-    script = tmp_path / "script.py"
-    script.write_text(SLOW_SCRIPT)
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    process = subprocess.Popen([sys.executable, str(script), str(folder)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("pid-*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    workers = [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
-    assert len(workers) == 2
-    os.kill(process.pid, number)
-    process.wait(timeout=20)
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers), "a worker outlived its parent"
-    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert len(list(folder.glob("runs/*/*/result.json"))) == 4

@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+import pickle
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
-from conditioned_attention.experiments.commands import compare_recipe, train_recipe
+from conditioned_attention.experiments.commands import RecipeTraining, compare_recipe, train_recipe
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED, Trial, Tuning, read_tuning
 from conditioned_attention.experiments.report.terminal import print_table
 from conditioned_attention.experiments.report.write import read_report, to_json, write_report
 from conditioned_attention.experiments.runs.gather import gather
-from conditioned_attention.experiments.runs.tune import tune
+from conditioned_attention.experiments.runs.tune import AtRates, tune
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.loops import peaks_at_a_rate
@@ -24,13 +26,18 @@ BOTH = ["baseline", "preconditioned"]
 
 
 def test_each_variant_gets_its_own_best_rate_from_equal_budgets(tmp_path):
-    tuning = tune(peaks_at_a_rate, BOTH, GRID, 2, folder=tmp_path, workers=2, progress=False)
+    tuning = tune(peaks_at_a_rate, BOTH, GRID, 2, folder=tmp_path, progress=False)
     assert tuning.rates() == {"baseline": 4e-3, "preconditioned": 1e-3}
     trial = tuning.trials["baseline"][2e-3]
     assert trial.scores == pytest.approx({FIRST_SEED: 80, FIRST_SEED + 1: 81}), "the last score, not the best"
     assert {len(t.scores) for by_rate in tuning.trials.values() for t in by_rate.values()} == {2}
     assert not tuning.warnings()
     assert Tuning.from_json(json.loads(json.dumps(tuning.to_json()))) == tuning == read_tuning(tmp_path)
+
+
+def test_what_workers_are_sent_is_what_is_run():
+    at = AtRates(RecipeTraining(Tiny(), Path("folder")), {"baseline": 1e-3})
+    assert pickle.loads(pickle.dumps(at)) == at
 
 
 def test_the_lowest_score_is_best_if_the_metric_says_so(tmp_path):
@@ -132,7 +139,8 @@ def rates_of(run):
 def tuned(tmp_path_factory):
     """Real training: with a rate of 1e-6 nothing is learned, with 1e6 the loss is soon not finite."""
     folder = tmp_path_factory.mktemp("tuned")
-    recipe = Tiny(dataclasses.replace(Tiny().training, epochs=15, evaluate_every=15, clip=None, schedule="constant"))
+    settings = {"epochs": 12, "evaluate_every": 12, "accumulation": 1, "clip": None, "schedule": "constant"}
+    recipe = Tiny(dataclasses.replace(Tiny().training, **settings))
     return folder, recipe, compare_recipe(recipe, BOTH, 2, folder, tune=(1e-6, 3e-3, 1e6), cost=False, progress=False)
 
 
@@ -154,7 +162,7 @@ def test_tuning_sees_no_sample_of_the_evaluation_set(tuned):
     folder, _, _ = tuned
     results = [(path.parts[-5], json.loads(path.read_text())) for path in folder.glob("**/result.json")]
     steps = {(name, result["history"][-1]["step"]) for name, result in results}
-    assert steps == {("tuning", 90), (folder.name, 105)}, "15 epochs of 189 and of 210 images, 30 a step"
+    assert steps == {("tuning", 72), (folder.name, 84)}, "12 epochs of 189 and of 210 images, 30 a step"
 
 
 def test_reports_show_what_was_tried_and_chosen(tuned, capsys):
