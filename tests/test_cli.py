@@ -86,7 +86,7 @@ def test_a_warning_is_a_line(tmp_path):
     for name in ("good.txt", "better.txt"):
         (tmp_path / name).write_text("It was the best of times, it was the worst of times. " * 200)
     (tmp_path / "empty.txt").touch()
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out") as caught:
         code = call("train", "next_byte", "--text", "files", "--path", str(tmp_path), "--context", "8", "--dry-run")
     assert code == 0
     lines = [warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in caught]
