@@ -156,7 +156,7 @@ MUTATIONS = [
     ("Parquet, not replaced", "measure/monitoring/sinks.py", "unfinished.replace(file)", "pass", WATCHING),
     ("the worst heads, last", "inspection/heads.py", "key=lambda r: (-r.kappa_before", "key=lambda r: (r.kappa_before", INSPECTION),
     ("text, windows of any length", "inspection/inputs.py", "if len(window) == len(windows[0])", "if True", INSPECTION),
-    ("evaluation moves training's chance", "experiments/training/evaluation.py", 'torch.random.fork_rng(), seeded("evaluation", *key)', "torch.random.fork_rng()", PROTOCOLS),
+    ("evaluation moves training's chance", "experiments/training/evaluation.py", 'torch.random.fork_rng(), seeded("evaluation", *key)', "torch.no_grad()", PROTOCOLS),
     ("mixup of the evaluation set", "experiments/training/loop.py", "collate_fn=self.task.collate,", "collate_fn=self.task.collate_train,", PROTOCOLS),
     ("the last of equal scores", "experiments/training/evaluation.py", "sign * score > sign * self.score", "sign * score >= sign * self.score", PROTOCOLS),
     ("tested with the last weights", "experiments/training/loop.py", "self.evaluated_model.load_state_dict(best.weights)", "pass", PROTOCOLS),
