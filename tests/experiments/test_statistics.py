@@ -1,6 +1,10 @@
 """The numbers of a table, against scipy and by hand."""
 
+import json
 import math
+import shutil
+import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from conditioned_attention.experiments.evidence.statistics import (
     summarise,
     verdict,
 )
+from conditioned_attention.experiments.report.write import read_report, to_json
 
 UP, DOWN = Metric("accuracy (%)"), Metric("loss", higher_is_better=False)
 
@@ -30,8 +35,11 @@ def history(*scores, **last):
 def test_interval_is_that_of_a_paired_t_test():
     a, b = torch.randn(2, 7, generator=torch.Generator().manual_seed(0)).double().tolist()
     ours = paired_interval([x - y for x, y in zip(a, b)])
-    theirs = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    test = stats.ttest_rel(a, b)
+    theirs = test.confidence_interval(0.95)
+    assert (ours.low, ours.high, ours.p_value) == pytest.approx((theirs.low, theirs.high, test.pvalue), rel=1e-12)
+    half = stats.t.ppf(0.975, 6) * statistics.stdev(x - y for x, y in zip(a, b)) / math.sqrt(7)
+    assert (ours.low, ours.high) == pytest.approx((ours.mean - half, ours.mean + half), abs=1e-12), "by its formula"
     assert ours.contains_zero == (theirs.low <= 0 <= theirs.high)
     alone = paired_interval([3.0])
     assert alone.mean == 3
@@ -119,7 +127,7 @@ def test_many_comparisons_are_corrected_for():
     runs |= {f"v{i}": {seed: history(noise[i, seed].item()) for seed in range(6)} for i in range(20)}
     rows = summarise(runs, UP)
     p_values = {row.variant: stats.ttest_1samp(noise[i].tolist(), 0.0).pvalue for i, row in enumerate(rows[1:])}
-    assert {row.variant: row.p_value for row in rows[1:]} == pytest.approx(p_values)
+    assert {row.variant: row.difference.p_value for row in rows[1:]} == pytest.approx(p_values)
     adjusted = holm(p_values)
     for name, p in p_values.items():
         smaller = sorted(other for other in p_values.values() if other <= p)
@@ -141,3 +149,22 @@ def test_runs_are_compared_by_what_they_ended_with():
     assert final_score(tested) == 4.0
     summary = summarise({"baseline": {0: rows}, "other": {0: tested}}, Metric("score"))[1]
     assert (summary.final.mean, summary.best.mean, summary.difference.mean) == (4.0, 5.0, 2.0)
+
+
+def test_a_final_score_that_is_not_finite_is_said():
+    runs = {"baseline": {0: history(1.0), 1: history(2.0)}, "other": {0: history(3.0), 1: history(3.0, None)}}
+    row = summarise(runs, UP)[1]
+    assert (row.final.n, row.best.n, row.difference.n) == (2, 2, 2)
+    assert all(map(math.isnan, (row.final.sd, row.difference.mean, row.difference.low, row.difference.p_value)))
+    assert "a final score of it or of baseline is not finite" in verdict(row, "baseline", UP)
+
+
+@pytest.mark.parametrize("name", ["digits_d_optimal", "fashion_variants", "next_byte_variants"])
+def test_committed_numbers_come_out_again(name, tmp_path):
+    """Intervals, p-values by Holm, medians and words, of results that were put together long ago."""
+    committed = Path(__file__).parents[2] / "results" / name / "results.json"
+    before = json.loads(committed.read_text())
+    shutil.copy(committed, tmp_path)
+    now = to_json(read_report(tmp_path))
+    for part in ("table", "conditioning", "verdicts", "tuning"):
+        assert json.loads(json.dumps(now[part])) == before[part], part

@@ -25,17 +25,23 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         if not values:
             return cls(math.nan, math.nan, 0)
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+        mean = statistics.fmean(values)
+        spread = len(values) > 1 and math.isfinite(mean)  # Python's stdev fails where a number is not finite
+        return cls(mean, statistics.stdev(values) if spread else math.nan, len(values))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of paired differences with its two-sided 95 % t interval; the ends of one pair are nan."""
+    """Mean of paired differences with its two-sided 95 % t interval; the ends of one pair are nan.
+
+    ``p_value`` is that of the paired t test; nan with fewer than two pairs, or where all differences are the same.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    p_value: float = math.nan
 
     @property
     def contains_zero(self) -> bool:
@@ -80,7 +86,6 @@ class Summary:
         largest_scale: the largest factor that C, or what stands in its place, put on a row at the end; of all seeds.
         log10_kappa_weights: median over seeds of the last median log₁₀ κ of W_Q, W_K and W_V with their corrections.
         value_growth: mean over seeds of ‖W_V‖ at the end over that at the start.
-        p_value: of the difference, by the paired t test; nan with fewer than two pairs or no spread.
     """
 
     variant: str
@@ -93,7 +98,6 @@ class Summary:
     largest_scale: float = math.nan
     log10_kappa_weights: float = math.nan
     value_growth: float = math.nan
-    p_value: float = math.nan
 
     @property
     def measured(self) -> bool:
@@ -102,19 +106,21 @@ class Summary:
 
 
 def paired_interval(differences: Sequence[float]) -> Interval:
-    """The 95 % t interval of the mean of paired differences.
+    """The 95 % interval of the mean of paired differences, and its p-value, by the t test.
 
     >>> paired_interval([1.0, 2.0, 3.0])
-    Interval(mean=2.0, low=-0.484137..., high=4.484137..., n=3)
+    Interval(mean=2.0, low=-0.484137..., high=4.484137..., n=3, p_value=0.074179...)
     """
     from scipy import stats
 
     n = len(differences)
+    mean = statistics.fmean(differences) if n else math.nan
     if n < 2:
-        return Interval(differences[0] if n else math.nan, math.nan, math.nan, n)
-    mean, sd = statistics.fmean(differences), statistics.stdev(differences)
-    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
+        return Interval(mean, math.nan, math.nan, n)
+    if max(differences) - min(differences) <= 1e-9 * abs(mean):  # rounding, which is no spread to be tested
+        return Interval(mean, mean, mean, n)
+    test = stats.ttest_1samp(differences, 0.0)
+    return Interval(mean, *map(float, test.confidence_interval(0.95)), n, float(test.pvalue))
 
 
 def epochs(history: History) -> list[float]:
@@ -191,17 +197,7 @@ def _summary(
         largest_scale=last("largest_scale", max),
         log10_kappa_weights=last("log10_kappa_weights", statistics.median),
         value_growth=last("value_growth", statistics.fmean),
-        p_value=math.nan if other is None else _p_value(differences),
     )
-
-
-def _p_value(differences: Sequence[float]) -> float:
-    """Of the hypothesis that the mean is 0, by the t test."""
-    from scipy import stats
-
-    if len(differences) < 2 or max(differences) - min(differences) <= 1e-9 * abs(statistics.fmean(differences)):
-        return math.nan
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -220,7 +216,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 def many_compared(rows: Sequence[Summary]) -> str:
     """What is left of the differences when it is taken into account how many were looked at; empty for one alone."""
-    p_values = {row.variant: row.p_value for row in rows[1:] if not math.isnan(row.p_value)}
+    p_values = {row.variant: row.difference.p_value for row in rows[1:] if row.difference is not None}
+    p_values = {name: p for name, p in p_values.items() if not math.isnan(p)}
     if len(p_values) < 2:
         return ""
     adjusted = holm(p_values)
@@ -246,14 +243,9 @@ def outcome(difference: Interval | None, metric: Metric) -> str:
     there is nothing to compare."""
     if difference is None or difference.n == 0:
         return ""
-    if difference.contains_zero or _same(difference):
+    if difference.contains_zero or difference.low == difference.high:
         return "not shown"
     return "better" if (difference.mean > 0) == metric.higher_is_better else "worse"
-
-
-def _same(difference: Interval) -> bool:
-    """Whether all differences are the same: then they have no measurable spread."""
-    return difference.high - difference.low <= 1e-9 * abs(difference.mean)
 
 
 def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
@@ -270,13 +262,15 @@ def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
             f"{summary.variant}: {number(difference.mean)} against {baseline} on one seed. "
             "One pair says nothing about the spread, so no difference was shown."
         )
+    if math.isnan(difference.mean):
+        return f"{summary.variant}: a final score of it or of {baseline} is not finite, so no difference was shown."
     interval = f"{number(difference.low)} to {number(difference.high)}"
     if difference.contains_zero:
         return (
             f"{summary.variant}: no difference to {baseline} was seen. The 95 % interval of the paired difference in "
             f"{metric.name}, {interval} on {difference.n} seeds, contains zero."
         )
-    if _same(difference):
+    if difference.low == difference.high:
         return (
             f"{summary.variant}: {number(difference.mean)} against {baseline} on each of {difference.n} seeds. "
             "Differences that are all the same have no measurable spread, so no difference was shown."
