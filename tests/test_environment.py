@@ -1,42 +1,119 @@
-"""A torchvision that was built for another torch is said in one line, with the command that mends it."""
+"""What a user whose torchvision does not fit torch is told, and that nobody else is told anything."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-CODE = """
+import pytest
+import torch
+
+from conditioned_attention import environment
+
+COMMANDS = """
 import sys
-from conditioned_attention import cli
-for arguments in (["env"], ["train", "digits", "--folder", "run"], ["inspect", "vit_tiny_patch16_224"]):
+from conditioned_attention.cli import main
+
+for arguments in (line.split() for line in sys.argv[1:]):
     try:
-        cli.main(arguments)
+        main(arguments)
     except SystemExit as ended:
-        print("STATUS", arguments[0], ended.code or 0, flush=True)
+        print("exit", ended.code, flush=True)
+        print("---", flush=True)
+        print("---", file=sys.stderr, flush=True)
+"""
+WITHOUT_IT = """
+import torch
+from conditioned_attention import precondition, preconditioned_attention
+
+x = torch.randn(1, 2, 5, 8)
+assert preconditioned_attention(x, x, x).norm(dim=-1).allclose(torch.ones(1, 2, 5))
+report = precondition(torch.nn.TransformerEncoderLayer(16, 2, batch_first=True))
+print(len(report.converted), "converted")
 """
 
 
-def test_a_torchvision_that_does_not_fit_is_said_in_one_line(tmp_path):
-    package, about = tmp_path / "torchvision", tmp_path / "torchvision-0.1.dist-info"
-    package.mkdir()
-    about.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist\\nand more')")
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
-    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs code beside a torchvision whose import fails as that for another torch does; gives both outputs."""
+    place = tmp_path_factory.mktemp("site")
+    (place / "torchvision").mkdir()
+    (place / "torchvision/__init__.py").write_text(
+        'raise RuntimeError("operator torchvision::nms does not exist\\nat")'
     )
-    said = [line for line in done.stdout.splitlines() if line.startswith("STATUS")]
-    assert said == ["STATUS env 0", "STATUS train 2", "STATUS inspect 2"], done.stderr
-    problem = "torchvision 0.1 does not fit torch "
-    assert f'"{problem}' in done.stdout, "env says it among the problems"
-    errors = done.stderr.splitlines()
-    assert len(errors) == 2, done.stderr
-    for line in errors:
-        assert line.startswith(f"error: {problem}")
-        assert "(operator torchvision::nms does not exist); install a pair" in line
-        assert "pip install --force-reinstall torch==" in line
-    assert "Traceback" not in done.stderr
+    (place / "torchvision-0.19.0+cpu.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.19.0+cpu\n"
+    (place / "torchvision-0.19.0+cpu.dist-info/METADATA").write_text(metadata)
+    paths = [str(place), str(Path(environment.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+
+    def run(code, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            cwd=place, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    return run
+
+
+def test_a_torchvision_for_another_torch_is_one_line_with_the_command_that_mends_it(run):
+    commands = [
+        "env",
+        "train digits --epochs 1",
+        "train digits --epochs 1 --library timm",
+        "train digits --dry-run",
+        "train next_byte",
+        "compare digits --epochs 1 --seeds 1 --folder compared",
+        "inspect vit_tiny_patch16_224",
+        "bench step --models vit_b --rounds 1",
+    ]
+    out, err = run(COMMANDS, *commands)
+    outputs, errors = (text.split("---\n")[:-1] for text in (out, err))
+    assert len(outputs) == len(errors) == len(commands)
+    (problem,) = json.loads(outputs[0].removesuffix("exit 0\n"))["problems"]
+    assert problem == (
+        f"torchvision 0.19.0+cpu does not fit torch {torch.__version__} (operator torchvision::nms does not exist); "
+        f"install a pair that was built together: pip install --force-reinstall {environment._pair(torch.__version__)}"
+    )
+    assert errors[0] == ""
+    for command, output, error in zip(commands[1:], outputs[1:], errors[1:]):
+        assert (error, output) == (f"error: {problem}\n", "exit 2\n"), command
+
+
+def test_what_needs_no_torchvision_works_without_a_word(run):
+    assert run(WITHOUT_IT) == ("1 converted\n", "")
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "asked_for"),
+    [
+        ("2.14.1", "torch==2.14.1 'torchvision==0.29.*'"),
+        ("2.14.1+cu130", "torch==2.14.1 'torchvision==0.29.*'"),
+        ("2.15.0a0+git0123abc", "--pre torch torchvision"),
+        ("2.15.0.dev20261101+cpu", "--pre torch torchvision"),
+    ],
+)
+def test_the_pair_that_fits(torch_version, asked_for):
+    assert environment._pair(torch_version) == asked_for
+
+
+def test_a_machine_without_torchvision_or_with_one_that_fits_has_no_problem(monkeypatch):
+    assert environment.torchvision_misfit() is None
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr(environment, "_version", lambda package: "not installed")
+    assert environment.torchvision_misfit.__wrapped__() is None
+    with environment.needs("timm"):
+        pass
+
+
+def test_an_error_without_words_has_its_name(monkeypatch):
+    def fails(name):
+        raise AttributeError
+
+    monkeypatch.setattr(environment, "import_module", fails)
+    monkeypatch.setattr(environment, "_version", lambda package: "0.1")
+    assert "does not fit torch" in environment.torchvision_misfit.__wrapped__()
+    assert "(AttributeError)" in environment.torchvision_misfit.__wrapped__()

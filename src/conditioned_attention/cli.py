@@ -303,7 +303,7 @@ def _carried_out(command: Any) -> int:
             raise
         print(_STOPPED, file=sys.stderr)
         return 143
-    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("CONDITIONED_ATTENTION_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -53,26 +54,29 @@ def short_environment() -> dict[str, Any]:
 
 
 @contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Around the import of an optional library: where it is missing, the error says which extra brings it.
+def needs(extra: str, what: str = "this") -> Iterator[None]:
+    """Around the import of an optional library: an error says what needs it, and which extra brings it.
 
     Raises:
         ModuleNotFoundError: the library is not installed.
+        ImportError: timm or transformers, beside a torchvision that does not fit torch.
     """
+    if extra in ("timm", "transformers"):
+        check_torchvision()
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"this needs: pip install 'conditioned-attention[{extra}]' ({error})") from error
+        raise ModuleNotFoundError(f"{what} needs: pip install 'conditioned-attention[{extra}]' ({error})") from error
 
 
 def check_torchvision() -> None:
     """Called before timm or transformers are imported, which import torchvision wherever it is installed.
 
     Raises:
-        RuntimeError: the torchvision that is installed does not fit torch; with the command that mends it.
+        ImportError: the torchvision that is installed does not fit torch; with the command that mends it.
     """
     if (problem := torchvision_misfit()) is not None:
-        raise RuntimeError(problem)
+        raise ImportError(problem)
 
 
 @cache
@@ -83,15 +87,23 @@ def torchvision_misfit() -> str | None:
         return None
     try:
         import_module("torchvision")
-    except (ImportError, OSError, RuntimeError) as error:  # its operators are compiled for one version and one device
-        release = torch.__version__.partition("+")[0]
-        fitting = f"0.{int(release.split('.')[1]) + 15}"  # torch 2.N goes with torchvision 0.(N + 15)
+    except Exception as error:  # its operators are compiled for one version and one device, and fail in many ways
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         return (
-            f"torchvision {_version('torchvision')} does not fit torch {torch.__version__} "
-            f"({str(error).splitlines()[0]}); install a pair that was built together: "
-            f"pip install --force-reinstall torch=={release} 'torchvision=={fitting}.*'"
+            f"torchvision {_version('torchvision')} does not fit torch {torch.__version__} ({reason}); install a pair "
+            f"that was built together: pip install --force-reinstall {_pair(torch.__version__)}"
         )
     return None
+
+
+def _pair(version: str) -> str:
+    """What pip is asked for beside a torch of that version: torch 2.N goes with torchvision 0.(N + 15).
+
+    >>> _pair("2.14.1+cu130"), _pair("2.15.0a0+git1234")
+    ("torch==2.14.1 'torchvision==0.29.*'", '--pre torch torchvision')
+    """
+    release = re.fullmatch(r"(2\.(\d+)\.\d+)(\+.*)?", version)
+    return f"torch=={release[1]} 'torchvision==0.{int(release[2]) + 15}.*'" if release else "--pre torch torchvision"
 
 
 def _availability(implementation: str) -> str:

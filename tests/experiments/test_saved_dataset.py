@@ -164,7 +164,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert call("train", "image_folder", "--data-dir", str(path)) == 2
     said = capsys.readouterr().err
-    assert "pip install 'conditioned-attention[datasets]'" in said
+    assert f"error: the saved data set {path} needs: pip install 'conditioned-attention[datasets]'" in said
     assert "Traceback" not in said
 
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditioned_attention.bench.cases import by_name
-from conditioned_attention.environment import check_torchvision
 
 Batch = tuple[Tensor, ...]
 
@@ -39,7 +38,6 @@ class StepModel:
 
 
 def _vit(layers: int) -> nn.Module:
-    check_torchvision()
     from timm.models.vision_transformer import VisionTransformer
 
     model: nn.Module = VisionTransformer(depth=layers)  # its defaults are vit_base_patch16_224
@@ -56,7 +54,6 @@ def _classification(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _vit_blocks(layers: int) -> nn.Module:
-    check_torchvision()
     from timm.models.vision_transformer import Block
 
     return nn.Sequential(*(Block(768, 12, qkv_bias=True) for _ in range(layers)))
@@ -71,21 +68,18 @@ def _square(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _swin(layers: int) -> nn.Module:
-    check_torchvision()
     from timm.models.swin_transformer import SwinTransformer
 
     return SwinTransformer(depths=(2, 2, layers, 2), drop_path_rate=0.0)
 
 
 def _davit(layers: int) -> nn.Module:
-    check_torchvision()
     from timm.models.davit import DaVit
 
     return DaVit(depths=(1, 1, layers, 1))
 
 
 def _gpt2(layers: int) -> nn.Module:
-    check_torchvision()
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(n_layer=layers, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, use_cache=False)

@@ -16,6 +16,7 @@ from conditioned_attention.bench.limits import check_counts, check_device
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.choices import Choices
+from conditioned_attention.environment import check_torchvision
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.settings import Training
@@ -169,6 +170,7 @@ def trainee(
     place = partial(_to, device=device, dtype=dtype)
     batch = tuple(place(tensor) for tensor in batch)
     torch.manual_seed(0)
+    check_torchvision()
     network: nn.Module = model.build(layers)
     report = variant.apply_structure(network)
     network.to(device, dtype).train()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention._warnings import warn
+from conditioned_attention.environment import check_torchvision
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED as FIRST_TUNING_SEED
 from conditioned_attention.experiments.evidence.tuning import grid_of, read_grid, read_tuning
@@ -186,7 +187,8 @@ def compare_recipe(
         )
     chosen, seeds = find_variants(variants), seed_list(seeds)
     training = RecipeTraining(recipe, folder, launch=launch or Launch())
-    task = training.task  # missing data is an error before anything starts
+    check_torchvision()  # like missing data an error before anything starts
+    task = training.task
     check_suited(chosen, causal=task.causal)
     how: dict[str, Any] = {"workers": workers, "threads": threads, "progress": progress}
     how |= {"metric": task.metric, "settings": settings_of(recipe)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from conditioned_attention.environment import needs
 from conditioned_attention.experiments.data.scan import reason_of
 
 
@@ -20,12 +21,8 @@ def load_saved(path: Path) -> dict[str, Any]:
         ModuleNotFoundError: ``datasets`` is not installed; the message says how to get it.
         ValueError: it cannot be loaded.
     """
-    try:
+    with needs("datasets", f"the saved data set {path}"):
         from datasets import DatasetDict, load_from_disk
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{path} is a saved data set, and reading it needs: pip install 'conditioned-attention[datasets]' ({error})"
-        ) from error
     try:
         loaded = load_from_disk(str(path))
     except Exception as error:  # damaged files fail in as many ways as there are readers

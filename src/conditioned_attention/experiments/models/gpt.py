@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from conditioned_attention.environment import check_torchvision
+from conditioned_attention.environment import needs
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class GPT:
 
     def build(self) -> nn.Module:
         """The model; it maps bytes (B, L), int64, to logits (B, L, 256)."""
-        check_torchvision()
-        from transformers import GPT2Config, GPT2LMHeadModel
+        with needs("transformers"):
+            from transformers import GPT2Config, GPT2LMHeadModel
 
         return GPT2LMHeadModel(
             GPT2Config(

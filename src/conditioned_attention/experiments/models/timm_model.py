@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.environment import check_torchvision, needs
+from conditioned_attention.environment import needs
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class TimmModel:
 
 
 def _timm() -> Any:
-    check_torchvision()
     with needs("timm"):
         import timm
     return timm

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from conditioned_attention.choices import Choices
-from conditioned_attention.environment import check_torchvision
+from conditioned_attention.environment import needs
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class VisionTransformer(Choices):
         """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
         if image_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} must divide the image side {image_size}")
-        check_torchvision()  # both libraries import torchvision where it is installed
         build = self._timm if self.library == "timm" else self._hf
         return build(image_size, channels, classes)
 
     def _hf(self, image_size: int, channels: int, classes: int) -> nn.Module:
-        from transformers import ViTConfig, ViTForImageClassification
+        with needs("transformers"):
+            from transformers import ViTConfig, ViTForImageClassification
 
         return ViTForImageClassification(
             ViTConfig(  # type: ignore[call-arg]
@@ -64,7 +64,8 @@ class VisionTransformer(Choices):
         )
 
     def _timm(self, image_size: int, channels: int, classes: int) -> nn.Module:
-        from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+        with needs("timm"):
+            from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
         model: nn.Module = TimmVisionTransformer(
             img_size=image_size,

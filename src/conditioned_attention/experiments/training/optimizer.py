@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conditioned_attention.environment import check_torchvision, needs
+from conditioned_attention.environment import needs
 from conditioned_attention.experiments.training.settings import Optimization
 
 
@@ -76,7 +76,6 @@ def _adam(settings: Optimization) -> dict[str, Any]:
 
 def _timm(model: nn.Module, settings: Optimization, still: Collection[str]) -> torch.optim.Optimizer:
     """By timm, which keeps vectors, biases and what the model names from decaying."""
-    check_torchvision()
     with needs("timm"):
         optimizers: Any = import_module("timm.optim")
     valid = optimizers.list_optimizers()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from conditioned_attention.environment import check_torchvision, needs
+from conditioned_attention.environment import needs
 
 Augment = Literal["none", "light", "strong"]
 
@@ -39,7 +39,6 @@ class ImageTransform:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         if augment not in _AUGMENT:
             raise ValueError(f"augment={augment!r} is unknown; valid are {', '.join(_AUGMENT)}")
-        check_torchvision()
         with needs("timm"):
             from timm.data.transforms_factory import create_transform
 
