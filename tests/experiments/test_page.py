@@ -25,8 +25,8 @@ from conditioned_attention.experiments.report.columns import Heads, average_kapp
 from conditioned_attention.experiments.report.curves import POINTS, Band, thin, thin_band
 from conditioned_attention.experiments.report.figures import charts_of, heads_of
 from conditioned_attention.experiments.report.page import Section, page
-from conditioned_attention.experiments.report.subjects import Subject, comparison_subject
-from conditioned_attention.experiments.report.words import alarms, short_answer
+from conditioned_attention.experiments.report.subjects import Subject, comparison_subject, how_far
+from conditioned_attention.experiments.report.words import alarms, description, short_answer
 from conditioned_attention.experiments.report.write import read_subjects, write_report, write_reports
 from conditioned_attention.experiments.runs.run import run_folder
 from conditioned_attention.experiments.training.launch import Launch
@@ -357,6 +357,29 @@ def test_a_single_run_finished_or_under_way(chromium, real, tmp_path, capsys):
     text = " ".join(Shown(chromium, running / "report.html").page.inner_text("main").split())
     assert "preconditioned, seed 1 not finished: evaluated 2 times, last at epoch 1 of 2; logged up to step 16;" in text
     assert "at the latest evaluation" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "training", "words"),
+    [
+        ([{"epoch": 1.5, "step": 9}], {"epochs": 3}, "evaluated 1 time, last at epoch 1.5 of 3"),
+        ([{"epoch": 1, "step": 9}] * 2, {"epochs": 3, "max_steps": 50}, "evaluated 2 times, last at epoch 1"),
+        ([{"epoch": 1, "step": 9}], {"epochs": 3, "tokens": 50}, "evaluated 1 time, last at epoch 1"),
+        ([{"step": 9}], {"epochs": 3, "max_steps": 50}, "evaluated 1 time"),  # a stream has no epochs
+        ([], {"epochs": 3}, ""),
+    ],
+)
+def test_how_far_a_run_is(tmp_path, rows, training, words):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = how_far(tmp_path, {"settings": {"training": training}})
+    assert re.fullmatch(rf"not finished: ({re.escape(words)}; )?last written .* UTC", told)
+
+
+def test_a_single_run_is_told_by_what_it_ended_with():
+    """On its test set, as in the table, and not by its last evaluation."""
+    history = [{"epoch": 1, "score": 60.0}, {"epoch": 2, "score": 50.0, "selected_score": 60.0, "test_score": 55.0}]
+    subject = Subject("one", Comparison({"baseline": {0: history}}, Metric("accuracy"), environment={}), single=True)
+    assert "Accuracy: 55.00 at the end, 60.00 at best (epoch 1)." in description(subject)
 
 
 def test_a_comparison_under_way(real, tmp_path):

@@ -80,6 +80,15 @@ def test_a_bar_without_an_end_is_open():
         assert low <= np.mean(points[50:]) <= high
 
 
+def test_the_baseline_is_reached_by_what_it_ended_with():
+    """The dot of a seed stands where the bar's number says: at the score of the test set where there is one."""
+    runs = {"baseline": {0: history(50, 90)}, "other": {0: history(60, 70)}}
+    runs["baseline"][0][-1]["test_score"] = 65.0
+    ax = plot_epochs_to_baseline(Comparison(runs, Metric("accuracy"), environment={}))
+    assert [line.get_xdata().item() for line in ax.lines] == [2, 2]
+    assert [text.get_text() for text in ax.texts] == ["epoch 2", "epoch 2"]
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="theme must be one of"):
         plot_epochs_to_baseline(comparison(), theme="blue")

@@ -181,6 +181,7 @@ def _summary(
         if any(row.get("floor_share") is not None for row in history)
     ]
     differences = [final[seed] - goal[seed] for seed in pairs]
+    finite = [[score for score in scores(history) if not math.isnan(score)] for history in by_seed.values()]
 
     def last(key: str, over_seeds: Callable[[list[float]], float]) -> float:
         values = [math.inf if row[key] is None else float(row[key]) for row in measured if key in row]
@@ -189,7 +190,7 @@ def _summary(
     return Summary(
         variant=name,
         final=Spread.of(list(final.values())),
-        best=Spread.of([best(s for s in scores(h) if not math.isnan(s)) for h in by_seed.values() if not _all_nan(h)]),
+        best=Spread.of([best(values) for values in finite if values]),
         difference=None if other is None else paired_interval(differences),
         reached=reached([(by_seed[seed], goal[seed]) for seed in pairs], metric),
         log10_kappa=last("log10_kappa", statistics.median),
@@ -227,10 +228,6 @@ def many_compared(rows: Sequence[Summary]) -> str:
         f"by chance has a probability of up to {1 - 0.95 ** len(p_values):.0%}. With Holm's correction "
         + (f"these still differ: {', '.join(left)}." if left else "none of them differs.")
     )
-
-
-def _all_nan(history: History) -> bool:
-    return all(math.isnan(score) for score in scores(history))
 
 
 def decimals(size: float) -> int:

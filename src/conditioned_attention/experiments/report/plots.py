@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import History, Reached, epochs, reached, scores
+from conditioned_attention.experiments.evidence.statistics import History, epochs, final_score, reached, scores
 from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes, plot_band, styles
 from conditioned_attention.measure.plots.style import find_theme, room_for_legend
 
@@ -77,15 +77,16 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
     end = max((epochs(h)[-1] for by_seed in comparison.runs.values() for h in by_seed.values()), default=1.0)
     for place, (row, style) in enumerate(zip(comparison.summary(), styles(theme))):
         colour, median = style[0], row.reached.epoch
-        pairs = _pairs(comparison.runs[row.variant], baseline)
+        runs = comparison.runs[row.variant]
+        pairs = [(history, final_score(baseline[seed])) for seed, history in runs.items() if seed in baseline]
         if median is not None:
             ax.barh(place, median, height=0.6, color=colour, alpha=0.75)
         elif pairs:
             ax.barh(place, end, height=0.6, facecolor="none", edgecolor=colour, hatch="////")
         _dots(ax, place, pairs, comparison.metric, theme)
         ax.annotate(
-            _words(row.reached), (1.0, place), (6, 0), xycoords=("axes fraction", "data"), va="center",
-            textcoords="offset points", color=colours.text,
+            str(row.reached) if pairs else "no finished pair", (1.0, place), (6, 0),
+            xycoords=("axes fraction", "data"), va="center", textcoords="offset points", color=colours.text,
         )  # fmt: skip
     ax.set_yticks(range(len(comparison.runs)), comparison.runs)
     ax.set_ylim(len(comparison.runs) - 0.5, -0.5)
@@ -105,12 +106,3 @@ def _dots(ax: Axes, place: int, pairs: Sequence[tuple[History, float]], metric: 
                 epoch, height, "o", markersize=5, color=find_theme(theme).background,
                 markeredgecolor=find_theme(theme).text, clip_on=False, zorder=3,
             )  # fmt: skip
-
-
-def _words(found: Reached) -> str:
-    return str(found) if found.n else "no finished pair"
-
-
-def _pairs(runs: Mapping[int, History], baseline: Mapping[int, History]) -> list[tuple[History, float]]:
-    """Every run with the final score of the baseline with its seed."""
-    return [(history, scores(baseline[seed])[-1]) for seed, history in runs.items() if seed in baseline]

@@ -98,9 +98,12 @@ def how_far(folder: Path, begun: Mapping[str, Any]) -> str:
     rows, step = JsonLines(folder / "metrics.jsonl").read(), JsonLines(folder / "train.jsonl").last().get("step")
     parts = []
     if rows:
-        parts.append(f"evaluated {len(rows)} time{'s' * (len(rows) > 1)}, last at epoch {rows[-1].get('epoch', '?'):g}")
+        parts.append(f"evaluated {len(rows)} time{'s' * (len(rows) > 1)}")
+        if (epoch := rows[-1].get("epoch")) is not None:  # a stream without a length has none
+            parts[-1] += f", last at epoch {epoch:g}"
     training = (begun.get("settings") or {}).get("training") or {}
-    if rows and training.get("epochs") and training.get("tokens") is None and training.get("seconds") is None:
+    shorter = any(training.get(name) is not None for name in ("max_steps", "tokens", "seconds"))
+    if rows and "epoch" in rows[-1] and training.get("epochs") and not shorter:
         parts[-1] += f" of {training['epochs']:g}"
     if step is not None:
         parts.append(f"logged up to step {step:,}")

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
-from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals, epochs, outcome, scores
+from conditioned_attention.experiments.evidence.statistics import (
+    Spread,
+    Summary,
+    decimals,
+    epochs,
+    final_score,
+    outcome,
+    scores,
+)
 from conditioned_attention.experiments.report.columns import Heads
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.variants.catalogue import descriptions
@@ -77,7 +85,7 @@ def _scored(comparison: Comparison, summary: Summary, under_way: bool) -> str:
     if not found:
         return f"{name[:1].upper()}{name[1:]}: no evaluation gave a finite number."
     best, epoch = (max if comparison.metric.higher_is_better else min)(found, key=lambda pair: pair[0])
-    final, digits = scores(history)[-1], decimals(best)
+    final, digits = final_score(history), decimals(best)
     return f"{name[:1].upper()}{name[1:]}: {final:.{digits}f} {last}, {best:.{digits}f} at best (epoch {epoch:g})."
 
 
