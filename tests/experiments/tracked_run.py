@@ -1,5 +1,5 @@
-"""A run of 20 steps with a tracker, in a process of its own: ``tracked_run.py TRACKER FOLDER`` kills itself after step
-13; with ``resume`` behind, it goes on from a checkpoint at step 10."""
+"""A run of 20 steps with a tracker, ``tracked_run.py TRACKER FOLDER``: a first process kills itself after step 13, and
+a second one goes on from a checkpoint at step 10."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from conditioned_attention.experiments.training.trackers import Trackers
+from conditioned_attention.experiments.training.trackers import Trackers, check_installed
 
 CONFIG = {"training": {"lr": 1e-3, "clip": None}, "variant": "baseline"}
 RUN = "digits/baseline/seed-0"
@@ -49,4 +49,10 @@ def main(name, folder, resume):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), "resume" in sys.argv)
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    check_installed([name])  # the import is most of the time that both need
+    if (child := os.fork()) == 0:
+        main(name, folder, resume=False)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    time.sleep(1)  # the names of files tell seconds, and readers go by them
+    main(name, folder, resume=True)

@@ -120,7 +120,8 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     if max(differences) - min(differences) <= 1e-9 * abs(mean):  # rounding, which is no spread to be tested
         return Interval(mean, mean, mean, n)
     test = stats.ttest_1samp(differences, 0.0)
-    return Interval(mean, *map(float, test.confidence_interval(0.95)), n, float(test.pvalue))
+    low, high = test.confidence_interval(0.95)
+    return Interval(mean, float(low), float(high), n, float(test.pvalue))
 
 
 def epochs(history: History) -> list[float]:
