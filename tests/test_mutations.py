@@ -29,6 +29,8 @@ VARLEN, LEAN_ROWS = "tests/test_varlen.py", "tests/attention/test_lean.py"
 OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
+CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
+WORKERS = "tests/experiments/test_workers.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -134,6 +136,17 @@ MUTATIONS = [
     ("rows mixed in a causal module", "sites/site.py", "if transform.mixes_rows and _says_causal(self.module):", "if False:", D_OPTIMAL),
     ("rows mixed in a causal call", "functional.py", "check_rows(transform, causal=is_causal, masked=", "check_rows(transform, causal=False, masked=", D_OPTIMAL),
     ("rows mixed under padding", "sites/transformers/interface.py", "check_rows(transform, masked=mask is not None)", "pass", D_OPTIMAL),
+    ("a start after what it would fold", "experiments/variants/variant.py", "if two.initial and not one.initial:", "if False:", VARIANTS),
+    ("two changes of the same heads", "experiments/variants/variant.py", "if one.of == two.of and _meet(one, two):", "if False:", VARIANTS),
+    ("variants, patterns forgotten", "experiments/variants/changes.py", '"exclude": self.exclude, "strict"', '"exclude": None, "strict"', VARIANTS),
+    ("any word will do", "choices.py", "and word not in words:", "and False:", CHOICES),
+    ("where data lie is a setting", "storage/settings.py", "_PLACE in field.metadata or", "False or", RECIPES),
+    ("a task for every run", "experiments/commands.py", "@cached_property", "@property", RECIPES),
+    ("data sent to workers", "experiments/commands.py", 'if name != "task"', "if True", RECIPES),
+    ("data read again", "experiments/commands.py", "task or recipe.task(), recipe.training", "recipe.task(), recipe.training", RECIPES),
+    ("workers killed without a word", "experiments/runs/workers.py", "process.terminate()", "process.kill()", WORKERS),
+    ("workers that outlive their parent", "experiments/runs/workers.py", "    os._exit(1)", "    pass", WORKERS),
+    ("workers started for ever", "experiments/runs/workers.py", "(self.ever_ready or not self.ever_died)", "True", WORKERS),
     ("rows mixed on text", "experiments/variants/variant.py", "if causal and variant.mixes_rows:", "if False:", VARIANTS),
     ("Theorem 4.3 without its n", "measure/numbers/bounds.py", "0.5 * math.log(n) + bound", "bound", BOUNDS),
     ("Theorem 4.4 turned round", "measure/numbers/bounds.py", "return n <= d", "return n >= d", BOUNDS),

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import torch
 from torch.utils.data import DataLoader
@@ -45,12 +44,6 @@ def of_many_fates(variant, seed):
         raise ArithmeticError("seed 3 went wrong")
     loader = DataLoader(torch.arange(4.0), num_workers=1)
     yield {"score": sum(batch.item() for batch in loader)}
-
-
-def slow(variant, seed):
-    for _ in range(4):
-        time.sleep(0.3)
-        yield {"score": float(seed)}
 
 
 def trivial(variant, seed):

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import conditioned_attention
 from conditioned_attention.experiments import compare
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.compare import run_missing
@@ -96,14 +97,6 @@ if __name__ == "__main__":
     compare_recipe(recipe, ["baseline", "head_rmsnorm"], 1, Path(sys.argv[1]), workers=2, cost=False)
 """
 
-SLOW = """
-import sys
-from conditioned_attention.experiments import compare
-from tests.experiments.loops import slow
-if __name__ == "__main__":
-    compare(slow, seeds=2, folder=sys.argv[1], workers=2, progress=False)
-"""
-
 STUBBORN = """
 import signal, sys, time
 from conditioned_attention.experiments import compare
@@ -121,10 +114,10 @@ def start(tmp_path, script):
     """Starts a script as a process, and waits until both of its runs have yielded a row; its workers too."""
     (tmp_path / "script.py").write_text(script)
     folder = tmp_path / "compared"
-    root = Path(__file__).parents[2]
+    source, root = Path(conditioned_attention.__file__).parents[1], Path(__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(root)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -140,7 +133,10 @@ def start(tmp_path, script):
 
 def assert_all_end(processes):
     assert len(processes) >= 2
-    assert not psutil.wait_procs(processes, timeout=20)[1], "a worker outlived its parent"
+    alive = psutil.wait_procs(processes, timeout=20)[1]
+    for process in alive:
+        process.kill()
+    assert not alive, "a worker outlived its parent"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
@@ -170,9 +166,10 @@ def test_a_second_ctrl_c_kills_at_once(tmp_path):
 
 
 def test_workers_end_with_a_parent_that_is_killed_and_the_next_call_goes_on(tmp_path):
-    folder, process, workers = start(tmp_path, SLOW)
+    folder, process, workers = start(tmp_path, STUBBORN)
     process.kill()
-    process.communicate(timeout=20)
+    process.wait(timeout=20)
     assert_all_end(workers)
-    assert len(list(folder.glob("runs/*/*/result.json"))) < 4
-    assert not compare(loops.trivial, seeds=2, folder=folder, progress=False).failures
+    process.stdout.close()
+    assert not list(folder.glob("runs/*/*/result.json"))
+    assert not compare(loops.trivial, seeds=1, folder=folder, progress=False).failures
