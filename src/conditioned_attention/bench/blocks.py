@@ -16,8 +16,8 @@ from conditioned_attention.attention.fused import launch as fused_launch
 from conditioned_attention.attention.fused.launch import Blocks, Inputs, Options
 from conditioned_attention.attention.triton.machine import interpreted
 from conditioned_attention.bench.cases import GPU_CASES, Case, by_name
+from conditioned_attention.bench.checks import check_counts, check_device
 from conditioned_attention.bench.judge import first_line
-from conditioned_attention.bench.limits import check_counts, check_device
 from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.choices import Choices
 from conditioned_attention.profiling.clock import interleave, seconds_of

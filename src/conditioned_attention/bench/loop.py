@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from conditioned_attention.bench.checks import check_counts
 from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.evaluation import evaluate
@@ -38,8 +39,7 @@ def measure_loop(rounds: int = 12, threads: int = 1, epochs: int = 4) -> dict[st
         processor time (which other users of the machine disturb less), and the largest difference of the two final
         training losses, which must be 0: both loops do the same.
     """
-    if rounds < 1 or threads < 1 or epochs < 1:
-        raise ValueError(f"rounds, threads and epochs must be at least 1, got {rounds}, {threads} and {epochs}")
+    check_counts(rounds=rounds, threads=threads, epochs=epochs)
     torch.set_num_threads(threads)
     recipe = Digits()
     settings = dataclasses.replace(recipe.training, epochs=epochs, monitor_every=0)

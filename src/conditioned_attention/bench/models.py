@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,15 @@ class StepModel:
     build: Callable[[int], nn.Module]
     batch: Callable[[int], Batch]
     loss: Callable[[nn.Module, Batch], Tensor]
+
+    @property
+    def shape(self) -> str:
+        """The model, the size of a batch and how many blocks, in words."""
+        return f"{self.about}, batch {self.batch_size}, {self.layers} layer{'s' * (self.layers > 1)}"
+
+    def of_size(self, batch_size: int | None, layers: int | None) -> StepModel:
+        """The same model with another batch size and number of blocks; None changes nothing."""
+        return replace(self, batch_size=batch_size or self.batch_size, layers=layers or self.layers)
 
 
 def _vit(layers: int) -> nn.Module:

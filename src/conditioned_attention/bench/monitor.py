@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
+from conditioned_attention.bench.checks import check_counts, check_device
 from conditioned_attention.bench.heap import keep_freed_memory
-from conditioned_attention.bench.limits import check_counts, check_device
 from conditioned_attention.bench.models import StepModel
 from conditioned_attention.bench.results import measure_missing
 from conditioned_attention.bench.step import trainee
@@ -107,11 +107,11 @@ def run_monitor(models: Sequence[StepModel], settings: MonitorSettings, folder: 
 def measure_monitor(model: StepModel, settings: MonitorSettings) -> MonitorRow:
     """Steps and measurements in turns, on one model that trains."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
-    batch_size, layers = settings.batch_size or model.batch_size, settings.layers or model.layers
+    model = model.of_size(settings.batch_size, settings.layers)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         (variant,) = find_variants([settings.variant])
-        trained = trainee(model, layers, variant, model.batch(batch_size), device, dtype)
+        trained = trainee(model, variant, model.batch(model.batch_size), device, dtype)
         probe = trained.place(model.batch(settings.samples)[0])
         monitor = ConditionMonitor(trained.network, probe, every=settings.every, samples=settings.samples, keep=0)
         heads = len(monitor.measure(0))
@@ -126,7 +126,7 @@ def measure_monitor(model: StepModel, settings: MonitorSettings) -> MonitorRow:
     share = paired_ratio(measurements, [seconds * settings.every for seconds in steps])
     return MonitorRow(
         model=model.name,
-        shape=f"{model.about}, batch {batch_size}, {layers} layer{'s' * (layers > 1)}",
+        shape=model.shape,
         heads=heads,
         share=share.median,
         p20=share.p20,

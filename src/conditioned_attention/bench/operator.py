@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from conditioned_attention.bench.cases import Attend, Case, Inputs
+from conditioned_attention.bench.checks import check_counts, check_device
 from conditioned_attention.bench.contestants import PLAIN, Contestant, contestants, gpu_contestants
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.judge import judge
-from conditioned_attention.bench.limits import check_counts, check_device
 from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.choices import Choices
 from conditioned_attention.profiling.clock import Stopwatch, interleave

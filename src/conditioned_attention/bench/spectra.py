@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conditioned_attention.bench.limits import check_counts
+from conditioned_attention.bench.checks import check_counts
 from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.measure.numbers.randomised import estimate_condition
 from conditioned_attention.measure.numbers.spectra import spectrum

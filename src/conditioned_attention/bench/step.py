@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from conditioned_attention.bench.checks import check_counts, check_device
 from conditioned_attention.bench.heap import keep_freed_memory
-from conditioned_attention.bench.limits import check_counts, check_device
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.choices import Choices
@@ -125,7 +125,7 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
 
 def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
     """One row a variant, the baseline first."""
-    device = torch.device(settings.device)
+    device, model = torch.device(settings.device), model.of_size(settings.batch_size, settings.layers)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         trainees = _trainees(model, settings)
@@ -133,12 +133,10 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
         times = interleave(samples, settings.rounds, _WARMUP)
         held = [each.held() for each in trainees.values()]
         peak = [each.fixed_bytes() + peak_bytes(each.step, device) for each in trainees.values()]
-    layers = settings.layers or model.layers
-    shape = f"{model.about}, batch {settings.batch_size or model.batch_size}, {layers} layer{'s' * (layers > 1)}"
     return [
         StepRow(
             model=model.name,
-            shape=shape,
+            shape=model.shape,
             variant=name,
             note=each.note,
             held_bytes=held[i],
@@ -154,8 +152,7 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
 def _trainees(model: StepModel, settings: StepSettings) -> dict[str, Trainee]:
     """Who takes turns, by the name in the tables, all on the same batch."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
-    layers, batch = settings.layers or model.layers, model.batch(settings.batch_size or model.batch_size)
-    make = partial(trainee, model, layers, batch=batch, device=device, dtype=dtype)
+    make = partial(trainee, model, batch=model.batch(model.batch_size), device=device, dtype=dtype)
     found = {variant.name: make(variant) for variant in find_variants(settings.variants)}
     (preconditioned,) = find_variants([_PRECONDITIONED])
     for impl in settings.implementations:
@@ -163,15 +160,13 @@ def _trainees(model: StepModel, settings: StepSettings) -> dict[str, Trainee]:
     return found
 
 
-def trainee(
-    model: StepModel, layers: int, variant: Variant, batch: Batch, device: torch.device, dtype: torch.dtype
-) -> Trainee:
+def trainee(model: StepModel, variant: Variant, batch: Batch, device: torch.device, dtype: torch.dtype) -> Trainee:
     """A fresh model of this variant, ready to train on this batch."""
     place = partial(_to, device=device, dtype=dtype)
     batch = tuple(place(tensor) for tensor in batch)
     torch.manual_seed(0)
     check_torchvision()
-    network: nn.Module = model.build(layers)
+    network: nn.Module = model.build(model.layers)
     report = variant.apply_structure(network)
     network.to(device, dtype).train()
     accelerator = Launch().accelerator("no", 1, cpu=device.type == "cpu")
