@@ -1,4 +1,4 @@
-"""Model in, report out: check everything, then change everything; undo; remember."""
+"""Changes a whole model: everything is checked, then everything is done, and can be undone and done again."""
 
 from conditioned_attention.conversion.convert import convert, precondition, restore
 from conditioned_attention.conversion.persistence import apply_conditioning, conditioning

@@ -1,4 +1,4 @@
-"""What a model may be before it is changed."""
+"""Checks of a model before it is changed, and what their errors say."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from conditioned_attention.preconditioner import HeadTransform
-from conditioned_attention.sites import (
-    Site,
-)
+from conditioned_attention.sites import Site
 from conditioned_attention.sites.corrected import spectral_of
 from conditioned_attention.sites.torch_nn.heads import BuiltIn
 from conditioned_attention.spectral import Spectral

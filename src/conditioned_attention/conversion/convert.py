@@ -107,7 +107,7 @@ def convert(
 
 @dataclass(frozen=True)
 class HeadChange(Change):
-    """Heads pass through a transform."""
+    """A transform of heads, as a change of a model."""
 
     transform: HeadTransform
 

@@ -32,6 +32,8 @@ def put_guard(model: nn.Module, record: Mapping[str, Any]) -> None:
     tensors = (*model.parameters(), *model.buffers())
     content = torch.frombuffer(bytearray(json.dumps(record, sort_keys=True), "utf-8"), dtype=torch.uint8)
     if not is_guarded(model):
+        # Registered, because torch wraps it; then moved to a key of ours: torch counts from 0 in each process anew, and
+        # where the model is unpickled the next hook would take this one's place.
         handle = model.register_load_state_dict_pre_hook(_compare)
         hooks = model._load_state_dict_pre_hooks
         hooks[HOOK_KEY] = hooks.pop(handle.id)
@@ -73,7 +75,7 @@ def _compare(
     unexpected: list[str],
     errors: list[str],
 ) -> None:
-    """Before a guarded module loads a state_dict.  (``strict`` is always True there.)"""
+    """A hook before a guarded module loads a state_dict: an error if that was conditioned otherwise, or not at all."""
     theirs = state_dict.get(prefix + GUARD)
     if theirs is None:
         errors.append(

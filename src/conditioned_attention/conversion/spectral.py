@@ -9,7 +9,7 @@ from torch import nn
 
 from conditioned_attention._warnings import warn
 from conditioned_attention.conversion.change import Change, carry_out
-from conditioned_attention.conversion.check import check_module
+from conditioned_attention.conversion.check import already, check_module
 from conditioned_attention.conversion.persistence import remember
 from conditioned_attention.conversion.report import ConversionReport
 from conditioned_attention.conversion.selection import Patterns
@@ -154,7 +154,7 @@ def _check_precision(site: Site, projections: Projections, spectral: Spectral) -
 
 @dataclass(frozen=True)
 class SpectralChange(Change):
-    """Projections are corrected."""
+    """The correction of query, key and value projections, as a change of a model."""
 
     strength: float | str | None
     correction: str
@@ -193,10 +193,7 @@ class SpectralChange(Change):
     def done(self, site: Site) -> bool:
         present, wanted = spectral_of(site.module), self.plans[id(site.module)][1]
         if present not in (None, wanted):
-            raise ValueError(
-                f"{site.name or type(site.module).__qualname__} is already corrected, with {present}; "
-                "call restore(model) first"
-            )
+            raise ValueError(already(site, present))
         return present is not None
 
     def do(self, sites: Sequence[Site]) -> None:
@@ -215,7 +212,7 @@ class SpectralChange(Change):
         return self.plans[id(site.module)][0].remark
 
     def _warn(self, sites: Sequence[Site]) -> None:
-        """Before somebody trains for a week with attention that looks at nothing but the token itself."""
+        """Warns once of a λ with which attention would look at the token itself and nothing else."""
         if self.correction != "identity":
             return
         for site in sites:

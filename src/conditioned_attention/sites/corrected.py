@@ -173,7 +173,7 @@ class Corrections:
 
 @dataclass(frozen=True)
 class _Show:
-    """Stands before the attention module."""
+    """A hook before the attention module: its projections show W + C until `_hide_after`."""
 
     corrections: Corrections
 
@@ -187,6 +187,7 @@ class _Show:
             if weight is None:
                 raise _replaced(attention, projection)
             corrected = weight + self.corrections.of(attention, projection, spectral)
+            # Where nn.Module's __getattr__ is not asked: an instance's own __dict__ comes before _parameters.
             owner.__dict__[projection.parameter] = corrected
             shown.append((projection, weight, corrected))
 
@@ -204,7 +205,7 @@ class _Show:
 
 
 def _hide_after(attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Stands behind it."""
+    """A hook behind the attention module: its projections show W again."""
     lost = _hide(attention)
     if lost:
         raise _replaced(attention, lost[0])

@@ -1,4 +1,4 @@
-"""A look at whether a correction does what it should: on the projections themselves, and not on how it was built."""
+"""Checks that a spectral correction has the effect it should, by running the projections themselves."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def check_effect(attention: nn.Module) -> None:
 def _gains_identity(attention: nn.Module, projection: Projection, widths: Any, spectral: Spectral) -> bool:
     owner = projection.owner(attention)
     matrix = as_matrix(owner, getattr(owner, projection.parameter))
-    x = torch.randn(3, matrix.shape[1], dtype=matrix.dtype, device=matrix.device, generator=_generator(matrix.device))
+    own = torch.Generator(matrix.device).manual_seed(0)  # so that conversion draws nothing from the user's
+    x = torch.randn(3, matrix.shape[1], dtype=matrix.dtype, device=matrix.device, generator=own)
     before = _project(owner, projection, x)
     with shown(attention):
         gain = (_project(owner, projection, x) - before).double()
@@ -82,8 +83,3 @@ def _exactly(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    """Of its own, so that conversion draws nothing from the user's."""
-    return torch.Generator(device).manual_seed(0)

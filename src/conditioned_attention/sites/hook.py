@@ -113,13 +113,13 @@ class Hook(Mechanism):
             return False
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             hooks.pop(HOOK_KEY, None)
-        if self.at is not None and (target := _find(module, self.at)) is not None:
+        if (target := self.target(module)) is not None:
             _take_off(target)
         return True
 
     def missing(self, module: nn.Module) -> str:
         """Why the hook finds nothing to hold on to in this module; empty if it does."""
-        if self.at is not None and _find(module, self.at) is None:
+        if self.at is not None and self.target(module) is None:
             return f"this {type(module).__qualname__} has no module at {self.at!r}, where its heads should pass"
         if not isinstance(self.number_of_heads(module), int):
             return f"this {type(module).__qualname__} has no number of heads in the attribute {self.heads!r}"
@@ -127,7 +127,8 @@ class Hook(Mechanism):
 
     def target(self, module: nn.Module) -> nn.Module | None:
         """The submodule that the hook stands before, if there is one."""
-        return None if self.at is None else _find(module, self.at)
+        found = None if self.at is None else _attribute(module, self.at)
+        return found if isinstance(found, nn.Module) else None
 
     def refusal(self, site: Site, transform: HeadTransform) -> str:
         if transform.needs_weights:
@@ -138,12 +139,7 @@ class Hook(Mechanism):
 
     def number_of_heads(self, module: nn.Module) -> Any:
         """What was given, or what the attribute of the module holds; None if there is none."""
-        if isinstance(self.heads, int):
-            return self.heads
-        found: Any = module
-        for name in self.heads.split("."):
-            found = getattr(found, name, None)
-        return found
+        return self.heads if isinstance(self.heads, int) else _attribute(module, self.heads)
 
     def put_on(self, module: nn.Module, transform: HeadTransform) -> None:
         """Puts hooks at all that takes part."""
@@ -152,9 +148,11 @@ class Hook(Mechanism):
         if self.at is None:
             put_first(module._forward_hooks, _OnOutput(self, rewrite))
             return
-        target = _find(module, self.at)
+        target = self.target(module)
         assert target is not None  # `missing` has looked
         _take_off(target)
+        # Three hooks: one changes the heads; one, before each call, puts it back where somebody has put another module
+        # in the target's place; one, behind, sees whether heads came by at all.
         put_first(target._forward_pre_hooks, rewrite)
         put_first(module._forward_pre_hooks, _Follow(self))
         put_first(module._forward_hooks, _MustPass(self.at, rewrite))
@@ -238,8 +236,7 @@ class _Follow:
     hook: Hook
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        assert self.hook.at is not None
-        target = _find(module, self.hook.at)
+        target = self.hook.target(module)
         if target is not None and _rewrites(target):
             return
         if target is None or torch.compiler.is_compiling():
@@ -250,11 +247,12 @@ class _Follow:
         self.hook.put_on(module, module.__dict__[TRANSFORM])
 
 
-def _find(module: nn.Module, path: str) -> nn.Module | None:
+def _attribute(module: nn.Module, path: str) -> Any:
+    """What is at a path with dots, or None."""
     found: Any = module
     for name in path.split("."):
         found = getattr(found, name, None)
-    return found if isinstance(found, nn.Module) else None
+    return found
 
 
 def put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:

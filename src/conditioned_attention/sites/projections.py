@@ -136,17 +136,12 @@ class Projections:
 def as_matrix(owner: nn.Module, weight: Tensor) -> Tensor:
     """A weight as (out, in), as a view: transposed where it is (in, ...), without the kernel for 1 × 1 convolutions."""
     matrix = weight.flatten(1) if weight.dim() > 2 else weight
-    return matrix.t() if _is_transposed(owner) else matrix
+    names = {cls.__qualname__ for cls in type(owner).__mro__ if cls.__module__.startswith("transformers.")}
+    return matrix.t() if names & _TRANSPOSED else matrix
 
 
 # Of transformers, which is not imported for it: their weights are (in, out) and (in, heads, width).
-_TRANSPOSED = ("Conv1D", "XLNetRelativeAttention")
-
-
-def _is_transposed(owner: nn.Module) -> bool:
-    return any(
-        cls.__qualname__ in _TRANSPOSED and cls.__module__.startswith("transformers.") for cls in type(owner).__mro__
-    )
+_TRANSPOSED = {"Conv1D", "XLNetRelativeAttention"}
 
 
 def whole(weight: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Swap(Mechanism):
     def put(self, site: Site, transform: HeadTransform) -> None:
         site.module.__dict__[TRANSFORM] = transform
         if not isinstance(site.module, self.conditioned):
+            # Python lets an object change its class for one of the same layout; nothing in the object is touched.
             site.module.__class__ = self.conditioned
             self.switched(site.module)
 

@@ -78,7 +78,7 @@ def halo(module: Any) -> Projections:
 
 
 def levit_downsample(module: Any) -> Projections:
-    """The same, before batch norms."""
+    """``q``, and ``kv`` head by head, before batch norms."""
     keys_values = Projection("kv.linear", "kv", (module.key_dim, module.val_dim), module.num_heads)
     return Projections((Projection("q.ln.linear", "q"), keys_values), module.num_heads, NORMED)
 
@@ -109,9 +109,8 @@ def non_local(module: Any) -> Projections:
 
 def latent_pool(module: Any) -> Projections | str:
     """Queries that come from a parameter, by ``q`` if there is one."""
-    return (
-        "has queries that are a parameter, without W_Q" if isinstance(module.q, nn.Identity) else queries_apart(module)
-    )
+    given = isinstance(module.q, nn.Identity)
+    return "has queries that are a parameter, without W_Q" if given else queries_apart(module)
 
 
 def global_queries(module: Any) -> Projections | str:

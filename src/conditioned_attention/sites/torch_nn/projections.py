@@ -26,12 +26,12 @@ def swin(module: Any) -> Projections:
 
 
 def cosines(module: Any) -> Projections:
-    """The same, where queries and keys are then made as long as 1."""
+    """``qkv`` as [Q | K | V], where queries and keys are then made as long as 1."""
     return Projections((Projection("qkv"),), module.num_heads, NORMED)
 
 
 def mvit(module: Any) -> Projections:
-    """The same, where queries or keys and values may be pooled, which ends in a norm."""
+    """``qkv`` as [Q | K | V], where queries or keys and values may be pooled, which ends in a norm."""
     pooled = module.pool_q is not None or module.pool_k is not None
     return Projections((Projection("qkv"),), module.num_heads, NORMED if pooled else "")
 

@@ -176,15 +176,5 @@ def _bias(relative: Tensor, x: Tensor, window: Sequence[int], shift: Sequence[in
 
 
 # What branches on sizes, or checks its arguments, is one node for torch.fx, as in torchvision.
-for _function in [
-    "attend",
-    "_add_rel_pos",
-    "_heads",
-    "_without_keys",
-    "_shrunk",
-    "_shift",
-    "_windows",
-    "_image",
-    "_bias",
-]:
-    torch.fx.wrap(_function)
+for _function in (attend, _add_rel_pos, _heads, _without_keys, _shrunk, _shift, _windows, _image, _bias):
+    torch.fx.wrap(_function.__name__)

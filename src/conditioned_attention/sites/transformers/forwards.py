@@ -18,14 +18,9 @@ from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertSelf
 from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from conditioned_attention.functional import behind
-from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.preconditioner import TRANSFORM
 from conditioned_attention.sites.hook import Layout
 from conditioned_attention.sites.swap import swapped_for
-
-
-def _transform(module: torch.nn.Module) -> HeadTransform:
-    transform: HeadTransform = module.__dict__[TRANSFORM]
-    return transform
 
 
 @swapped_for(NystromformerSelfAttention, weights=False, queries=False)
@@ -50,7 +45,7 @@ class ConditionedNystromformer(NystromformerSelfAttention):
             inverse = self.iterative_inv((q_landmarks @ k_landmarks.mT).softmax(-1))  # type: ignore[no-untyped-call]
             weights = to_landmarks @ inverse
             heads = weights @ (_masked(q_landmarks @ k.mT, attention_mask).softmax(-1) @ v)
-        heads = behind(_transform(self), heads)
+        heads = behind(self.__dict__[TRANSFORM], heads)
         if self.conv_kernel_size is not None:
             heads = heads + self.conv(v)
         output = heads.transpose(1, 2).flatten(2)
@@ -74,7 +69,9 @@ class ConditionedXLNet(XLNetRelativeAttention):
         kwargs["output_attentions"] = True
         # (N, B, H, D), (N, M, B, H)
         heads, weights = super().rel_attn_core(*args, **kwargs)  # type: ignore[no-untyped-call]
-        heads = behind(_transform(self), heads.permute(1, 2, 0, 3), weights.permute(2, 3, 0, 1)).permute(2, 0, 1, 3)
+        heads = behind(self.__dict__[TRANSFORM], heads.permute(1, 2, 0, 3), weights.permute(2, 3, 0, 1)).permute(
+            2, 0, 1, 3
+        )
         return (heads, weights) if output_attentions else heads
 
 
@@ -86,7 +83,7 @@ class ConditionedConvBert(ConvBertSelfAttention):
         both, weights = super().forward(*args, **kwargs)
         attention, convolution = both.chunk(2, dim=-1)
         heads = attention.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
-        heads = behind(_transform(self), heads, weights).transpose(1, 2).flatten(2)
+        heads = behind(self.__dict__[TRANSFORM], heads, weights).transpose(1, 2).flatten(2)
         return torch.cat([heads, convolution], -1), weights
 
 
@@ -119,4 +116,4 @@ class ConditionedSqueezeBert(SqueezeBertSelfAttention):
 
 
 def _side_by_side(module: Any, x: Tensor, axes: str) -> Tensor:
-    return Layout(axes).apply(_transform(module), x, module.num_attention_heads)
+    return Layout(axes).apply(module.__dict__[TRANSFORM], x, module.num_attention_heads)

@@ -118,7 +118,7 @@ class Interface(Mechanism):
 
 
 def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Stands before a conditioned module."""
+    """A hook before a conditioned module, which would run plain under another name and say nothing."""
     name = _implementation(module)
     if not is_conditioned(name):
         raise RuntimeError(

@@ -32,7 +32,7 @@ class Reading(NamedTuple):
 
 
 def read(function: FunctionType) -> Reading | None:
-    """None where there is no source: in frozen programs, for code that was made while the program ran."""
+    """What this function and its file mention; None without source: in frozen programs, for code made as they ran."""
     try:
         lines, _ = inspect.findsource(function)
         functions = _functions("".join(lines))
@@ -44,7 +44,7 @@ def read(function: FunctionType) -> Reading | None:
 
 @lru_cache(maxsize=8)  # the classes of a model are asked for one after the other, and stand in a file or two
 def _functions(text: str) -> dict[tuple[str, int], Mentions]:
-    """By name and first line."""
+    """What every function of a file mentions, by its name and first line."""
     found = (node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
     return {(node.name, min(part.lineno for part in (node, *node.decorator_list))): _mentions(node) for node in found}
 
