@@ -3,16 +3,21 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from conditioned_attention import conditioning
 from conditioned_attention.experiments.training import position
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.position import Pace
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.start import StartWeights
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
+from conditioned_attention.experiments.variants.changes import MeanOfC, SpectralStart
+from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import read_json
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.test_resume import Killed
@@ -225,6 +230,16 @@ def test_what_is_made_from_the_start_is_not_made_again_from_trained_weights(tmp_
     run(TinyDigits(), tmp_path / "second", settings, VARIANTS[name])
     before, after = newest(tmp_path / "first"), newest(tmp_path / "second")
     assert all(torch.allclose(before[key], after[key], atol=1e-8) for key in before)
+
+
+def test_what_is_measured_at_a_start_is_measured_on_the_weights_that_it_has():
+    """The mean of C is that of the trained weights: λ I, which they have already, is not added for the measurement."""
+    trained, other = (TinyDigits().build_model() for _ in range(2))
+    variant = Variant("both", (SpectralStart("auto"), MeanOfC()))
+    start = StartWeights(Path("checkpoint"), trained.state_dict(), {"run": {}, "step": 0})
+    start.apply(other, variant, TinyDigits().probe(), None)
+    Variant("gains", (MeanOfC(),)).apply(trained, TinyDigits().probe())
+    assert conditioning(other) == conditioning(trained)
 
 
 def test_batches_that_grow_go_on_exactly_after_a_kill(tmp_path, monkeypatch):

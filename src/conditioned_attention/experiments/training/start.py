@@ -70,8 +70,7 @@ class StartWeights:
             note_in: folder that gets ``start.json``, which lists what was taken over and what was not.
 
         Raises:
-            ValueError: no weight fits; or the variant's correction is made from the weights that it finds, which are
-                not those it was made from in the other run.
+            ValueError: no weight fits.
         """
         taken = self._load(model)
         variant.apply(model, batch, initialise=False)
