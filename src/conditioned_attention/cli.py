@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
-from conditioned_attention.environment import environment
+from conditioned_attention.environment import environment, torchvision_misfit
 
 try:
     import tyro
@@ -251,7 +251,8 @@ class Env:
     """Print versions, devices, and which attention implementations can run here."""
 
     def __call__(self) -> int:
-        print(json.dumps(environment(), indent=2))
+        problems = [problem for problem in [torchvision_misfit()] if problem]
+        print(json.dumps({**environment(), "problems": problems}, indent=2))
         return 0
 
 

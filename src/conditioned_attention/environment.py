@@ -37,7 +37,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "packages": {name: _version(name) for name in _PACKAGES},
-        "problems": [problem for problem in [torchvision_misfit()] if problem],
         "machine": _machine(),
         "default_threads": torch.get_num_threads(),
         "devices": _devices(),
@@ -49,8 +48,12 @@ def environment() -> dict[str, Any]:
 @cache
 def short_environment() -> dict[str, Any]:
     """What tells machines apart whose runs are put together: a few entries of `environment`."""
-    everything = environment()
-    return {key: everything[key] for key in ("machine", "devices", "torch", "conditioned-attention")}
+    return {
+        "machine": _machine(),
+        "devices": _devices(),
+        "torch": torch.__version__,
+        "conditioned-attention": __version__,
+    }
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -148,6 +149,15 @@ def test_the_best_weights_are_tested_once_and_stay(tmp_path, ema):
     assert run(WithTestSet(), tmp_path, settings) == rows, "a finished run is not tested again"
 
 
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+    class Broken(WithTestSet):
+        SCORES = {4: math.nan, 8: 50.0, 12: math.nan, 14: 20.0}  # noqa: RUF012
+
+    rows = run(Broken(), tmp_path, dataclasses.replace(SHORT, evaluate_steps=4, select="best"))
+    assert [row["score"] for row in rows] == [None, 50.0, None, 20.0]
+    assert rows[-1]["selected_step"] == 8
+
+
 def test_the_last_weights_are_tested_unless_the_best_are_asked_for(tmp_path):
     task = WithTestSet()
     rows = run(task, tmp_path, dataclasses.replace(SHORT, evaluate_steps=4))
@@ -203,7 +213,7 @@ def test_a_start_is_part_of_what_a_run_is(tmp_path):
     assert rows[0]["train_loss"] < first[0]["train_loss"]
     shutil.rmtree(tmp_path / "start")
     shutil.copytree(tmp_path / "b", tmp_path / "start")
-    with pytest.raises(ValueError, match=r"holds another run \(start: "):
+    with pytest.raises(ValueError, match=r"holds another run \(start\.files\.model"):
         run(TinyDigits(), tmp_path / "run", settings)
 
 

@@ -122,6 +122,13 @@ def test_a_task_is_built_once_a_process(tmp_path):
     assert sorted(recipe.built) == [False, True]
 
 
+def test_tuning_has_no_start_for_each_variant_and_seed(tmp_path):
+    recipe = Tiny(Training(epochs=1, batch_size=30, start_from=str(tmp_path / "{variant}" / "{seed}")))
+    with pytest.raises(ValueError, match=r"tune trains with seeds of its own, for which there is none"):
+        compare_recipe(recipe, ["baseline"], 1, tmp_path / "compared", tune=(1e-3,), progress=False)
+    assert not (tmp_path / "compared").exists()
+
+
 def test_a_run_of_the_command_line_reads_its_data_once(tmp_path, monkeypatch):
     built, task = [], Digits.task
     monkeypatch.setattr(Digits, "task", lambda self, **kwargs: built.append(kwargs) or task(self, **kwargs))

@@ -193,6 +193,11 @@ def compare_recipe(
     how: dict[str, Any] = {"workers": workers, "threads": threads, "progress": progress}
     how |= {"metric": task.metric, "settings": settings_of(recipe)}
     if tune:
+        if "{" in (recipe.training.start_from or ""):
+            raise ValueError(
+                f"start_from={recipe.training.start_from!r} stands for each run's own variant and seed, and tune "
+                "trains with seeds of its own, for which there is none; name one folder, or compare without tune"
+            )
         how["settings"] = tuned_settings(how["settings"], grid_of(tune, tune_seeds), seeds)
         result = _compare_tuned(training, chosen, seeds, how)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,11 @@ class Best:
     weights: dict[str, Tensor] | None = None
 
     def offer(self, score: float, step: int, model: nn.Module, metric: Metric) -> None:
-        """Takes a model's weights if its score is better than all before; of equal ones the first stays."""
+        """Takes a model's weights if its score is better than all before; of equal ones the first stays.
+
+        A score that is not a number is never the best.
+        """
         sign = 1 if metric.higher_is_better else -1
-        if self.score is None or sign * score > sign * self.score:
+        if not math.isnan(score) and (self.score is None or sign * score > sign * self.score):
             weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             self.score, self.step, self.weights = score, step, weights

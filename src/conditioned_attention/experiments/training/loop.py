@@ -184,17 +184,14 @@ class _Run:
     @property
     def progress(self) -> float:
         """How much of the budget is used up, from 0 to 1."""
-        by_samples = self.here.taken / (self.full_steps * self.settings.accumulation)
-        return (
-            by_samples if self.settings.seconds is None else max(by_samples, self.here.seconds / self.settings.seconds)
-        )
+        by_samples, seconds = self.here.taken / (self.full_steps * self.settings.accumulation), self.settings.seconds
+        return by_samples if seconds is None else max(by_samples, self.here.seconds / seconds)
 
     @property
     def epoch(self) -> float:
         """Passes over the training set, whole or not; of a stream without a length not known."""
-        return (
-            math.nan if self.epoch_steps is None else self.here.taken / (self.epoch_steps * self.settings.accumulation)
-        )
+        steps = math.nan if self.epoch_steps is None else self.epoch_steps
+        return self.here.taken / (steps * self.settings.accumulation)
 
     @property
     def done(self) -> bool:
@@ -248,9 +245,8 @@ class _Run:
             self.here.tick += 1
 
     def _log_step(self, parts: dict[str, Tensor], norm: Tensor | None) -> None:
-        row = {"step": self.here.step, "seen": self.seen} | {
-            name: self.keeper.mean(part) for name, part in parts.items()
-        }
+        row: dict[str, float] = {"step": self.here.step, "seen": self.seen}
+        row |= {name: self.keeper.mean(part) for name, part in parts.items()}
         row |= {"lr": self.take.optimizer.param_groups[0]["lr"], "seconds": self.here.seconds}
         if norm is not None:
             row["grad_norm"] = float(norm)

@@ -20,12 +20,12 @@ from conditioned_attention.experiments.training.evaluation import Best
 from conditioned_attention.experiments.training.interruption import Stop
 from conditioned_attention.experiments.training.launch import Launch, agree
 from conditioned_attention.storage.files import remove_leftovers
+from conditioned_attention.storage.folder import differences
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
 
 SHARE = 0.02  # of the time, at most, that goes into checkpoints
 
@@ -198,12 +198,7 @@ class Keeper:
         return processes
 
     def _check(self, position: dict[str, Any]) -> None:
-        there = position["run"]
-        keys = dict.fromkeys([*self.identity, *there])
-        other = [
-            f"{key}: {there.get(key)!r} there, {self.identity.get(key)!r} now"
-            for key in keys
-            if there.get(key) != self.identity.get(key)
-        ]
+        found = differences(position["run"], self.identity)
+        other = [f"{key}: {there!r} there, {now!r} now" for key, there, now in found]
         if other:
             raise ValueError(f"{self.folder} holds another run ({', '.join(other)}); choose another folder")

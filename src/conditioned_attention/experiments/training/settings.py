@@ -213,7 +213,8 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
         ema: decay of an exponential moving average of the weights, which is then what is evaluated; None for none.
         compile: whether the model is compiled by torch.compile; the monitor measures it as it is written.
         start_from: the folder of a run whose weights this one starts with; ``{variant}`` and ``{seed}`` in it stand for
-            this run's own, so that each variant goes on from its own training.
+            this run's own, so that each variant goes on from its own training.  It has to stay until this run has
+            ended.
     """
 
     precision: Precision = "no"
