@@ -213,7 +213,7 @@ def test_a_start_is_part_of_what_a_run_is(tmp_path):
     assert rows[0]["train_loss"] < first[0]["train_loss"]
     shutil.rmtree(tmp_path / "start")
     shutil.copytree(tmp_path / "b", tmp_path / "start")
-    with pytest.raises(ValueError, match=r"holds another run \(start\.files\.model"):
+    with pytest.raises(ValueError, match=r"holds another run \(start\.run\.seed: 0 there, 1 now, start\.files\.model"):
         run(TinyDigits(), tmp_path / "run", settings)
 
 
