@@ -14,7 +14,8 @@ from tests.triton_interpreter import KERNELS_RUN
 SOURCE = Path(conditioned_attention.__file__).parent
 ROOT = Path(__file__).parents[1]
 
-OPERATOR, MODULES, CONVERSION = "tests/attention", "tests/test_modules.py", "tests/conversion/test_conversion.py"
+OPERATOR, MODULES = "tests/attention/test_operator.py tests/attention/test_lean.py", "tests/test_modules.py"
+CONVERSION = "tests/conversion/test_conversion.py"
 HOOK, SDPA = "tests/conversion/test_hook.py", "tests/conversion/test_transformers_sdpa.py"
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
 TIMM, PERSISTENCE = "tests/conversion/test_timm.py", "tests/conversion/test_persistence.py"
@@ -266,7 +267,7 @@ def test_the_suite_notices(file, words, instead, tests, tmp_path):
     text = broken.read_text()
     assert text.count(words) == 1, "the list above does not know this file any more"
     broken.write_text(text.replace(words, instead))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests.split()]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode not in (0, 2, 3, 4, 5), done.stdout[-2000:]  # 1: a test failed; negative: it crashed
