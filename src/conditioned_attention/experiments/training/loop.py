@@ -106,9 +106,9 @@ class _Run:
         torch.manual_seed(seed)
         model = task.build_model()
         if start is None:
-            variant.apply(model, task.probe())
+            variant.apply(model, task.calibration())
         else:
-            start.apply(model, variant, task.probe(), folder if self.main else None)
+            start.apply(model, variant, task.calibration(), folder if self.main else None)
         self._seed_randomness(0)
         self.watch = self._watch(model) if settings.monitor_every else None
         self._prepare(model)
