@@ -31,6 +31,7 @@ OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
+MODELS = "tests/experiments/test_models.py"
 WORKERS = "tests/experiments/test_workers.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
@@ -142,6 +143,17 @@ MUTATIONS = [
     ("variants, patterns forgotten", "experiments/variants/changes.py", '"exclude": self.exclude, "strict"', '"exclude": None, "strict"', VARIANTS),
     ("any word will do", "choices.py", "and word not in words:", "and False:", CHOICES),
     ("where data lie is a setting", "storage/settings.py", "_PLACE in field.metadata or", "False or", RECIPES),
+    ("a new default is not written", "storage/settings.py", "default if before is _DEFAULT else before", "default", RECIPES),
+    ("start, library's too", "experiments/models/start.py", 'None if self.init == "library"', "None if False", MODELS),
+    ("start, drawn as the library draws", "experiments/models/start.py", "torch.Generator().manual_seed(seed)", "None", MODELS),
+    ("start, tokens left out", "experiments/models/start.py", "if parameter.dim() > 1:", "if parameter.dim() == 2:", MODELS),
+    ("start, of another width", "experiments/models/start.py", "USUAL_WIDTH / width", "width / USUAL_WIDTH", MODELS),
+    ("start, keys left as they are", "experiments/models/start.py", '"k": self.qk_scale', '"k": 1.0', MODELS),
+    ("start, W_O left as it is", "experiments/models/start.py", "residual * self.vo_scale", "residual", MODELS),
+    ("start, GPT-2 scaled twice", "experiments/models/start.py", "if library_scales and seed is None else 1.0", "if False else 1.0", MODELS),
+    ("norms of another eps", "experiments/models/vision_transformer.py", 'ViTConfig.layer_norm_eps if self.init == "library" else _NORM_EPS', "ViTConfig.layer_norm_eps", MODELS),
+    ("mean over the class token too", "experiments/models/mean_pooled.py", "tokens[:, 1:]", "tokens", MODELS),
+    ("mean before the norm", "experiments/models/vision_transformer.py", "fc_norm=False", "fc_norm=None", MODELS),
     ("a task for every run", "experiments/commands.py", "@cached_property", "@property", RECIPES),
     ("data sent to workers", "experiments/commands.py", 'if name != "task"', "if True", RECIPES),
     ("data read again", "experiments/commands.py", "task or recipe.task(), recipe.training", "recipe.task(), recipe.training", RECIPES),

@@ -1,5 +1,6 @@
 """A folder that version 0.1 (commit df2d7f4) has written: read, reported and gone on with."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.storage.files import read_json
 
 RECIPE = Digits(
-    model=VisionTransformer(hidden_size=16, layers=1, heads=2), training=Training(epochs=1, monitor_every=0)
+    model=VisionTransformer(hidden_size=16, layers=1, heads=2, init="library"),
+    training=Training(epochs=1, monitor_every=0),
 )
 
 
@@ -46,5 +48,29 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(folder, monkey
 
 def test_other_settings_are_refused_by_name(folder):
     other = Digits(RECIPE.model, Training(epochs=1, monitor_every=0, optimizer="sgd"))
-    with pytest.raises(ValueError, match=r"training\.optimizer: None there, sgd now"):
+    with pytest.raises(ValueError, match=r"training\.optimizer: as in earlier versions there, sgd now"):
         compare_recipe(other, ["baseline", "preconditioned"], 2, folder, cost=False, progress=False)
+
+
+def test_a_start_that_it_did_not_know_is_refused_in_one_line(folder, monkeypatch):
+    """Its weights started as the library has them, which is not what is done without a word any more."""
+    trained = []
+    monkeypatch.setattr(commands, "train", lambda *args: trained.append(args[2:4]) or [{"score": 1.0}])
+    other = dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, init="width"))
+    assert other.model == VisionTransformer(hidden_size=16, layers=1, heads=2)
+    words = r"\(model\.init: as in earlier versions there, width now\); choose another folder$"
+    with pytest.raises(ValueError, match=rf"^{folder}/runs/baseline/seed-0 holds a run of other settings {words}"):
+        compare_recipe(other, ["baseline"], 3, folder, cost=False, progress=False)
+    with pytest.raises(ValueError, match=rf"^{folder} holds runs of other settings {words}"):
+        compare_recipe(other, ["head_l2"], 1, folder, cost=False, progress=False)
+    assert trained == []
+
+
+def test_the_start_is_written_unless_it_is_what_earlier_versions_did(tmp_path):
+    compare_recipe(RECIPE, ["baseline"], 1, tmp_path / "a", cost=False, progress=False)
+    assert "init" not in read_json(tmp_path / "a" / "settings.json")["model"]
+    wide = dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, init="width"))
+    compare_recipe(wide, ["baseline"], 1, tmp_path / "b", cost=False, progress=False)
+    assert read_json(tmp_path / "b" / "settings.json")["model"]["init"] == "width"
+    with pytest.raises(ValueError, match=r"model\.init: width there, as in earlier versions now"):
+        compare_recipe(RECIPE, ["baseline"], 1, tmp_path / "b", cost=False, progress=False)

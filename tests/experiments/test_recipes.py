@@ -53,9 +53,11 @@ PLACES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_where_data_lie_is_no_setting(name):
-    """To the letter what version 0.1 wrote, so that its folders go on."""
+    """To the letter what version 0.1 wrote, so that its folders go on; but the start is another since, and says so."""
     recipe = recipe_class(name)(**PLACES.get(name, {}))
-    assert settings_of(recipe) == {"recipe": name, **OLD[name]}
+    assert settings_of(recipe) == {"recipe": name, **OLD[name], "model": {**OLD[name]["model"], "init": "width"}}
+    as_then = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init="library"))
+    assert settings_of(as_then) == {"recipe": name, **OLD[name]}
     other = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, lr=1.0))
     assert settings_of(other) != settings_of(recipe)
 

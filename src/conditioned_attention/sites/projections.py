@@ -5,6 +5,7 @@ Letters of roles: q, k, v, and - for rows that are none of them (a gate, an MLP 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -118,6 +119,14 @@ class Projections:
     def against(self, attention: nn.Module) -> str:
         """Why C cannot be added to one of the weights; empty if it can."""
         return next((reason for weight in self.weights if (reason := weight.against(attention))), "")
+
+    def matrices(self, attention: nn.Module) -> Iterator[tuple[str, Tensor, list[int]]]:
+        """Each role with the weight (out, in) that makes it, as a view of the parameter, and with its rows there."""
+        for projection in self.weights:
+            owner = projection.owner(attention)
+            matrix = as_matrix(owner, getattr(owner, projection.parameter))
+            for role, rows in projection.rows(attention).items():
+                yield role, matrix, rows.indices()
 
     def head_widths(self, attention: nn.Module) -> dict[str, int]:
         """The rows of one head: those of the keys as those of the queries, those of the values for as many key heads.

@@ -11,6 +11,8 @@ from typing import Any
 
 from conditioned_attention.storage.files import finite, read_json, write_json
 
+_ABSENT = "as in earlier versions"  # what a setting is that was not written: see `settings.added`
+
 
 @contextmanager
 def working_folder(folder: str | Path | None) -> Iterator[Path]:
@@ -46,9 +48,10 @@ def check_settings(folder: Path, settings: Any) -> None:
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every key at which two pieces of plain data differ, with both values."""
+    """Every key at which two pieces of plain data differ, with both values; in words where one does not have it."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(key for key in b if key not in a)]:
-            yield from differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+            if a.get(key) != b.get(key):
+                yield from differences(a.get(key, _ABSENT), b.get(key, _ABSENT), f"{prefix}.{key}" if prefix else key)
     elif a != b:
         yield prefix or "settings", a, b

@@ -7,14 +7,20 @@ import json
 from typing import Any
 
 _BEFORE, _PLACE = "before", "place"
+_DEFAULT: Any = object()
 
 
-def added(default: Any) -> Any:
-    """A field that earlier versions did not have, with what they did as its default.
+def added(default: Any, *, before: Any = _DEFAULT) -> Any:
+    """A field that earlier versions did not have.
 
-    While it has that value it is left out of what is written, so that folders of earlier versions go on.
+    While it has the value that says what they did it is left out of what is written, so that their folders go on.
+
+    Args:
+        default: of the field.
+        before: what earlier versions did, where that is not the default.  A folder without the field then goes on with
+            this value, and is refused with the default.
     """
-    return dataclasses.field(default=default, metadata={_BEFORE: default})
+    return dataclasses.field(default=default, metadata={_BEFORE: default if before is _DEFAULT else before})
 
 
 def place(default: Any = dataclasses.MISSING) -> Any:
@@ -29,8 +35,9 @@ def plain(settings: Any) -> dict[str, Any]:
     ... class Settings:
     ...     lr: float = 1e-3
     ...     betas: tuple[float, float] | None = added(None)
-    >>> plain(Settings()), plain(Settings(betas=(0.9, 0.98)))
-    ({'lr': 0.001}, {'lr': 0.001, 'betas': [0.9, 0.98]})
+    ...     init: str = added("width", before="library")
+    >>> plain(Settings(init="library")), plain(Settings(betas=(0.9, 0.98)))
+    ({'lr': 0.001}, {'lr': 0.001, 'betas': [0.9, 0.98], 'init': 'width'})
     """
     found = {}
     for field in dataclasses.fields(settings):

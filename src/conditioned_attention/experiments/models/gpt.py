@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 from torch import nn
 
 from conditioned_attention.environment import needs
+from conditioned_attention.experiments.models.start import Start
+from conditioned_attention.storage.settings import added
 
 
 @dataclass(frozen=True)
-class GPT:
-    """Hugging Face's GPT-2 on bytes, with fresh weights.
+class GPT(Start):
+    """Hugging Face's GPT-2 on bytes, with fresh weights; output and embedding share theirs.
 
     Attributes:
         context: bytes that it sees at most, and is trained on at a time.
@@ -19,6 +22,7 @@ class GPT:
         layers: number of blocks.
         heads: attention heads a block; they must divide the width.
         dropout: of embeddings, attention weights and what blocks add.
+        residual_scale: as in `Start`; ``"depth"`` is what GPT-2 has.
     """
 
     context: int = 128
@@ -26,8 +30,11 @@ class GPT:
     layers: int = 4
     heads: int = 4
     dropout: float = 0.0
+    _: KW_ONLY
+    residual_scale: Literal["none", "depth"] = added("depth")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.context, self.hidden_size, self.layers, self.heads) < 1 or self.hidden_size % self.heads:
             raise ValueError(
                 "context, hidden_size, layers and heads must be at least 1, and heads divide hidden_size, got "
@@ -38,6 +45,9 @@ class GPT:
 
     def build(self) -> nn.Module:
         """The model; it maps bytes (B, L), int64, to logits (B, L, 256)."""
+        return self.first_weights(self._hf, width=self.hidden_size, layers=self.layers, library_scales=True)
+
+    def _hf(self) -> nn.Module:
         with needs("transformers"):
             from transformers import GPT2Config, GPT2LMHeadModel
 

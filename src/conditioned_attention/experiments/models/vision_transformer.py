@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import nn
 
-from conditioned_attention.choices import Choices
 from conditioned_attention.environment import needs
+from conditioned_attention.experiments.models.start import Start
+from conditioned_attention.storage.settings import added
+
+_NORM_EPS = 1e-6  # timm's; Hugging Face's own is 1e-12
 
 
 @dataclass(frozen=True)
-class VisionTransformer(Choices):
+class VisionTransformer(Start):
     """A patch vision transformer with a class token.
 
     Attributes:
-        library: whose implementation: Hugging Face's or timm's; the network is the same.
+        library: whose implementation: Hugging Face's or timm's.  The network is the same, and so are its first weights
+            from the same seed; but timm keeps the class token and the positions from decaying, and Hugging Face does
+            not.  With ``init="library"`` they start differently (timm: class token 1e-6, patch embedding uniform), and
+            the layer norms have an eps of 1e-12 (Hugging Face) and 1e-6 (timm) instead of 1e-6 in both.
         patch_size: side of a patch in pixels.
         hidden_size: width of the tokens.
         layers: number of blocks.
         heads: attention heads a block; they must divide the width.
         mlp_ratio: width of the feed-forward layer over the width of the tokens.
+        pooling: what the classifier reads behind the last layer norm: the class ``"token"``, or the ``"mean"`` of all
+            patch tokens.  The class token is there and takes part in attention either way.
     """
 
     library: Literal["transformers", "timm"] = "transformers"
@@ -30,6 +39,7 @@ class VisionTransformer(Choices):
     layers: int = 6
     heads: int = 8
     mlp_ratio: int = 4
+    pooling: Literal["token", "mean"] = added("token")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,14 +53,17 @@ class VisionTransformer(Choices):
         """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
         if image_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} must divide the image side {image_size}")
-        build = self._timm if self.library == "timm" else self._hf
-        return build(image_size, channels, classes)
+        build = partial(self._timm if self.library == "timm" else self._hf, image_size, channels, classes)
+        return self.first_weights(build, width=self.hidden_size, layers=self.layers)
 
     def _hf(self, image_size: int, channels: int, classes: int) -> nn.Module:
         with needs("transformers"):
             from transformers import ViTConfig, ViTForImageClassification
 
-        return ViTForImageClassification(
+            from conditioned_attention.experiments.models.mean_pooled import MeanPooledViT
+
+        eps = ViTConfig.layer_norm_eps if self.init == "library" else _NORM_EPS
+        return (MeanPooledViT if self.pooling == "mean" else ViTForImageClassification)(
             ViTConfig(  # type: ignore[call-arg]
                 image_size=image_size,
                 patch_size=self.patch_size,
@@ -60,6 +73,7 @@ class VisionTransformer(Choices):
                 num_hidden_layers=self.layers,
                 num_attention_heads=self.heads,
                 intermediate_size=self.hidden_size * self.mlp_ratio,
+                layer_norm_eps=eps,
             )
         )
 
@@ -76,5 +90,7 @@ class VisionTransformer(Choices):
             depth=self.layers,
             num_heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            global_pool="avg" if self.pooling == "mean" else "token",
+            fc_norm=False,  # the last norm before the mean, as behind a class token
         )
         return model

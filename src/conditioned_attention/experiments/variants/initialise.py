@@ -7,7 +7,6 @@ from torch import nn
 
 from conditioned_attention.conversion.selection import Patterns, select
 from conditioned_attention.sites import find_projections, find_sites
-from conditioned_attention.sites.projections import as_matrix
 
 
 @torch.no_grad()
@@ -32,14 +31,10 @@ def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: 
         projections = find_projections(site.module)
         if isinstance(projections, str):
             raise ValueError(f"{site.name}: {projections}")
-        for projection in projections.weights:
-            owner = projection.owner(site.module)
-            matrix = as_matrix(owner, getattr(owner, projection.parameter))
-            for rows in projection.rows(site.module).values():
-                indices = rows.indices()
-                drawn = nn.init.orthogonal_(torch.empty(rows.count, matrix.shape[1]))
-                scale = matrix[indices].float().norm().cpu() / drawn.norm()
-                matrix[indices] = (drawn * scale).to(matrix)
+        for _, matrix, rows in projections.matrices(site.module):
+            drawn = nn.init.orthogonal_(torch.empty(len(rows), matrix.shape[1]))
+            scale = matrix[rows].float().norm().cpu() / drawn.norm()
+            matrix[rows] = (drawn * scale).to(matrix)
         changed.append(site.name)
     if not changed:
         raise ValueError(f"{type(model).__name__} holds no attention whose projections are known")
