@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from conditioned_attention.bench.checks import check_counts
+from conditioned_attention.bench.settings import check_counts
 from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.evaluation import evaluate

@@ -47,18 +47,10 @@ def print_case(rows: Sequence[OperatorRow]) -> None:
 def print_steps(rows: Sequence[StepRow]) -> None:
     """One model: what a training step takes with each variant."""
     header = ["", "step ×", "ms", "peak ×", "held ×", "held, MiB", ""]
-    lines = [
-        [
-            row.variant,
-            _ratio(row),
-            milliseconds(row.milliseconds),
-            number(row.peak_ratio, ".4f"),
-            number(row.held_ratio, ".4f"),
-            number(row.held_bytes / 2**20, ".1f"),
-            row.note,
-        ]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        memory = [f"{row.peak_ratio:.4f}", f"{row.held_ratio:.4f}", f"{row.held_bytes / 2**20:.1f}"]
+        lines.append([row.variant, _ratio(row), milliseconds(row.milliseconds), *memory, row.note])
     print_table(f"{rows[0].model}: {rows[0].shape}", header, lines)
 
 
@@ -70,15 +62,10 @@ def print_spectra(rows: Sequence[SpectraRow]) -> None:
 
 def print_blocks(rows: Sequence[BlocksRow]) -> None:
     """One kernel in one case: each block shape, the fastest first, those that could not be timed last."""
-    lines = [
-        [
-            f"{row.queries} × {row.keys}, {row.warps} warps, {row.stages} stages",
-            _ratio(row),
-            milliseconds(row.milliseconds),
-            row.note,
-        ]
-        for row in sorted(rows, key=lambda row: row.ratio or math.inf)
-    ]
+    lines = []
+    for row in sorted(rows, key=lambda row: row.ratio or math.inf):
+        shape = f"{row.queries} × {row.keys}, {row.warps} warps, {row.stages} stages"
+        lines.append([shape, _ratio(row), milliseconds(row.milliseconds), row.note])
     print_table(f"{rows[0].case}, {rows[0].kernel}", ["queries × keys", "time × the table's", "ms", ""], lines)
 
 
@@ -86,13 +73,9 @@ def print_monitor(row: MonitorRow, every: int) -> None:
     """One model: what a measurement takes, beside a training step."""
     header = ["", "ms", "peak, MiB", f"share of {every} steps"]
     share = f"{row.share:.2%} ({row.p20:.2%}–{row.p80:.2%})"
-    step = ["training step", milliseconds(row.step_milliseconds), number(row.step_peak_bytes / 2**20, ".0f"), ""]
-    measurement = [
-        f"measurement of {row.heads} heads",
-        milliseconds(row.measurement_milliseconds),
-        number(row.measurement_peak_bytes / 2**20, ".0f"),
-        share,
-    ]
+    step = ["training step", milliseconds(row.step_milliseconds), f"{row.step_peak_bytes / 2**20:.0f}", ""]
+    of_heads = [f"measurement of {row.heads} heads", milliseconds(row.measurement_milliseconds)]
+    measurement = [*of_heads, f"{row.measurement_peak_bytes / 2**20:.0f}", share]
     print_table(f"{row.model}: {row.shape}", header, [step, measurement])
 
 
@@ -110,18 +93,14 @@ def readme_text(folder: Path) -> str:
 
 
 def put_between_marks(file: Path, text: str) -> None:
-    """Replaces what stands between `BEGIN` and `END` in a Markdown file.
-
-    Raises:
-        ValueError: the file does not have each mark once, in this order.
-    """
+    """Replaces what stands between `BEGIN` and `END` in a Markdown file; raises as `split_at_marks`."""
     before, middle, after = split_at_marks(file)
     if middle != text:
         write_text(file, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def split_at_marks(file: Path) -> tuple[str, str, str]:
-    """What stands before, between and after the marks; raises as `put_between_marks` does."""
+    """What stands before, between and after the marks; raises ValueError unless each is there once, in this order."""
     content = file.read_text()
     before, _, rest = content.partition(BEGIN)
     middle, _, after = rest.partition(END)
