@@ -61,8 +61,7 @@ def records_in(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, A
 
 
 def _record(content: Tensor) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(bytes(content.cpu().tolist()))
-    return record
+    return json.loads(bytes(content.cpu().tolist()))
 
 
 def _compare(

@@ -64,7 +64,7 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
         elif transform_of(site.module) is not None:
             warn(
                 f"{site.name} was converted, but its attention implementation has been changed since, so it runs "
-                "unconditioned; call precondition(model) again, or restore(model)",
+                "unconditioned; call precondition(model) again, or restore(model)"
             )
     entries = [{"kind": t.kind, **asdict(t), "modules": names} for t, names in modules.items()]  # type: ignore[arg-type]
     return {"format": _FORMAT, "transforms": entries}

@@ -39,8 +39,7 @@ def spectral_of(attention: nn.Module) -> Spectral | None:
 def corrections_of(attention: nn.Module) -> Corrections:
     """What a corrected module computes with."""
     show: Any = attention._forward_pre_hooks[_KEY]
-    corrections: Corrections = show.corrections
-    return corrections
+    return show.corrections
 
 
 def correct(

@@ -73,8 +73,7 @@ def _project(owner: nn.Module, projection: Projection, x: Tensor) -> Tensor:
     """What the projection makes of x, by its own forward where that is all there is to it."""
     weight = getattr(owner, projection.parameter)
     if projection.path and weight.dim() == 2 and projection.parameter == "weight":
-        y: Tensor = owner(x)
-        return y
+        return owner(x)
     return F.linear(x, as_matrix(owner, weight))
 
 

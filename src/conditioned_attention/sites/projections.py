@@ -146,5 +146,4 @@ _TRANSPOSED = {"Conv1D", "XLNetRelativeAttention"}
 
 def whole(weight: Tensor) -> Tensor:
     """A weight that FSDP2 or tensor parallelism has spread over devices, gathered; every process has to call this."""
-    gathered: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-    return gathered
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight

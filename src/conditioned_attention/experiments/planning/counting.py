@@ -235,8 +235,7 @@ class _Operations(TorchDispatchMode):
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    flops: int = sdpa_flop_count(query, key, value)
-    return flops
+    return sdpa_flop_count(query, key, value)
 
 
 def _attention_backward_flops(
@@ -263,8 +262,7 @@ def _convolution_backward_flops(
 ) -> int:
     """As many as the forward for each of the gradients of data and weight."""
     outputs = data[2:] if transposed else upstream[2:]
-    flops: int = 2 * data[0] * prod(outputs) * prod(weight) * sum(output_mask[:2])
-    return flops
+    return 2 * data[0] * prod(outputs) * prod(weight) * sum(output_mask[:2])
 
 
 # PyTorch's own table knows no fused attention of a CPU, and takes grouped convolutions for full ones in backward.

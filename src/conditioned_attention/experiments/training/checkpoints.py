@@ -118,8 +118,7 @@ class Checkpoints:
         broadcast_object_list(choice)
         if isinstance(choice[0], RuntimeError):
             raise choice[0]
-        found: Path | None = choice[0]
-        return found
+        return choice[0]
 
     def _newest_good(self) -> Path | None:
         damaged: list[tuple[Path, str]] = []

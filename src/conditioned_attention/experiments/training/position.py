@@ -194,8 +194,7 @@ class Keeper:
             self.best.score, self.best.step = there["best"]["score"], there["best"]["step"]
             self.best.weights = extra["best"]
         self.saved_step = self.position.step
-        processes: int = there["processes"]
-        return processes
+        return there["processes"]
 
     def _check(self, position: dict[str, Any]) -> None:
         found = differences(position["run"], self.identity)

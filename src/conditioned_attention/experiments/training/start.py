@@ -105,6 +105,5 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
 
         return load_file(checkpoint / "model.safetensors")
     if (checkpoint / "pytorch_model.bin").exists():
-        weights: dict[str, Tensor] = torch.load(checkpoint / "pytorch_model.bin", weights_only=True, map_location="cpu")
-        return weights
+        return torch.load(checkpoint / "pytorch_model.bin", weights_only=True, map_location="cpu")
     raise ValueError(f"{checkpoint} holds its weights in parts (fsdp2), which no run can start from yet")

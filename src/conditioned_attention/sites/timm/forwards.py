@@ -102,8 +102,7 @@ class ConditionedMaskUnitAttention(MaskUnitAttention):
         if self.q_stride > 1:
             q = q.unflatten(2, (self.q_stride, -1)).amax(dim=2)
         heads = attend(self.__dict__[TRANSFORM], q, k, v).unflatten(0, (b, windows))
-        y: Tensor = self.proj(heads.permute(0, 3, 1, 2, 4).reshape(b, -1, self.dim_out))
-        return y
+        return self.proj(heads.permute(0, 3, 1, 2, 4).reshape(b, -1, self.dim_out))
 
 
 @swapped_for(ParallelScalingBlock)
@@ -116,8 +115,7 @@ class ConditionedParallelScalingBlock(ParallelScalingBlock):
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
         attention = _side_by_side(_attend(self, q, k, v, attn_mask, is_causal))
         y = _project_together(self, attention, self.mlp_drop(self.mlp_act(mlp)))
-        z: Tensor = x + self.drop_path(self.ls(y))
-        return z
+        return x + self.drop_path(self.ls(y))
 
 
 def _project_beside_mlp(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -193,8 +191,7 @@ def _side_by_side(heads: Tensor) -> Tensor:
 
 
 def _projection(module: Any, heads: Tensor) -> Tensor:
-    y: Tensor = module.proj_drop(module.proj(_side_by_side(heads)))
-    return y
+    return module.proj_drop(module.proj(_side_by_side(heads)))
 
 
 def _gate(module: Any, x: Tensor) -> Tensor | None:
@@ -205,8 +202,7 @@ def _gate(module: Any, x: Tensor) -> Tensor | None:
 def _gated_projection(module: Any, heads: Tensor, gate: Tensor | None) -> Tensor:
     """Norm, gate and projection, in this order."""
     x = module.norm(_side_by_side(heads))
-    y: Tensor = module.proj_drop(module.proj(x if gate is None else x * gate))
-    return y
+    return module.proj_drop(module.proj(x if gate is None else x * gate))
 
 
 torch.fx.wrap("attend")  # one node for torch.fx, because it checks its arguments

@@ -41,8 +41,7 @@ class ConditionedOutlookAttention(OutlookAttention):
         heads = behind(self.__dict__[TRANSFORM], rows, weights).unflatten(0, (b, n))
         windows = heads.permute(0, 2, 4, 3, 1).reshape(b, c * area, n)
         y = F.fold(windows, (height, width), self.kernel_size, padding=self.padding, stride=self.stride)
-        z: Tensor = self.proj_drop(self.proj(y.permute(0, 2, 3, 1)))
-        return z
+        return self.proj_drop(self.proj(y.permute(0, 2, 3, 1)))
 
 
 @swapped_for(MultiScaleAttention, queries=False)
@@ -90,8 +89,7 @@ class ConditionedAttention2d(Attention2d):
         y = heads.transpose(2, 3).unflatten(3, self.resolution).flatten(1, 2) + self.v_local(v)
         if self.upsample is not None:
             y = self.upsample(y)
-        z: Tensor = self.proj(self.act(y))
-        return z
+        return self.proj(self.act(y))
 
 
 @swapped_for(Attention2dDownsample, queries=False)
@@ -107,8 +105,7 @@ class ConditionedAttention2dDownsample(Attention2dDownsample):
         weights = logits.softmax(dim=-1)
         heads = behind(self.__dict__[TRANSFORM], weights @ values.transpose(2, 3), weights)
         y = heads.transpose(2, 3).unflatten(3, self.resolution2).flatten(1, 2) + self.v_local(v)
-        z: Tensor = self.proj(self.act(y))
-        return z
+        return self.proj(self.act(y))
 
 
 @swapped_for(CascadedGroupAttention, queries=False)
@@ -129,8 +126,7 @@ class ConditionedCascadedGroupAttention(CascadedGroupAttention):
             q, k, v = convolve(q).flatten(2) * self.scale, k.flatten(2), v.flatten(2)  # (B, D, N)
             weights = (q.transpose(1, 2) @ k + bias).softmax(dim=-1)
             outputs.append(_one_head(self, weights, v).unflatten(2, x.shape[2:]))
-        y: Tensor = self.proj(torch.cat(outputs, 1))
-        return y
+        return self.proj(torch.cat(outputs, 1))
 
 
 @swapped_for(SHSA, queries=False)
@@ -143,8 +139,7 @@ class ConditionedSHSA(SHSA):
         q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.pdim], dim=1)  # (B, D, N)
         weights = ((q.transpose(1, 2) @ k) * self.scale).softmax(dim=-1)
         head = _one_head(self, weights, v).unflatten(2, x.shape[2:])
-        y: Tensor = self.proj(torch.cat((head, others), dim=1))
-        return y
+        return self.proj(torch.cat((head, others), dim=1))
 
 
 @swapped_for(MultiQueryAttentionV2, queries=False)
@@ -161,8 +156,7 @@ class ConditionedMultiQueryAttentionV2(MultiQueryAttentionV2):
         weights = self.attn_drop(logits.softmax(dim=-1))
         heads = torch.einsum("bnhm,bmd->bnhd", weights, v)
         heads = behind(self.__dict__[TRANSFORM], heads.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2)
-        y: Tensor = self.proj_drop(torch.einsum("bnhd,chd->bcn", heads, self.out_proj)).unflatten(2, x.shape[2:])
-        return y
+        return self.proj_drop(torch.einsum("bnhd,chd->bcn", heads, self.out_proj)).unflatten(2, x.shape[2:])
 
 
 def _one_head(module: nn.Module, weights: Tensor, v: Tensor) -> Tensor:

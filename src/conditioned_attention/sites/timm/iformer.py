@@ -32,8 +32,7 @@ class ConditionedSHMA(SHMA):
         v, gate = self.gate_act(self.v_gate(x)).chunk(2, dim=1)
         q, k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (self.q(x), self.k(x), v))  # (B, 1, N, D)
         head = attend(self.__dict__[TRANSFORM], q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
-        y: Tensor = self.proj(head.squeeze(1).transpose(1, 2).reshape(gate.shape) * gate)
-        return y
+        return self.proj(head.squeeze(1).transpose(1, 2).reshape(gate.shape) * gate)
 
 
 torch.fx.wrap("attend")  # one node for torch.fx, because it checks its arguments

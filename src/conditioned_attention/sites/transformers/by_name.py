@@ -53,10 +53,7 @@ _REMARKS: tuple[tuple[str, str], ...] = (
         "pos_q_proj pos_key_proj pos_query_proj relative_position_embedding relative_pos_embeddings rel_attn_embed "
         "gru_rel_pos_const gru_rel_pos_linear global_relative_attention_bias rel_pos_h rel_pos_w",
     ),
-    (
-        "keys and values pass through a convolution as well",
-        "sequence_reduction spatial_reduction sr k_sconv v_sconv",
-    ),
+    ("keys and values pass through a convolution as well", "sequence_reduction spatial_reduction sr k_sconv v_sconv"),
     (
         "queries or values go into a convolution beside the attention too",
         "conv fsmn key_conv_attn_layer conv_kernel_layer conv_out_layer",

@@ -171,10 +171,7 @@ _SITES: tuple[tuple[Hook, tuple[str, ...]], ...] = (
     (Hook("post_proj", "config.n_head"), ("funnel.modeling_funnel.FunnelRelMultiheadAttention",)),
     (
         Hook("proj_out", 1, Layout("B H*D N")),
-        (
-            "chameleon.modeling_chameleon.ChameleonVQVAEEncoderAttnBlock",
-            "janus.modeling_janus.JanusVQVAEAttnBlock",
-        ),
+        ("chameleon.modeling_chameleon.ChameleonVQVAEEncoderAttnBlock", "janus.modeling_janus.JanusVQVAEAttnBlock"),
     ),
 )
 _HOOKED = {_MODELS + name: hook for hook, names in _SITES for name in names}

@@ -170,10 +170,7 @@ _LISTED: tuple[tuple[Callable[[Any], Projections | str], str], ...] = (
         partial(_for_other_tokens, {"query_global": "q", "key_global": "k", "value_global": "v"}),
         "led.LEDEncoderSelfAttention longformer.LongformerSelfAttention",
     ),
-    (
-        partial(_for_other_tokens, {"w2e_query": "q", "e2w_query": "q", "e2e_query": "q"}),
-        "luke.LukeSelfAttention",
-    ),
+    (partial(_for_other_tokens, {"w2e_query": "q", "e2w_query": "q", "e2e_query": "q"}), "luke.LukeSelfAttention"),
 )
 
 # why W + λ I has no place -> classes

@@ -50,8 +50,7 @@ class ImageTransform:
                     operation.aug_fn = _posterize
 
     def __call__(self, image: Image.Image) -> Tensor:
-        result: Tensor = self.steps(image)
-        return result
+        return self.steps(image)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments  # timm's steps hold functions that do not pickle
