@@ -341,7 +341,7 @@ def _pointers(inputs: Inputs) -> list[Tensor]:
 
 
 def _strides(tensor: Tensor | None) -> tuple[int, ...]:
-    """0 along dimensions of one entry, so that a mask is broadcast; for none, anything."""
-    if tensor is None:
+    """0 along dimensions of one entry, so that a mask is broadcast, and where there is none."""
+    if tensor is None:  # what stands in its place is not moved from
         return (0, 0, 0, 0)
     return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))

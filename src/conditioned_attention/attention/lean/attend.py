@@ -31,7 +31,6 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     backend = contract.backend(arguments, prepared)
     call = flash.Call(backend, arguments.dropout_p, arguments.is_causal, arguments.scale)
     floor = transform.floor(query.dtype)
-    output: Tensor
     if torch.compiler.is_compiling():
         options = (call.is_causal, call.scale, floor, transform.gradient)
         output = steps.forward_operator(query, key, value, mask, *options)[0]

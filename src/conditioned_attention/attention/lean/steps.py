@@ -48,21 +48,13 @@ def forward(call: flash.Call, query: Tensor, key: Tensor, value: Tensor, mask: T
 
 
 def backward(
-    call: flash.Call,
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kept: Kept,
-    eps: float,
-    gradient: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    call: flash.Call, upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    kept: Kept, eps: float, gradient: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value for that of y."""
     y, norm, lse, seed, offset = kept
     if rows.run_on(y):
-        through = gradient == "through"
-        attention, upstream = rows.rebuild(y, norm, upstream, eps, through=through, folds=_folds(y))
+        attention, upstream = rows.rebuild(y, norm, upstream, eps, through=gradient == "through", folds=_folds(y))
     else:
         attention, upstream = _rebuild(y, norm, upstream, eps, gradient)
     # Folded, ``lse`` is lse - log C: flash makes exp(S - lse) of it, which is C·P then, and so multiplies everything
@@ -97,34 +89,18 @@ def _folds(y: Tensor) -> bool:
 
 @torch.library.custom_op("conditioned_attention::lean_forward", mutates_args=(), device_types="cpu")
 def forward_operator(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    eps: float,
-    gradient: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    is_causal: bool, scale: float | None, eps: float, gradient: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`forward` on a CPU: y, 1/C and lse."""
     return forward(flash.Call("cpu flash", 0.0, is_causal, scale), query, key, value, mask, eps)[:3]
 
 
 @torch.library.custom_op("conditioned_attention::lean_backward", mutates_args=(), device_types="cpu")
 def backward_operator(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    y: Tensor,
-    norm: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float | None,
-    eps: float,
-    gradient: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, norm: Tensor,
+    lse: Tensor, is_causal: bool, scale: float | None, eps: float, gradient: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`backward` on a CPU."""
     call = flash.Call("cpu flash", 0.0, is_causal, scale)
     return backward(call, upstream, query, key, value, mask, Kept(y, norm, lse, None, None), eps, gradient)
