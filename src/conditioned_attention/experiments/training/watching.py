@@ -31,14 +31,9 @@ class Watch:
             JsonLines(folder / name) for name in ("conditions.jsonl", "projections.jsonl")
         )
         self.monitor = ConditionMonitor(
-            model,
-            probe,
-            path=self.conditions.path,
-            samples=None,
-            keep=0,
-            max_kappa=launch.max_kappa,
-            max_scale=launch.max_scale,
-        )
+            model, probe, path=self.conditions.path, samples=None, keep=0,
+            max_kappa=launch.max_kappa, max_scale=launch.max_scale,
+        )  # fmt: skip
         self.value_norm_before = value_norm(model)
 
     def measure(self, step: int, model: nn.Module, *, main: bool) -> dict[str, float]:
