@@ -6,14 +6,6 @@ from conditioned_attention.conversion.report import ConversionReport, ReportRow
 from conditioned_attention.conversion.spectral import fold, spectral_condition, unfold
 
 __all__ = [
-    "ConversionReport",
-    "ReportRow",
-    "apply_conditioning",
-    "conditioning",
-    "convert",
-    "fold",
-    "precondition",
-    "restore",
-    "spectral_condition",
-    "unfold",
-]
+    "ConversionReport", "ReportRow", "apply_conditioning", "conditioning", "convert", "fold", "precondition",
+    "restore", "spectral_condition", "unfold",
+]  # fmt: skip

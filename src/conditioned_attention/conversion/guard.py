@@ -65,15 +65,9 @@ def _record(content: Tensor) -> dict[str, Any]:
 
 
 def _compare(
-    module: nn.Module,
-    state_dict: Mapping[str, Any],
-    prefix: str,
-    local_metadata: Any,
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+    missing: list[str], unexpected: list[str], errors: list[str],
+) -> None:  # fmt: skip
     """A hook before a guarded module loads a state_dict: an error if that was conditioned otherwise, or not at all."""
     theirs = state_dict.get(prefix + GUARD)
     if theirs is None:

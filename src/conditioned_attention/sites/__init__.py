@@ -16,23 +16,7 @@ from conditioned_attention.sites.table import (
 from conditioned_attention.sites.transformers.marker import MARKER, is_conditioned, marked, settled, watch
 
 __all__ = [
-    "MARKER",
-    "Mechanism",
-    "Site",
-    "active_transform",
-    "against",
-    "correct_sites",
-    "find_projections",
-    "find_sites",
-    "forget_compiled",
-    "install",
-    "is_conditioned",
-    "marked",
-    "register_attention",
-    "reset_compiled",
-    "settled",
-    "transform_of",
-    "uninstall",
-    "unwrap",
-    "watch",
-]
+    "MARKER", "Mechanism", "Site", "active_transform", "against", "correct_sites", "find_projections", "find_sites",
+    "forget_compiled", "install", "is_conditioned", "marked", "register_attention", "reset_compiled", "settled",
+    "transform_of", "uninstall", "unwrap", "watch",
+]  # fmt: skip

@@ -73,17 +73,9 @@ def compare(
     'preconditioned: no difference to baseline w'
     """
     result = run_missing(
-        train,
-        find_variants(variants),
-        seed_list(seeds),
-        folder=folder,
-        workers=workers,
-        threads=threads,
-        metric=metric,
-        settings=settings,
-        variant_settings=variant_settings,
-        progress=progress,
-    )
+        train, find_variants(variants), seed_list(seeds), folder=folder, workers=workers, threads=threads,
+        metric=metric, settings=settings, variant_settings=variant_settings, progress=progress,
+    )  # fmt: skip
     if not any(result.runs.values()):
         name, reason = next(iter(result.failures.items()))
         raise RuntimeError(f"no run finished; the first that failed: {name}: {reason}")
@@ -93,18 +85,10 @@ def compare(
 
 
 def run_missing(
-    train: Train,
-    variants: Sequence[Variant],
-    seeds: Sequence[int],
-    *,
-    folder: str | Path | None,
-    workers: int,
-    threads: int | None,
-    metric: Metric | None,
-    settings: Any,
-    progress: bool,
+    train: Train, variants: Sequence[Variant], seeds: Sequence[int], *, folder: str | Path | None, workers: int,
+    threads: int | None, metric: Metric | None, settings: Any, progress: bool,
     variant_settings: Mapping[str, Any] | None = None,
-) -> Comparison:
+) -> Comparison:  # fmt: skip
     """`compare` as far as running and collecting; that all runs fail is no error here."""
     for name, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
         if value < 1:

@@ -76,13 +76,9 @@ class ConditionedMultiscaleAttention(MultiscaleAttention):
 
 
 def _in_windows(
-    module: Any,
-    x: Tensor,
-    window: Sequence[int],
-    relative: Tensor,
-    project: Callable[[Tensor], Tensor],
+    module: Any, x: Tensor, window: Sequence[int], relative: Tensor, project: Callable[[Tensor], Tensor],
     factor: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Attention (B, ..., C) in windows, where ``project`` makes queries, keys and values; the rest as in `_heads`."""
     shift = _shift(x, window, module.shift_size)
     bias = _bias(relative, x, window, shift)

@@ -14,18 +14,11 @@ from torch import nn
 
 from conditioned_attention.sites.projections import NORMED, Projection, Projections
 
-_APART = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("query_proj", "key_proj", "value_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("linear_q", "linear_k", "linear_v"),
-    ("project_q", "project_k", "project_v"),
-    ("q_head", "k_head", "v_head"),
-    ("to_q", "to_k", "to_v"),
-    ("Wq", "Wk", "Wv"),
-    ("q", "k", "v"),
-)
+_NAMES = """
+    q_proj k_proj v_proj, query key value, query_proj key_proj value_proj, q_lin k_lin v_lin,
+    linear_q linear_k linear_v, project_q project_k project_v, q_head k_head v_head, to_q to_k to_v, Wq Wk Wv, q k v
+"""
+_APART = tuple(tuple(names.split()) for names in _NAMES.split(","))
 
 RELATIVE = "keys or queries that stand for relative positions stay as they are"
 

@@ -226,11 +226,9 @@ def _with_queries(
     transform: HeadTransform, query: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """The arguments of an attention function with the queries and keys that the transform makes of its own."""
-    if "key" in kwargs:
-        query, key = transform.queries(query, kwargs["key"])
-        return query, args, {**kwargs, "key": key}
-    query, key = transform.queries(query, args[0])
-    return query, (key, *args[1:]), kwargs
+    by_name = "key" in kwargs
+    query, key = transform.queries(query, kwargs["key"] if by_name else args[0])
+    return (query, args, {**kwargs, "key": key}) if by_name else (query, (key, *args[1:]), kwargs)
 
 
 class _Seen:
@@ -245,16 +243,9 @@ class _Seen:
 
 
 def _conditioned_by_weights(
-    name: str,
-    transform: HeadTransform,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
+    name: str, transform: HeadTransform, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    attention_mask: Tensor | None, is_causal: bool | None = None, **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The module's eager function, whose weights the transform reads, under the masks that ``name`` was given."""
     query, key = transform.queries(query, key)
     if name == "sdpa":  # its masks are boolean, or None and a flag; eager functions add a number

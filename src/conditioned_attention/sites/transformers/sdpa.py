@@ -53,31 +53,15 @@ def causal(module: nn.Module, is_causal: bool | None) -> bool:
 
 
 def attend_like_sdpa(
-    transform: HeadTransform,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
+    transform: HeadTransform, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
     **_: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, None]:  # fmt: skip
     """Transformed heads (B, N, H, D), as transformers wants them; a mask leaves no room for the causal flag."""
     groups = getattr(module, "num_key_value_groups", 1)
     grouped = groups > 1 and _module.use_gqa_in_sdpa(attention_mask, key, value)
     if groups > 1 and not grouped:
         key, value = (_module.repeat_kv(tensor, groups) for tensor in (key, value))
-    heads = attend(
-        transform,
-        query,
-        key,
-        value,
-        attention_mask,
-        dropout,
-        attention_mask is None and causal(module, is_causal),
-        scale=scaling,
-        enable_gqa=grouped,
-    )
+    flag = attention_mask is None and causal(module, is_causal)
+    heads = attend(transform, query, key, value, attention_mask, dropout, flag, scale=scaling, enable_gqa=grouped)
     return heads.transpose(1, 2).contiguous(), None
