@@ -145,12 +145,9 @@ class _Run:
 
     def _evaluation_loader(self, data: Any) -> DataLoader[Any]:
         return DataLoader(
-            data,
-            self.settings.micro_batch,
-            collate_fn=self.task.collate,
-            num_workers=self.launch.loader_workers,
-            generator=torch.Generator(),
-        )
+            data, self.settings.micro_batch, collate_fn=self.task.collate,
+            num_workers=self.launch.loader_workers, generator=torch.Generator(),
+        )  # fmt: skip
 
     def _prepare(self, model: nn.Module) -> None:
         settings = self.settings
@@ -251,13 +248,9 @@ class _Run:
         """Shows what is written from now on; they get the earlier rows too."""
         name = f"{self.launch.name or type(self.task).__name__}/{self.variant.name}/seed-{self.seed}"
         self.shown = Trackers(
-            self.launch.trackers,
-            folder=self.folder,
-            run_name=name,
-            config=self.identity,
-            resume_step=self.here.step or None,
-            earlier={"train": self.log.read(), "eval": self.here.history},
-        )
+            self.launch.trackers, folder=self.folder, run_name=name, config=self.identity,
+            resume_step=self.here.step or None, earlier={"train": self.log.read(), "eval": self.here.history},
+        )  # fmt: skip
         return self.shown
 
     @property

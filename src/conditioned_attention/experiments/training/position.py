@@ -31,11 +31,7 @@ SHARE = 0.02  # of the time, at most, that goes into checkpoints
 
 
 class Pace:
-    """When the next checkpoint is due: after so many seconds, or more where the last one took long.
-
-    Args:
-        seconds: between two checkpoints at least; 0 is one after every step, whatever it costs.
-    """
+    """When the next checkpoint is due: after so many seconds, or more where the last one took long; 0 is always."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.took = seconds, 0.0
@@ -84,13 +80,8 @@ class Position:
 class Keeper:
     """Writes the checkpoints of a run when it is time, and brings a run back to the newest good one.
 
-    Args:
-        folder: the run's.
-        accelerator: which holds model, optimizer and schedule.
-        launch: how often to save.
-        identity: what makes the run this one, as plain data.
-        steps: of the whole run, for messages.
-        accumulation: micro-batches an optimizer step, for checkpoints of versions that did not count them.
+    ``steps``, of the whole run, are for messages; ``accumulation``, micro-batches an optimizer step, is for checkpoints
+    of versions that did not count them.
     """
 
     def __init__(

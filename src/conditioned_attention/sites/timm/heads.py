@@ -46,10 +46,8 @@ _CHANNELS = Layout("B N H*D", along="N")  # attention between channels: a row is
 _POOL = "it pools tokens into the features of the head, and is converted only if include names it"
 
 # the module that gets the heads -> classes
-_SITES: tuple[tuple[Hook, str], ...] = (
-    (
-        Hook("proj"),
-        """
+_SITES: dict[Hook, str] = {
+    Hook("proj"): """
         models.cait.ClassAttn models.cait.TalkingHeadAttn models.convit.GPSA models.convit.MHSA
         models.crossvit.CrossAttention models.davit.WindowAttention models.efficientformer.Attention
         models.fastvit.Attention models.gcvit.WindowAttentionGlobal models.hieradet_sam2.MultiScaleAttention
@@ -58,28 +56,21 @@ _SITES: tuple[tuple[Hook, str], ...] = (
         models.tiny_vit.Attention models.tnt.Attention models.twins.GlobalSubSampleAttn models.twins.LocallyGroupedAttn
         models.vision_transformer_relpos.RelPosAttention models.vision_transformer_sam.Attention models.volo.Attention
         models.volo.ClassAttention
-        """,
-    ),
-    (
-        Hook("proj", layout=_IMAGE),
-        "layers.attention2d.Attention2d models.maxxvit.Attention2d models.visformer.Attention",
-    ),
-    (
-        Hook("proj", layout=_CHANNELS),
-        "models.davit.ChannelAttention models.edgenext.CrossCovarianceAttn models.xcit.XCA",
-    ),
-    (Hook("drop", opt_in=_POOL), "layers.attention_pool2d.AttentionPool2d layers.attention_pool2d.RotAttentionPool2d"),
-    (Hook("pool", layout=_IMAGE), "layers.bottleneck_attn.BottleneckAttn layers.halo_attn.HaloAttn"),
-    (Hook("o_proj", layout=_IMAGE), "models.cpubone.ConvAttention models.lowformer.ConvAttention"),
-    (Hook("output", layout=_IMAGE), "layers.attention2d.MultiQueryAttention2d"),
-    (Hook("proj", opt_in=_POOL), "layers.attention_pool.AttentionPoolLatent"),
-    (Hook("post_norm", opt_in=_POOL), "layers.attention_pool.AttentionPoolPrr"),
-    (Hook("z", heads=1, layout=_IMAGE), "layers.non_local_attn.NonLocalAttn"),
-    (Hook("proj", "groups", _CHANNELS), "models.davit.ChannelAttentionV2"),
-    (Hook("o_proj"), "models.gemma4_vit.Gemma4Attention"),
-    (Hook("proj", layout=Layout("B N D*H")), "models.nest.Attention"),
-)
-_HOOKED: dict[str, Hook] = by_class(_SITES)
+    """,
+    Hook("proj", layout=_IMAGE): "layers.attention2d.Attention2d models.maxxvit.Attention2d models.visformer.Attention",
+    Hook("proj", layout=_CHANNELS): "models.davit.ChannelAttention models.edgenext.CrossCovarianceAttn models.xcit.XCA",
+    Hook("drop", opt_in=_POOL): "layers.attention_pool2d.AttentionPool2d layers.attention_pool2d.RotAttentionPool2d",
+    Hook("pool", layout=_IMAGE): "layers.bottleneck_attn.BottleneckAttn layers.halo_attn.HaloAttn",
+    Hook("o_proj", layout=_IMAGE): "models.cpubone.ConvAttention models.lowformer.ConvAttention",
+    Hook("output", layout=_IMAGE): "layers.attention2d.MultiQueryAttention2d",
+    Hook("proj", opt_in=_POOL): "layers.attention_pool.AttentionPoolLatent",
+    Hook("post_norm", opt_in=_POOL): "layers.attention_pool.AttentionPoolPrr",
+    Hook("z", heads=1, layout=_IMAGE): "layers.non_local_attn.NonLocalAttn",
+    Hook("proj", "groups", _CHANNELS): "models.davit.ChannelAttentionV2",
+    Hook("o_proj"): "models.gemma4_vit.Gemma4Attention",
+    Hook("proj", layout=Layout("B N D*H")): "models.nest.Attention",
+}
+_HOOKED: dict[str, Hook] = by_class(_SITES.items())
 
 
 def _levit(module: nn.Module) -> Hook:
@@ -100,34 +91,27 @@ _CHOSEN: dict[str, Callable[[nn.Module], Hook | str]] = {
 }
 
 # why heads cannot be reached, or why there are none -> classes
-_REFUSALS: tuple[tuple[str, str], ...] = (
-    (
-        NoAttention("weighs channels or places of its input, and computes no softmax(q kᵀ) v"),
-        """
+_REFUSALS: dict[str, str] = {
+    NoAttention("weighs channels or places of its input, and computes no softmax(q kᵀ) v"): """
         layers.cbam.ChannelAttn layers.cbam.LightChannelAttn layers.cbam.LightSpatialAttn layers.cbam.SpatialAttn
         layers.coord_attn.CoordAttn layers.coord_attn.EfficientLocalAttn layers.coord_attn.SimpleCoordAttn
         layers.coord_attn.StripAttn layers.global_context.GlobalContext layers.non_local_attn.BatNonLocalAttn
         layers.non_local_attn.BilinearAttnTransform layers.selective_kernel.SelectiveKernelAttn
         layers.split_attn.SplitAttn
-        """,
-    ),
-    (
-        "normalises every head behind softmax(q kᵀ) v by itself, so that C cancels",
-        "layers.diff_attention.DiffAttention models.vision_transformer.DiffParallelScalingBlock",
-    ),
-    (
-        "is linear attention: there is no softmax(q kᵀ) whose rows could be normalised",
-        """
+    """,
+    "normalises every head behind softmax(q kᵀ) v by itself, so that C cancels": """
+        layers.diff_attention.DiffAttention models.vision_transformer.DiffParallelScalingBlock
+    """,
+    "is linear attention: there is no softmax(q kᵀ) whose rows could be normalised": """
         layers.lambda_layer.LambdaLayer models.coat.FactorAttnConvRelPosEnc models.efficientvit_mit.LiteMLA
         models.mobilevit.LinearSelfAttention models.swiftformer.EfficientAdditiveAttention
-        """,
-    ),
-    ("has one head of width 1, of which C would leave only the sign", "models.csatv2.SpatialTransformerBlock"),
-    (NoAttention("is a state space model, without softmax(q kᵀ) v"), "models.efficientvim.HSMSSD"),
-    (NoAttention("is a convolution"), "models.nextvit.ConvAttention"),
-    ("does not run in timm itself: its keys are not transposed", "models.mvitv2.MultiScaleAttentionPoolFirst"),
-)
-_REFUSED: dict[str, str] = by_class(_REFUSALS)
+    """,
+    "has one head of width 1, of which C would leave only the sign": "models.csatv2.SpatialTransformerBlock",
+    NoAttention("is a state space model, without softmax(q kᵀ) v"): "models.efficientvim.HSMSSD",
+    NoAttention("is a convolution"): "models.nextvit.ConvAttention",
+    "does not run in timm itself: its keys are not transposed": "models.mvitv2.MultiScaleAttentionPoolFirst",
+}
+_REFUSED: dict[str, str] = by_class(_REFUSALS.items())
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:

@@ -38,10 +38,8 @@ _SWAPS = (
 _SWAPPED: dict[str, str] = by_class(_SWAPS)
 
 # where the heads are -> classes
-_SITES: tuple[tuple[Hook, str], ...] = (
-    (
-        Hook(None, "num_attention_heads"),
-        """
+_SITES: dict[Hook, str] = {
+    Hook(None, "num_attention_heads"): """
         big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention
         blip.modeling_blip_text.BlipTextSelfAttention bros.BrosSelfAttention canine.CanineSelfAttention
         clap.ClapAudioSelfAttention data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention
@@ -54,115 +52,87 @@ _SITES: tuple[tuple[Hook, str], ...] = (
         pvt.PvtEfficientSelfAttention rembert.RemBertSelfAttention roformer.RoFormerSelfAttention
         superglue.SuperGlueSelfAttention swin2sr.Swin2SRSelfAttention swinv2.Swinv2SelfAttention
         tapas.TapasSelfAttention vilt.ViltSelfAttention visual_bert.VisualBertSelfAttention
-        """,
-    ),
-    (
-        Hook(None),
-        """
+    """,
+    Hook(None): """
         cvt.CvtSelfAttention led.LEDEncoderSelfAttention longformer.LongformerSelfAttention
         perceiver.PerceiverSelfAttention timesformer.TimesformerSelfAttention
-        """,
-    ),
-    (Hook(None, layout=Layout("B N H D")), "gemma3n.Gemma3nAudioAttention"),
-    (
-        Hook("out_proj"),
-        """
+    """,
+    Hook(None, layout=Layout("B N H D")): "gemma3n.Gemma3nAudioAttention",
+    Hook("out_proj"): """
         bark.BarkSelfAttention clvp.ClvpSelfAttention dab_detr.DetrAttention fsmt.Attention gpt_neo.GPTNeoSelfAttention
         groupvit.GroupViTAttention led.LEDDecoderAttention mask2former.Mask2FormerAttention mvp.MvpAttention
         oneformer.OneFormerAttention pegasus_x.PegasusXGlobalLocalAttention speecht5.SpeechT5Attention
         table_transformer.TableTransformerAttention trocr.TrOCRAttention vits.VitsAttention xglm.XGLMAttention
-        """,
-    ),
-    (
-        Hook("out_proj", "num_attention_heads"),
-        """
+    """,
+    Hook("out_proj", "num_attention_heads"): """
         codegen.CodeGenAttention gptj.GPTJAttention grounding_dino.GroundingDinoMultiheadAttention
         mm_grounding_dino.MMGroundingDinoMultiheadAttention omdet_turbo.OmDetTurboMultiheadAttention
         zoedepth.ZoeDepthMultiheadAttention
-        """,
-    ),
-    (Hook("out_proj", "n_heads"), "mpt.MptAttention"),
-    (Hook("out_proj", "num_attn_heads"), "prophetnet.ProphetNetAttention prophetnet.ProphetNetNgramSelfAttention"),
-    (
-        Hook("proj"),
-        """
+    """,
+    Hook("out_proj", "n_heads"): "mpt.MptAttention",
+    Hook("out_proj", "num_attn_heads"): "prophetnet.ProphetNetAttention prophetnet.ProphetNetNgramSelfAttention",
+    Hook("proj"): """
         hiera.HieraMaskUnitAttention mgp_str.MgpstrAttention oneformer.OneFormerTextMapperAttention
         vitdet.VitDetAttention
-        """,
-    ),
-    (
-        Hook("proj", "num_attention_heads"),
-        """
+    """,
+    Hook("proj", "num_attention_heads"): """
         deepseek_ocr2.DeepseekOcr2SamVisionAttention deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention
         got_ocr2.GotOcr2VisionAttention pp_formulanet.PPFormulaNetVisionAttention pvt_v2.PvtV2SelfAttention
         sam.SamVisionAttention sam.SamVisionSdpaAttention sam_hq.SamHQVisionAttention sam_hq.SamHQVisionSdpaAttention
         seggpt.SegGptAttention slanext.SLANeXtVisionAttention unlimited_ocr.UnlimitedOcrSamVisionAttention
         unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention
-        """,
-    ),
-    (Hook("dense"), "bloom.BloomAttention falcon.FalconAttention"),
-    (Hook("dense", "num_attention_heads"), "gpt_neox_japanese.GPTNeoXJapaneseAttention tvp.TvpAttention"),
-    (Hook("out_lin", "n_heads"), "flaubert.MultiHeadAttention xlm.MultiHeadAttention"),
-    (Hook("o", "n_heads"), "longt5.LongT5LocalAttention longt5.LongT5TransientGlobalAttention"),
-    (Hook("o", "num_attention_heads"), "mpnet.MPNetSelfAttention"),
-    (Hook("c_proj", "n_head"), "openai.Attention"),
-    (Hook("c_proj"), "imagegpt.ImageGPTAttention"),
-    (Hook("activation", "num_attention_heads"), "levit.LevitAttention levit.LevitAttentionSubsample"),
+    """,
+    Hook("dense"): "bloom.BloomAttention falcon.FalconAttention",
+    Hook("dense", "num_attention_heads"): "gpt_neox_japanese.GPTNeoXJapaneseAttention tvp.TvpAttention",
+    Hook("out_lin", "n_heads"): "flaubert.MultiHeadAttention xlm.MultiHeadAttention",
+    Hook("o", "n_heads"): "longt5.LongT5LocalAttention longt5.LongT5TransientGlobalAttention",
+    Hook("o", "num_attention_heads"): "mpnet.MPNetSelfAttention",
+    Hook("c_proj", "n_head"): "openai.Attention",
+    Hook("c_proj"): "imagegpt.ImageGPTAttention",
+    Hook("activation", "num_attention_heads"): "levit.LevitAttention levit.LevitAttentionSubsample",
     # On the interface, in a file that compares the implementation's name.
-    (Hook("o_proj", "config.num_attention_heads"), "gemma4.Gemma4TextAttention"),
-    (Hook("projection"), "blip.BlipAttention"),
-    (Hook("post"), "gemma4.Gemma4AudioAttention"),
-    (Hook("attention_out"), "cpmant.CpmAntAttention"),
-    (Hook("linear_out"), "fastspeech2_conformer.FastSpeech2ConformerAttention"),
-    (Hook("to_out"), "granite_speech.GraniteSpeechConformerAttention"),
-    (Hook("output_proj"), "aimv2.Aimv2AttentionPoolingHead"),
-    (Hook("output_proj", "attention_heads"), "dab_detr.DabDetrAttention"),
-    (Hook("post_proj", "config.n_head"), "funnel.FunnelRelMultiheadAttention"),
-    (Hook("proj_out", 1, Layout("B H*D N")), "chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock"),
-)
-_HOOKED: dict[str, Hook] = by_class(_SITES)
+    Hook("o_proj", "config.num_attention_heads"): "gemma4.Gemma4TextAttention",
+    Hook("projection"): "blip.BlipAttention",
+    Hook("post"): "gemma4.Gemma4AudioAttention",
+    Hook("attention_out"): "cpmant.CpmAntAttention",
+    Hook("linear_out"): "fastspeech2_conformer.FastSpeech2ConformerAttention",
+    Hook("to_out"): "granite_speech.GraniteSpeechConformerAttention",
+    Hook("output_proj"): "aimv2.Aimv2AttentionPoolingHead",
+    Hook("output_proj", "attention_heads"): "dab_detr.DabDetrAttention",
+    Hook("post_proj", "config.n_head"): "funnel.FunnelRelMultiheadAttention",
+    Hook("proj_out", 1, Layout("B H*D N")): "chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock",
+}
+_HOOKED: dict[str, Hook] = by_class(_SITES.items())
 
 NO_SOFTMAX = "does not compute softmax(q kᵀ) v"
 
 # why heads cannot be reached, or why there are none -> classes
-_REFUSALS: tuple[tuple[str, str], ...] = (
-    (
-        NoAttention("computes weights, and no heads"),
-        """
+_REFUSALS: dict[str, str] = {
+    NoAttention("computes weights, and no heads"): """
         conditional_detr.ConditionalDetrMHAttentionMap dab_detr.DabDetrMHAttentionMap detr.DetrMHAttentionMap
         maskformer.MaskFormerDetrMHAttentionMap
-        """,
-    ),
-    (
-        "is replaced by its model when a short input comes: call model.set_attention_type('original_full') first",
-        "big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention",
-    ),
-    (
-        "attends in both directions at once, with an output projection for each",
-        "grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention",
-    ),
-    (
-        "gates or mixes its heads in its own forward",
-        """
+    """,
+    "is replaced by its model when a short input comes: call model.set_attention_type('original_full') first": """
+        big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention
+    """,
+    "attends in both directions at once, with an output projection for each": """
+        grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention
+    """,
+    "gates or mixes its heads in its own forward": """
         esm.modeling_esmfold.EsmFoldInvariantPointAttention esm.modeling_esmfold.EsmFoldSelfAttention
         granite_speech_plus.GraniteSpeechPlusConformerAttention
-        """,
-    ),
-    ("fills in averages of the values for queries that it does not look at", "informer.InformerProbSparseAttention"),
-    ("returns its heads together with their scale of quantisation", "ibert.IBertSelfAttention"),
-    (
-        NO_SOFTMAX,
-        """
+    """,
+    "fills in averages of the values for queries that it does not look at": "informer.InformerProbSparseAttention",
+    "returns its heads together with their scale of quantisation": "ibert.IBertSelfAttention",
+    NO_SOFTMAX: """
         groupvit.GroupViTAssignAttention mra.MraSelfAttention swiftformer.SwiftFormerEfficientAdditiveAttention
         yoso.YosoSelfAttention
-        """,
-    ),
-    (
-        "gives its output projection's weight to torch.nn.functional, so that no module gets the heads",
-        "wavlm.WavLMAttention",
-    ),
-)
-_REFUSED: dict[str, str] = by_class(_REFUSALS)
+    """,
+    "gives its output projection's weight to torch.nn.functional, so that no module gets the heads": """
+        wavlm.WavLMAttention
+    """,
+}
+_REFUSED: dict[str, str] = by_class(_REFUSALS.items())
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:

@@ -160,39 +160,34 @@ _LISTED: tuple[tuple[dict[str, str] | Callable[[Any], Projections | str], str], 
 )
 
 # why W + λ I has no place -> classes
-_REFUSALS: tuple[tuple[str, str], ...] = (
-    (
-        "is linear attention, without softmax(q kᵀ)",
-        """
+_REFUSALS: dict[str, str] = {
+    "is linear attention, without softmax(q kᵀ)": """
         bailing_hybrid.BailingHybridDeltaAttention glm5_next.Glm5NextTextLinearAttention
         kimi_linear.KimiLinearDeltaAttention minimax.MiniMaxLightningAttention
         mobilevitv2.MobileViTV2LinearSelfAttention olmo_hybrid.OlmoHybridGatedDeltaNet
-        """,
-    ),
-    ("computes weights, and no heads", "visual_bert.VisualBertRegionToPhraseAttention"),
-    (
-        "attends in both directions at once, so that its queries are keys as well",
-        "grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention",
-    ),
-    (
-        "adds projections of content and of position",
-        "conditional_detr.ConditionalDetrDecoderSelfAttention conditional_detr.ConditionalDetrDecoderCrossAttention",
-    ),
-    ("gets its queries, keys and values from the layer around it", "dab_detr.DabDetrAttention"),
-    ("has a trained query in place of W_Q", "aimv2.Aimv2AttentionPoolingHead"),
-    ("projects twice: its own projections stand before those of a MultiheadAttention", "aria.AriaCrossAttention"),
-    ("makes its queries with experts", "jetmoe.JetMoeAttention"),
-    ("makes queries and keys of each other, with convolutions", "zaya.ZayaAttention"),
-    ("has a second stream, for layout, with projections of another width", "lilt.LiltSelfAttention"),
-    ("makes queries and keys with one weight", "reformer.LSHSelfAttention"),
-    ("attends to points in space as well", "esm.modeling_esmfold.EsmFoldInvariantPointAttention"),
-    ("has no queries and keys", "esmfold2.EsmFold2MSAPairWeightedAveraging"),
-)
+    """,
+    "computes weights, and no heads": "visual_bert.VisualBertRegionToPhraseAttention",
+    "attends in both directions at once, so that its queries are keys as well": """
+        grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention
+    """,
+    "adds projections of content and of position": """
+        conditional_detr.ConditionalDetrDecoderSelfAttention conditional_detr.ConditionalDetrDecoderCrossAttention
+    """,
+    "gets its queries, keys and values from the layer around it": "dab_detr.DabDetrAttention",
+    "has a trained query in place of W_Q": "aimv2.Aimv2AttentionPoolingHead",
+    "projects twice: its own projections stand before those of a MultiheadAttention": "aria.AriaCrossAttention",
+    "makes its queries with experts": "jetmoe.JetMoeAttention",
+    "makes queries and keys of each other, with convolutions": "zaya.ZayaAttention",
+    "has a second stream, for layout, with projections of another width": "lilt.LiltSelfAttention",
+    "makes queries and keys with one weight": "reformer.LSHSelfAttention",
+    "attends to points in space as well": "esm.modeling_esmfold.EsmFoldInvariantPointAttention",
+    "has no queries and keys": "esmfold2.EsmFold2MSAPairWeightedAveraging",
+}
 
 
 # class -> what makes its queries, keys and values, or why that is no place for W + λ I
 FOUND: dict[str, Callable[[Any], Projections | str] | str] = {
     **{name: partial(_these, found) if isinstance(found, dict) else found for name, found in by_class(_LISTED).items()},
     **{name: reason for name, reason in _REFUSED.items() if reason == NO_SOFTMAX or isinstance(reason, NoAttention)},
-    **by_class(_REFUSALS),
+    **by_class(_REFUSALS.items()),
 }
