@@ -96,7 +96,7 @@ MUTATIONS = [
     ("Swin V2, bias of the keys", "sites/torchvision/forwards.py", "torch.cat((q, torch.zeros_like(k), v))", "bias", TORCHVISION),
     ("MViT, queries not added", "sites/torchvision/forwards.py", "if self.residual_pool:", "if False:", TORCHVISION),
     ("transformers, causal flag lost", "sites/transformers/sdpa.py", "attention_mask is None and causal(module, is_causal)", "False", SDPA),
-    ("transformers, mask lost", "sites/transformers/sdpa.py", "        attention_mask,\n        dropout,", "        None,\n        dropout,", SDPA),
+    ("transformers, mask lost", "sites/transformers/sdpa.py", "key, value, attention_mask, dropout, flag", "key, value, None, dropout, flag", SDPA),
     ("transformers, scale lost", "sites/transformers/sdpa.py", "scale=scaling", "scale=None", SDPA),
     ("guard compares nothing", "conversion/guard.py", "elif _record(theirs) != _record(module._buffers[GUARD])", "elif False", PERSISTENCE),
     ("guard not demanded", "conversion/guard.py", "if theirs is None:", "if False:", PERSISTENCE),

@@ -66,9 +66,11 @@ class Launch:
         # One process may train several runs, and Accelerate keeps its settings in singletons and in the environment.
         AcceleratorState._reset_state()
         GradientState._reset_state()
-        _forget_earlier_request()
-        if self.parallel == "fsdp2":
-            _note_request()
+        global _requested_here
+        if _requested_here:
+            os.environ.pop(_FSDP, None)
+        # Accelerate writes a plugin's wish into the environment, where it reads like the launcher's.
+        _requested_here = self.parallel == "fsdp2" and _FSDP not in os.environ
         accelerator = Accelerator(
             # torchrun on a machine without a GPU: without this word every process would train a run of its own
             cpu=cpu or (world_size() > 1 and not torch.accelerator.is_available()),
@@ -151,19 +153,6 @@ _requested_here = False
 def _fsdp_in_environment() -> bool:
     """``accelerate launch --use_fsdp``, which Accelerate quietly forgets on a CPU."""
     return os.environ.get(_FSDP, "false").lower() in ("true", "1")
-
-
-def _note_request() -> None:
-    """Accelerate writes a plugin's wish into the environment, where it reads like the launcher's."""
-    global _requested_here
-    _requested_here = _FSDP not in os.environ
-
-
-def _forget_earlier_request() -> None:
-    global _requested_here
-    if _requested_here:
-        os.environ.pop(_FSDP, None)
-    _requested_here = False
 
 
 def _fsdp2() -> object:

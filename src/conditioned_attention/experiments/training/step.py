@@ -28,11 +28,9 @@ class Step:
 
     Attributes:
         accelerator: puts data in their place, and knows of precision and of other processes.
-        model: as Accelerate has prepared it.
-        optimizer: the same.
+        model, optimizer: as Accelerate has prepared them.
         loss: of a model and a micro-batch, a scalar or named ones that add up.
-        clip: largest norm of the gradient, or None.
-        average: the moving average of the weights, or None.
+        clip, average: largest norm of the gradient, and moving average of the weights; or None.
     """
 
     accelerator: Accelerator

@@ -226,11 +226,9 @@ def _with_queries(
     transform: HeadTransform, query: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """The arguments of an attention function with the queries and keys that the transform makes of its own."""
-    if "key" in kwargs:
-        query, key = transform.queries(query, kwargs["key"])
-        return query, args, {**kwargs, "key": key}
-    query, key = transform.queries(query, args[0])
-    return query, (key, *args[1:]), kwargs
+    by_name = "key" in kwargs
+    query, key = transform.queries(query, kwargs["key"] if by_name else args[0])
+    return (query, args, {**kwargs, "key": key}) if by_name else (query, (key, *args[1:]), kwargs)
 
 
 class _Seen:

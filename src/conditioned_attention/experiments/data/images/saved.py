@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,12 @@ from conditioned_attention.experiments.data.scan import stamp_of
 from conditioned_attention.experiments.data.split import choose_eval_split
 
 
-@dataclass(frozen=True)
-class RowReader:
+def _read(rows: Any, column: str, row: int) -> Image.Image:
     """Decodes the image in a row of a data set whose image column holds encoded files."""
-
-    rows: Any
-    column: str
-
-    def __call__(self, row: int) -> Image.Image:
-        encoded = self.rows[row][self.column]
-        if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
-            raise ValueError("the row has no image")
-        return read_rgb(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
+    encoded = rows[row][column]
+    if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
+        raise ValueError("the row has no image")
+    return read_rgb(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
 
 
 def saved_images(
@@ -78,27 +72,23 @@ def saved_images(
     labels = [label[value] for part in values for value in part]
     edge = len(values[0])
     train, evaluation = split_if_needed(labels, range(edge), range(edge, len(labels)))
-    reader = RowReader(datasets.concatenate_datasets(parts), image_column)
+    reader = partial(_read, datasets.concatenate_datasets(parts), image_column)
     return ImageSource([str(c) for c in classes], names, labels, train, evaluation, reader, _stamp(root, chosen))
 
 
-def _is_image(feature: Any) -> bool:
+def _is(kind: str, feature: Any) -> bool:
     import datasets
 
-    return isinstance(feature, datasets.Image)
+    return isinstance(feature, getattr(datasets, kind))
+
+
+_is_image, _is_class_label = partial(_is, "Image"), partial(_is, "ClassLabel")
 
 
 def _holds_images(feature: Any) -> bool:
     """Images, or encoded files that were not declared as such."""
-    return (
-        _is_image(feature) or isinstance(feature, dict) or getattr(feature, "dtype", "") in ("binary", "large_binary")
-    )
-
-
-def _is_class_label(feature: Any) -> bool:
-    import datasets
-
-    return isinstance(feature, datasets.ClassLabel)
+    binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
+    return binary or _is_image(feature) or isinstance(feature, dict)
 
 
 def _is_label(feature: Any) -> bool:
