@@ -5,7 +5,7 @@ Nothing of timm is imported here; the classes that are swapped stand in files of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,9 +15,9 @@ from conditioned_attention.sites.site import Mechanism, NoAttention, class_name,
 from conditioned_attention.sites.swap import derived_reason, swap_in
 
 
-def by_class(table: Iterable[tuple[Any, str]]) -> dict[str, Any]:
+def by_class(table: Mapping[Any, str]) -> dict[str, Any]:
     """What a table has for each class of timm."""
-    return {f"timm.{name}": what for what, names in table for name in names.split()}
+    return {f"timm.{name}": what for what, names in table.items() for name in names.split()}
 
 
 # class -> the file that holds its conditioned subclass, and that subclass
@@ -70,7 +70,7 @@ _SITES: dict[Hook, str] = {
     Hook("o_proj"): "models.gemma4_vit.Gemma4Attention",
     Hook("proj", layout=Layout("B N D*H")): "models.nest.Attention",
 }
-_HOOKED: dict[str, Hook] = by_class(_SITES.items())
+_HOOKED: dict[str, Hook] = by_class(_SITES)
 
 
 def _levit(module: nn.Module) -> Hook:
@@ -111,7 +111,7 @@ _REFUSALS: dict[str, str] = {
     NoAttention("is a convolution"): "models.nextvit.ConvAttention",
     "does not run in timm itself: its keys are not transposed": "models.mvitv2.MultiScaleAttentionPoolFirst",
 }
-_REFUSED: dict[str, str] = by_class(_REFUSALS.items())
+_REFUSED: dict[str, str] = by_class(_REFUSALS)
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:

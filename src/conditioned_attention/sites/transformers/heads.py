@@ -5,7 +5,7 @@ Nothing of transformers is imported here; the classes that are swapped stand in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -16,10 +16,10 @@ from conditioned_attention.sites.swap import derived_reason, swap_in
 from conditioned_attention.sites.transformers import interface
 
 
-def by_class(table: Iterable[tuple[Any, str]]) -> dict[str, Any]:
+def by_class(table: Mapping[Any, str]) -> dict[str, Any]:
     """What a table has for each class; its ``bert.BertAttention`` is transformers.models.bert.modeling_bert's."""
     found = {}
-    for what, names in table:
+    for what, names in table.items():
         for name in names.split():
             model, _, cls = name.partition(".")
             found[f"transformers.models.{model}.{cls if '.' in cls else f'modeling_{model}.{cls}'}"] = what
@@ -27,14 +27,14 @@ def by_class(table: Iterable[tuple[Any, str]]) -> dict[str, Any]:
 
 
 # conditioned subclass in `forwards` -> class
-_SWAPS = (
-    ("ConditionedConvBert", "convbert.ConvBertSelfAttention"),
-    ("ConditionedLilt", "lilt.LiltSelfAttention"),
-    ("ConditionedLuke", "luke.LukeSelfAttention"),
-    ("ConditionedNystromformer", "nystromformer.NystromformerSelfAttention"),
-    ("ConditionedSqueezeBert", "squeezebert.SqueezeBertSelfAttention"),
-    ("ConditionedXLNet", "xlnet.XLNetRelativeAttention"),
-)
+_SWAPS = {
+    "ConditionedConvBert": "convbert.ConvBertSelfAttention",
+    "ConditionedLilt": "lilt.LiltSelfAttention",
+    "ConditionedLuke": "luke.LukeSelfAttention",
+    "ConditionedNystromformer": "nystromformer.NystromformerSelfAttention",
+    "ConditionedSqueezeBert": "squeezebert.SqueezeBertSelfAttention",
+    "ConditionedXLNet": "xlnet.XLNetRelativeAttention",
+}
 _SWAPPED: dict[str, str] = by_class(_SWAPS)
 
 # where the heads are -> classes
@@ -102,7 +102,7 @@ _SITES: dict[Hook, str] = {
     Hook("post_proj", "config.n_head"): "funnel.FunnelRelMultiheadAttention",
     Hook("proj_out", 1, Layout("B H*D N")): "chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock",
 }
-_HOOKED: dict[str, Hook] = by_class(_SITES.items())
+_HOOKED: dict[str, Hook] = by_class(_SITES)
 
 NO_SOFTMAX = "does not compute softmax(q kᵀ) v"
 
@@ -132,7 +132,7 @@ _REFUSALS: dict[str, str] = {
         wavlm.WavLMAttention
     """,
 }
-_REFUSED: dict[str, str] = by_class(_REFUSALS.items())
+_REFUSED: dict[str, str] = by_class(_REFUSALS)
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
