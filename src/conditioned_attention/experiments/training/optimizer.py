@@ -19,11 +19,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of a model's trainable weights.
 
-    Args:
-        model: what is trained.
-        settings: which optimizer, and how.
-        no_weight_decay: patterns of names of parameters that a task keeps from decaying, such as ``"*.pos_embed"``,
-            beside those that the model itself keeps from it.
+    ``no_weight_decay`` are patterns of names of parameters that a task keeps from decaying, such as ``"*.pos_embed"``,
+    beside those that the model itself keeps from it.
 
     Raises:
         ValueError: timm has no such optimizer, or torch no Muon.
