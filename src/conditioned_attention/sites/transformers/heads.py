@@ -26,14 +26,12 @@ def by_class(table: Mapping[Any, str]) -> dict[str, Any]:
     return found
 
 
-# conditioned subclass in `forwards` -> class
+# the file that holds their conditioned subclasses -> classes
 _SWAPS = {
-    "ConditionedConvBert": "convbert.ConvBertSelfAttention",
-    "ConditionedLilt": "lilt.LiltSelfAttention",
-    "ConditionedLuke": "luke.LukeSelfAttention",
-    "ConditionedNystromformer": "nystromformer.NystromformerSelfAttention",
-    "ConditionedSqueezeBert": "squeezebert.SqueezeBertSelfAttention",
-    "ConditionedXLNet": "xlnet.XLNetRelativeAttention",
+    "transformers.forwards": """
+        convbert.ConvBertSelfAttention lilt.LiltSelfAttention luke.LukeSelfAttention
+        nystromformer.NystromformerSelfAttention squeezebert.SqueezeBertSelfAttention xlnet.XLNetRelativeAttention
+    """
 }
 _SWAPPED: dict[str, str] = by_class(_SWAPS)
 
@@ -140,7 +138,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:
-        return swap_in("transformers.forwards", _SWAPPED[name])
+        return swap_in(_SWAPPED[name], cls)
     if name in _HOOKED:
         return _HOOKED[name].missing(module) or _passed_by(module) or _HOOKED[name]
     if name in _REFUSED:
