@@ -85,6 +85,7 @@ MUTATIONS = [
     ("hook, shared projection", "sites/table.py", "sites = _without_shared(sites)", "pass", HOOK),
     ("timm, heads and width exchanged", "sites/timm/heads.py", '"B N D*H"', '"B N H*D"', TIMM),
     ("timm, tokens for channels", "sites/timm/heads.py", ', along="N"', "", TIMM),
+    ("rows head by head as one block", "sites/projections.py", 'heads if roles.startswith("H*") else 1', "1", "tests/sites"),
     ("timm, LeViT's images as tokens", "sites/timm/heads.py", "_IMAGE if module.use_conv else _TOKENS", "_TOKENS", TIMM),
     ("pools converted unasked", "conversion/selection.py", "if not site.opt_in or active_transform(site) is not None", "if True", TIMM),
     ("compiled code not forgotten", "sites/table.py", "torch.compiler.reset()", "pass", HOOK),

@@ -215,12 +215,11 @@ def _settings(entry: Mapping[str, Any]) -> Settings:
     if cls is None:
         raise ValueError(f"kind={entry['kind']!r} is unknown; valid are {tuple(kinds)}")
     try:
-        settings: Settings = cls(**options)
+        return cls(**options)
     except TypeError as error:
         raise ValueError(
             f"options of {entry['kind']!r} that this version does not know: {options} ({error})"
         ) from error
-    return settings
 
 
 def _by_name(model: nn.Module, sites: Sequence[Site], names: Sequence[str]) -> list[Site]:

@@ -49,15 +49,11 @@ def attend_packed(
 
 def _options(transform: HeadTransform, arguments: Arguments, query: Tensor) -> Options:
     assert isinstance(transform, RowNorm)
+    scale = 1 / math.sqrt(query.shape[-1]) if arguments.scale is None else arguments.scale
     return Options(
-        is_causal=arguments.is_causal,
-        scale=1 / math.sqrt(query.shape[-1]) if arguments.scale is None else arguments.scale,
-        dropout_p=arguments.dropout_p,
-        window=arguments.window or 0,
-        eps=transform.floor(query.dtype),
-        rows=transform.rows,
-        gradient=transform.gradient,
-    )
+        arguments.is_causal, scale, arguments.dropout_p, window=arguments.window or 0,
+        eps=transform.floor(query.dtype), rows=transform.rows, gradient=transform.gradient,
+    )  # fmt: skip
 
 
 def _seed(query: Tensor) -> Tensor:

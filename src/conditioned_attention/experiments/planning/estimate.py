@@ -185,17 +185,13 @@ def _estimate(task: Task, settings: Training, variant: Variant, steps: int, coun
     return Estimate(
         **{name: getattr(count, name) for name in counted},
         **{name: getattr(settings, name) for name in ("micro_batch", "accumulation", "precision")},
-        variant=variant.name,
-        steps=steps,
-        samples=samples,
+        variant=variant.name, steps=steps, samples=samples,
         tokens=samples * task.tokens_per_sample if task.tokens_per_sample > 1 else None,
-        micro_batch_flops=flops,
-        flops=full * settings.accumulation * flops,
-        gradient_bytes=count.trainable_bytes,
-        ema_bytes=ema,
+        micro_batch_flops=flops, flops=full * settings.accumulation * flops,
+        gradient_bytes=count.trainable_bytes, ema_bytes=ema,
         checkpoint_bytes=count.saved_bytes + count.optimizer_bytes + (ema and count.saved_bytes),
         budget_seconds=settings.seconds,
-    )
+    )  # fmt: skip
 
 
 def _on_gpu(row: Estimate, name: str | None, utilisation: float) -> Estimate:

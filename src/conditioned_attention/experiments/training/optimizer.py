@@ -19,11 +19,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of a model's trainable weights.
 
-    Args:
-        model: what is trained.
-        settings: which optimizer, and how.
-        no_weight_decay: patterns of names of parameters that a task keeps from decaying, such as ``"*.pos_embed"``,
-            beside those that the model itself keeps from it.
+    ``no_weight_decay`` are patterns of names of parameters that a task keeps from decaying, such as ``"*.pos_embed"``,
+    beside those that the model itself keeps from it.
 
     Raises:
         ValueError: timm has no such optimizer, or torch no Muon.
@@ -83,10 +80,9 @@ def _timm(model: nn.Module, settings: Optimization, still: Collection[str]) -> t
         raise ValueError(f"timm_optimizer={settings.timm_optimizer!r} is unknown to timm; valid are {', '.join(valid)}")
     groups = parameter_groups(model, settings.weight_decay, still)
     momentum = {} if settings.momentum is None else {"momentum": settings.momentum}
-    optimizer: torch.optim.Optimizer = optimizers.create_optimizer_v2(
+    return optimizers.create_optimizer_v2(
         groups, settings.timm_optimizer, lr=settings.lr, weight_decay=0.0, **_adam(settings), **momentum
     )
-    return optimizer
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

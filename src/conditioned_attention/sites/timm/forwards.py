@@ -136,11 +136,9 @@ def _project_beside_mlp(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor,
 def _project_together(module: Any, attention: Tensor, mlp: Tensor) -> Tensor:
     """The sum of the two projections, which may be one on both inputs side by side."""
     shared = getattr(module, "out_proj", None)  # timm 1.0.20 has none
-    if shared is None:
-        y: Tensor = module.attn_out_proj(attention) + module.mlp_out_proj(mlp)
-    else:
-        y = shared(torch.cat((attention, mlp), dim=-1))
-    return y
+    if shared is not None:
+        return shared(torch.cat((attention, mlp), dim=-1))
+    return module.attn_out_proj(attention) + module.mlp_out_proj(mlp)
 
 
 def _split(module: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ Nothing of timm is imported here; the classes that are swapped stand in files of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,29 +15,26 @@ from conditioned_attention.sites.site import Mechanism, NoAttention, class_name,
 from conditioned_attention.sites.swap import derived_reason, swap_in
 
 
-def by_class(table: Iterable[tuple[Any, str]]) -> dict[str, Any]:
+def by_class(table: Mapping[Any, str]) -> dict[str, Any]:
     """What a table has for each class of timm."""
-    return {f"timm.{name}": what for what, names in table for name in names.split()}
+    return {f"timm.{name}": what for what, names in table.items() for name in names.split()}
 
 
-# class -> the file that holds its conditioned subclass, and that subclass
-_SWAPPED = {
-    "timm.layers.attention.Attention": ("timm.forwards", "ConditionedAttention"),
-    "timm.layers.attention.AttentionRope": ("timm.forwards", "ConditionedAttentionRope"),
-    "timm.layers.attention2d.MultiQueryAttentionV2": ("timm.hybrids", "ConditionedMultiQueryAttentionV2"),
-    "timm.models.beit.Attention": ("timm.forwards", "ConditionedBeitAttention"),
-    "timm.models.efficientformer_v2.Attention2d": ("timm.hybrids", "ConditionedAttention2d"),
-    "timm.models.efficientformer_v2.Attention2dDownsample": ("timm.hybrids", "ConditionedAttention2dDownsample"),
-    "timm.models.efficientvit_msra.CascadedGroupAttention": ("timm.hybrids", "ConditionedCascadedGroupAttention"),
-    "timm.models.eva.EvaAttention": ("timm.forwards", "ConditionedEvaAttention"),
-    "timm.models.hiera.MaskUnitAttention": ("timm.forwards", "ConditionedMaskUnitAttention"),
-    "timm.models.iformer.SHMA": ("timm.iformer", "ConditionedSHMA"),
-    "timm.models.mvitv2.MultiScaleAttention": ("timm.hybrids", "ConditionedMultiScaleAttention"),
-    "timm.models.shvit.SHSA": ("timm.hybrids", "ConditionedSHSA"),
-    "timm.models.swin_transformer.WindowAttention": ("timm.forwards", "ConditionedWindowAttention"),
-    "timm.models.vision_transformer.ParallelScalingBlock": ("timm.forwards", "ConditionedParallelScalingBlock"),
-    "timm.models.volo.OutlookAttention": ("timm.hybrids", "ConditionedOutlookAttention"),
+# the file that holds their conditioned subclasses -> classes
+_SWAPS = {
+    "timm.forwards": """
+        layers.attention.Attention layers.attention.AttentionRope models.beit.Attention models.eva.EvaAttention
+        models.hiera.MaskUnitAttention models.swin_transformer.WindowAttention
+        models.vision_transformer.ParallelScalingBlock
+    """,
+    "timm.hybrids": """
+        layers.attention2d.MultiQueryAttentionV2 models.efficientformer_v2.Attention2d
+        models.efficientformer_v2.Attention2dDownsample models.efficientvit_msra.CascadedGroupAttention
+        models.mvitv2.MultiScaleAttention models.shvit.SHSA models.volo.OutlookAttention
+    """,
+    "timm.iformer": "models.iformer.SHMA",
 }
+_SWAPPED: dict[str, str] = by_class(_SWAPS)
 
 _TOKENS = Layout("B N H*D")
 _IMAGE = Layout("B H*D N")
@@ -70,7 +67,7 @@ _SITES: dict[Hook, str] = {
     Hook("o_proj"): "models.gemma4_vit.Gemma4Attention",
     Hook("proj", layout=Layout("B N D*H")): "models.nest.Attention",
 }
-_HOOKED: dict[str, Hook] = by_class(_SITES.items())
+_HOOKED: dict[str, Hook] = by_class(_SITES)
 
 
 def _levit(module: nn.Module) -> Hook:
@@ -111,7 +108,7 @@ _REFUSALS: dict[str, str] = {
     NoAttention("is a convolution"): "models.nextvit.ConvAttention",
     "does not run in timm itself: its keys are not transposed": "models.mvitv2.MultiScaleAttentionPoolFirst",
 }
-_REFUSED: dict[str, str] = by_class(_REFUSALS.items())
+_REFUSED: dict[str, str] = by_class(_REFUSALS)
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
@@ -119,7 +116,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:
-        return swap_in(*_SWAPPED[name])
+        return swap_in(_SWAPPED[name], cls)
     found = _CHOSEN[name](module) if name in _CHOSEN else _HOOKED.get(name) or _REFUSED.get(name)
     if isinstance(found, Hook):
         return found.missing(module) or found

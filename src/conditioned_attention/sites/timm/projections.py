@@ -59,99 +59,80 @@ def global_queries(module: Any) -> Projections | str:
     return "gets its queries from another module, without W_Q" if module.use_global else these({"qkv": "qkv"}, module)
 
 
+_normed = partial(these, remark=NORMED)
 _KEY_DIM = ("H*qkv", "key_dim key_dim val_dim")
+_GATED = f"{NORMED}, that of the values before a sigmoid too"
 
-# what makes queries, keys and values (weights with what their rows make, as in `made_by`, or a function), or
-# why that is no place for W + λ I -> classes
-_TABLE: tuple[tuple[dict[str, Any] | Callable[[Any], Projections | str] | str, str], ...] = (
-    (
-        {"qkv": "qkv"},
-        """
+# what makes queries, keys and values, or why that is no place for W + λ I -> classes
+_TABLE: dict[Callable[[Any], Projections | str] | str, str] = {
+    partial(these, {"qkv": "qkv"}): """
         layers.attention.Attention models.beit.Attention models.cait.TalkingHeadAttn models.convit.MHSA
         models.davit.WindowAttention models.fastvit.Attention models.hieradet_sam2.MultiScaleAttention
         models.metaformer.Attention models.mvitv2.MultiScaleAttention models.nest.Attention
         models.swin_transformer.WindowAttention models.twins.LocallyGroupedAttn
         models.vision_transformer_relpos.RelPosAttention models.vision_transformer_sam.Attention
         models.visformer.Attention models.volo.Attention
-        """,
-    ),
+    """,
     # its paper's W_Q and W_K of a head make two queries and two keys
-    ({"qkv": "qkv"}, "layers.diff_attention.DiffAttention"),
-    (
-        partial(these, {"qkv": "qkv"}, remark=NORMED),
-        """
+    partial(these, {"qkv": "qkv"}): "layers.diff_attention.DiffAttention",
+    partial(_normed, {"qkv": "qkv"}): """
         models.edgenext.CrossCovarianceAttn models.swin_transformer_v2.WindowAttention
         models.swin_transformer_v2_cr.WindowMultiHeadAttention models.xcit.XCA
-        """,
-    ),
-    (partial(these, {"qkv": "qkv"}, heads="heads"), "models.hiera.MaskUnitAttention"),
-    (partial(these, {"qkv": "qkv"}, heads="groups"), "models.davit.ChannelAttentionV2"),
-    ({"qkv": "vqk"}, "models.davit.ChannelAttention"),  # softmax(kᵀ v) qᵀ in its names
-    ({"pwise": "H*qkv"}, "models.cpubone.ConvAttention models.lowformer.ConvAttention"),
-    (as_built, "layers.attention2d.Attention2d models.maxxvit.Attention2d models.maxxvit.AttentionCl"),
-    ({"qkv": _KEY_DIM}, "models.efficientformer.Attention models.tiny_vit.Attention"),
-    (partial(these, {"qkv.linear": _KEY_DIM}, remark=NORMED), "models.levit.Attention"),
-    ({"q": "q", "k": "k", "v": "v"}, "models.cait.ClassAttn models.nextvit.EfficientAttention"),
-    ({"wq": "q", "wk": "k", "wv": "v"}, "models.crossvit.CrossAttention"),
-    ({"query.proj": "q", "key.proj": "k", "value.proj": "v"}, "layers.attention2d.MultiQueryAttention2d"),
-    ({"q_proj.linear": "q", "k_proj.linear": "k", "v_proj.linear": "v"}, "models.gemma4_vit.Gemma4Attention"),
-    (
-        partial(these, {"q.conv": "q", "k.conv": "k", "v.conv": "v"}, remark=NORMED),
-        "models.efficientformer_v2.Attention2d",
-    ),
-    (
-        partial(these, {"q.proj.conv": "q", "k.conv": "k", "v.conv": "v"}, remark=NORMED),
-        "models.efficientformer_v2.Attention2dDownsample",
-    ),
-    (partial(fused_or_apart, "q_proj", "k_proj", "v_proj"), "layers.attention.AttentionRope models.eva.EvaAttention"),
-    (
-        partial(fused_or_apart, "q", "k", "v"),
-        "layers.attention_pool2d.AttentionPool2d layers.attention_pool2d.RotAttentionPool2d",
-    ),
-    ({"q": "q", "kv": "kv"}, "models.pvt_v2.Attention models.twins.GlobalSubSampleAttn models.volo.ClassAttention"),
-    (latent_pool, "layers.attention_pool.AttentionPoolLatent"),
-    ({"qk": "qk", "v": "v"}, "models.convit.GPSA models.tnt.Attention"),
-    (beside_mlp, "models.vision_transformer.ParallelScalingBlock models.vision_transformer.DiffParallelScalingBlock"),
-    ({"qkv": ("qkv", "dim_out_qk dim_out_qk dim_out_v")}, "layers.bottleneck_attn.BottleneckAttn"),
-    ({"q": "q", "kv": ("H*kv", "dim_head_qk dim_head_v")}, "layers.halo_attn.HaloAttn"),
-    (partial(these, {"t": "q", "p": "k", "g": "v"}, heads=1), "layers.non_local_attn.NonLocalAttn"),
-    (
-        partial(these, {"q.ln.linear": "q", "kv.linear": ("H*kv", "key_dim val_dim")}, remark=NORMED),
-        "models.levit.AttentionDownsample",
-    ),
-    (cascaded, "models.efficientvit_msra.CascadedGroupAttention"),
+    """,
+    partial(these, {"qkv": "qkv"}, heads="heads"): "models.hiera.MaskUnitAttention",
+    partial(these, {"qkv": "qkv"}, heads="groups"): "models.davit.ChannelAttentionV2",
+    partial(these, {"qkv": "vqk"}): "models.davit.ChannelAttention",  # softmax(kᵀ v) qᵀ in its names
+    partial(these, {"pwise": "H*qkv"}): "models.cpubone.ConvAttention models.lowformer.ConvAttention",
+    as_built: "layers.attention2d.Attention2d models.maxxvit.Attention2d models.maxxvit.AttentionCl",
+    partial(these, {"qkv": _KEY_DIM}): "models.efficientformer.Attention models.tiny_vit.Attention",
+    partial(_normed, {"qkv.linear": _KEY_DIM}): "models.levit.Attention",
+    partial(these, {"q": "q", "k": "k", "v": "v"}): "models.cait.ClassAttn models.nextvit.EfficientAttention",
+    partial(these, {"wq": "q", "wk": "k", "wv": "v"}): "models.crossvit.CrossAttention",
+    partial(these, {"query.proj": "q", "key.proj": "k", "value.proj": "v"}): "layers.attention2d.MultiQueryAttention2d",
+    partial(these, {"q_proj.linear": "q", "k_proj.linear": "k", "v_proj.linear": "v"}): """
+        models.gemma4_vit.Gemma4Attention
+    """,
+    partial(_normed, {"q.conv": "q", "k.conv": "k", "v.conv": "v"}): "models.efficientformer_v2.Attention2d",
+    partial(_normed, {"q.proj.conv": "q", "k.conv": "k", "v.conv": "v"}): """
+        models.efficientformer_v2.Attention2dDownsample
+    """,
+    partial(fused_or_apart, "q_proj", "k_proj", "v_proj"): "layers.attention.AttentionRope models.eva.EvaAttention",
+    partial(fused_or_apart, "q", "k", "v"): """
+        layers.attention_pool2d.AttentionPool2d layers.attention_pool2d.RotAttentionPool2d
+    """,
+    partial(these, {"q": "q", "kv": "kv"}): """
+        models.pvt_v2.Attention models.twins.GlobalSubSampleAttn models.volo.ClassAttention
+    """,
+    latent_pool: "layers.attention_pool.AttentionPoolLatent",
+    partial(these, {"qk": "qk", "v": "v"}): "models.convit.GPSA models.tnt.Attention",
+    beside_mlp: "models.vision_transformer.ParallelScalingBlock models.vision_transformer.DiffParallelScalingBlock",
+    partial(these, {"qkv": ("qkv", "dim_out_qk dim_out_qk dim_out_v")}): "layers.bottleneck_attn.BottleneckAttn",
+    partial(these, {"q": "q", "kv": ("H*kv", "dim_head_qk dim_head_v")}): "layers.halo_attn.HaloAttn",
+    partial(these, {"t": "q", "p": "k", "g": "v"}, heads=1): "layers.non_local_attn.NonLocalAttn",
+    partial(
+        _normed, {"q.ln.linear": "q", "kv.linear": ("H*kv", "key_dim val_dim")}
+    ): "models.levit.AttentionDownsample",
+    cascaded: "models.efficientvit_msra.CascadedGroupAttention",
     # of the channels that take part
-    (partial(these, {"qkv.c": ("qkv", "qk_dim qk_dim pdim")}, heads=1, remark=NORMED), "models.shvit.SHSA"),
-    (
-        partial(
-            these,
-            {"q.c": "q", "k.c": "k", "v_gate.c": "v-"},
-            heads=1,
-            remark=f"{NORMED}, that of the values before a sigmoid too",
-        ),
-        "models.iformer.SHMA",
-    ),
-    (global_queries, "models.gcvit.WindowAttentionGlobal"),
-    (
-        "is linear attention: spectral conditioning is about softmax(q kᵀ) v",
-        """
+    partial(_normed, {"qkv.c": ("qkv", "qk_dim qk_dim pdim")}, heads=1): "models.shvit.SHSA",
+    partial(these, {"q.c": "q", "k.c": "k", "v_gate.c": "v-"}, heads=1, remark=_GATED): "models.iformer.SHMA",
+    global_queries: "models.gcvit.WindowAttentionGlobal",
+    "is linear attention: spectral conditioning is about softmax(q kᵀ) v": """
         layers.lambda_layer.LambdaLayer models.coat.FactorAttnConvRelPosEnc models.efficientvit_mit.LiteMLA
         models.mobilevit.LinearSelfAttention models.swiftformer.EfficientAdditiveAttention
-        """,
-    ),
-    ("has no W_V: its values are what it is given", "layers.other_pool.SimPool1d layers.other_pool.SimPool2d"),
-    ("has no projections", "layers.attention_pool.AttentionPoolPrr"),
-    ("makes its attention weights from queries alone, without W_K", "models.volo.OutlookAttention"),
-    ("holds W_Q, W_K and W_V in shapes that are not (out, in)", "layers.attention2d.MultiQueryAttentionV2"),
-    (
-        "has one channel, which its layer norm makes constant, so that queries and keys do not reach its output",
-        "models.csatv2.SpatialTransformerBlock",
-    ),
-    ("does not run in timm itself: its keys are not transposed", "models.mvitv2.MultiScaleAttentionPoolFirst"),
-)
+    """,
+    "has no W_V: its values are what it is given": "layers.other_pool.SimPool1d layers.other_pool.SimPool2d",
+    "has no projections": "layers.attention_pool.AttentionPoolPrr",
+    "makes its attention weights from queries alone, without W_K": "models.volo.OutlookAttention",
+    "holds W_Q, W_K and W_V in shapes that are not (out, in)": "layers.attention2d.MultiQueryAttentionV2",
+    "has one channel, which its layer norm makes constant, so that queries and keys do not reach its output": """
+        models.csatv2.SpatialTransformerBlock
+    """,
+    "does not run in timm itself: its keys are not transposed": "models.mvitv2.MultiScaleAttentionPoolFirst",
+}
 
 # class -> what makes its queries, keys and values, or why that is no place for W + λ I
 FOUND: dict[str, Callable[[Any], Projections | str] | str] = {
     **{name: reason for name, reason in _REFUSED.items() if isinstance(reason, NoAttention)},
-    **{name: partial(these, found) if isinstance(found, dict) else found for name, found in by_class(_TABLE).items()},
+    **by_class(_TABLE),
 }

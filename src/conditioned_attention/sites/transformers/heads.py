@@ -5,7 +5,7 @@ Nothing of transformers is imported here; the classes that are swapped stand in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -16,25 +16,23 @@ from conditioned_attention.sites.swap import derived_reason, swap_in
 from conditioned_attention.sites.transformers import interface
 
 
-def by_class(table: Iterable[tuple[Any, str]]) -> dict[str, Any]:
+def by_class(table: Mapping[Any, str]) -> dict[str, Any]:
     """What a table has for each class; its ``bert.BertAttention`` is transformers.models.bert.modeling_bert's."""
     found = {}
-    for what, names in table:
+    for what, names in table.items():
         for name in names.split():
             model, _, cls = name.partition(".")
             found[f"transformers.models.{model}.{cls if '.' in cls else f'modeling_{model}.{cls}'}"] = what
     return found
 
 
-# conditioned subclass in `forwards` -> class
-_SWAPS = (
-    ("ConditionedConvBert", "convbert.ConvBertSelfAttention"),
-    ("ConditionedLilt", "lilt.LiltSelfAttention"),
-    ("ConditionedLuke", "luke.LukeSelfAttention"),
-    ("ConditionedNystromformer", "nystromformer.NystromformerSelfAttention"),
-    ("ConditionedSqueezeBert", "squeezebert.SqueezeBertSelfAttention"),
-    ("ConditionedXLNet", "xlnet.XLNetRelativeAttention"),
-)
+# the file that holds their conditioned subclasses -> classes
+_SWAPS = {
+    "transformers.forwards": """
+        convbert.ConvBertSelfAttention lilt.LiltSelfAttention luke.LukeSelfAttention
+        nystromformer.NystromformerSelfAttention squeezebert.SqueezeBertSelfAttention xlnet.XLNetRelativeAttention
+    """
+}
 _SWAPPED: dict[str, str] = by_class(_SWAPS)
 
 # where the heads are -> classes
@@ -102,7 +100,7 @@ _SITES: dict[Hook, str] = {
     Hook("post_proj", "config.n_head"): "funnel.FunnelRelMultiheadAttention",
     Hook("proj_out", 1, Layout("B H*D N")): "chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock",
 }
-_HOOKED: dict[str, Hook] = by_class(_SITES.items())
+_HOOKED: dict[str, Hook] = by_class(_SITES)
 
 NO_SOFTMAX = "does not compute softmax(q kᵀ) v"
 
@@ -132,7 +130,7 @@ _REFUSALS: dict[str, str] = {
         wavlm.WavLMAttention
     """,
 }
-_REFUSED: dict[str, str] = by_class(_REFUSALS.items())
+_REFUSED: dict[str, str] = by_class(_REFUSALS)
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
@@ -140,7 +138,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:
-        return swap_in("transformers.forwards", _SWAPPED[name])
+        return swap_in(_SWAPPED[name], cls)
     if name in _HOOKED:
         return _HOOKED[name].missing(module) or _passed_by(module) or _HOOKED[name]
     if name in _REFUSED:

@@ -188,11 +188,8 @@ def _eager_function(cls: Any) -> Callable[..., Any] | None:
 
 
 def _base_function(module: nn.Module, name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] | None
-    if name == "eager":
-        function = _eager_function(type(module))
-    else:
-        function = inspect.unwrap(type(module).forward).__globals__[_TABLE][name]
+    cls: Any = type(module)
+    function = _eager_function(cls) if name == "eager" else inspect.unwrap(cls.forward).__globals__[_TABLE][name]
     if function is None:
         raise ValueError(f"{type(module).__qualname__} has no {name} attention function")
     return function

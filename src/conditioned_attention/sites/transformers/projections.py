@@ -95,11 +95,9 @@ def _channels(module: Any) -> Projections:
     return made_by(module, {"qkv": "qkv"}, module.groups)
 
 
-# what makes queries, keys and values: weights as in `made_by`, or a function that says it -> classes
-_LISTED: tuple[tuple[dict[str, str] | Callable[[Any], Projections | str], str], ...] = (
-    (
-        {"qkv": "qkv"},
-        """
+# what makes queries, keys and values -> classes
+_LISTED: dict[Callable[[Any], Projections | str], str] = {
+    partial(_these, {"qkv": "qkv"}): """
         blip.BlipAttention blip_2.Blip2Attention cohere_compass.CohereCompassVisionAttention
         deepseek_ocr2.DeepseekOcr2SamVisionAttention deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention
         dots3_note.Dots3NoteVisionAttention ernie4_5_vl_moe.Ernie4_5_VLMoeVisionAttention
@@ -116,48 +114,41 @@ _LISTED: tuple[tuple[dict[str, str] | Callable[[Any], Projections | str], str], 
         sam_hq.SamHQVisionSdpaAttention seggpt.SegGptAttention slanext.SLANeXtVisionAttention
         timesformer.TimesformerSelfAttention unlimited_ocr.UnlimitedOcrSamVisionAttention
         unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention vitdet.VitDetAttention
-        """,
-    ),
-    (_channels, "florence2.Florence2VisionChannelAttention"),
-    ({"Wqkv": "qkv"}, "modernbert.ModernBertAttention mpt.MptAttention"),
-    ({"att_proj": "qkv"}, "bark.BarkSelfAttention bark.BarkSelfFlashAttention2"),
-    ({"c_attn": "qkv"}, "openai.Attention"),
-    ({"to_q": "q", "to_kv": "kv"}, "granite_speech.GraniteSpeechConformerAttention"),
-    ({"to_q": "q", "to_kv": "kv"}, "granite_speech_plus.GraniteSpeechPlusConformerAttention"),
-    (_gpt2, "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention imagegpt.ImageGPTAttention"),
-    (_gpt_bigcode, "gpt_bigcode.GPTBigCodeAttention"),
-    (
-        {"query_key_value": "H*qkv"},
-        """
+    """,
+    _channels: "florence2.Florence2VisionChannelAttention",
+    partial(_these, {"Wqkv": "qkv"}): "modernbert.ModernBertAttention mpt.MptAttention",
+    partial(_these, {"att_proj": "qkv"}): "bark.BarkSelfAttention bark.BarkSelfFlashAttention2",
+    partial(_these, {"c_attn": "qkv"}): "openai.Attention",
+    partial(_these, {"to_q": "q", "to_kv": "kv"}): "granite_speech.GraniteSpeechConformerAttention",
+    partial(_these, {"to_q": "q", "to_kv": "kv"}): "granite_speech_plus.GraniteSpeechPlusConformerAttention",
+    _gpt2: "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention imagegpt.ImageGPTAttention",
+    _gpt_bigcode: "gpt_bigcode.GPTBigCodeAttention",
+    partial(_these, {"query_key_value": "H*qkv"}): """
         bloom.BloomAttention gpt_neox.GPTNeoXAttention gpt_neox_japanese.GPTNeoXJapaneseAttention
         persimmon.PersimmonAttention
-        """,
-    ),
-    ({"in_proj": "H*qkv"}, "deberta.DisentangledSelfAttention"),
-    ({"proj": "H*qkv"}, "esm.modeling_esmfold.EsmFoldSelfAttention"),
-    (partial(_fewer_keys, "qkv_proj"), "phi3.Phi3Attention phi4_multimodal.Phi4MultimodalAttention"),
-    (partial(_fewer_keys, "Wqkv"), "dbrx.DbrxAttention"),
-    (partial(_fewer_keys, "qkv"), "exaone4_5.Exaone4_5_VisionAttention"),
-    (_falcon, "falcon.FalconAttention falcon.FalconFlashAttention2"),
-    (_codegen, "codegen.CodeGenAttention"),
-    (_levit, "levit.LevitAttention levit.LevitAttentionSubsample"),
-    (_layoutlmv2, "layoutlmv2.LayoutLMv2SelfAttention"),
-    (_cvt, "cvt.CvtSelfAttention"),
-    (_xlnet, "xlnet.XLNetRelativeAttention"),
-    (
-        {"q_proj": "H*q-", "k_proj": "k", "v_proj": "v"},  # a query and a gate for each head
-        """
+    """,
+    partial(_these, {"in_proj": "H*qkv"}): "deberta.DisentangledSelfAttention",
+    partial(_these, {"proj": "H*qkv"}): "esm.modeling_esmfold.EsmFoldSelfAttention",
+    partial(_fewer_keys, "qkv_proj"): "phi3.Phi3Attention phi4_multimodal.Phi4MultimodalAttention",
+    partial(_fewer_keys, "Wqkv"): "dbrx.DbrxAttention",
+    partial(_fewer_keys, "qkv"): "exaone4_5.Exaone4_5_VisionAttention",
+    _falcon: "falcon.FalconAttention falcon.FalconFlashAttention2",
+    _codegen: "codegen.CodeGenAttention",
+    _levit: "levit.LevitAttention levit.LevitAttentionSubsample",
+    _layoutlmv2: "layoutlmv2.LayoutLMv2SelfAttention",
+    _cvt: "cvt.CvtSelfAttention",
+    _xlnet: "xlnet.XLNetRelativeAttention",
+    # a query and a gate for each head
+    partial(_these, {"q_proj": "H*q-", "k_proj": "k", "v_proj": "v"}): """
         qwen3_5.Qwen3_5Attention qwen3_5_moe.Qwen3_5MoeAttention qwen3_next.Qwen3NextAttention
         qwen4_exp.Qwen4ExpTextAttention
-        """,
-    ),
-    (partial(apart, ("q", "k", "v"), heads=1), "chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock"),
-    (
-        partial(_for_other_tokens, {"query_global": "q", "key_global": "k", "value_global": "v"}),
-        "led.LEDEncoderSelfAttention longformer.LongformerSelfAttention",
-    ),
-    (partial(_for_other_tokens, {"w2e_query": "q", "e2w_query": "q", "e2e_query": "q"}), "luke.LukeSelfAttention"),
-)
+    """,
+    partial(apart, ("q", "k", "v"), heads=1): "chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock",
+    partial(_for_other_tokens, {"query_global": "q", "key_global": "k", "value_global": "v"}): """
+        led.LEDEncoderSelfAttention longformer.LongformerSelfAttention
+    """,
+    partial(_for_other_tokens, {"w2e_query": "q", "e2w_query": "q", "e2e_query": "q"}): "luke.LukeSelfAttention",
+}
 
 # why W + λ I has no place -> classes
 _REFUSALS: dict[str, str] = {
@@ -187,7 +178,7 @@ _REFUSALS: dict[str, str] = {
 
 # class -> what makes its queries, keys and values, or why that is no place for W + λ I
 FOUND: dict[str, Callable[[Any], Projections | str] | str] = {
-    **{name: partial(_these, found) if isinstance(found, dict) else found for name, found in by_class(_LISTED).items()},
+    **by_class(_LISTED),
     **{name: reason for name, reason in _REFUSED.items() if reason == NO_SOFTMAX or isinstance(reason, NoAttention)},
-    **by_class(_REFUSALS.items()),
+    **by_class(_REFUSALS),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -18,8 +18,15 @@ _JPEG, _TIFF, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".tif", ".tiff"), (
 SUFFIXES = (*_JPEG, ".png", ".webp", ".avif", ".bmp", ".gif", *_TIFF, *_NETPBM, ".jp2", ".tga")
 
 
-def _read(root: Path, names: Sequence[str], row: int) -> Image.Image:
-    return read_rgb(root / names[row])
+@dataclass(frozen=True)  # so that sources of the same files are equal
+class FileReader:
+    """Decodes the image in one of these files."""
+
+    root: Path
+    names: Sequence[str]
+
+    def __call__(self, row: int) -> Image.Image:
+        return read_rgb(self.root / self.names[row])
 
 
 def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
@@ -62,7 +69,7 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
         rows.append(list(range(start, len(names))))
     _check_all_there(root, folders, classes, labels, rows)
     train, evaluation = split_if_needed(labels, rows[0], rows[1] if len(rows) == 2 else [])
-    return ImageSource(classes, names, labels, train, evaluation, partial(_read, root, names), stamp_of(stamps))
+    return ImageSource(classes, names, labels, train, evaluation, FileReader(root, names), stamp_of(stamps))
 
 
 def _folders(path: Path) -> list[str]:

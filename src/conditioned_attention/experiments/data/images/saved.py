@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,18 @@ from conditioned_attention.experiments.data.scan import stamp_of
 from conditioned_attention.experiments.data.split import choose_eval_split
 
 
-def _read(rows: Any, column: str, row: int) -> Image.Image:
+@dataclass(frozen=True)
+class RowReader:
     """Decodes the image in a row of a data set whose image column holds encoded files."""
-    encoded = rows[row][column]
-    if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
-        raise ValueError("the row has no image")
-    return read_rgb(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
+
+    rows: Any
+    column: str
+
+    def __call__(self, row: int) -> Image.Image:
+        encoded = self.rows[row][self.column]
+        if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
+            raise ValueError("the row has no image")
+        return read_rgb(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
 
 
 def saved_images(
@@ -72,7 +79,7 @@ def saved_images(
     labels = [label[value] for part in values for value in part]
     edge = len(values[0])
     train, evaluation = split_if_needed(labels, range(edge), range(edge, len(labels)))
-    reader = partial(_read, datasets.concatenate_datasets(parts), image_column)
+    reader = RowReader(datasets.concatenate_datasets(parts), image_column)
     return ImageSource([str(c) for c in classes], names, labels, train, evaluation, reader, _stamp(root, chosen))
 
 
