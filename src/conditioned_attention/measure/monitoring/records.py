@@ -116,13 +116,9 @@ def head_records(
     finite = ~(numbers["kappa_before"].isnan() | numbers["kappa_after"].isnan())
     for i, head in enumerate(chosen):
         kept = finite[:, i]
-        medians = {name: _median(values[:, i][kept]) for name, values in numbers.items()}
+        medians: dict[str, Any] = {name: _median(values[:, i][kept]) for name, values in numbers.items()}
         yield HeadRecord(
-            step=step,
-            layer=layer,
-            module=module,
-            head=head,
-            conditioned=conditioned,
+            *(step, layer, module, head, conditioned),
             floor_before=_mean(numbers["kappa_before"][:, i][kept].isinf()),
             floor_after=_mean(numbers["kappa_after"][:, i][kept].isinf()),
             largest_scale=float(scale[:, i][kept].max()) if kept.any() else _NAN,
@@ -137,15 +133,10 @@ def head_records(
 
 def _numbers(found: Spectrum, norms: Tensor, when: str) -> dict[str, Tensor]:
     """Each (B, H), by the field of the record whose median it becomes."""
-    return {
-        f"kappa_{when}": found.kappa,
-        f"log_mu_{when}": found.log_mu,
-        f"sigma_max_{when}": found.sigma_max,
-        f"sigma_min_{when}": found.sigma_min,
-        f"stable_rank_{when}": found.stable_rank,
-        f"effective_rank_{when}": found.effective_rank,
-        f"row_spread_{when}": (norms.amax(-1) / norms.amin(-1)).where(norms.amin(-1) > 0, math.inf),
-    }
+    names = ("kappa", "log_mu", "sigma_max", "sigma_min", "stable_rank", "effective_rank")
+    numbers: dict[str, Tensor] = {f"{name}_{when}": getattr(found, name) for name in names}
+    spread = (norms.amax(-1) / norms.amin(-1)).where(norms.amin(-1) > 0, math.inf)
+    return numbers | {f"row_spread_{when}": spread}
 
 
 def _median(values: Tensor) -> float:
@@ -155,6 +146,13 @@ def _median(values: Tensor) -> float:
 
 def _mean(flags: Tensor) -> float:
     return float(flags.double().mean()) if len(flags) else 0.0
+
+
+def spread(wanted: int, count: int) -> list[int]:
+    """So many of 0 … count - 1, evenly spaced, the first and the last among them."""
+    if wanted >= count:
+        return list(range(count))
+    return [0] if wanted == 1 else [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 
 def summary(records: Iterable[HeadRecord]) -> dict[str, float]:

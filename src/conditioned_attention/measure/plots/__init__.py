@@ -34,27 +34,8 @@ from conditioned_attention.measure.plots.style import (
 )
 
 __all__ = [
-    "COLOURS",
-    "FIELDS",
-    "THEMES",
-    "Theme",
-    "ThemeName",
-    "average_condition_number",
-    "draw_floor",
-    "finish_axes",
-    "floor_note",
-    "legend_above",
-    "legend_height",
-    "new_axes",
-    "plot_band",
-    "plot_before_after",
-    "plot_condition_numbers",
-    "plot_head_spectra",
-    "plot_heat_map",
-    "plot_heat_maps",
-    "plot_layers",
-    "plot_spectra",
-    "share_at_floor",
-    "side_by_side",
-    "styles",
-]
+    "COLOURS", "FIELDS", "THEMES", "Theme", "ThemeName", "average_condition_number", "draw_floor", "finish_axes",
+    "floor_note", "legend_above", "legend_height", "new_axes", "plot_band", "plot_before_after",
+    "plot_condition_numbers", "plot_head_spectra", "plot_heat_map", "plot_heat_maps", "plot_layers", "plot_spectra",
+    "share_at_floor", "side_by_side", "styles",
+]  # fmt: skip
