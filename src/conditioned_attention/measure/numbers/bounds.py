@@ -18,14 +18,8 @@ from conditioned_attention.preconditioner import RowNorm
 def complexity_slack(matrix: Tensor) -> Tensor:
     """``log μ(A) - log κ(A)``, never negative by Theorem 4.2 (Guggenheimer, Edelman and Johnson 1995): κ ≤ μ.
 
-    Args:
-        matrix: (..., n, d), floating point, n and d at least 1.
-
-    Returns:
-        (...), float64, natural logarithm; ``nan`` where κ and μ are infinite (see `condition_number`).
-
-    Raises:
-        TypeError, ValueError: as `condition_number`.
+    Of (..., n, d) as for `condition_number`, with its errors; (...), float64, natural logarithm, ``nan`` where κ and μ
+    are infinite.
 
     >>> import torch
     >>> complexity_slack(torch.eye(4)).exp()  # μ = 2, κ = 1
@@ -90,15 +84,8 @@ def complexity_change(matrix: Tensor, *, eps: float = 1e-6) -> Tensor:
     For n ≤ d it is ``Σ log ‖A_i‖ - n/2 · log(‖A‖_F² / n)`` and depends on the norms of the rows alone: never above 0 by
     the inequality of arithmetic and geometric means, and 0 for rows of one length.
 
-    Args:
-        matrix: (..., n, d), floating point.
-        eps: the smallest row norm that C divides by.
-
-    Returns:
-        (...), float64, natural logarithm; ``nan`` where μ is infinite before and after.
-
-    Raises:
-        TypeError, ValueError: as `condition_number`; ``eps`` out of range.
+    Of (..., n, d) as for `condition_number`, with its errors, and with the smallest row norm ``eps`` that C divides by
+    (ValueError if out of range); (...), float64, natural logarithm, ``nan`` where μ is infinite before and after.
 
     >>> import torch
     >>> head = torch.tensor([[1.0, 0.0], [0.0, 0.5**0.5], [0.0, 0.5**0.5]])
@@ -115,13 +102,7 @@ def preconditioner_flops(n: int, d: int, heads: int = 1) -> int:
     Per row of width d/h that is d/h multiplications, d/h - 1 additions, a square root and a division.  **Multiplying
     by C takes n · d more**, which section 4.3 leaves out: `application_flops`.
 
-    Args:
-        n: tokens.
-        d: width of the layer, all heads together.
-        heads: h; it must divide d.
-
-    Raises:
-        ValueError: a size below 1, or heads that do not divide d.
+    Of n tokens and a layer of width d, all heads together; ValueError for a size below 1, or heads h that do not divide d.
 
     >>> preconditioner_flops(197, 768, heads=12)  # a layer of ViT-B
     304956

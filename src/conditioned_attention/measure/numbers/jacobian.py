@@ -178,11 +178,7 @@ def _parts(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, is_causal: bool, sc
         return scale * torch.stack([(p_i * (v - of_v).t()) @ (right - of_right) for p_i, of_v, of_right in means])
 
     identity = torch.eye(w_v.shape[0], dtype=x.dtype, device=x.device).expand(x.shape[0], -1, -1)
-    return {
-        "query": _Part(through_softmax(k), x),
-        "key": _Part(through_softmax(x), q),
-        "value": _Part(identity, p @ x),
-    }
+    return {"query": _Part(through_softmax(k), x), "key": _Part(through_softmax(x), q), "value": _Part(identity, p @ x)}
 
 
 def _weights(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
@@ -221,9 +217,8 @@ def _condition(values: Tensor, size: int, precision: float = 1.0, subtracted: fl
 
 def _names(wrt: str | Sequence[str]) -> list[str]:
     names = [wrt] if isinstance(wrt, str) else list(wrt)
-    for name in names:
-        if name not in WRT:
-            raise ValueError(f"wrt={name!r} is unknown; valid are {WRT}")
+    if unknown := [name for name in names if name not in WRT]:
+        raise ValueError(f"wrt={unknown[0]!r} is unknown; valid are {WRT}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"wrt must name at least one of {WRT}, each once; got {names}")
     return names

@@ -147,14 +147,8 @@ def log_complexity(matrix: Tensor) -> Tensor:
     The logarithm, because μ itself overflows: its exponent grows with k.  By Theorem 4.4 scaling the rows to unit
     length does not raise it **if n ≤ d**; for n > d it may.
 
-    Args:
-        matrix: (..., n, d), floating point, n and d at least 1.
-
-    Returns:
-        (...), float64, natural logarithm; ``inf`` and ``nan`` where `condition_number` has them.
-
-    Raises:
-        TypeError, ValueError: as `condition_number`.
+    Of (..., n, d) as for `condition_number`, with its errors; (...), float64, natural logarithm, ``inf`` and ``nan``
+    where that has them.
 
     >>> import torch
     >>> from conditioned_attention import log_complexity

@@ -142,14 +142,9 @@ def finish_axes(
     xlabel: str = "optimizer step",
     theme: ThemeName = "light",
 ) -> None:
-    """Names and legend, and a logarithmic axis with the numerical floor in it.
+    """Names and legend of an ``ax`` with its curves, and a logarithmic axis with the numerical ``floors``, ascending.
 
-    Args:
-        ax: with its curves.
-        finite: whether any head has a κ; else a word says why there is nothing to draw.
-        at_floor: whether any head is at the floor.
-        floors: where that is, ascending.
-        xlabel, theme: as for `plot_condition_numbers`.
+    Where no head has a ``finite`` κ a word says why there is nothing to draw: perhaps that all are ``at_floor``.
     """
     if finite:
         ax.set_yscale("log")
@@ -216,13 +211,9 @@ def plot_band(
     edges: Edges | None = None,
     opacity: float = 0.15,
 ) -> None:
-    """The mean of several curves over the steps that all have, in a band from the lowest to the highest.
+    """The mean of several curves over the steps that all have, in a band from the lowest to the highest, or ``edges``.
 
     A step without finite neighbours, which no line would show, is a dot in a range.
-
-    Args:
-        edges: the band at every step, if it is another.
-        opacity: of the band.
     """
     colour, line = style
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []

@@ -98,15 +98,9 @@ def plot_heat_maps(
     field: str = "kappa",
     theme: ThemeName = "light",
 ) -> list[Axes]:
-    """`plot_heat_map` at several steps side by side, in the same colours.
+    """`plot_heat_map` at several steps side by side, in the same colours; arguments and errors as there.
 
-    Args:
-        steps: which; default four of them from the first to the last.
-        records, field, theme: as for `plot_heat_map`.
-        axes: where to draw, one for each step; default a new figure.
-
-    Raises:
-        ValueError: as `plot_heat_map`; or ``axes`` are not as many as steps.
+    Default are four steps from the first to the last; ``axes`` must be one for each, or it is a ValueError.
     """
     records = list(records)
     if steps is None:
@@ -123,16 +117,10 @@ def plot_before_after(
     field: str = "kappa",
     theme: ThemeName = "light",
 ) -> list[Axes]:
-    """`plot_heat_map` before C and after C side by side, in the same colours.
+    """`plot_heat_map` before C and after C side by side on two axes, in the same colours; else as there.
 
-    Args:
-        field: a number that has both: ``"kappa"``, ``"log_mu"``, ``"floor"``, ``"sigma_max"``, ``"sigma_min"``,
-            ``"stable_rank"``, ``"effective_rank"`` or ``"row_spread"``.
-        records, step, theme: as for `plot_heat_map`.
-        axes: where to draw, two; default a new figure.
-
-    Raises:
-        ValueError: as `plot_heat_map`.
+    ``field`` is a number that has both: ``"kappa"``, ``"log_mu"``, ``"floor"``, ``"sigma_max"``, ``"sigma_min"``,
+    ``"stable_rank"``, ``"effective_rank"`` or ``"row_spread"``.
     """
     if field not in _BEFORE_AND_AFTER:
         raise ValueError(f"field must be one of {', '.join(map(repr, _BEFORE_AND_AFTER))}, got {field!r}")
@@ -150,11 +138,7 @@ def plot_layers(
     The median counts heads at the numerical floor as larger than all others; a cross marks layers with more than half
     of their heads there.  Of any number of heads, and at any number of steps, this stays readable.
 
-    Args:
-        records, ax, field, theme: as for `plot_heat_map`.
-
-    Raises:
-        ValueError: no records, or an unknown field or theme.
+    Arguments and errors are those of `plot_heat_map`.
     """
     return draw_multiples([layers_by_steps(list(records), field)], None if ax is None else [ax], theme)[0]
 

@@ -75,12 +75,9 @@ def plot_head_spectra(
 
     Args:
         outputs: what `conditioned_attention.measure.probing.probe.head_outputs` found in a model.
-        heads: (layer, head) of each panel, from 0.
-        axes: where to draw, one a head; default a new figure.
+        heads: (layer, head) of each panel, from 0; ValueError for none, or for one that is not there.
+        axes: where to draw, one a head, or it is a ValueError; default a new figure.
         quantiles, theme: as for `plot_spectra`.
-
-    Raises:
-        ValueError: no heads, or one that is not there; or ``axes`` are not as many as heads.
     """
     if not heads:
         raise ValueError("heads must name at least one (layer, head), got none")

@@ -80,12 +80,10 @@ class _Record:
     def take(self, module: str, weights: Tensor) -> None:
         layer = self.positions[module].pop(0)
         if layer in self.wanted:
-            self.found.append(LayerWeights(layer, module, _head_by_head(weights.detach().flatten(0, -4))))
-
-
-def _head_by_head(weights: Tensor) -> Spectrum:
-    values = [[spectrum(head).singular_values.cpu() for head in sample] for sample in weights]
-    return Spectrum(torch.stack([torch.stack(sample) for sample in values]), resolution(weights))
+            heads = weights.detach().flatten(0, -4)
+            values = [spectrum(head).singular_values.cpu() for head in heads.flatten(0, 1)]  # one after the other
+            found = Spectrum(torch.stack(values).unflatten(0, heads.shape[:2]), resolution(weights))
+            self.found.append(LayerWeights(layer, module, found))
 
 
 class _Reading(Passing):

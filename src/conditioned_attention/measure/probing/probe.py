@@ -89,22 +89,14 @@ def _may_stop(model: nn.Module) -> bool:
     )
 
 
+@dataclass
 class _Record:
-    """Counts the calls of one forward pass and passes on those that are wanted."""
+    """What is wanted of the calls of one forward pass, and how many there were."""
 
-    def __init__(self, take: Take, layers: Container[int] | None, stop_after: int | None) -> None:
-        self.take, self.layers, self.stop_after, self.calls = take, layers, stop_after, 0
-
-    def next_is_wanted(self) -> bool:
-        self.calls += 1
-        return self.layers is None or self.calls - 1 in self.layers
-
-    def pass_on(self, outputs: HeadOutputs) -> None:
-        self.take(self.calls - 1, outputs)
-
-    def stop_if_enough(self) -> None:
-        if self.calls == self.stop_after:
-            raise _Enough
+    take: Take
+    layers: Container[int] | None
+    stop_after: int | None
+    calls: int = 0
 
 
 class Passing(HeadTransform):
@@ -143,12 +135,14 @@ class _Recording(Passing, recorded=False):
         self.record = record
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
-        wanted = self.record.next_is_wanted()
+        record, layer = self.record, self.record.calls
+        record.calls += 1
         result = super().__call__(output, weights)
-        if wanted:
+        if record.layers is None or layer in record.layers:
             after = RowNorm()(output) if self.inner is None else result
-            self.record.pass_on(HeadOutputs(self.site.name, self.inner is not None, output, after))
-        self.record.stop_if_enough()
+            record.take(layer, HeadOutputs(self.site.name, self.inner is not None, output, after))
+        if record.calls == record.stop_after:
+            raise _Enough
         return result
 
 
@@ -201,10 +195,8 @@ def call(model: nn.Module, probe: Any) -> None:
     """Runs the model on a mapping (keywords), a tuple (positional) or one tensor."""
     if isinstance(probe, Mapping):
         model(**probe)
-    elif isinstance(probe, (tuple, list)):
-        model(*probe)
     else:
-        model(probe)
+        model(*(probe if isinstance(probe, (tuple, list)) else (probe,)))
 
 
 @contextmanager
@@ -214,23 +206,21 @@ def at_least(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     Heads that were rounded to bfloat16 have hardly a smallest singular value left.  Sharded parameters (FSDP2) are
     gathered by their own code, which knows nothing of copies: they are left alone.
     """
+    places: list[dict[str, Any]] = [p for m in model.modules() for p in (m._parameters, m._buffers)]
+    changed = [
+        (members, name, tensor)
+        for members in places
+        for name, tensor in members.items()
+        if type(tensor) in (Tensor, nn.Parameter) and _lower(tensor, dtype)
+    ]
     copies: dict[int, Tensor] = {}
-
-    def raised(tensor: Tensor) -> Tensor:
-        if id(tensor) not in copies:  # tied weights stay tied
-            copy = tensor.detach().to(dtype)
-            copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
-        return copies[id(tensor)]
-
-    changed: list[tuple[Any, str, Tensor]] = []
     try:
-        for module in model.modules():
-            for members in (module._parameters, module._buffers):
-                for name, tensor in members.items():
-                    if tensor is not None and type(tensor) in (Tensor, nn.Parameter) and _lower(tensor, dtype):
-                        changed.append((members, name, tensor))
         for members, name, tensor in changed:
-            members[name] = raised(tensor)
+            if id(tensor) not in copies:  # tied weights stay tied
+                copy = tensor.detach().to(dtype)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+            members[name] = copies[id(tensor)]
         yield
     finally:
         for members, name, tensor in changed:

@@ -64,12 +64,8 @@ def value_norm(model: nn.Module) -> float:
 
     The gradient that the preconditioner leaves along the rows does nothing for the loss, and could drive this up.
     """
-    squares = [
-        matrix.double().square().sum()
-        for site, projections in known_projections(model)
-        for role, matrix in role_matrices(site.module, projections).items()
-        if role == "v"
-    ]
+    found = [role_matrices(site.module, projections).get("v") for site, projections in known_projections(model)]
+    squares = [matrix.double().square().sum() for matrix in found if matrix is not None]
     return torch.stack(squares).mean().sqrt().item() if squares else math.nan
 
 
@@ -85,16 +81,9 @@ def _records(site: Site, projections: Projections) -> Iterator[ProjectionRecord]
         corrected = role_matrices(site.module, projections)
     for role, name in _ROLES.items():
         values, others = (torch.linalg.svdvals(m[role].double()) for m in (plain, corrected))
-        yield ProjectionRecord(
-            module=site.name,
-            role=name,
-            shape=(plain[role].shape[0], plain[role].shape[1]),
-            kappa=_kappa(values),
-            smallest=float(values[-1]),
-            norm=float(values.norm()),
-            kappa_corrected=_kappa(others),
-            smallest_corrected=float(others[-1]),
-        )
+        shape, norm = (plain[role].shape[0], plain[role].shape[1]), float(values.norm())
+        before, after = ((_kappa(found), float(found[-1])) for found in (values, others))
+        yield ProjectionRecord(site.name, name, shape, *before, norm, *after)
 
 
 def role_matrices(attention: nn.Module, projections: Projections, *, biases: bool = False) -> dict[str, Tensor]:
