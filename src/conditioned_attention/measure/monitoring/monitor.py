@@ -149,7 +149,8 @@ class ConditionMonitor:
         if layers is None:
             self._calls = calls
         self._keep(new)
-        if _first_process():
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0:
             if self._sink is not None:
                 self._sink(new)
             if self.log is not None:
@@ -189,11 +190,6 @@ class ConditionMonitor:
         self._kept.append(new)
 
     _warned = False
-
-
-def _first_process() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def _check_count(name: str, value: Any, what: str, least: int = 1) -> None:

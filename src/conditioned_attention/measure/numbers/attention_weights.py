@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conditioned_attention.measure.numbers.check import check_floats
+from conditioned_attention.measure.numbers.spectra import check_floats
 
 _BESIDE = 8  # vectors carried along beside the wanted ones: the last of those converges as fast as the gap behind these
 _PASSES = 4

@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from conditioned_attention.measure.numbers.check import check_floats
-from conditioned_attention.measure.numbers.spectra import condition_number, log_complexity
+from conditioned_attention.measure.numbers.spectra import check_floats, condition_number, log_complexity
 from conditioned_attention.preconditioner import RowNorm
 
 
@@ -102,7 +101,7 @@ def preconditioner_flops(n: int, d: int, heads: int = 1) -> int:
     Per row of width d/h that is d/h multiplications, d/h - 1 additions, a square root and a division.  **Multiplying
     by C takes n · d more**, which section 4.3 leaves out: `application_flops`.
 
-    Of n tokens and a layer of width d, all heads together; ValueError for a size below 1, or heads h that do not divide d.
+    Of n tokens and a layer of width d, all heads together; ValueError for a size below 1, or h that does not divide d.
 
     >>> preconditioner_flops(197, 768, heads=12)  # a layer of ViT-B
     304956

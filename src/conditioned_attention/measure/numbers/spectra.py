@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from conditioned_attention.measure.numbers.check import check_floats
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,13 @@ def spectrum(matrix: Tensor) -> Spectrum:
     # By decomposition, and not by the eigenvalues of AᵀA: those square κ, and were hardly faster (docs/monitoring.md).
     values = torch.linalg.svdvals(clean.double()).where(finite[..., None], math.nan)
     return Spectrum(values, resolution(matrix))
+
+
+def check_floats(name: str, value: Any) -> None:
+    """Raises TypeError for anything but a tensor of floating-point numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {what}")
 
 
 def resolution(matrix: Tensor) -> float:

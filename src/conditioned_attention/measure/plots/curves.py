@@ -117,7 +117,14 @@ def _draw(
 ) -> None:
     curves = [average_condition_number(records) for records in seeds]
     heads = [record for records in seeds for record in records]
-    edges = None if quantiles is None else _quantiles_over_heads(heads, quantiles, ceiling)
+    edges: Edges | None = None
+    if quantiles is not None:
+        by_step: dict[int, list[float]] = {}
+        for record in heads:
+            if not math.isnan(record.kappa):
+                by_step.setdefault(record.step, []).append(min(record.kappa, ceiling))
+        low, high = quantiles
+        edges = {step: (quantile(values, low), quantile(values, high)) for step, values in by_step.items()}
     plot_band(ax, curves, label + floor_note(share_at_floor(heads)), style, edges=edges, opacity=find_theme(theme).band)
 
 
@@ -182,15 +189,6 @@ def _resolutions(records: Iterable[HeadRecord]) -> list[float]:
 def _ceiling(records: Sequence[HeadRecord]) -> float:
     finite = [record.kappa for record in records if math.isfinite(record.kappa)]
     return max([*_resolutions(records)[-1:], *finite], default=math.inf)
-
-
-def _quantiles_over_heads(heads: Iterable[HeadRecord], quantiles: tuple[float, float], ceiling: float) -> Edges:
-    by_step: dict[int, list[float]] = {}
-    for record in heads:
-        if not math.isnan(record.kappa):
-            by_step.setdefault(record.step, []).append(min(record.kappa, ceiling))
-    low, high = quantiles
-    return {step: (quantile(values, low), quantile(values, high)) for step, values in by_step.items()}
 
 
 def quantile(values: Sequence[float], share: float) -> float:

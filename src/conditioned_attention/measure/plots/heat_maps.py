@@ -186,7 +186,8 @@ def _cells(
     records: Iterable[HeadRecord], column_of: Callable[[HeadRecord], Hashable], columns: Sequence[Hashable], field: str
 ) -> tuple[list[list[float]], list[tuple[int, int]]]:
     """The median of what falls into each cell, and which cells are at the floor."""
-    found = _find(field)
+    found, of = _find(field), field.rpartition("_")[2]
+    kappa_of = f"kappa_{of}" if of in ("before", "after") else "kappa"  # of the matrix that the field is about
     cells: dict[tuple[int, Hashable], list[HeadRecord]] = {}
     for record in records:
         cells.setdefault((record.layer, column_of(record)), []).append(record)
@@ -196,17 +197,10 @@ def _cells(
         numbers = [number for record in inside if not math.isnan(number := getattr(record, field))]
         column = columns.index(name)
         values[layer][column] = found.value(quantile(numbers, 0.5)) if numbers else math.nan
-        kappas = [kappa for record in inside if not math.isnan(kappa := _kappa(record, field))]
+        kappas = [kappa for record in inside if not math.isnan(kappa := getattr(record, kappa_of))]
         if kappas and math.isinf(quantile(kappas, 0.5)):
             marked.append((layer, column))
     return values, marked
-
-
-def _kappa(record: HeadRecord, field: str) -> float:
-    """κ of the matrix that the field is about."""
-    if field.endswith("_before"):
-        return record.kappa_before
-    return record.kappa_after if field.endswith("_after") else record.kappa
 
 
 def _find(field: str) -> Field:

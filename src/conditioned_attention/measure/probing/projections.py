@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,7 +54,17 @@ def projection_records(model: nn.Module) -> list[ProjectionRecord]:
     >>> [record.kappa_corrected <= 2 for record in projection_records(layer)]
     [True, True, True]
     """
-    return [record for site, projections in known_projections(model) for record in _records(site, projections)]
+    records = []
+    for site, projections in known_projections(model):
+        plain = role_matrices(site.module, projections)
+        with shown(site.module):
+            corrected = role_matrices(site.module, projections)
+        for role, name in _ROLES.items():
+            values, others = (torch.linalg.svdvals(m[role].double()) for m in (plain, corrected))
+            shape, norm = (plain[role].shape[0], plain[role].shape[1]), float(values.norm())
+            before, after = ((_kappa(found), float(found[-1])) for found in (values, others))
+            records.append(ProjectionRecord(site.name, name, shape, *before, norm, *after))
+    return records
 
 
 @torch.no_grad()
@@ -73,17 +82,6 @@ def known_projections(model: nn.Module) -> list[tuple[Site, Projections]]:
     """Every attention module whose W_Q, W_K and W_V are known, with where they are."""
     pairs = ((site, find_projections(site.module)) for site in find_sites(model))
     return [(site, found) for site, found in pairs if isinstance(found, Projections)]
-
-
-def _records(site: Site, projections: Projections) -> Iterator[ProjectionRecord]:
-    plain = role_matrices(site.module, projections)
-    with shown(site.module):
-        corrected = role_matrices(site.module, projections)
-    for role, name in _ROLES.items():
-        values, others = (torch.linalg.svdvals(m[role].double()) for m in (plain, corrected))
-        shape, norm = (plain[role].shape[0], plain[role].shape[1]), float(values.norm())
-        before, after = ((_kappa(found), float(found[-1])) for found in (values, others))
-        yield ProjectionRecord(site.name, name, shape, *before, norm, *after)
 
 
 def role_matrices(attention: nn.Module, projections: Projections, *, biases: bool = False) -> dict[str, Tensor]:
