@@ -133,8 +133,7 @@ class ConditionMonitor:
     def measure(self, step: int) -> list[HeadRecord]:
         """Runs the probe now and returns one record for every head that was chosen; they are kept and written as well.
 
-        Raises:
-            ValueError: a layer or head was chosen that the model has not.
+        Raises ValueError if a layer or head was chosen that the model has not.
         """
         new: list[HeadRecord] = []
 

@@ -161,7 +161,6 @@ def summary(records: Iterable[HeadRecord]) -> dict[str, float]:
 
     Heads without a finite sample are left out; NaN if there are no others.
 
-    >>> from conditioned_attention.measure.monitoring.records import HeadRecord, summary
     >>> summary([HeadRecord(0, 0, "attn", 0, False, 100.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)])
     {'log10_kappa': 2.0, 'floor_share': 0.0, 'largest_scale': 1.5}
     """

@@ -12,12 +12,9 @@ from conditioned_attention.storage.json_lines import JsonLines
 
 
 def sink_for(path: Path) -> Callable[[Sequence[HeadRecord]], None]:
-    """What takes the records of one measurement: Parquet for a path that ends so, else JSON Lines, where null is a
-    number that is not finite.
+    """What takes the records of one measurement: Parquet for a path that ends so, else JSON Lines.
 
-    Raises:
-        ModuleNotFoundError: Parquet without pyarrow.
-        ValueError: Parquet into a file.
+    ModuleNotFoundError for Parquet without pyarrow; ValueError for Parquet into a file.
     """
     if path.suffix != ".parquet":
         return lambda records: JsonLines(path).append(*(record.to_json() for record in records))
@@ -44,17 +41,11 @@ def _write_parquet(folder: Path, records: Sequence[HeadRecord]) -> None:
 
 
 def read_records(path: str | Path) -> list[HeadRecord]:
-    """The records in a file or folder that a monitor has written, in the order of steps, layers and heads.
+    """The records that a monitor has written, in the order of steps, layers and heads.
 
-    Of a head that was measured twice at a step, because a run went on from an earlier checkpoint, the later one counts.
-    Lines that a killed process left unfinished are passed over.
-
-    Args:
-        path: JSON Lines, or a folder of Parquet files (or one of them).
-
-    Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: a line that is not one of ours.
+    From JSON Lines, or from a folder of Parquet files (or one of them).  Of a head that was measured twice at a step,
+    because a run went on from an earlier checkpoint, the later one counts.  Lines that a killed process left unfinished
+    are passed over; FileNotFoundError if there is nothing, ValueError for a line that is not one of ours.
     """
     path = Path(path)
     if not path.exists():

@@ -69,7 +69,6 @@ def attention_spectrum(
         ValueError: shapes that do not fit, or ``leading`` or ``block`` out of range.
 
     >>> import torch
-    >>> from conditioned_attention.measure.numbers.attention_weights import attention_spectrum
     >>> found = attention_spectrum(*torch.randn(2, 1, 4, 300, 16), leading=2)
     >>> found.singular_values.shape, bool((found.error[..., 0] < 1e-3).all())
     (torch.Size([1, 4, 2]), True)

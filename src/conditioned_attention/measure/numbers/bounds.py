@@ -33,16 +33,9 @@ def log_attention_bound(output: Tensor, value: Tensor) -> Tensor:
     It is μ(A) with √n ‖v‖_F in the place of ‖A‖_F, which is no smaller by Lemma A.1, ‖softmax(·)‖_F ≤ √n; so it is no
     less than μ(A) and κ(A).  Weights after dropout do not sum to 1 and are outside of the lemma.
 
-    Args:
-        output: A, (..., n, d), floating point.
-        value: v, (..., m, d), of the same leading dimensions or broadcastable to them.
-
-    Returns:
-        (...), float64, natural logarithm; ``inf`` and ``nan`` where `log_complexity` of A has them.
-
-    Raises:
-        TypeError: not floating-point tensors.
-        ValueError: an empty matrix, or widths that differ.
+    Of ``output`` A, (..., n, d), and ``value`` v, (..., m, d), floating point, of leading dimensions that broadcast;
+    else TypeError, or ValueError for an empty matrix or widths that differ.  (...), float64, natural logarithm; ``inf``
+    and ``nan`` where `log_complexity` of A has them.
 
     >>> import torch
     >>> from conditioned_attention import log_complexity
@@ -65,9 +58,7 @@ def never_raises_complexity(n: int, d: int) -> bool:
     """Whether μ(CA) ≤ μ(A) for every n × d matrix A: n ≤ d, the condition that Theorem 4.4 leaves out.
 
     For n > d there are matrices whose μ, and κ, C raises, and matrices whose μ it lowers: see `complexity_change`.
-
-    Raises:
-        ValueError: a size below 1.
+    ValueError for a size below 1.
 
     >>> never_raises_complexity(64, 64), never_raises_complexity(197, 64)  # tokens, head width
     (True, False)

@@ -83,7 +83,6 @@ def jacobian_condition(
         ValueError: shapes that do not fit, an unknown option, or ``steps`` below 1.
 
     >>> import torch
-    >>> from conditioned_attention.measure.numbers.jacobian import jacobian_condition
     >>> x, (w_q, w_k, w_v) = torch.randn(5, 12), torch.randn(3, 4, 12)
     >>> jacobian_condition(x, w_q, w_k, w_v, wrt="value").zeros
     0

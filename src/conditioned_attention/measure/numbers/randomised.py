@@ -64,7 +64,6 @@ def estimate_condition(
         ValueError: not one matrix, an entry that is not finite, or a tolerance or probability outside (0, 1).
 
     >>> import torch
-    >>> from conditioned_attention.measure.numbers.randomised import estimate_condition
     >>> found = estimate_condition(torch.diag(torch.linspace(1, 50, 300)))
     >>> found.kappa <= 50.0 <= found.kappa_high
     True

@@ -92,7 +92,6 @@ def spectrum(matrix: Tensor) -> Spectrum:
         ValueError: fewer than two dimensions, or an empty matrix.
 
     >>> import torch
-    >>> from conditioned_attention.measure.numbers.spectra import spectrum
     >>> found = spectrum(torch.diag(torch.tensor([2.0, 2.0, 1.0])))
     >>> found.kappa.item(), found.stable_rank.item(), round(found.effective_rank.item(), 3)
     (2.0, 2.25, 2.872)

@@ -40,16 +40,10 @@ def attention_weights_spectra(model: nn.Module, probe: Any, layers: Sequence[int
     time, because they were asked for, and decomposed one head after the other.  For long sequences there is
     `conditioned_attention.measure.numbers.attention_weights.attention_spectrum`, which needs queries and keys only.
 
-    Args:
-        model: is left as it was.
-        probe: what it is called with.
-        layers: positions of the calls, from 0.
-
-    Raises:
-        ValueError: no such call, or an attention module whose weights cannot be had; the reason is named.
+    The model is called with ``probe`` and left as it was; ``layers`` are positions of the calls, from 0.  Raises
+    ValueError for one that is not there, or for attention whose weights cannot be had; the reason is named.
 
     >>> import torch
-    >>> from conditioned_attention.measure.probing.attention_weights import attention_weights_spectra
     >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
     >>> found, = attention_weights_spectra(layer, torch.randn(2, 10, 32), [0])
     >>> found.module, found.spectrum.singular_values.shape

@@ -52,6 +52,8 @@ def watch_heads(
 ) -> int:
     """Hands the head outputs of one forward pass to ``take``, call after call, so that no two need to be kept.
 
+    Returns how many calls there were.
+
     Args:
         model: is left as it was: modes, buffers, random states and conversion.
         probe: what it is called with.
@@ -60,9 +62,6 @@ def watch_heads(
         dtype: parameters and inputs of lower precision are taken to this one for the time; None leaves them.
         stop_after: the forward pass ends with this call, where nothing waits for its end: what comes after the last
             attention, a language model's logits above all, may take as long and more memory than the rest.
-
-    Returns:
-        How many calls there were.
     """
     sites = [site for site in find_sites(model) if site.reachable]
     record = _Record(take, layers, stop_after if _may_stop(model) else None)

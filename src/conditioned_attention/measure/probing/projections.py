@@ -48,7 +48,6 @@ def projection_records(model: nn.Module) -> list[ProjectionRecord]:
 
     >>> import torch
     >>> from conditioned_attention import spectral_condition
-    >>> from conditioned_attention.measure.probing.projections import projection_records
     >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
     >>> _ = spectral_condition(layer, correction="polar")
     >>> [record.kappa_corrected <= 2 for record in projection_records(layer)]
