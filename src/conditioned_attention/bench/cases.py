@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -87,10 +87,6 @@ class Case(Choices):
         extras += ["causal"] if self.causal else []
         extras += {"none": [], "bias": ["learned bias"], "padding": ["padding mask"]}[self.mask]
         return ", ".join(["×".join(map(str, self.query)), *extras])
-
-    def with_batch(self, batch_size: int | None) -> Case:
-        """The same case with another batch size, in its own unit (for Swin: windows); None changes nothing."""
-        return self if batch_size is None else replace(self, query=(batch_size, *self.query[1:]))
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> Inputs:
         """Random tensors; the same ones every time, drawn on the device, for large ones would take a CPU seconds."""

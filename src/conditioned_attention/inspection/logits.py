@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.measure.probing.inputs import attention_inputs
+from conditioned_attention.measure.probing.probe import attention_inputs
 from conditioned_attention.measure.probing.projections import known_projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, auto_strength, self_logit
 

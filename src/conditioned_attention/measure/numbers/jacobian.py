@@ -92,8 +92,7 @@ def jacobian_condition(
         raise ValueError(f"method={method!r} is unknown; valid are {METHODS}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    _check(x, w_q, w_k, w_v)
-    x, w_q, w_k, w_v = (t.detach().double() for t in (x, w_q, w_k, w_v))
+    x, w_q, w_k, w_v = _checked(x, w_q, w_k, w_v)
     parts = _parts(x, w_q, w_k, w_v, is_causal, 1 / math.sqrt(w_q.shape[0]) if scale is None else scale)
     chosen = [parts[name] for name in names]
     rows, columns = x.shape[0] * w_v.shape[0], sum(part.columns for part in chosen)
@@ -119,8 +118,7 @@ def jacobian_bound(
     It is then no bound: with W_V → c W_V two of the three parts of J grow c-fold, κ(J) with them, and this stays.
     Arguments as there.
     """
-    _check(x, w_q, w_k, w_v)
-    x, w_q, w_k, w_v = (t.detach().double() for t in (x, w_q, w_k, w_v))
+    x, w_q, w_k, w_v = _checked(x, w_q, w_k, w_v)
     p = _weights(x @ w_q.t(), x @ w_k.t(), is_causal, 1 / math.sqrt(w_q.shape[0]) if scale is None else scale)
     derivatives = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     blocks = torch.linalg.svdvals(derivatives).flatten().sort(descending=True).values
@@ -223,7 +221,7 @@ def _names(wrt: str | Sequence[str]) -> list[str]:
     return names
 
 
-def _check(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> None:
+def _checked(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> list[Tensor]:
     for name, matrix in (("x", x), ("w_q", w_q), ("w_k", w_k), ("w_v", w_v)):
         if not isinstance(matrix, Tensor) or matrix.is_complex():
             what = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
@@ -234,3 +232,4 @@ def _check(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> None:
             raise ValueError(f"{name} has {matrix.shape[1]} columns, and x {x.shape[1]}: they must be equal")
     if w_q.shape != w_k.shape:
         raise ValueError(f"w_q and w_k must have one shape, got {tuple(w_q.shape)} and {tuple(w_k.shape)}")
+    return [tensor.detach().double() for tensor in (x, w_q, w_k, w_v)]

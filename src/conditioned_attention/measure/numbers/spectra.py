@@ -81,15 +81,8 @@ def _nonzero(values: Tensor) -> Tensor:
 def spectrum(matrix: Tensor) -> Spectrum:
     """The singular values of matrices, in float64.
 
-    For thousands of rows and columns there is
+    Of (..., n, d) as for `condition_number`, with its errors.  For thousands of rows and columns there is
     `conditioned_attention.measure.numbers.randomised.estimate_condition`.
-
-    Args:
-        matrix: (..., n, d), floating point, n and d at least 1.
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: fewer than two dimensions, or an empty matrix.
 
     >>> import torch
     >>> found = spectrum(torch.diag(torch.tensor([2.0, 2.0, 1.0])))

@@ -83,7 +83,7 @@ def new_axes(ax: Axes | None, theme: ThemeName, size: tuple[float, float] = (6.4
 
 
 def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tuple[float, float]) -> list[Axes]:
-    """``axes``, or those of a new figure, side by side, painted in the theme; ValueError if ``axes`` are not so many."""
+    """``axes``, or those of a new figure, side by side, painted in the theme; ValueError for another number."""
     colours = find_theme(theme)
     if axes is None:
         from matplotlib.figure import Figure

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conditioned_attention.measure.numbers.jacobian import JacobianCondition, jacobian_condition
-from conditioned_attention.measure.probing.inputs import attention_inputs
-from conditioned_attention.measure.probing.probe import head_outputs
+from conditioned_attention.measure.probing.probe import attention_inputs, head_outputs
 from conditioned_attention.measure.probing.projections import known_projections, role_matrices
 from conditioned_attention.sites import Site
 from conditioned_attention.sites.corrected import shown
