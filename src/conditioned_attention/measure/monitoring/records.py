@@ -92,13 +92,10 @@ class HeadRecord:
         was finite and for numbers that are never infinite.
         """
         nothing_finite = data.get("not_finite") == 1.0
-
-        def value(name: str, found: Any) -> Any:
-            if found is not None:
-                return found
-            return math.inf if name.startswith(_MAY_BE_INFINITE) and not nothing_finite else _NAN
-
-        return cls(**{name: value(name, found) for name, found in data.items()})
+        numbers = dict(data)
+        for name in (name for name, found in data.items() if found is None):
+            numbers[name] = math.inf if name.startswith(_MAY_BE_INFINITE) and not nothing_finite else _NAN
+        return cls(**numbers)
 
 
 def head_records(

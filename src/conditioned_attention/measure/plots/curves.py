@@ -50,7 +50,6 @@ def plot_condition_numbers(
     ax: Axes | None = None,
     *,
     quantiles: tuple[float, float] | None = None,
-    xlabel: str = "optimizer step",
     theme: ThemeName = "light",
 ) -> Axes:
     """Figure 3 of the paper: average κ during training, one line a variant.
@@ -64,7 +63,6 @@ def plot_condition_numbers(
         quantiles: None for a band from the lowest to the highest seed; two numbers in 0..1 for a band between these
             quantiles over all heads of all seeds.  A quantile among heads at the floor is drawn at the floor, or, where
             that is not known, at the largest κ of the runs.  The mean of few very large κ can lie above the band.
-        xlabel: what the steps are.
         theme: ``"light"`` or ``"dark"``.
 
     Raises:
@@ -82,24 +80,18 @@ def plot_condition_numbers(
     everything = [record for seeds in runs.values() for records in seeds for record in records]
     for style, (label, seeds) in zip(styles(theme), runs.items()):
         _draw(ax, label, seeds, style, quantiles, _ceiling(everything), theme)
-    _finish(ax, everything, xlabel, theme)
+    _finish(ax, everything, theme)
     if given is None:
         room_for_legend(ax)
     return ax
 
 
-def plot_runs_apart(
-    runs: Mapping[str, Sequence[HeadRecord]],
-    axes: Sequence[Axes],
-    *,
-    quantiles: tuple[float, float] | None,
-    theme: ThemeName,
-) -> None:
+def plot_runs_apart(runs: Mapping[str, Sequence[HeadRecord]], axes: Sequence[Axes], theme: ThemeName) -> None:
     """`plot_condition_numbers` of one run a panel, with the colours that all in one would have, and its limits."""
     everything = [record for records in runs.values() for record in records]
     for ax, style, (label, records) in zip(axes, styles(theme), runs.items()):
-        _draw(ax, label, [records], style, quantiles, _ceiling(everything), theme)
-        _finish(ax, records, "optimizer step", theme)
+        _draw(ax, label, [records], style, (0.1, 0.9), _ceiling(everything), theme)
+        _finish(ax, records, theme)
     logarithmic = [ax for ax in axes if ax.get_yscale() == "log"]
     limits = [ax.get_ylim() for ax in logarithmic]
     for ax in logarithmic:
@@ -128,10 +120,10 @@ def _draw(
     plot_band(ax, curves, label + floor_note(share_at_floor(heads)), style, edges=edges, opacity=find_theme(theme).band)
 
 
-def _finish(ax: Axes, records: Sequence[HeadRecord], xlabel: str, theme: ThemeName) -> None:
+def _finish(ax: Axes, records: Sequence[HeadRecord], theme: ThemeName) -> None:
     finite = any(math.isfinite(record.kappa) for record in records)
     at_floor = any(math.isinf(record.kappa) for record in records)
-    finish_axes(ax, finite, at_floor, _resolutions(records), xlabel=xlabel, theme=theme)
+    finish_axes(ax, finite, at_floor, _resolutions(records), theme)
 
 
 def floor_note(share: float) -> str:
@@ -140,15 +132,7 @@ def floor_note(share: float) -> str:
     return f" ({shown} at the floor)" if share > 0 else ""
 
 
-def finish_axes(
-    ax: Axes,
-    finite: bool,
-    at_floor: bool,
-    floors: Sequence[float],
-    *,
-    xlabel: str = "optimizer step",
-    theme: ThemeName = "light",
-) -> None:
+def finish_axes(ax: Axes, finite: bool, at_floor: bool, floors: Sequence[float], theme: ThemeName = "light") -> None:
     """Names and legend of an ``ax`` with its curves, and a logarithmic axis with the numerical ``floors``, ascending.
 
     Where no head has a ``finite`` κ a word says why there is nothing to draw: perhaps that all are ``at_floor``.
@@ -159,7 +143,7 @@ def finish_axes(
     else:  # matplotlib has no logarithmic axis without numbers
         what = "every head is at the numerical floor" if at_floor else "nothing was measured"
         ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=find_theme(theme).text)
-    ax.set_xlabel(xlabel)
+    ax.set_xlabel("optimizer step")
     ax.set_ylabel("average condition number")
     legend_above(ax)
 

@@ -48,7 +48,7 @@ def side_by_side(
         raise ValueError(f"runs must have records each, got {lengths}")
     if picture == "curves":
         drawn = panels(axes, len(runs), theme, (0.6 + 3.2 * len(runs), 3.6))
-        plot_runs_apart(runs, drawn, quantiles=(0.1, 0.9), theme=theme)
+        plot_runs_apart(runs, drawn, theme)
         named_on_the_first(drawn, numbers=all(ax.get_yscale() == "log" for ax in drawn))
         return drawn
     if picture == "layers":
