@@ -168,11 +168,6 @@ GPU_CASES = {
 }
 
 
-def find_cases(names: Iterable[str]) -> list[Case]:
-    """The cases of these names, all for none; raises ValueError for one that is unknown."""
-    return by_name(names, CASES, "case")
-
-
 def by_name(names: Iterable[str], known: Mapping[str, Known], kind: str) -> list[Known]:
     """The known things of these names, once each, all for none; raises ValueError for a name that is unknown."""
     names = list(dict.fromkeys(names)) or list(known)
@@ -180,6 +175,9 @@ def by_name(names: Iterable[str], known: Mapping[str, Known], kind: str) -> list
     if unknown:
         raise ValueError(f"{kind} {unknown[0]!r} is unknown; valid are {', '.join(known)}")
     return [known[name] for name in names]
+
+
+find_cases = partial(by_name, known=CASES, kind="case")
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -137,32 +137,25 @@ def finish_axes(ax: Axes, finite: bool, at_floor: bool, floors: Sequence[float],
 
     Where no head has a ``finite`` κ a word says why there is nothing to draw: perhaps that all are ``at_floor``.
     """
+    colours = find_theme(theme)
     if finite:
         ax.set_yscale("log")
-        draw_floor(ax, floors, theme)
     else:  # matplotlib has no logarithmic axis without numbers
         what = "every head is at the numerical floor" if at_floor else "nothing was measured"
-        ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=find_theme(theme).text)
+        ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=colours.text)
+    if finite and floors:
+        for floor in floors:
+            ax.axhline(floor, color=colours.faint, linestyle="--", linewidth=1.0)
+        # Nothing is drawn above the highest, so the word covers no curve, and room is made for it.
+        ax.annotate(
+            "numerical floor", (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
+            textcoords="offset points", fontsize="small", color=colours.text,
+        )  # fmt: skip
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, max(high, floors[-1] * (floors[-1] / low) ** 0.1))
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("average condition number")
     legend_above(ax)
-
-
-def draw_floor(ax: Axes, floors: Sequence[float], theme: ThemeName = "light") -> None:
-    """Dashed lines where κ is no longer told from infinity, ascending; the highest is named, and room made for it.
-
-    Nothing is drawn above the highest, so the word covers no curve.  The κ axis must be logarithmic already.
-    """
-    if not floors:
-        return
-    for floor in floors:
-        ax.axhline(floor, color=find_theme(theme).faint, linestyle="--", linewidth=1.0)
-    ax.annotate(
-        "numerical floor", (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
-        textcoords="offset points", fontsize="small", color=find_theme(theme).text,
-    )  # fmt: skip
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, max(high, floors[-1] * (floors[-1] / low) ** 0.1))
 
 
 def _resolutions(records: Iterable[HeadRecord]) -> list[float]:

@@ -37,9 +37,8 @@ def side_by_side(
         field: of heat maps, as for `plot_heat_map`.
         theme: ``"light"`` or ``"dark"``.
 
-    Raises:
-        ValueError: no runs, a run without records, an unknown picture, field or theme, or ``axes`` are not as many as
-            runs.
+    Raises ValueError for no runs, a run without records, an unknown picture, field or theme, or ``axes`` that are not
+    as many as runs.
     """
     if picture not in _PICTURES:
         raise ValueError(f"picture must be one of {', '.join(map(repr, _PICTURES))}, got {picture!r}")

@@ -5,7 +5,7 @@ Shapes: B samples, H heads, N queries, M keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -55,29 +55,23 @@ def attention_weights_spectra(model: nn.Module, probe: Any, layers: Sequence[int
     if wrong := [layer for layer in layers if not 0 <= layer < len(names)]:
         raise ValueError(f"layers={wrong}: the forward pass has {len(names)} attention calls, from 0")
     modules = {names[layer] for layer in layers}
-    record = _Record({name: [i for i, n in enumerate(names) if n == name] for name in modules}, set(layers))
+    positions = {name: [i for i, n in enumerate(names) if n == name] for name in modules}
+    found: dict[int, LayerWeights] = {}
+
+    def take(module: str, weights: Tensor) -> None:
+        layer = positions[module].pop(0)
+        if layer in layers:
+            heads = weights.detach().flatten(0, -4)
+            values = [spectrum(head).singular_values.cpu() for head in heads.flatten(0, 1)]  # one after the other
+            together = torch.stack(values).unflatten(0, heads.shape[:2])
+            found[layer] = LayerWeights(layer, module, Spectrum(together, resolution(weights)))
+
     sites = [site for site in find_sites(model) if site.reachable and site.name in modules]
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        stack.callback(install(sites, lambda site: _Reading(site, record)))
+        stack.callback(install(sites, lambda site: _Reading(site, take)))
         call(model, probe)
-    return sorted(record.found, key=lambda weights: weights.layer)
-
-
-class _Record:
-    """Takes the weights of wanted calls apart, as they come."""
-
-    def __init__(self, positions: dict[str, list[int]], wanted: set[int]) -> None:
-        self.positions, self.wanted = positions, wanted
-        self.found: list[LayerWeights] = []
-
-    def take(self, module: str, weights: Tensor) -> None:
-        layer = self.positions[module].pop(0)
-        if layer in self.wanted:
-            heads = weights.detach().flatten(0, -4)
-            values = [spectrum(head).singular_values.cpu() for head in heads.flatten(0, 1)]  # one after the other
-            found = Spectrum(torch.stack(values).unflatten(0, heads.shape[:2]), resolution(weights))
-            self.found.append(LayerWeights(layer, module, found))
+    return [found[layer] for layer in sorted(found)]
 
 
 class _Reading(Passing):
@@ -86,11 +80,11 @@ class _Reading(Passing):
     kind = "reading weights"
     needs_weights = True
 
-    def __init__(self, site: Site, record: _Record) -> None:
+    def __init__(self, site: Site, take: Callable[[str, Tensor], None]) -> None:
         super().__init__(site)
-        self.record = record
+        self.take = take
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         assert weights is not None
-        self.record.take(self.site.name, weights)
+        self.take(self.site.name, weights)
         return super().__call__(output, weights)

@@ -32,10 +32,7 @@ Take = Callable[[int, HeadOutputs], None]
 
 
 def head_outputs(model: nn.Module, probe: Any) -> list[HeadOutputs]:
-    """Head outputs of every attention call in one forward pass on ``probe``, in the order of the calls.
-
-    The model is left as it was: modes, buffers, random states and conversion.
-    """
+    """Head outputs of every attention call in one forward pass on ``probe``, in order; the model is left as it was."""
     calls: list[HeadOutputs] = []
     watch_heads(model, probe, lambda _, outputs: calls.append(outputs))
     return calls
