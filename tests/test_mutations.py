@@ -171,7 +171,7 @@ MUTATIONS = [
     ("log μ without its Frobenius norm", "measure/numbers/randomised.py", "k / 2 * math.log(k)", "0.0", SPECTRA),
     ("weights, later keys seen", "measure/numbers/attention_weights.py", "logits = logits.masked_fill(later, -math.inf)", "pass", ATTENTION_SPECTRA),
     ("weights, an error of nothing", "measure/numbers/attention_weights.py", "error = torch.linalg.vector_norm(back - v * sigma, dim=0)", "error = 0 * sigma", ATTENTION_SPECTRA),
-    ("samples, the first ones only", "measure/monitoring/monitor.py", "rows = _spread(self.samples, before.shape[0])", "rows = list(range(min(self.samples, before.shape[0])))", WATCHING),
+    ("samples, the first ones only", "measure/monitoring/monitor.py", "rows = spread(self.samples, before.shape[0])", "rows = list(range(min(self.samples, before.shape[0])))", WATCHING),
     ("every process writes", "measure/monitoring/monitor.py", "distributed.get_rank() == 0", "True", WATCHING),
     ("the alarm before the file", "measure/monitoring/monitor.py", "        self._keep(new)\n", "        for alarm in alarms_of(new, self.max_kappa, self.max_scale):\n            self.on_alarm(alarm)\n        self._keep(new)\n", WATCHING),
     ("NaN for the floor", "measure/monitoring/records.py", "and not nothing_finite else", "else", WATCHING),

@@ -83,18 +83,10 @@ class Compare:
             tuning = len(self.tune) * self.tune_seeds
             return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
         folder = self.folder or Path("runs") / name_of(self.recipe)
-        result = compare_recipe(
-            self.recipe,
-            self.variants,
-            range(self.first_seed, self.first_seed + self.seeds),
-            folder,
-            workers=_default_workers() if self.workers is None else self.workers,
-            threads=self.threads,
-            cost=self.cost,
-            tune=self.tune,
-            tune_seeds=self.tune_seeds,
-            launch=self.launch,
-        )
+        how: Any = {name: getattr(self, name) for name in ("threads", "cost", "tune", "tune_seeds", "launch")}
+        how["workers"] = _default_workers() if self.workers is None else self.workers
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        result = compare_recipe(self.recipe, self.variants, seeds, folder, **how)
         write_report(result, folder)
         print_table(result)
         print(f"{folder}: report.html, results.json, {', '.join(sorted(p.name for p in folder.glob('*.png')))}")
@@ -134,7 +126,9 @@ class Train:
 
             def show(row: Mapping[str, Any]) -> None:
                 progress.advance(bar)
-                say(_line(row))
+                # None stands for a number that is not finite
+                values = {key: "not finite" if value is None else value for key, value in row.items()}
+                say("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()))
 
             where: Any = {"folder": self.folder, "into": self.into, "launch": self.launch}
             path = train_recipe(self.recipe, variant, self.seed, show=show, task=task, **where)
@@ -300,12 +294,6 @@ def _carried_out(command: Any) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    """A row of metrics for people; in it None stands for a number that is not finite."""
-    values = {key: "not finite" if value is None else value for key, value in row.items()}
-    return "  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items())
 
 
 def _warning(

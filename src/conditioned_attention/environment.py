@@ -67,8 +67,7 @@ def needs(extra: str, what: str = "this") -> Iterator[None]:
 def check_torchvision() -> None:
     """Called before timm or transformers are imported, which import torchvision wherever it is installed.
 
-    Raises:
-        ImportError: the torchvision that is installed does not fit torch; with the command that mends it.
+    Raises ImportError, with the command that mends it, if that torchvision does not fit torch.
     """
     if (problem := torchvision_misfit()) is not None:
         raise ImportError(problem)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, subcommand
 
+from conditioned_attention.bench import tables
 from conditioned_attention.bench.blocks import BlocksSettings, find_blocks_cases, run_blocks
 from conditioned_attention.bench.cases import find_cases
 from conditioned_attention.bench.gpu import GpuSettings, run_gpu
@@ -21,16 +22,6 @@ from conditioned_attention.bench.operator import OperatorSettings, run_operator
 from conditioned_attention.bench.plots import write_plot
 from conditioned_attention.bench.spectra import SpectraSettings, run_spectra
 from conditioned_attention.bench.step import StepSettings, run_step
-from conditioned_attention.bench.tables import (
-    NOT_MEASURED,
-    print_blocks,
-    print_case,
-    print_monitor,
-    print_spectra,
-    print_steps,
-    put_between_marks,
-    readme_text,
-)
 from conditioned_attention.environment import environment
 from conditioned_attention.storage.files import write_json
 
@@ -60,7 +51,7 @@ class BenchOperator:
 
     def __call__(self) -> int:
         measured = run_operator(find_cases(self.cases), self.settings, self.output)
-        return _shown(measured, print_case, self.output, "operator")
+        return _shown(measured, tables.print_case, self.output, "operator")
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class BenchStep:
 
     def __call__(self) -> int:
         measured = run_step(find_models(self.models), self.settings, self.output)
-        return _shown(measured, print_steps, self.output, "step")
+        return _shown(measured, tables.print_steps, self.output, "step")
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ class BenchBlocks:
 
     def __call__(self) -> int:
         measured = run_blocks(find_blocks_cases(self.cases), self.settings, self.output)
-        return _shown(measured, print_blocks, self.output, "blocks")
+        return _shown(measured, tables.print_blocks, self.output, "blocks")
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,7 @@ class BenchMonitor:
 
     def __call__(self) -> int:
         measured = run_monitor(find_models(self.models), self.settings, self.output)
-        return _shown(measured, partial(print_monitor, every=self.settings.every), self.output, "monitor")
+        return _shown(measured, partial(tables.print_monitor, every=self.settings.every), self.output, "monitor")
 
 
 @dataclass(frozen=True)
@@ -142,7 +133,7 @@ class BenchSpectra:
 
     def __call__(self) -> int:
         measured = run_spectra(self.settings, self.output)
-        return _shown(measured, print_spectra, self.output, "spectra")
+        return _shown(measured, tables.print_spectra, self.output, "spectra")
 
 
 @dataclass(frozen=True)
@@ -176,13 +167,13 @@ class BenchTable:
     """Put the tables between the marks of this Markdown file instead of printing them."""
 
     def __call__(self) -> int:
-        text = (gpu_page if (self.folder / ABOUT).exists() else readme_text)(self.folder)
-        if text == NOT_MEASURED:
+        text = (gpu_page if (self.folder / ABOUT).exists() else tables.readme_text)(self.folder)
+        if text == tables.NOT_MEASURED:
             raise FileNotFoundError(f"{self.folder} holds neither operator.csv nor step.csv")
         if self.into is None:
             print(text)
         else:
-            put_between_marks(self.into, text)
+            tables.put_between_marks(self.into, text)
         return 0
 
 

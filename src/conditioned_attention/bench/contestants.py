@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ BACKENDS = {
     "cuDNN": (SDPBackend.CUDNN_ATTENTION, "CuDNN"),
     "efficient": (SDPBackend.EFFICIENT_ATTENTION, "Memory"),
 }
+
+_ALL_BUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # `F.rms_norm`'s own default depends on the dtype, and then float64 would compute something else.
 _EPS = 1e-6
@@ -62,7 +65,7 @@ def contestants(case: Case, compiled: bool, gpu: bool = False) -> list[Contestan
     three_lines: Attend = partial(_three_lines, plain)
     rms_norm: Attend = partial(_rms_norm, plain)
     ours = {name: partial(preconditioned_attention, **case.options, impl=name) for name in (*IMPLEMENTATIONS, "auto")}
-    without_cudnn = {"lean": _without_cudnn} if gpu else {}
+    surroundings: Any = {"lean": partial(sdpa_kernel, _ALL_BUT_CUDNN)} if gpu else {}
     backends = [Contestant(name, plain, plain, surroundings=partial(_only, name)) for name in BACKENDS if gpu]
     found = [
         Contestant(PLAIN, plain, plain),
@@ -70,7 +73,7 @@ def contestants(case: Case, compiled: bool, gpu: bool = False) -> list[Contestan
         Contestant("three lines", three_lines, reference),
         *([] if gpu else [Contestant("rms_norm", rms_norm, rms_norm)]),
         *(
-            Contestant(name, ours[name], reference, surroundings=without_cudnn.get(name, nullcontext))
+            Contestant(name, ours[name], reference, surroundings=surroundings.get(name, nullcontext))
             for name in IMPLEMENTATIONS
         ),
         Contestant("auto", ours["auto"], reference, partial(_picked, case)),
@@ -108,12 +111,6 @@ def _reasons(called: str, said: Sequence[str]) -> str:
         elif mine:
             found.append(message)
     return "; ".join(found)
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        yield
 
 
 def _three_lines(plain: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

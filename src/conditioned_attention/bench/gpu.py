@@ -109,11 +109,8 @@ def plan_for_cuda(settings: GpuSettings) -> Plan:
 def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> int:
     """Tests and measures, prints as it goes, and leaves operator.csv, step.csv, gpu.json, tests.txt and summary.md.
 
-    Returns:
-        0, or 1 if the tests did not pass or a measurement failed.  What there was no time for is no failure.
-
-    Raises:
-        ValueError: no CUDA device, or the folder holds measurements with other settings or of another environment.
+    Returns 0, or 1 if the tests did not pass or a measurement failed; what there was no time for is no failure.  Raises
+    ValueError for no CUDA device, or a folder that holds measurements with other settings or of another environment.
     """
     settings.check()
     plan = plan_for_cuda(settings) if plan is None else plan

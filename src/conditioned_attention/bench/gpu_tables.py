@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.bench.cases import CASES, GPU_CASES, in_order
-from conditioned_attention.bench.layout import how, markdown, milliseconds, number, print_table, spread
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_about, read_rows
 from conditioned_attention.bench.step import StepRow
-from conditioned_attention.bench.tables import markdown_table
+from conditioned_attention.bench.tables import how, markdown, markdown_table, milliseconds, number, print_table, spread
 from conditioned_attention.bench.targets import fastest_backend, over_fastest, rule_lines, target_lines
 from conditioned_attention.bench.work import Limits, flops, least_bytes
 from conditioned_attention.storage.files import read_json

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,7 +119,4 @@ MODELS = {
     )
 }
 
-
-def find_models(names: Iterable[str]) -> list[StepModel]:
-    """The models of these names, all for none; raises ValueError for one that is unknown."""
-    return by_name(names, MODELS, "model")
+find_models = partial(by_name, known=MODELS, kind="model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -41,7 +41,7 @@ class OperatorSettings(Settings):
         threads: threads of torch.
         device: where.
         dtype: of all inputs.
-        batch_size: instead of each case's own.
+        batch_size: instead of each case's own, in its own unit (for Swin: windows).
         contestants: ``"usual"``, or ``"gpu"``: each of PyTorch's backends by itself, and no RMSNorm.
         compiled: let torch.compile take part; on a CPU it needs a C++ compiler.
         sample_milliseconds: a sample repeats the call until plain attention takes about as long.
@@ -109,7 +109,8 @@ def run_operator(cases: Sequence[Case], settings: OperatorSettings, folder: Path
     settings.check()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    groups = {case.name: case.with_batch(settings.batch_size) for case in cases}
+    size = settings.batch_size
+    groups = {case.name: replace(case, query=(size or case.query[0], *case.query[1:])) for case in cases}
     return measure_missing(folder / "operator.csv", OperatorRow, settings, groups, measure_case, attrgetter("case"))
 
 

@@ -56,10 +56,7 @@ def measure_missing(
 
 
 def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
-    """The rows of an earlier run of the same settings on the same machine; writes the JSON beside the CSV.
-
-    Arguments and errors are those of `measure_missing`.
-    """
+    """The rows of an earlier run, with arguments and errors as there; writes the JSON beside the CSV."""
     now = json.loads(json.dumps(finite({"settings": dataclasses.asdict(settings), "environment": environment()})))
     rows = read_rows(file, cls) if file.exists() else []
     if rows:

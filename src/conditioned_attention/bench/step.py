@@ -104,10 +104,15 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
 
 def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
     """One row a variant, the baseline first."""
-    device, model = torch.device(settings.device), model.of_size(settings.batch_size, settings.layers)
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    model = model.of_size(settings.batch_size, settings.layers)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        trainees = _trainees(model, settings)
+        make = partial(trainee, model, batch=model.batch(model.batch_size), device=device, dtype=dtype)
+        trainees = {variant.name: make(variant) for variant in find_variants(settings.variants)}  # all on one batch
+        (preconditioned,) = find_variants([_PRECONDITIONED])
+        for impl in settings.implementations:
+            trainees[f"{_PRECONDITIONED}, {impl}"] = _with_implementation(make(preconditioned), impl)
         samples = [partial(seconds_of, each.step, device) for each in trainees.values()]
         times = interleave(samples, settings.rounds, _WARMUP)
         held = [each.held() for each in trainees.values()]
@@ -118,17 +123,6 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
         memory |= {"peak_bytes": peak[i], "peak_ratio": peak[i] / peak[0]}
         rows.append(StepRow(model.name, model.shape, name, each.note, **memory, **time_columns(times[i], times[0])))
     return rows
-
-
-def _trainees(model: StepModel, settings: StepSettings) -> dict[str, Trainee]:
-    """Who takes turns, by the name in the tables, all on the same batch."""
-    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
-    make = partial(trainee, model, batch=model.batch(model.batch_size), device=device, dtype=dtype)
-    found = {variant.name: make(variant) for variant in find_variants(settings.variants)}
-    (preconditioned,) = find_variants([_PRECONDITIONED])
-    for impl in settings.implementations:
-        found[f"{_PRECONDITIONED}, {impl}"] = _with_implementation(make(preconditioned), impl)
-    return found
 
 
 def trainee(model: StepModel, variant: Variant, batch: Batch, device: torch.device, dtype: torch.dtype) -> Trainee:

@@ -124,7 +124,6 @@ def inspect_model(
         ValueError: ``spectral`` is no strength, or no projections are known.
 
     >>> import torch
-    >>> from conditioned_attention.inspection import inspect_model
     >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64)
     >>> row = inspect_model(layer, torch.randn(10, 2, 32)).rows[0]
     >>> row.name, row.heads, row.mechanism, row.conversion, row.kappa > 1

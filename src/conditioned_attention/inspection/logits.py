@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.measure.probing.inputs import attention_inputs
+from conditioned_attention.measure.probing.probe import attention_inputs
 from conditioned_attention.measure.probing.projections import known_projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, auto_strength, self_logit
 
@@ -49,7 +49,6 @@ def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
     """That of the module where λ I adds most; None if no projections are known.  Leaves the model as it was.
 
     >>> import torch
-    >>> from conditioned_attention.inspection.logits import strongest_self_logit
     >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
     >>> found = strongest_self_logit(layer, torch.ones(10, 2, 64))
     >>> found.module, found.width, found.at(10.0)

@@ -18,7 +18,7 @@ from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import Reached, Summary, outcome
 from conditioned_attention.experiments.report.columns import Numbers
 from conditioned_attention.experiments.report.curves import Band, Curve, band_over_seeds, thin, thin_band
-from conditioned_attention.measure.plots import THEMES, styles
+from conditioned_attention.measure.plots.style import THEMES, styles
 
 Trace = dict[str, Any]
 Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed

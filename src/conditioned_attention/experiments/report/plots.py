@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import History, epochs, final_score, reached, scores
-from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes, plot_band, styles
-from conditioned_attention.measure.plots.style import find_theme, room_for_legend
+from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes
+from conditioned_attention.measure.plots.curves import plot_band
+from conditioned_attention.measure.plots.style import find_theme, room_for_legend, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
