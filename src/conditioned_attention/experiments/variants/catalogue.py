@@ -6,9 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from conditioned_attention.controls import HeadRMSNorm, PowerNorm, QKNorm
+from conditioned_attention.controls import HeadRMSNorm, PowerNorm, PreconditionedQKNorm, QKNorm
 from conditioned_attention.d_optimal import DOptimal
-from conditioned_attention.experiments.variants.changes import Heads, MeanOfC, OrthogonalStart, Spectral, SpectralStart
+from conditioned_attention.experiments.variants.changes import (
+    ConditionedStart,
+    Heads,
+    MeanOfC,
+    OrthogonalStart,
+    Spectral,
+    SpectralStart,
+)
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
@@ -35,7 +42,9 @@ VARIANTS = {
         Variant("constant_gain", (MeanOfC(),), "control: one number a layer, the mean of C before training"),
         Variant("sigmoid_gate", (Heads(SigmoidGate()),), "control: heads times a learned gate of the layer's input"),
         Variant("qk_norm", (Heads(QKNorm()),), "control: queries and keys of each head to root mean square 1"),
+        Variant("preconditioned+qk_norm", (Heads(PreconditionedQKNorm()),), "C on the heads, and queries and keys normed"),
         Variant("orthogonal_init", (OrthogonalStart(),), "control: semi-orthogonal W_Q, W_K, W_V at the start"),
+        Variant("conditioned_init", (ConditionedStart(),), "control: W_V = I, W_Q, W_K of each head orthogonal at the start"),
     )
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from conditioned_attention.controls import ConstantGain
 from conditioned_attention.conversion import ConversionReport, convert, fold, spectral_condition
 from conditioned_attention.conversion.selection import select
 from conditioned_attention.conversion.spectral import SpectralChange
-from conditioned_attention.experiments.variants.initialise import orthogonal_projections
+from conditioned_attention.experiments.variants.initialise import conditioned_projections, orthogonal_projections
 from conditioned_attention.measure.probing.probe import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
 from conditioned_attention.sites import find_sites
@@ -102,6 +102,14 @@ class OrthogonalStart(Change):
 
     def apply_structure(self, model: nn.Module) -> None:
         """Nothing: other numbers in the same places."""
+
+
+@dataclass(frozen=True)
+class ConditionedStart(OrthogonalStart):
+    """W_V the identity, and W_Q and W_K of every head semi-orthogonal with singular values of 1, before training."""
+
+    def apply(self, model: nn.Module, batch: Any = None) -> None:
+        conditioned_projections(model, self.include, self.exclude)
 
 
 @dataclass(frozen=True)
