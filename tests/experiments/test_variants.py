@@ -129,8 +129,10 @@ def test_they_differ():
         variant.apply(model, task.probe())
         results[name] = output(model).detach()
     plain = results.pop("baseline")
-    assert torch.allclose(results.pop("sigmoid_gate"), plain, rtol=1e-4, atol=1e-4)
-    same = {("preconditioned", "head_l2"), ("spectral", "identity_init"), *pairs_of_rmsnorm()}
+    for name in ("sigmoid_gate", "preconditioned_learned"):
+        assert torch.allclose(results.pop(name), plain, rtol=1e-4, atol=1e-4)
+    same = {("preconditioned", "head_l2"), ("spectral", "identity_init"), ("qk_norm", "qk_norm_temperature")}
+    same |= set(pairs_of_rmsnorm())
     found = {(a, b) for a in results for b in results if a < b and torch.allclose(results[a], results[b], 1e-3, 1e-3)}
     assert {frozenset(pair) for pair in found} == {frozenset(pair) for pair in same}
     assert not any(torch.allclose(result, plain, 1e-3, 1e-3) for result in results.values())

@@ -18,7 +18,12 @@ from conditioned_attention.experiments.variants.changes import (
 )
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.preconditioner import RowNorm
-from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
+from conditioned_attention.sites.learned import (
+    HeadRMSNormWithGain,
+    LearnedPowerNorm,
+    QKNormWithTemperature,
+    SigmoidGate,
+)
 
 _AUTO = Spectral(strength="auto")
 
@@ -30,6 +35,7 @@ VARIANTS = {
         Variant("preconditioned_weights", (Heads(RowNorm("weights")),), "C from the rows of softmax(q kᵀ): Algorithm 1"),
         Variant("preconditioned_scaled", (Heads(PowerNorm(1.0, scaled=True)),), "C · √d: rows to the length √d"),
         Variant("preconditioned_power", (Heads(PowerNorm(0.5)),), "C to the power ½: keeps part of what row norms say"),
+        Variant("preconditioned_learned", (Heads(LearnedPowerNorm()),), "C^α, a learned α for each head that starts at 0"),
         Variant("d_optimal", (Heads(DOptimal()),), "C, refined by 1 step towards a D-optimal design; not for causal models"),
         Variant("spectral", (_AUTO,), "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)"),
         Variant("spectral_published", (Spectral(),), "W + 10 I, the λ of the paper"),
@@ -42,6 +48,7 @@ VARIANTS = {
         Variant("constant_gain", (MeanOfC(),), "control: one number a layer, the mean of C before training"),
         Variant("sigmoid_gate", (Heads(SigmoidGate()),), "control: heads times a learned gate of the layer's input"),
         Variant("qk_norm", (Heads(QKNorm()),), "control: queries and keys of each head to root mean square 1"),
+        Variant("qk_norm_temperature", (Heads(QKNormWithTemperature()),), "control: qk_norm with a learned temperature a head"),
         Variant("preconditioned+qk_norm", (Heads(PreconditionedQKNorm()),), "C on the heads, and queries and keys normed"),
         Variant("orthogonal_init", (OrthogonalStart(),), "control: semi-orthogonal W_Q, W_K, W_V at the start"),
         Variant("conditioned_init", (ConditionedStart(),), "control: W_V = I, W_Q, W_K of each head orthogonal at the start"),
