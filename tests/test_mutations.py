@@ -122,6 +122,8 @@ MUTATIONS = [
     ("gate, without the factor 2", "sites/learned.py", "2 * torch.sigmoid", "torch.sigmoid", LEARNED),
     ("gate, as wide as the values' input", "sites/learned.py", 'if "q" in weight.roles', 'if "v" in weight.roles', LEARNED),
     ("gate, holds on to its input", "sites/learned.py", "attention.__dict__.pop(_INPUT, None)", "pass", LEARNED),
+    ("spectral, of all roles", "sites/corrected.py", "if role in spectral.roles]", "if True]", SPECTRAL),
+    ("spectral, values shown too", "sites/corrected.py", "Corrections(projections.of(spectral.roles),", "Corrections(projections,", SPECTRAL),
     ("temperature, not of the head", "sites/learned.py", "temperature.exp()[:, None, None]", "temperature.exp().mean()", LEARNED),
     ("temperature, may be negative", "sites/learned.py", "temperature.exp()", "(1 + temperature)", LEARNED),
     ("temperature, not passed on", "sites/learned.py", "return self.learned.changes_queries", "return False", LEARNED),

@@ -151,6 +151,9 @@ def test_numbers_in_names():
     assert find_variant("spectral=0.3").changes == (Spectral(0.3),)
     assert find_variant("spectral=0.3").about == "W + λ I for queries, keys, values (2603.07162), λ = 0.3"
     assert find_variant("spectral_polar=2").changes == (Spectral(2.0, "polar"),)
+    on_logits = find_variant("spectral_qk=0.3")
+    assert on_logits.changes == (Spectral(0.3, roles="qk"),)
+    assert on_logits.about == "W + λ I for queries and keys alone, λ = 0.3"
     both = find_variant("preconditioned+spectral=1e-1")
     assert (both.name, both.changes) == ("preconditioned+spectral=1e-1", (Spectral(0.1), Heads(RowNorm())))
     power = find_variant("preconditioned_power=0.25")

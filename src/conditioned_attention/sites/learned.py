@@ -100,7 +100,7 @@ class SigmoidGate(Learned):
 
 @dataclass(frozen=True)
 class QKNormWithTemperature(Learned):
-    """The control `QKNorm` with a learned temperature for every head: logits ``exp(t_h) · q̂ k̂ᵀ / √D``, with q̂ and k̂ normed rows.
+    """The control `QKNorm` with a learned temperature for every head: logits ``exp(t_h) · q̂ k̂ᵀ / √D`` of normed rows.
 
     t (H,) starts at 0, where it is `QKNorm`.  The exponential keeps the factor positive, as in Swin V2, and here it has
     no upper bound.  Without the factor logits are at most √D, and narrow heads cannot attend to one token alone.

@@ -24,8 +24,10 @@ from conditioned_attention.sites.learned import (
     QKNormWithTemperature,
     SigmoidGate,
 )
+from conditioned_attention.spectral import ON_LOGITS
 
 _AUTO = Spectral(strength="auto")
+_ON_LOGITS = Spectral(strength=ON_LOGITS, roles="qk")
 
 VARIANTS = {
     variant.name: variant
@@ -40,6 +42,7 @@ VARIANTS = {
         Variant("spectral", (_AUTO,), "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)"),
         Variant("spectral_published", (Spectral(),), "W + 10 I, the λ of the paper"),
         Variant("spectral_polar", (Spectral(correction="polar"),), "W + σ_max(W) U Vᵀ: κ at most 2 at the start"),
+        Variant("spectral_qk", (_ON_LOGITS,), "W + λ I for queries and keys alone, λ = 1: logits of deviation 1"),
         Variant("identity_init", (SpectralStart(strength="auto"),), "control: spectral's λ I at the start only"),
         Variant("preconditioned+spectral", (_AUTO, Heads()), "both methods, λ = d^(-1/4)"),
         Variant("head_l2", (Heads(RowNorm(gradient="through")),), "control: rows to unit length, ordinary gradient"),
@@ -76,13 +79,13 @@ def _with_strength(variant: Variant, strength: float) -> Variant:
 _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
     "d_optimal": _with_steps,
     "preconditioned_power": _with_power,
-    **dict.fromkeys(("spectral", "spectral_polar", "preconditioned+spectral"), _with_strength),
+    **dict.fromkeys(("spectral", "spectral_polar", "spectral_qk", "preconditioned+spectral"), _with_strength),
 }
 
 
 def find_variant(name: str) -> Variant:
-    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…`` and ``preconditioned+spectral=…`` set λ,
-    ``preconditioned_power=0.25`` sets α, and ``d_optimal=10`` the steps.
+    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…``, ``spectral_qk=…`` and ``preconditioned+spectral=…``
+    set λ, ``preconditioned_power=0.25`` sets α, and ``d_optimal=10`` the steps.
 
     Raises:
         ValueError: no variant is called that, or takes that number.

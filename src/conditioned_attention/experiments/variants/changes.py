@@ -68,13 +68,14 @@ class Spectral(Change):
     strength: float | str | None = None
     correction: str = "identity"
     per_head: bool = False
+    roles: str = "qkv"
     of: ClassVar[str] = "projections"
 
     def __post_init__(self) -> None:
-        SpectralChange(strength=self.strength, correction=self.correction, per_head=self.per_head)  # raises for a bad λ
+        SpectralChange(self.strength, self.correction, self.per_head, self.roles)  # raises for a bad λ
 
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
-        how = {"correction": self.correction, "per_head": self.per_head}
+        how = {"correction": self.correction, "per_head": self.per_head, "roles": self.roles}
         return spectral_condition(model, self.strength, **how, **self._modules)  # type: ignore[arg-type]
 
 
