@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conditioned_attention import apply_conditioning, conditioning, precondition, precondition_rows, restore
-from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm, QKNorm
+from conditioned_attention.controls import ConstantGain, HeadRMSNorm, PowerNorm, PreconditionedQKNorm, QKNorm
 from conditioned_attention.conversion import convert
 from conditioned_attention.functional import attend
 from tests.models import MODELS, build, inputs, output, tokens, weigh
@@ -210,6 +210,29 @@ def test_qk_norm_on_tensors(options):
     assert_same(attend(QKNorm(), q, k, v, **options), normalised_queries(q, k, v, **options))
 
 
+@pytest.mark.parametrize("name", ["timm_vit", "vit", "gpt2", "llama", "torch_mha"])
+def test_c_with_qk_norm_is_c_behind_the_outside_oracle(name):
+    """On real models, forward and backward: PyTorch's attention between the two, written out."""
+    model, ours = build(name), build(name)
+    precondition(model, strict=True)
+    with NormalisedQueries():
+        oracle = output(model)
+        weigh(oracle).backward()
+    convert(ours, PreconditionedQKNorm(), strict=True)
+    result = output(ours)
+    assert_same(result, oracle)
+    for other in (QKNorm(), None):
+        single = build(name)
+        precondition(single) if other is None else convert(single, other)
+        assert not torch.allclose(output(single), result, rtol=1e-2, atol=1e-3)
+    weigh(result).backward()
+    largest = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
+    theirs = dict(model.named_parameters())
+    for key, parameter in ours.named_parameters():
+        if parameter.grad is not None:
+            assert (parameter.grad - theirs[key].grad).abs().max() <= 1e-5 * largest, key
+
+
 def test_a_hook_refuses_qk_norm():
     from timm.models.xcit import XCA
 
@@ -220,7 +243,9 @@ def test_a_hook_refuses_qk_norm():
 # What is remembered, and what is refused
 
 
-@pytest.mark.parametrize("transform", [PowerNorm(0.25, True, 1e-5), ConstantGain(2.5), QKNorm(1e-5)])
+@pytest.mark.parametrize(
+    "transform", [PowerNorm(0.25, True, 1e-5), ConstantGain(2.5), QKNorm(1e-5), PreconditionedQKNorm(1e-5)]
+)
 def test_records(transform):
     model, loaded = build("timm_vit"), build("timm_vit")
     convert(model, transform)

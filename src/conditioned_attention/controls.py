@@ -121,3 +121,17 @@ class QKNorm(HeadTransform):
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         return output
+
+
+@dataclass(frozen=True)
+class PreconditionedQKNorm(QKNorm):
+    """`QKNorm`, and the heads' rows to unit length by C without gradient: both methods on one head.
+
+    Args:
+        eps: of both: added to the mean square of queries and keys, and the smallest row norm that C divides by.
+    """
+
+    kind: ClassVar[str] = "preconditioned_qk_norm"
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        return RowNorm(eps=self.eps)(output)

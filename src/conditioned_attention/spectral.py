@@ -14,10 +14,15 @@ import torch
 from torch import Tensor
 
 CORRECTIONS = ("identity", "polar")
+ROLE_SETS = ("qkv", "qk", "v")
 PUBLISHED = {
     "identity": 10.0,
     "polar": 1.0,
 }  # λ of the paper: the best of its ablation, and the construction of Theorem 3.5
+
+# λ for queries and keys alone, at which logits of different tokens get the deviation 1, so that a softmax has something to
+# choose from: our choice, and no paper's.  `auto_strength` counts a token's logit with itself instead, which is √d here.
+ON_LOGITS = 1.0
 
 # From here on a softmax over a few thousand tokens looks at the token itself and little else: log(4096) is 8.3.
 SATURATED = 10.0
@@ -33,12 +38,14 @@ class Spectral:
             C = λ σ_max(W) · U Vᵀ for W = U S Vᵀ (Theorem 3.5), computed once.
         per_head: whether each head's rows count as a matrix of their own, or all heads as one.
         folded: whether C has been added to the weights themselves.
+        roles: letters of the projections that are corrected: q, k and v.
     """
 
     strength: float
     correction: str = "identity"
     per_head: bool = False
     folded: bool = False
+    roles: str = "qkv"
 
     kind: ClassVar[str] = "spectral"
 
@@ -52,6 +59,8 @@ class Spectral:
         for name in ("per_head", "folded"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.roles not in ROLE_SETS:
+            raise ValueError(f"roles={self.roles!r} is unknown; valid are {ROLE_SETS}")
 
 
 def polar_correction(weight: Tensor, strength: float = 1.0) -> Tensor:
@@ -80,6 +89,19 @@ def auto_strength(width: int) -> float:
     0.354
     """
     return 1.0 / math.sqrt(math.sqrt(width))
+
+
+def logit_deviation(strength: float) -> float:
+    """The standard deviation of what λ I on queries and keys adds to the logits of two different tokens: λ².
+
+    q · k / √d gains λ² x_h · y_h / √d for a query from x and a key from y, of which x_h and y_h are the d features that
+    the identity gives to head h.  If these are independent, of mean 0 and variance 1 (as layer norms make them, on
+    average), x_h · y_h is a sum of d products of mean 0 and variance 1, and λ² √d / √d = λ² is left, at any width.
+
+    >>> logit_deviation(ON_LOGITS)
+    1.0
+    """
+    return strength**2
 
 
 def self_logit(strength: float, width: int) -> float:

@@ -8,7 +8,7 @@ from conditioned_attention.sites.projections import as_matrix
 STRENGTH = 0.7
 
 
-def corrections_by_hand(model, correction):
+def corrections_by_hand(model, correction, roles="qkv"):
     """What ``correction(rows of a role, head width)`` says of every weight of W_Q, W_K, W_V, by parameter names."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {}
@@ -21,15 +21,16 @@ def corrections_by_hand(model, correction):
             found[names[id(weight)]] = added = torch.zeros_like(weight)
             source, target = as_matrix(owner, weight.detach()), as_matrix(owner, added)
             for role, rows in projection.rows(site.module).items():
-                indices = rows.indices()
-                target[indices] = correction(source[indices], widths[role])
+                if role in roles:
+                    indices = rows.indices()
+                    target[indices] = correction(source[indices], widths[role])
     return found
 
 
 @torch.no_grad()
-def weights_by_hand(model, correction):
+def weights_by_hand(model, correction, roles="qkv"):
     """The model, with that added."""
-    for name, added in corrections_by_hand(model, correction).items():
+    for name, added in corrections_by_hand(model, correction, roles).items():
         model.get_parameter(name).add_(added)
     return model
 

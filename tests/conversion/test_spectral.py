@@ -29,7 +29,7 @@ from conditioned_attention import (
 from conditioned_attention.measure.probing.projections import projection_records
 from conditioned_attention.sites.corrected import shown
 from conditioned_attention.sites.projections import Projection, Projections
-from conditioned_attention.spectral import Spectral, auto_strength, self_logit
+from conditioned_attention.spectral import ON_LOGITS, Spectral, auto_strength, logit_deviation, self_logit
 from tests.conversion.by_hand import (
     STRENGTH,
     identity_of_each_head,
@@ -70,6 +70,44 @@ def test_the_polar_correction(name, per_head):
     assert_same(output(model), output(weights_by_hand(build(name), polar_of_each_head if per_head else polar)))
     if not per_head:
         assert all(r.kappa > 2 >= r.kappa_corrected for r in projection_records(model))
+
+
+@pytest.mark.parametrize(("correction", "made"), [("identity", rectangular_identity), ("polar", polar)])
+@pytest.mark.parametrize("roles", ["qk", "v"])
+@pytest.mark.parametrize("name", ["timm_vit", "vit", "gpt2", "llama", "torch_mha"])
+def test_of_some_roles_alone(name, roles, correction, made):
+    """The other rows, also of the same weight, and weights that hold none of these roles stay W."""
+    model = build(name)
+    plain, keys, strength = output(model), set(model.state_dict()), STRENGTH if correction == "identity" else 1.0
+    assert spectral_condition(model, strength, correction=correction, roles=roles, strict=True).converted
+    assert_same(output(model), output(weights_by_hand(build(name), made, roles)))
+    assert (output(model) - plain).abs().max() > 1e-3 * plain.abs().max()
+    buffers = set(model.state_dict()) - keys
+    assert bool(buffers) is (correction == "polar")
+    assert not any(f"{other}_proj" in key for key in buffers for other in set("qkv") - set(roles))
+    truth, record = output(model), json.loads(json.dumps(conditioning(model)))
+    assert record["transforms"][0]["roles"] == roles
+    loaded = build(name)
+    apply_conditioning(loaded, record)
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(output(loaded), truth)
+    for each in (model, loaded):
+        fold(each)
+        assert_same(output(each), truth)
+        unfold(each)
+        restore(each)
+        assert_same(output(each), plain)
+        assert set(each.state_dict()) == keys
+
+
+def test_a_record_that_knows_no_roles_is_of_all():
+    """As version 0.1 wrote it."""
+    model, loaded = build("gpt2"), build("gpt2")
+    spectral_condition(model, STRENGTH)
+    (entry,) = conditioning(model)["transforms"]
+    assert entry.pop("roles") == "qkv"
+    apply_conditioning(loaded, {"format": 1, "transforms": [entry]})
+    assert torch.equal(output(loaded), output(model))
 
 
 def train(model, steps, decay):
@@ -313,6 +351,21 @@ def test_the_logit_of_a_token_with_itself():
     assert logits.mean().item() == pytest.approx(self_logit(1.5, 64), rel=0.02)
 
 
+def test_the_logits_of_different_tokens():
+    """The rule for queries and keys alone: the deviation of what λ adds, on independent inputs, is λ² at any width."""
+    for width, heads, strength in ((512, 8, ON_LOGITS), (512, 64, ON_LOGITS), (512, 8, 0.5)):
+        model = nn.MultiheadAttention(width, heads, bias=False)
+        nn.init.zeros_(model.in_proj_weight)
+        spectral_condition(model, strength, roles="qk")
+        x = torch.randn(200, width)
+        with shown(model):
+            q, k, v = nn.functional.linear(x, model.in_proj_weight).unflatten(-1, (3, heads, -1)).unbind(1)
+        logits = torch.einsum("nhd,mhd->hnm", q, k) / math.sqrt(width // heads)
+        others = logits[:, ~torch.eye(200, dtype=torch.bool)]
+        assert others.std().item() == pytest.approx(logit_deviation(strength), rel=0.02)
+        assert not v.any()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -321,6 +374,7 @@ def test_the_logit_of_a_token_with_itself():
         ({"strength": math.inf}, ValueError, "strength must be positive and finite, got inf"),
         ({"strength": True}, TypeError, "strength must be a number or 'auto', got True"),
         ({"correction": "unit"}, ValueError, r"correction='unit' is unknown; valid are \('identity', 'polar'\)"),
+        ({"roles": "kq"}, ValueError, r"roles='kq' is unknown; valid are \('qkv', 'qk', 'v'\)"),
         ({"per_head": 1}, TypeError, "per_head must be True or False, got 1"),
         ({"include": "mlp*"}, ValueError, "include='mlp\\*' matches no attention module; there are: blocks.0.attn"),
         ({"exclude": "*"}, ValueError, "nothing to convert in VisionTransformer: include and exclude leave no"),

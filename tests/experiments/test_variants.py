@@ -27,11 +27,11 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, descriptions, find_variant, find_variants
 from conditioned_attention.experiments.variants.changes import Heads, MeanOfC, OrthogonalStart, Spectral, SpectralStart
-from conditioned_attention.experiments.variants.initialise import orthogonal_projections
+from conditioned_attention.experiments.variants.initialise import conditioned_projections, orthogonal_projections
 from conditioned_attention.experiments.variants.variant import Variant
-from conditioned_attention.measure.probing.projections import projection_records
+from conditioned_attention.measure.probing.projections import projection_records, role_matrices
 from conditioned_attention.preconditioner import RowNorm
-from conditioned_attention.sites import find_sites
+from conditioned_attention.sites import find_projections, find_sites
 from conditioned_attention.sites.site import transform_of
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.test_resume import Killed, assert_same_run, kill_at, without_time
@@ -111,7 +111,7 @@ def test_its_structure_on_meta(name):
     VARIANTS[name].apply(real, task.probe())
     model = build("timm_vit").to("meta")
     report = VARIANTS[name].apply_structure(model)
-    assert (report is None) is (name in ("baseline", "orthogonal_init"))
+    assert (report is None) is (name in ("baseline", "orthogonal_init", "conditioned_init"))
     assert [type(module) for module in model.modules()] == [type(module) for module in real.modules()]
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in real.state_dict().items()}
     assert all(tensor.is_meta for tensor in model.state_dict().values())
@@ -129,8 +129,10 @@ def test_they_differ():
         variant.apply(model, task.probe())
         results[name] = output(model).detach()
     plain = results.pop("baseline")
-    assert torch.allclose(results.pop("sigmoid_gate"), plain, rtol=1e-4, atol=1e-4)
-    same = {("preconditioned", "head_l2"), ("spectral", "identity_init"), *pairs_of_rmsnorm()}
+    for name in ("sigmoid_gate", "preconditioned_learned"):
+        assert torch.allclose(results.pop(name), plain, rtol=1e-4, atol=1e-4)
+    same = {("preconditioned", "head_l2"), ("spectral", "identity_init"), ("qk_norm", "qk_norm_temperature")}
+    same |= set(pairs_of_rmsnorm())
     found = {(a, b) for a in results for b in results if a < b and torch.allclose(results[a], results[b], 1e-3, 1e-3)}
     assert {frozenset(pair) for pair in found} == {frozenset(pair) for pair in same}
     assert not any(torch.allclose(result, plain, 1e-3, 1e-3) for result in results.values())
@@ -149,6 +151,9 @@ def test_numbers_in_names():
     assert find_variant("spectral=0.3").changes == (Spectral(0.3),)
     assert find_variant("spectral=0.3").about == "W + λ I for queries, keys, values (2603.07162), λ = 0.3"
     assert find_variant("spectral_polar=2").changes == (Spectral(2.0, "polar"),)
+    on_logits = find_variant("spectral_qk=0.3")
+    assert on_logits.changes == (Spectral(0.3, roles="qk"),)
+    assert on_logits.about == "W + λ I for queries and keys alone, λ = 0.3"
     both = find_variant("preconditioned+spectral=1e-1")
     assert (both.name, both.changes) == ("preconditioned+spectral=1e-1", (Spectral(0.1), Heads(RowNorm())))
     power = find_variant("preconditioned_power=0.25")
@@ -293,11 +298,60 @@ def test_orthogonal_init(name):
     assert all(any(part in key for part in of_attention) for key in changed), changed
 
 
+@pytest.mark.parametrize("name", ["timm_vit", "vit", "gpt2", "torch_mha"])
+def test_conditioned_init_by_hand(name):
+    """4 heads of 8."""
+    model = build(name)
+    biases = {key: p.clone() for key, p in model.named_parameters() if p.dim() == 1}
+    others = {key: p.clone() for key, p in model.named_parameters() if p.dim() != 1}
+    assert conditioned_projections(model) == [site.name for site in find_sites(model)]
+    for site in find_sites(model):
+        for role, matrix in role_matrices(site.module, find_projections(site.module)).items():
+            if role == "v":
+                assert torch.equal(matrix, torch.eye(*matrix.shape))
+                continue
+            heads = matrix.unflatten(0, (4, 8))
+            torch.testing.assert_close(heads @ heads.mT, torch.eye(8).expand(4, 8, 8))
+            between = heads.flatten(0, 1) @ heads.flatten(0, 1).T
+            assert (between - torch.block_diag(*[torch.eye(8)] * 4)).abs().max() > 0.1, "heads are independent"
+    attention = find_sites(model)[0].module
+    queries, keys = (role_matrices(attention, find_projections(attention))[role] for role in "qk")
+    assert queries.shape != keys.shape or (queries @ keys.T).abs().max() < 0.99, "and so are queries and keys"
+    assert all(torch.equal(biases[key], p) for key, p in model.named_parameters() if key in biases)
+    changed = {key for key, p in model.named_parameters() if key in others and not torch.equal(p, others[key])}
+    assert all(any(part in key for part in ("qkv", "c_attn", "q_proj", "k_proj", "v_proj")) for key in changed), changed
+
+
+def test_conditioned_init_of_grouped_queries():
+    """2 key heads for 4 query heads: W_K of each once, W_V the first 16 columns."""
+    model = build("llama")
+    conditioned_projections(model)
+    attention = model.model.layers[0].self_attn
+    assert torch.equal(attention.v_proj.weight, torch.eye(16, 32))
+    keys = attention.k_proj.weight.unflatten(0, (2, 8))
+    torch.testing.assert_close(keys @ keys.mT, torch.eye(8).expand(2, 8, 8))
+    again = build("llama")
+    torch.manual_seed(99)
+    conditioned_projections(again)
+    assert not torch.equal(again.model.layers[0].self_attn.k_proj.weight, attention.k_proj.weight)
+
+
+def test_conditioned_init_of_more_rows_than_columns():
+    """The identity begins again: every head keeps κ = 1."""
+    attention = nn.MultiheadAttention(32, 4, kdim=24, vdim=24)
+    conditioned_projections(attention)
+    assert torch.equal(attention.v_proj_weight, torch.eye(24)[torch.arange(32) % 24])
+    for head in attention.v_proj_weight.unflatten(0, (4, 8)):
+        torch.testing.assert_close(head @ head.T, torch.eye(8))
+
+
 def test_orthogonal_init_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="Linear holds no attention whose projections are known"):
         orthogonal_projections(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="0: OutlookAttention makes its attention weights from queries alone"):
         orthogonal_projections(nn.Sequential(OutlookAttention(32, 4)))
+    with pytest.raises(ValueError, match="Linear holds no attention whose projections are known"):
+        conditioned_projections(nn.Linear(2, 2))
 
 
 # Some of the modules

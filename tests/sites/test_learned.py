@@ -15,14 +15,20 @@ from timm.models.xcit import XCA
 from torch import nn
 
 from conditioned_attention import ConditionMonitor, apply_conditioning, conditioning, precondition, restore
-from conditioned_attention.controls import HeadRMSNorm
+from conditioned_attention.controls import HeadRMSNorm, PowerNorm, QKNorm
 from conditioned_attention.conversion import convert
 from conditioned_attention.measure.probing.projections import projection_records
-from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
+from conditioned_attention.sites.learned import (
+    HeadRMSNormWithGain,
+    LearnedPowerNorm,
+    QKNormWithTemperature,
+    SigmoidGate,
+)
 from tests.models import MODELS, Identity, build, inputs, output, torch_encoder, weigh
 
-GAIN, GATE = HeadRMSNormWithGain(), SigmoidGate()
-LEARNED = [GAIN, GATE]
+GAIN, GATE, TEMPERATURE, POWER = HeadRMSNormWithGain(), SigmoidGate(), QKNormWithTemperature(), LearnedPowerNorm()
+LEARNED = [GAIN, GATE, TEMPERATURE, POWER]
+AT_THE_START = {GAIN: HeadRMSNorm(), GATE: Identity(), TEMPERATURE: QKNorm(), POWER: Identity()}
 TOKENS_FIRST = ("torch_mha", "torch_transformer")
 EVERYWHERE = [name for name in MODELS if name not in TOKENS_FIRST]
 FEW = ["timm_vit", "gpt2", "torch_encoder"]
@@ -52,7 +58,7 @@ def shake(model, learned):
 
 
 def trained(model, learned, steps=3):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # a power has no bound, nor has what is descended here
     for _ in range(steps):
         optimizer.zero_grad()
         weigh(output(model)).backward()
@@ -65,10 +71,10 @@ def trained(model, learned, steps=3):
 def test_at_the_start_it_is_a_control_without_parameters(name, learned):
     model, known = build(name), build(name)
     plain = output(known)
-    convert(known, HeadRMSNorm() if learned is GAIN else Identity(), strict=True)
+    convert(known, AT_THE_START[learned], strict=True)
     assert len(convert(model, learned, strict=True).converted) == MODELS[name][1]
     assert_same(output(model), output(known))
-    assert torch.allclose(output(model), plain, rtol=1e-4, atol=1e-4) is (learned is GATE)
+    assert torch.allclose(output(model), plain, rtol=1e-4, atol=1e-4) is (learned in (GATE, POWER))
 
 
 @each_kind
@@ -215,6 +221,73 @@ def test_the_gate_by_hand():
     assert attention.head_gate.shape == (32, 32)
 
 
+def test_the_temperature_by_hand():
+    attention, x = Attention(32, 4), torch.randn(2, 7, 32)
+    q, k, v = attention.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+    q, k = (t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
+    convert(attention, TEMPERATURE)
+    assert attention.head_temperature.tolist() == [0.0] * 4
+    shake(attention, TEMPERATURE)
+    logits = torch.stack([q[:, h] @ k[:, h].mT * attention.head_temperature[h].exp() for h in range(4)], dim=1)
+    heads = (logits / 8**0.5).softmax(-1) @ v
+    assert_same(attention(x), attention.proj(heads.transpose(1, 2).flatten(2)))
+
+
+def test_a_temperature_for_each_query_head_of_a_shared_key():
+    model, known = build("llama"), build("llama")
+    convert(model, TEMPERATURE, strict=True)
+    attention = model.model.layers[0].self_attn
+    assert attention.head_temperature.shape == (4,), "4 query heads, on 2 key heads"
+    convert(known, QKNorm())
+    assert_same(output(model), output(known))
+    with torch.no_grad():
+        attention.head_temperature[3] = 2.0
+    assert not torch.allclose(output(model), output(known), rtol=1e-3)
+
+
+def test_the_learned_power_by_hand():
+    attention, x = Attention(32, 4), torch.randn(2, 7, 32)
+    heads = attention_heads(attention, x)
+    plain = attention(x)
+    convert(attention, POWER)
+    assert attention.head_power.tolist() == [0.0] * 4
+    assert torch.equal(attention(x), plain), "C to the power 0 is 1, exactly"
+    with torch.no_grad():
+        attention.head_power.copy_(torch.tensor([0.0, 0.5, 1.0, -0.3]))
+    factor = heads.norm(dim=-1, keepdim=True) ** -attention.head_power[:, None, None]
+    assert_same(attention(x), attention.proj((factor * heads).transpose(1, 2).flatten(2)))
+
+
+def test_the_learned_power_at_1_and_a_half_is_c_with_its_stopped_gradient():
+    for alpha in (0.5, 1.0):
+        model, known = build("timm_vit"), build("timm_vit")
+        convert(model, POWER)
+        convert(known, PowerNorm(alpha))
+        with torch.no_grad():
+            for power in parameters(model, POWER).values():
+                power.fill_(alpha)
+        for each in (model, known):
+            weigh(output(each)).backward()
+        assert_same(output(model), output(known))
+        theirs = dict(known.named_parameters())
+        for key, parameter in model.named_parameters():
+            if key in theirs:
+                assert_same(parameter.grad, theirs[key].grad)
+
+
+def test_the_power_learns_by_its_own_derivative():
+    """d/dα of C^α · A is C^α log C · A; rows of zero, where C = 1, send nothing and no NaN."""
+    heads, upstream = torch.randn(2, 2, 4, 7, 8)
+    heads[0, 0, 0] = 0.0
+    attention = nn.Module()
+    attention.head_power = nn.Parameter(torch.tensor([0.0, 0.5, 1.0, -0.3]))
+    POWER.apply(attention, heads).backward(upstream)
+    norm = heads.norm(dim=-1, keepdim=True)
+    c = torch.where(norm == 0, 1.0, 1 / norm)
+    expected = (upstream * c ** attention.head_power[:, None, None] * c.log() * heads).sum((0, 2, 3))
+    assert_same(attention.head_power.grad, expected.detach())
+
+
 def attention_heads(attention, x):
     q, k, v = attention.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
     return ((q @ k.mT / 8**0.5).softmax(-1) @ v).detach()
@@ -335,6 +408,7 @@ def test_a_gate_refuses_tokens_before_batch():
 def test_classes_whose_heads_or_projections_do_not_fit(attention, words, learned):
     module = attention()
     before = list(module.state_dict())
+    words = "queries and keys" if learned.changes_queries else words  # which those classes do not give away at all
     with pytest.raises(ValueError, match=words):
         convert(module, learned, strict=True)
     assert list(module.state_dict()) == before
@@ -361,9 +435,10 @@ def test_it_acts_on_modules_alone(learned):
         learned(torch.randn(2, 4, 7, 8))
 
 
-def test_a_wrong_eps():
+@pytest.mark.parametrize("cls", [HeadRMSNormWithGain, QKNormWithTemperature, LearnedPowerNorm])
+def test_a_wrong_eps(cls):
     with pytest.raises(ValueError, match="eps must be positive and finite, got 0"):
-        HeadRMSNormWithGain(0)
+        cls(0)
 
 
 @each_kind

@@ -27,6 +27,7 @@ def spectral_condition(
     *,
     correction: str = "identity",
     per_head: bool = False,
+    roles: str = "qkv",
     include: Patterns = None,
     exclude: Patterns = None,
     strict: bool = False,
@@ -48,6 +49,7 @@ def spectral_condition(
             not tell what it was, so it is kept in buffers ``…_correction``, the one exception to unchanged
             state_dict keys.
         per_head: an identity, or polar factor, for the rows of every head; else one for all rows of W_Q, W_K, W_V each.
+        roles: ``"qkv"`` corrects all three as the paper does, ``"qk"`` queries and keys alone, ``"v"`` values alone.
         include, exclude: glob patterns over module names, as for `precondition`.
         strict: raise if an attention module that was not excluded cannot be corrected.
 
@@ -70,7 +72,7 @@ def spectral_condition(
     >>> restore(layer).names("restored")
     ['self_attn']
     """
-    change = SpectralChange(strength, correction, per_head)
+    change = SpectralChange(strength, correction, per_head, roles)
     return carry_out(model, change, include, exclude, strict)
 
 
@@ -142,7 +144,7 @@ def _refold(model: nn.Module, *, folded: bool) -> list[str]:
 
 
 def _check_precision(site: Site, projections: Projections, spectral: Spectral) -> None:
-    for projection in projections.weights:
+    for projection in projections.of(spectral.roles).weights:
         weight = getattr(projection.owner(site.module), projection.parameter)
         largest = largest_correction(site.module, projection, spectral)
         if swamps(largest, weight):
@@ -159,6 +161,7 @@ class SpectralChange(Change):
     strength: float | str | None
     correction: str
     per_head: bool
+    roles: str = "qkv"
     plans: dict[int, tuple[Projections, Spectral]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,7 +176,7 @@ class SpectralChange(Change):
         elif strength is None or strength == AUTO:
             strength = PUBLISHED.get(self.correction, 1.0)
         assert not isinstance(strength, str)
-        return Spectral(strength, self.correction, self.per_head)
+        return Spectral(strength, self.correction, self.per_head, roles=self.roles)
 
     def against(self, site: Site) -> str:
         if not site.attention:
@@ -213,7 +216,7 @@ class SpectralChange(Change):
 
     def _warn(self, sites: Sequence[Site]) -> None:
         """Warns once of a λ with which attention would look at the token itself and nothing else."""
-        if self.correction != "identity":
+        if self.correction != "identity" or self.roles == "v":
             return
         for site in sites:
             projections, spectral = self.plans[id(site.module)]

@@ -51,9 +51,9 @@ def correct(
 
     With ``loading`` a correction that has to be computed is left open, for a state_dict that brings it.
     """
-    corrections = Corrections(projections, projections.head_widths(attention))
+    corrections = corrections_for(attention, projections, spectral)
     if spectral.correction == "polar":
-        for projection in projections.weights:
+        for projection in corrections.projections.weights:
             correction = corrections.polar(attention, projection, spectral)
             if loading:
                 correction.fill_(torch.nan)
@@ -83,9 +83,9 @@ def uncorrect(attention: nn.Module, projections: Projections | None = None) -> b
 def fold_into(attention: nn.Module, projections: Projections, *, folded: bool) -> None:
     """Adds C to the weights themselves and takes the hooks off, or subtracts it and puts them on; in float32."""
     spectral: Spectral = attention.__dict__[SPECTRAL]
-    corrections = Corrections(projections, projections.head_widths(attention))
+    corrections = corrections_for(attention, projections, spectral)
     _hide(attention)
-    for projection in projections.weights:
+    for projection in corrections.projections.weights:
         weight = projection.weight(attention)
         assert weight is not None
         exact = torch.promote_types(weight.dtype, torch.float32)
@@ -126,7 +126,7 @@ class Corrections:
     """C for the projections of an attention module, from its settings.
 
     Attributes:
-        projections: where W_Q, W_K and W_V are.
+        projections: where those of W_Q, W_K and W_V are that are corrected.
         widths: the rows of one head, for each role.
     """
 
@@ -148,7 +148,7 @@ class Corrections:
         weight = getattr(owner, projection.parameter)
         correction = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
         matrix = as_matrix(owner, correction)
-        for role, rows in projection.rows(attention).items():
+        for role, rows in _corrected_rows(attention, projection, spectral):
             for place in _diagonals(matrix, rows, self.widths[role] if spectral.per_head else None):
                 correction.as_strided(*place).fill_(spectral.strength)
         return correction
@@ -160,12 +160,21 @@ class Corrections:
         weight = whole(getattr(owner, projection.parameter))
         correction = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         source, target = as_matrix(owner, weight), as_matrix(owner, correction)
-        for role, rows in projection.rows(attention).items():
+        for role, rows in _corrected_rows(attention, projection, spectral):
             indices = rows.indices()
             width = self.widths[role] if spectral.per_head else rows.count
             blocks = source[indices].unflatten(0, (-1, width))
             target[indices] = polar_correction(blocks, spectral.strength).flatten(0, 1)
         return correction
+
+
+def corrections_for(attention: nn.Module, projections: Projections, spectral: Spectral) -> Corrections:
+    """C for the weights of an attention module that hold a role to correct."""
+    return Corrections(projections.of(spectral.roles), projections.head_widths(attention))
+
+
+def _corrected_rows(attention: nn.Module, projection: Projection, spectral: Spectral) -> list[tuple[str, Rows]]:
+    return [(role, rows) for role, rows in projection.rows(attention).items() if role in spectral.roles]
 
 
 @dataclass(frozen=True)

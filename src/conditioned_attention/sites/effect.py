@@ -18,8 +18,8 @@ from conditioned_attention.spectral import Spectral
 def check_effect(attention: nn.Module) -> None:
     """Raises RuntimeError unless every projection of a corrected module gives C x more than W x, to rounding.
 
-    For C = λ I_k this is λ x[..., :k] in the rows of each role and nothing in others; for the polar correction
-    κ(W + C) ≤ 1 + 1/λ is checked.  Weights without values (meta) or spread over devices are not looked at.
+    For C = λ I_k this is λ x[..., :k] in the rows of each role that is corrected and nothing in others; for the polar
+    correction κ(W + C) ≤ 1 + 1/λ is checked.  Weights without values (meta) or spread over devices are not looked at.
     """
     spectral, corrections = spectral_of(attention), corrections_of(attention)
     assert spectral is not None
@@ -51,6 +51,8 @@ def _gains_identity(attention: nn.Module, projection: Projection, widths: Any, s
         gain = (_project(owner, projection, x) - before).double()
     expected = torch.zeros_like(gain)
     for role, rows in projection.rows(attention).items():
+        if role not in spectral.roles:
+            continue
         width = widths[role] if spectral.per_head else rows.count
         for i, row in enumerate(rows.indices()):
             if i % width < x.shape[1]:
@@ -64,6 +66,8 @@ def _is_conditioned(attention: nn.Module, projection: Projection, widths: Any, s
     with shown(attention):
         matrix = as_matrix(owner, getattr(owner, projection.parameter)).double()
     for role, rows in projection.rows(attention).items():
+        if role not in spectral.roles:
+            continue
         width = widths[role] if spectral.per_head else rows.count
         values = torch.linalg.svdvals(matrix[rows.indices()].unflatten(0, (-1, width)))
         if not bool((values[..., 0] <= (1 + 1 / spectral.strength) * values[..., -1] * (1 + 1e-2)).all()):

@@ -1,4 +1,4 @@
-"""Controls with parameters of their own: a gain, a gate.
+"""Transforms with parameters of their own: a gain, a gate, a temperature, a power of C.
 
 The parameters stand on the attention module under keys of their own, the stated exception to unchanged state_dict keys.
 Shapes: B batch, H heads, N tokens, D head width, C features of the attention module's input.
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conditioned_attention.preconditioner import HeadTransform, check_eps
+from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_eps, row_norm
 from conditioned_attention.sites.hook import Hook, put_around, take_around
 from conditioned_attention.sites.projections import Projections, as_matrix
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, transform_of
@@ -34,9 +34,13 @@ class Learned(HeadTransform):
     def initial(self, heads: int, width: int, features: int) -> Tensor:
         """The parameter's first value, for H heads of width D and C features."""
 
-    @abstractmethod
     def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
         """Maps head outputs (B, H, N, D) with the parameter that stands on the module."""
+        return output
+
+    def apply_before(self, attention: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for queries (B, H, N, D) and keys, of a transform that `changes_queries`."""
+        return query, key
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         raise TypeError(f"{self} has parameters: it acts on modules that it was put on by conversion")
@@ -94,6 +98,66 @@ class SigmoidGate(Learned):
         return output * gate.to(output.dtype)
 
 
+@dataclass(frozen=True)
+class QKNormWithTemperature(Learned):
+    """The control `QKNorm` with a learned temperature for every head: logits ``exp(t_h) · q̂ k̂ᵀ / √D`` of normed rows.
+
+    t (H,) starts at 0, where it is `QKNorm`.  The exponential keeps the factor positive, as in Swin V2, and here it has
+    no upper bound.  Without the factor logits are at most √D, and narrow heads cannot attend to one token alone.
+
+    Args:
+        eps: added to the mean square of queries and keys.
+    """
+
+    eps: float = 1e-6
+
+    kind: ClassVar[str] = "qk_norm_temperature"
+    parameter: ClassVar[str] = "head_temperature"
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
+    @property
+    def changes_queries(self) -> bool:
+        return True
+
+    def initial(self, heads: int, width: int, features: int) -> Tensor:
+        return torch.zeros(heads)
+
+    def apply_before(self, attention: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = (F.rms_norm(t, t.shape[-1:], eps=self.eps) for t in (query, key))
+        temperature: Tensor = getattr(attention, self.parameter)
+        return query * temperature.exp()[:, None, None].to(query.dtype), key
+
+
+@dataclass(frozen=True)
+class LearnedPowerNorm(Learned):
+    """``output -> C^α · output`` with a learned α for every head; C is without gradient, α is not.
+
+    α (H,) starts at 0, where it is plain attention; at 1 it is the preconditioner.  It is not bounded: below 0 large
+    rows become larger.
+
+    Args:
+        eps: smallest row norm that is divided by.
+    """
+
+    eps: float = 1e-6
+
+    kind: ClassVar[str] = "learned_power_norm"
+    parameter: ClassVar[str] = "head_power"
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+
+    def initial(self, heads: int, width: int, features: int) -> Tensor:
+        return torch.zeros(heads)
+
+    def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
+        alpha: Tensor = getattr(attention, self.parameter)
+        norm = row_norm(output, RowNorm(eps=self.eps).floor(output.dtype))
+        return (output / norm ** alpha[:, None, None].to(norm.dtype)).to(output.dtype)
+
+
 @dataclass(eq=False)
 class Bound(HeadTransform, recorded=False):
     """A transform with parameters, and the attention module that they stand on."""
@@ -106,6 +170,13 @@ class Bound(HeadTransform, recorded=False):
     @property
     def settings(self) -> HeadTransform:
         return self.learned
+
+    @property
+    def changes_queries(self) -> bool:
+        return self.learned.changes_queries
+
+    def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return self.learned.apply_before(self.attention, query, key)
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         return self.learned.apply(self.attention, output)

@@ -6,7 +6,7 @@ Letters of roles: q, k, v, and - for rows that are none of them (a gate, an MLP 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -123,6 +123,10 @@ class Projections:
     def against(self, attention: nn.Module) -> str:
         """Why C cannot be added to one of the weights; empty if it can."""
         return next((reason for weight in self.weights if (reason := weight.against(attention))), "")
+
+    def of(self, roles: str) -> Projections:
+        """Without the weights that hold none of these roles."""
+        return replace(self, weights=tuple(weight for weight in self.weights if set(weight.roles) & set(roles)))
 
     def matrices(self, attention: nn.Module) -> Iterator[tuple[str, Tensor, list[int]]]:
         """Each role with the weight (out, in) that makes it, as a view of the parameter, and with its rows there."""

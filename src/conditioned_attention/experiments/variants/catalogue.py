@@ -6,14 +6,28 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from conditioned_attention.controls import HeadRMSNorm, PowerNorm, QKNorm
+from conditioned_attention.controls import HeadRMSNorm, PowerNorm, PreconditionedQKNorm, QKNorm
 from conditioned_attention.d_optimal import DOptimal
-from conditioned_attention.experiments.variants.changes import Heads, MeanOfC, OrthogonalStart, Spectral, SpectralStart
+from conditioned_attention.experiments.variants.changes import (
+    ConditionedStart,
+    Heads,
+    MeanOfC,
+    OrthogonalStart,
+    Spectral,
+    SpectralStart,
+)
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.preconditioner import RowNorm
-from conditioned_attention.sites.learned import HeadRMSNormWithGain, SigmoidGate
+from conditioned_attention.sites.learned import (
+    HeadRMSNormWithGain,
+    LearnedPowerNorm,
+    QKNormWithTemperature,
+    SigmoidGate,
+)
+from conditioned_attention.spectral import ON_LOGITS
 
 _AUTO = Spectral(strength="auto")
+_ON_LOGITS = Spectral(strength=ON_LOGITS, roles="qk")
 
 VARIANTS = {
     variant.name: variant
@@ -23,10 +37,12 @@ VARIANTS = {
         Variant("preconditioned_weights", (Heads(RowNorm("weights")),), "C from the rows of softmax(q kᵀ): Algorithm 1"),
         Variant("preconditioned_scaled", (Heads(PowerNorm(1.0, scaled=True)),), "C · √d: rows to the length √d"),
         Variant("preconditioned_power", (Heads(PowerNorm(0.5)),), "C to the power ½: keeps part of what row norms say"),
+        Variant("preconditioned_learned", (Heads(LearnedPowerNorm()),), "C^α, a learned α for each head that starts at 0"),
         Variant("d_optimal", (Heads(DOptimal()),), "C, refined by 1 step towards a D-optimal design; not for causal models"),
         Variant("spectral", (_AUTO,), "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)"),
         Variant("spectral_published", (Spectral(),), "W + 10 I, the λ of the paper"),
         Variant("spectral_polar", (Spectral(correction="polar"),), "W + σ_max(W) U Vᵀ: κ at most 2 at the start"),
+        Variant("spectral_qk", (_ON_LOGITS,), "W + λ I for queries and keys alone, λ = 1: logits of deviation 1"),
         Variant("identity_init", (SpectralStart(strength="auto"),), "control: spectral's λ I at the start only"),
         Variant("preconditioned+spectral", (_AUTO, Heads()), "both methods, λ = d^(-1/4)"),
         Variant("head_l2", (Heads(RowNorm(gradient="through")),), "control: rows to unit length, ordinary gradient"),
@@ -35,7 +51,10 @@ VARIANTS = {
         Variant("constant_gain", (MeanOfC(),), "control: one number a layer, the mean of C before training"),
         Variant("sigmoid_gate", (Heads(SigmoidGate()),), "control: heads times a learned gate of the layer's input"),
         Variant("qk_norm", (Heads(QKNorm()),), "control: queries and keys of each head to root mean square 1"),
+        Variant("qk_norm_temperature", (Heads(QKNormWithTemperature()),), "control: qk_norm with a learned temperature a head"),
+        Variant("preconditioned+qk_norm", (Heads(PreconditionedQKNorm()),), "C on the heads, and queries and keys normed"),
         Variant("orthogonal_init", (OrthogonalStart(),), "control: semi-orthogonal W_Q, W_K, W_V at the start"),
+        Variant("conditioned_init", (ConditionedStart(),), "control: W_V = I, W_Q, W_K of each head orthogonal at the start"),
     )
 }  # fmt: skip
 
@@ -60,13 +79,13 @@ def _with_strength(variant: Variant, strength: float) -> Variant:
 _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
     "d_optimal": _with_steps,
     "preconditioned_power": _with_power,
-    **dict.fromkeys(("spectral", "spectral_polar", "preconditioned+spectral"), _with_strength),
+    **dict.fromkeys(("spectral", "spectral_polar", "spectral_qk", "preconditioned+spectral"), _with_strength),
 }
 
 
 def find_variant(name: str) -> Variant:
-    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…`` and ``preconditioned+spectral=…`` set λ,
-    ``preconditioned_power=0.25`` sets α, and ``d_optimal=10`` the steps.
+    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…``, ``spectral_qk=…`` and ``preconditioned+spectral=…``
+    set λ, ``preconditioned_power=0.25`` sets α, and ``d_optimal=10`` the steps.
 
     Raises:
         ValueError: no variant is called that, or takes that number.

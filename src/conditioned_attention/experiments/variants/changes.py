@@ -12,7 +12,7 @@ from conditioned_attention.controls import ConstantGain
 from conditioned_attention.conversion import ConversionReport, convert, fold, spectral_condition
 from conditioned_attention.conversion.selection import select
 from conditioned_attention.conversion.spectral import SpectralChange
-from conditioned_attention.experiments.variants.initialise import orthogonal_projections
+from conditioned_attention.experiments.variants.initialise import conditioned_projections, orthogonal_projections
 from conditioned_attention.measure.probing.probe import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
 from conditioned_attention.sites import find_sites
@@ -68,13 +68,14 @@ class Spectral(Change):
     strength: float | str | None = None
     correction: str = "identity"
     per_head: bool = False
+    roles: str = "qkv"
     of: ClassVar[str] = "projections"
 
     def __post_init__(self) -> None:
-        SpectralChange(strength=self.strength, correction=self.correction, per_head=self.per_head)  # raises for a bad λ
+        SpectralChange(self.strength, self.correction, self.per_head, self.roles)  # raises for a bad λ
 
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
-        how = {"correction": self.correction, "per_head": self.per_head}
+        how = {"correction": self.correction, "per_head": self.per_head, "roles": self.roles}
         return spectral_condition(model, self.strength, **how, **self._modules)  # type: ignore[arg-type]
 
 
@@ -102,6 +103,14 @@ class OrthogonalStart(Change):
 
     def apply_structure(self, model: nn.Module) -> None:
         """Nothing: other numbers in the same places."""
+
+
+@dataclass(frozen=True)
+class ConditionedStart(OrthogonalStart):
+    """W_V the identity, and W_Q and W_K of every head semi-orthogonal with singular values of 1, before training."""
+
+    def apply(self, model: nn.Module, batch: Any = None) -> None:
+        conditioned_projections(model, self.include, self.exclude)
 
 
 @dataclass(frozen=True)

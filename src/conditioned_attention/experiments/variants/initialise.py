@@ -7,14 +7,15 @@ from torch import nn
 
 from conditioned_attention.conversion.selection import Patterns, select
 from conditioned_attention.sites import find_projections, find_sites
+from conditioned_attention.sites.projections import Projections
 
 
 @torch.no_grad()
 def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> list[str]:
     """Draws W_Q, W_K and W_V anew, each a multiple of a semi-orthogonal matrix of the Frobenius norm that it had.
 
-    κ is then 1 (Conditioned Initialization, openreview cKNOCYPo2W, does the same for queries and keys).  The norm is
-    kept so that the spectrum alone changes, and not the scale.  Draws from torch's global generator.
+    κ is then 1.  The norm is kept so that the spectrum alone changes, and not the scale; `conditioned_projections` sets
+    both.  Draws from torch's global generator.
 
     Args:
         model: a freshly built module with attention of known classes, before any conversion.
@@ -27,15 +28,59 @@ def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: 
         ValueError: there is none, or the projections of one are not known.
     """
     changed = []
+    for name, attention, projections in _attention(model, include, exclude):
+        for _, matrix, rows in projections.matrices(attention):
+            drawn = nn.init.orthogonal_(torch.empty(len(rows), matrix.shape[1]))
+            scale = matrix[rows].float().norm().cpu() / drawn.norm()
+            matrix[rows] = (drawn * scale).to(matrix)
+        changed.append(name)
+    return changed
+
+
+@torch.no_grad()
+def conditioned_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> list[str]:
+    """Sets W_V to the identity, and draws W_Q and W_K of each head anew, semi-orthogonal: Conditioned Initialization.
+
+    openreview cKNOCYPo2W.  All singular values are 1, whatever they were before.  Row i of W_V, counted over all heads,
+    is row i mod D of the identity, for D features of the input: each head's values are its own columns of the input.
+    W_Q and W_K (d, D) of a head of width d are drawn independently of each other and of other heads', from torch's
+    global generator.  Where several query heads share a key head (grouped queries), that key head has one W_K, and
+    W_V has the first columns only, one block a key head.  Biases stay as they are.
+
+    Args:
+        model: a freshly built module with attention of known classes, before any conversion.
+        include, exclude: patterns of names of attention modules, as `precondition` takes them.
+
+    Returns:
+        The names of the attention modules.
+
+    Raises:
+        ValueError: there is none, or the projections of one are not known.
+    """
+    changed = []
+    for name, attention, projections in _attention(model, include, exclude):
+        widths = projections.head_widths(attention)
+        for role, matrix, rows in projections.matrices(attention):
+            features = matrix.shape[1]
+            if role == "v":
+                columns = torch.arange(len(rows)) % features
+                drawn = torch.eye(features)[columns]
+            else:
+                heads = len(rows) // widths[role]
+                drawn = torch.cat([nn.init.orthogonal_(torch.empty(widths[role], features)) for _ in range(heads)])
+            matrix[rows] = drawn.to(matrix)
+        changed.append(name)
+    return changed
+
+
+def _attention(model: nn.Module, include: Patterns, exclude: Patterns) -> list[tuple[str, nn.Module, Projections]]:
+    """The attention modules that are meant, by name, with their projections; raises ValueError if there is none."""
+    found = []
     for site in select([site for site in find_sites(model) if site.attention], include, exclude):
         projections = find_projections(site.module)
         if isinstance(projections, str):
             raise ValueError(f"{site.name}: {projections}")
-        for _, matrix, rows in projections.matrices(site.module):
-            drawn = nn.init.orthogonal_(torch.empty(len(rows), matrix.shape[1]))
-            scale = matrix[rows].float().norm().cpu() / drawn.norm()
-            matrix[rows] = (drawn * scale).to(matrix)
-        changed.append(site.name)
-    if not changed:
+        found.append((site.name, site.module, projections))
+    if not found:
         raise ValueError(f"{type(model).__name__} holds no attention whose projections are known")
-    return changed
+    return found

@@ -29,7 +29,8 @@ _REMARKS: tuple[tuple[str, str], ...] = (
     ("", "post_proj proj_out attention_out output_projection c_proj LayerNorm layer_norm groupnorm attn_sub_norm"),
     ("", "inner_attn_ln o_norm gate_proj gate_bias g_proj linear_g"),
     ("", "layernorm1 layernorm2 norm global_input_layer_norm pre_norm"),
-    ("", "head_gain head_gate"),  # the parameters of this library's own controls, in sites/learned.py
+    # the parameters of this library's own controls, in sites/learned.py
+    ("", "head_gain head_gate head_power head_temperature"),
     # what is added to the scores or scales them, whatever queries and keys are
     ("", "sinks sink_proj scaling per_dim_scale logit_scale relative_attention_bias rpb relative_position_bias"),
     ("", "relative_position_bias_table continuous_position_bias_mlp lambda_q1 lambda_k1 lambda_q2 lambda_k2"),
