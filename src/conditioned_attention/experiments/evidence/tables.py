@@ -15,10 +15,10 @@ SCORES = (
     "data it is measured on, so it flatters)."
 )
 DIFFERENCES = (
-    "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: median epoch at "
-    "which a run reached the baseline's final score with its seed; 'never' if half of the runs or more did not. time "
-    "and memory: of a training step, relative to the baseline, measured afterwards in one process, variants taking "
-    "turns; in brackets the 20th and 80th percentile of the rounds."
+    "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: the first "
+    "evaluation at which the mean over seeds was as good as the baseline's mean final score. time and memory: of a "
+    "training step, relative to the baseline, measured afterwards in one process, variants taking turns; in brackets "
+    "the 20th and 80th percentile of the rounds."
 )
 CONDITIONING = (
     "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
