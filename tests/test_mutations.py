@@ -250,6 +250,7 @@ MUTATIONS = [
     ("order, a state believed", "experiments/training/stream.py", '== place["digest"]:', '!= "":', ORDER),
     ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
     ("the baseline reached by the luckiest run", "experiments/evidence/statistics.py", "statistics.fmean(curve[epoch] for curve in curves)", "max(curve[epoch] for curve in curves)", STATISTICS),
+    ("power, an interval is all", "experiments/evidence/power.py", "return half_width * _noncentrality(critical, df) / critical", "return half_width", STATISTICS),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 

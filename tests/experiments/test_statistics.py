@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from scipy import stats
 
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.power import detectable
 from conditioned_attention.experiments.evidence.statistics import (
     decimals,
     final_score,
@@ -46,6 +48,20 @@ def test_interval_is_that_of_a_paired_t_test():
     assert alone.mean == 3
     assert math.isnan(alone.low)
     assert alone.contains_zero
+
+
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_what_could_have_been_seen_is_seen_in_four_of_five_comparisons(n):
+    """By simulation: pairs with a true difference of that size, in units of their true spread."""
+    critical = stats.t.ppf(0.975, n - 1)
+    size = detectable(critical / math.sqrt(n), critical, n - 1)
+    pairs = np.random.default_rng(0).normal(size, 1, (20_000, n))
+    seen = stats.ttest_1samp(pairs, 0, axis=1).pvalue < 0.05
+    assert seen.mean() == pytest.approx(0.8, abs=0.01)
+    ours = paired_interval(pairs[0].tolist())
+    assert ours.detectable == pytest.approx(size * pairs[0].std(ddof=1))
+    assert math.isnan(paired_interval([1.0]).detectable)
+    assert math.isnan(paired_interval([1.0, 1.0]).detectable)
 
 
 def test_epochs_to_reach_the_baseline():
@@ -108,7 +124,11 @@ def test_numbers_keep_four_digits():
 @pytest.mark.parametrize(
     ("metric", "differences", "words"),
     [
-        (UP, [1.0, -1.0, 0.5], "no difference to base was seen"),
+        (
+            UP,
+            [1.0, -1.0, 0.5],
+            "was seen; these 3 seeds could have seen a difference of 3.40 or more",
+        ),
         (UP, [1.0, 1.1, 0.9], "better than base by 1.00 in accuracy (%) (95 % interval +0.75 to +1.25, 3 seeds)"),
         (UP, [-1.0, -1.1, -0.9], "worse than base by 1.00"),
         (DOWN, [-1.0, -1.1, -0.9], "better than base by 1.00"),
@@ -157,7 +177,7 @@ def test_many_comparisons_are_corrected_for():
     said = many_compared(rows)
     assert said.startswith("20 variants were compared with base")
     assert f"these still differ: v0 (p = {adjusted['v0']:.2g})." in said
-    assert "none of them differs" in many_compared([rows[0], *rows[2:]])
+    assert "none of them is shown to differ" in many_compared([rows[0], *rows[2:]])
     assert many_compared(rows[:2]) == ""
 
 
@@ -184,13 +204,20 @@ def test_a_final_score_that_is_not_finite_is_said():
 def test_committed_numbers_come_out_again(name, tmp_path):
     """Intervals, p-values by Holm, medians and words, of results that were put together long ago.
 
-    "reaches baseline" was a median over runs then, and is left out.
+    "reaches baseline" was a median over runs then, and is left out; sentences have come to say more, so their numbers
+    count.
     """
+    seen = re.compile(r" could have seen a difference of .*? \(with probability 80 %\)")
+
+    def numbers(sentence):
+        return sorted(re.findall(r"[+-]?\d[\d.e-]*", seen.sub("", sentence)))
+
     committed = Path(__file__).parents[2] / "results" / name / "results.json"
     before = json.loads(committed.read_text())
     shutil.copy(committed, tmp_path)
     now = json.loads(json.dumps(to_json(read_report(tmp_path))))
     for row in now["table"] + before["table"]:
         del row["reaches baseline"]
+    now["verdicts"], before["verdicts"] = ([numbers(text) for text in data["verdicts"]] for data in (now, before))
     for part in ("table", "conditioning", "verdicts", "tuning"):
         assert now[part] == before[part], part

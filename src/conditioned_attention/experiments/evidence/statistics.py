@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.power import detectable
 
 History = Sequence[Mapping[str, Any]]
 
@@ -47,6 +48,18 @@ class Interval:
     def contains_zero(self) -> bool:
         """True also if there are too few pairs for an interval: then nothing is shown either."""
         return not (self.low > 0 or self.high < 0)
+
+    @property
+    def detectable(self) -> float:
+        """The true difference that as many pairs with this spread show with probability 0.8; nan without an interval.
+
+        See `conditioned_attention.experiments.evidence.power`.
+        """
+        from scipy import stats
+
+        if self.n < 2:
+            return math.nan
+        return detectable((self.high - self.low) / 2, float(stats.t.ppf(0.975, self.n - 1)), self.n - 1)
 
 
 @dataclass(frozen=True)
@@ -222,18 +235,22 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
+def holm_of(rows: Sequence[Summary]) -> dict[str, float]:
+    """The p-values of the paired t tests by Holm's correction, by variant, the smallest first."""
+    p_values = {row.variant: row.difference.p_value for row in rows if row.difference is not None}
+    return holm({name: p for name, p in p_values.items() if not math.isnan(p)})
+
+
 def many_compared(rows: Sequence[Summary]) -> str:
     """What is left of the differences when it is taken into account how many were looked at; empty for one alone."""
-    p_values = {row.variant: row.difference.p_value for row in rows[1:] if row.difference is not None}
-    p_values = {name: p for name, p in p_values.items() if not math.isnan(p)}
-    if len(p_values) < 2:
+    adjusted = holm_of(rows)
+    if len(adjusted) < 2:
         return ""
-    adjusted = holm(p_values)
     left = [f"{name} (p = {p:.2g})" for name, p in adjusted.items() if p < 0.05]
     return (
-        f"{len(p_values)} variants were compared with {rows[0].variant}: that an interval among them leaves out zero "
-        f"by chance has a probability of up to {1 - 0.95 ** len(p_values):.0%}. With Holm's correction "
-        + (f"these still differ: {', '.join(left)}." if left else "none of them differs.")
+        f"{len(adjusted)} variants were compared with {rows[0].variant}: that an interval among them leaves out zero "
+        f"by chance has a probability of up to {1 - 0.95 ** len(adjusted):.0%}. With Holm's correction "
+        + (f"these still differ: {', '.join(left)}." if left else "none of them is shown to differ.")
     )
 
 
@@ -271,8 +288,9 @@ def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
     interval = f"{number(difference.low)} to {number(difference.high)}"
     if difference.contains_zero:
         return (
-            f"{summary.variant}: no difference to {baseline} was seen. The 95 % interval of the paired difference in "
-            f"{metric.name}, {interval} on {difference.n} seeds, contains zero."
+            f"{summary.variant}: no difference to {baseline} was seen; these {difference.n} seeds could have seen a "
+            f"difference of {number(difference.detectable)[1:]} or more (with probability 80 %). The 95 % interval of "
+            f"the paired difference in {metric.name}, {interval}, contains zero."
         )
     if difference.low == difference.high:
         return (

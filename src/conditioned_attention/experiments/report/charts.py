@@ -252,7 +252,7 @@ def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) 
         "difference",
         f"Difference to {rows[0].variant} in {metric.name}",
         f"Of the final scores, same seeds in pairs, with the 95 % t interval; {way}. An interval that crosses the line "
-        "at zero shows no difference.",
+        "at zero shows no difference, and does not show that there is none.",
         f"Differences in {metric.name}: {alt}.",
         [View("", traces, layout)],
     )
