@@ -32,7 +32,7 @@ PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
 MODELS = "tests/experiments/test_models.py"
-WORKERS = "tests/experiments/test_workers.py"
+WORKERS, STATISTICS = "tests/experiments/test_workers.py", "tests/experiments/test_statistics.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -273,6 +273,8 @@ MUTATIONS = [
     ("order, chance in a stream", "experiments/training/stream.py", "            reseed(self.seed, self.epoch, self.taken)", "            pass", ORDER),
     ("order, a state believed", "experiments/training/stream.py", '== place["digest"]:', '!= "":', ORDER),
     ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
+    ("the baseline reached by the luckiest run", "experiments/evidence/statistics.py", "statistics.fmean(curve[epoch] for curve in curves)", "max(curve[epoch] for curve in curves)", STATISTICS),
+    ("power, an interval is all", "experiments/evidence/power.py", "return half_width * _noncentrality(critical, df) / critical", "return half_width", STATISTICS),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 

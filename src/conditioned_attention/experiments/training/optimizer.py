@@ -80,9 +80,10 @@ def _timm(model: nn.Module, settings: Optimization, still: Collection[str]) -> t
         raise ValueError(f"timm_optimizer={settings.timm_optimizer!r} is unknown to timm; valid are {', '.join(valid)}")
     groups = parameter_groups(model, settings.weight_decay, still)
     momentum = {} if settings.momentum is None else {"momentum": settings.momentum}
-    return optimizers.create_optimizer_v2(
+    optimizer: torch.optim.Optimizer = optimizers.create_optimizer_v2(
         groups, settings.timm_optimizer, lr=settings.lr, weight_decay=0.0, **_adam(settings), **momentum
     )
+    return optimizer
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

@@ -136,9 +136,12 @@ def _project_beside_mlp(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor,
 def _project_together(module: Any, attention: Tensor, mlp: Tensor) -> Tensor:
     """The sum of the two projections, which may be one on both inputs side by side."""
     shared = getattr(module, "out_proj", None)  # timm 1.0.20 has none
+    y: Tensor
     if shared is not None:
-        return shared(torch.cat((attention, mlp), dim=-1))
-    return module.attn_out_proj(attention) + module.mlp_out_proj(mlp)
+        y = shared(torch.cat((attention, mlp), dim=-1))
+    else:
+        y = module.attn_out_proj(attention) + module.mlp_out_proj(mlp)
+    return y
 
 
 def _split(module: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
