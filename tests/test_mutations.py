@@ -67,7 +67,7 @@ MUTATIONS = [
     ("lean, empty not refused", "attention/arguments.py", "if tensor.numel() == 0:", "if False:", OPERATOR),
     ("lean, heads not compared", "attention/arguments.py", "if query.shape[:-heads] != key.shape[:-heads]", "if False", OPERATOR),
     ("lean, dropout ignored", "attention/lean/contract.py", "if arguments.dropout_p > 0:", "if False:", OPERATOR),
-    ("lean, cuDNN not refused", "attention/lean/contract.py", "if choice == _CUDNN:", "if False:", OPERATOR),
+    ("lean, cuDNN not refused", "attention/lean/contract.py", "if choice == _CUDNN:", "if False:", "tests/attention/test_cuda_operators.py"),
     ("lean, learned bias", "attention/lean/contract.py", "if mask is not None and mask.requires_grad", "if False and mask.requires_grad", OPERATOR),
     ("lean, keeps two tensors", "attention/lean/attend.py", "query, key, value, mask, *output)", "query.clone(), key, value, mask, *output)", OPERATOR),
     ("lean in an export", "attention/lean/contract.py", "if torch.compiler.is_exporting()", "if False", OPERATOR),

@@ -25,8 +25,8 @@ def detectable(half_width: float, critical: float, df: float) -> float:
 
     >>> from scipy import stats
     >>> c = stats.t.ppf(0.975, 33)  # 34 pairs, standard deviation 1
-    >>> round(detectable(c / 34**0.5, c, 33), 2)
-    0.49
+    >>> f"{detectable(c / 34**0.5, c, 33):.2f}"  # Cohen: 34 pairs find half a standard deviation
+    '0.50'
     """
     if not (half_width > 0 and math.isfinite(half_width)):
         return math.nan
