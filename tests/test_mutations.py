@@ -31,6 +31,7 @@ PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
 WORKERS, STATISTICS = "tests/experiments/test_workers.py", "tests/experiments/test_statistics.py"
+BLOCKS = "tests/experiments/test_blocks.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -251,6 +252,10 @@ MUTATIONS = [
     ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
     ("the baseline reached by the luckiest run", "experiments/evidence/statistics.py", "statistics.fmean(curve[epoch] for curve in curves)", "max(curve[epoch] for curve in curves)", STATISTICS),
     ("power, an interval is all", "experiments/evidence/power.py", "return half_width * _noncentrality(critical, df) / critical", "return half_width", STATISTICS),
+    ("blocks, unequal spreads believed", "experiments/evidence/blocks.py", "return self.unequal >= LEVEL", "return True", BLOCKS),
+    ("blocks, degrees of freedom of no blocks", "experiments/evidence/blocks.py", "df, residuals = (n - 1) * (k - 1), _residuals(y)", "df, residuals = (n - 1) * k, _residuals(y)", BLOCKS),
+    ("blocks, differences that share no baseline", "experiments/evidence/blocks.py", "reach = math.sqrt(2) * size * s[:, None]", "reach, z = size * s[:, None], 0 * z", BLOCKS),
+    ("blocks, the odd one kept", "experiments/evidence/blocks.py", "        kept.remove(odd)", "        break", BLOCKS),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 

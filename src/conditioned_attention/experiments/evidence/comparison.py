@@ -6,13 +6,23 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.environment import environment
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import Summary, many_compared, summarise, verdict
+from conditioned_attention.experiments.evidence.statistics import (
+    Summary,
+    decimals,
+    final_score,
+    many_compared,
+    summarise,
+    verdict,
+)
 from conditioned_attention.experiments.evidence.tables import text_table
 from conditioned_attention.experiments.evidence.tuning import Tuning
+
+if TYPE_CHECKING:
+    from conditioned_attention.experiments.evidence.blocks import BlockedTest  # needs numpy, which comparing does not
 
 
 @dataclass(frozen=True)
@@ -44,11 +54,20 @@ class Comparison:
         """One row a variant; see `Summary`."""
         return summarise(self.runs, self.metric)
 
+    def blocked(self) -> BlockedTest | None:
+        """All variants against the baseline at once; None with fewer than two, or where there is nothing to test."""
+        from conditioned_attention.experiments.evidence.blocks import blocked_test
+
+        final = {name: {s: final_score(h) for s, h in by_seed.items()} for name, by_seed in self.runs.items()}
+        return blocked_test(final) if len(final) > 2 else None
+
     def verdicts(self) -> list[str]:
-        """One sentence a variant (but the baseline), and one on all; they say no more than the statistics do."""
+        """One sentence a variant (but the baseline), and some on all; they say no more than the statistics do."""
         rows = self.summary()
         sentences = [verdict(row, rows[0].variant, self.metric) for row in rows[1:]]
-        many = [sentence for sentence in [many_compared(rows)] if sentence]
+        many, blocked = [sentence for sentence in [many_compared(rows)] if sentence], self.blocked()
+        if blocked is not None:
+            many += blocked.sentences(self.metric, decimals(rows[0].final.mean))
         if self.tuning is None:
             return sentences + many
         rates = self.tuning.rates()
@@ -60,7 +79,8 @@ class Comparison:
 
     def __str__(self) -> str:
         warnings = self.tuning.warnings() if self.tuning else []
-        return "\n".join([text_table(self.summary(), self.metric, self.cost), "", *self.verdicts(), *warnings])
+        tables = text_table(self.summary(), self.metric, self.cost, self.blocked())
+        return "\n".join([tables, "", *self.verdicts(), *warnings])
 
 
 def describe_machines(machines: Sequence[Mapping[str, Any]]) -> str:

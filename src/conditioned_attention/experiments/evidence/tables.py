@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals, holm_of
 from conditioned_attention.experiments.evidence.tuning import Tuning
+
+if TYPE_CHECKING:
+    from conditioned_attention.experiments.evidence.blocks import BlockedTest
 
 SCORES = (
     "final and best: mean ± standard deviation over seeds of the last and of the best score (the best is chosen on the "
@@ -21,9 +24,10 @@ DIFFERENCES = (
     "the 20th and 80th percentile of the rounds."
 )
 TESTS = (
-    "p: of the paired t test, alone and by Holm's correction for all of its column. could have seen: the true "
-    "difference that as many seeds show with probability 80 %, given their spread; an interval that contains zero says "
-    "nothing of smaller ones."
+    "p: of the paired t test, alone and by Holm's correction for all of its column; blocked: of Dunnett's test of all "
+    "variants at once with seeds as blocks and one spread for all, corrected for all too, where Bartlett's check lets "
+    "them have one. could have seen: the true difference that as many seeds show with probability 80 %, given their "
+    "spread, by the paired t test alone or by the blocked test; an interval that contains zero says nothing of less."
 )
 CONDITIONING = (
     "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
@@ -40,19 +44,29 @@ def table(summaries: Sequence[Summary], cost: Mapping[str, Any] | None = None) -
     return header, [_row(summary, cost) for summary in summaries]
 
 
-def difference_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+def difference_table(
+    summaries: Sequence[Summary], blocked: BlockedTest | None = None
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of how sure each difference is, and how large one had to be to be seen, as text.
 
-    No rows if there is no interval.
+    No rows if there is no interval; the columns of the blocked test where there is one.
     """
     corrected = holm_of(summaries)
     rows = []
     for summary in summaries:
-        if summary.difference is not None and summary.difference.n > 1:
-            seen = _number(summary.difference.detectable, f".{decimals(summary.final.mean)}f")
-            p_values = [summary.difference.p_value, corrected.get(summary.variant, math.nan)]
-            rows.append([summary.variant, *map(_probability, p_values), seen])
-    return ["variant", "p (paired t)", "p (Holm)", "could have seen"], rows
+        name, difference = summary.variant, summary.difference
+        if difference is not None and difference.n > 1:
+            p_values, seen = [difference.p_value, corrected.get(name, math.nan)], [difference.detectable]
+            if blocked is not None:
+                part = blocked.trusted and name in blocked.p_values
+                p_values.append(blocked.p_values[name] if part else math.nan)
+                seen.append(blocked.detectable if part else math.nan)
+            sizes = [_number(size, f".{decimals(summary.final.mean)}f") for size in seen]
+            rows.append([name, *map(_probability, p_values), *sizes])
+    header = ["variant", "p (paired t)", "p (Holm)", "could have seen"]
+    if blocked is not None:
+        header = [*header[:3], "p (blocked)", "could have seen (paired)", "could have seen (blocked)"]
+    return header, rows
 
 
 def _probability(p: float) -> str:
@@ -105,9 +119,14 @@ def _time(costs: Mapping[str, Any]) -> str:
     return f"{costs['time_ratio']:.2f} ({costs['time_p20']:.2f}–{costs['time_p80']:.2f})"
 
 
-def text_table(summaries: Sequence[Summary], metric: Metric, cost: Mapping[str, Any] | None = None) -> str:
+def text_table(
+    summaries: Sequence[Summary],
+    metric: Metric,
+    cost: Mapping[str, Any] | None = None,
+    blocked: BlockedTest | None = None,
+) -> str:
     """The tables for a terminal or a file, columns aligned by spaces."""
-    tables = [table(summaries, cost), difference_table(summaries), conditioning_table(summaries)]
+    tables = [table(summaries, cost), difference_table(summaries, blocked), conditioning_table(summaries)]
     return "\n\n".join([f"score: {metric.name}", *(_aligned(*found) for found in tables if found[1])])
 
 

@@ -128,7 +128,7 @@ def _words(section: Section) -> dict[str, Any]:
         "unfinished": subject.unfinished,
         "failures": subject.failures,
         "table": _scores(comparison),
-        "tests": difference_table(rows),
+        "tests": difference_table(rows, comparison.blocked()),
         "conditioning": conditioning_table(rows),
         "tuning": tuning_table(comparison.tuning) if comparison.tuning else None,
         "about": descriptions(comparison.runs),

@@ -38,8 +38,9 @@ def print_table(comparison: Comparison) -> None:
         console.print()
         warnings = comparison.tuning.warnings()
     console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
-    print_grid(*table(comparison.summary(), comparison.cost))
-    for found in (difference_table(comparison.summary()), conditioning_table(comparison.summary())):
+    rows = comparison.summary()
+    print_grid(*table(rows, comparison.cost))
+    for found in (difference_table(rows, comparison.blocked()), conditioning_table(rows)):
         if found[1]:
             console.print()
             print_grid(*found)

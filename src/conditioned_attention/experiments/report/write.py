@@ -94,13 +94,15 @@ def _read_subject(folder: Path) -> Subject:
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The whole comparison as plain data: settings, environment, every score, the table and its sentences."""
     header, rows = table(comparison.summary(), comparison.cost)
-    tests, conditioning = difference_table(comparison.summary()), conditioning_table(comparison.summary())
+    blocked, conditioning = comparison.blocked(), conditioning_table(comparison.summary())
+    tests = difference_table(comparison.summary(), blocked)
     return {
         "settings": comparison.settings,
         "environment": comparison.environment,
         "metric": {"name": comparison.metric.name, "higher_is_better": comparison.metric.higher_is_better},
         "table": [dict(zip(header, row)) for row in rows],
         "tests": [dict(zip(tests[0], row)) for row in tests[1]],
+        "blocked": None if blocked is None else blocked.to_json(),
         "conditioning": [dict(zip(conditioning[0], row)) for row in conditioning[1]],
         "verdicts": comparison.verdicts(),
         "failures": comparison.failures,
