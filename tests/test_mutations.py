@@ -31,7 +31,7 @@ PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
 WORKERS, STATISTICS = "tests/experiments/test_workers.py", "tests/experiments/test_statistics.py"
-BLOCKS = "tests/experiments/test_blocks.py"
+BLOCKS, OUTCOMES = "tests/experiments/test_blocks.py", "tests/experiments/test_outcomes.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -256,6 +256,8 @@ MUTATIONS = [
     ("blocks, degrees of freedom of no blocks", "experiments/evidence/blocks.py", "df, residuals = (n - 1) * (k - 1), _residuals(y)", "df, residuals = (n - 1) * k, _residuals(y)", BLOCKS),
     ("blocks, differences that share no baseline", "experiments/evidence/blocks.py", "reach = math.sqrt(2) * size * s[:, None]", "reach, z = size * s[:, None], 0 * z", BLOCKS),
     ("blocks, the odd one kept", "experiments/evidence/blocks.py", "        kept.remove(odd)", "        break", BLOCKS),
+    ("outcomes, the loss of other weights", "experiments/evidence/outcomes.py", 'last.get("selected_step", last.get("step"))', 'last.get("step")', OUTCOMES),
+    ("outcomes, never saturated", "experiments/evidence/outcomes.py", "abs(metric.limit - row.final.mean) < SATURATED", "abs(metric.limit - row.final.mean) < 0", OUTCOMES),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 

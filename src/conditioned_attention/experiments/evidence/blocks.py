@@ -84,8 +84,8 @@ class BlockedTest:
         none = f"none of {n} variants is shown to differ from {self.baseline}"
         told = [
             f"All at once, with the {self.seeds} seeds as blocks (Dunnett's test, {self.df} degrees of freedom), "
-            f"{shown if count else none}. It could have seen a difference of {self.detectable:.{digits}f} or more (with "
-            "probability 80 %)."
+            f"{shown if count else none}. It could have seen a difference of {self.detectable:.{digits}f} or more "
+            "(with probability 80 %)."
         ]
         if self.left_out:
             reasons = "; ".join(f"{name} {why}" for name, why in self.left_out.items())

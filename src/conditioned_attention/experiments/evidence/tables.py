@@ -29,6 +29,11 @@ TESTS = (
     "them have one. could have seen: the true difference that as many seeds show with probability 80 %, given their "
     "spread, by the paired t test alone or by the blocked test; an interval that contains zero says nothing of less."
 )
+OUTCOMES = (
+    "The same runs by other numbers, which tell them apart where final scores are close to their limit: the mean over "
+    "all evaluations of a run says who learned faster, the evaluation loss at the end who is surer. p (blocked): as "
+    "above, for each number by itself."
+)
 CONDITIONING = (
     "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
     "seeds; floor: share of heads whose κ is not told from infinity in float32. largest C: the largest factor on a row "
@@ -91,21 +96,45 @@ def conditioning_table(summaries: Sequence[Summary]) -> tuple[list[str], list[li
     return header, rows
 
 
+def outcome_table(
+    outcomes: Sequence[tuple[Metric, Sequence[Summary], BlockedTest | None]],
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the same runs compared by other numbers, side by side, as text; no rows without any.
+
+    Args:
+        outcomes: what each number is, its rows, and its blocked test if there is one.
+    """
+    header, columns = ["variant"], [[row.variant for row in outcomes[0][1]] if outcomes else []]
+    for metric, rows, blocked in outcomes:
+        header += [metric.name, "difference [95 %]"]
+        columns += [[_spread(row.final) for row in rows], [_difference(row) for row in rows]]
+        if blocked is not None:
+            p_values = blocked.p_values if blocked.trusted else {}
+            header.append("p (blocked)")
+            told = [_probability(p_values.get(row.variant, math.nan)) for row in rows]
+            columns.append(["", *told[1:]])
+    return header, [list(row) for row in zip(*columns)]
+
+
 def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
 def _row(summary: Summary, cost: Mapping[str, Any] | None) -> list[str]:
-    digits = decimals(summary.final.mean)
-    difference = "" if summary.difference is None else f"{summary.difference.mean:+.{digits}f}"
-    if summary.difference is not None and summary.difference.n > 1:
-        difference += f" [{summary.difference.low:+.{digits}f}, {summary.difference.high:+.{digits}f}]"
     row = [summary.variant, str(summary.final.n), _spread(summary.final), _spread(summary.best)]
-    row += [difference, str(summary.reached)]
+    row += [_difference(summary), str(summary.reached)]
     if cost:
         costs = cost["variants"].get(summary.variant)
         row += [_time(costs), f"{costs['memory_ratio']:.3f}"] if costs else ["-", "-"]
     return row
+
+
+def _difference(summary: Summary) -> str:
+    difference, digits = summary.difference, decimals(summary.final.mean)
+    if difference is None:
+        return ""
+    interval = f" [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]" if difference.n > 1 else ""
+    return f"{difference.mean:+.{digits}f}{interval}"
 
 
 def _spread(spread: Spread) -> str:
@@ -127,10 +156,11 @@ def text_table(
 ) -> str:
     """The tables for a terminal or a file, columns aligned by spaces."""
     tables = [table(summaries, cost), difference_table(summaries, blocked), conditioning_table(summaries)]
-    return "\n\n".join([f"score: {metric.name}", *(_aligned(*found) for found in tables if found[1])])
+    return "\n\n".join([f"score: {metric.name}", *(aligned(*found) for found in tables if found[1])])
 
 
-def _aligned(header: list[str], rows: list[list[str]]) -> str:
+def aligned(header: list[str], rows: list[list[str]]) -> str:
+    """A table with columns aligned by spaces."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
