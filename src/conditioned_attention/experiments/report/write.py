@@ -108,6 +108,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             }
             for found in comparison.outcomes()
         ],
+        "warnings": [] if comparison.tuning is None else comparison.tuning.warnings(),
         "failures": comparison.failures,
         "cost": comparison.cost,
         "machines": comparison.machines,
