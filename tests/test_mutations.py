@@ -33,6 +33,8 @@ ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_tra
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
 MODELS = "tests/experiments/test_models.py"
 WORKERS, STATISTICS = "tests/experiments/test_workers.py", "tests/experiments/test_statistics.py"
+TUNING = "tests/experiments/test_tuning.py"
+BLOCKS, OUTCOMES = "tests/experiments/test_blocks.py", "tests/experiments/test_outcomes.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -275,6 +277,14 @@ MUTATIONS = [
     ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
     ("the baseline reached by the luckiest run", "experiments/evidence/statistics.py", "statistics.fmean(curve[epoch] for curve in curves)", "max(curve[epoch] for curve in curves)", STATISTICS),
     ("power, an interval is all", "experiments/evidence/power.py", "return half_width * _noncentrality(critical, df) / critical", "return half_width", STATISTICS),
+    ("blocks, unequal spreads believed", "experiments/evidence/blocks.py", "return self.unequal >= LEVEL", "return True", BLOCKS),
+    ("blocks, degrees of freedom of no blocks", "experiments/evidence/blocks.py", "df, residuals = (n - 1) * (k - 1), _residuals(y)", "df, residuals = (n - 1) * k, _residuals(y)", BLOCKS),
+    ("blocks, differences that share no baseline", "experiments/evidence/blocks.py", "reach = math.sqrt(2) * size * s[:, None]", "reach, z = size * s[:, None], 0 * z", BLOCKS),
+    ("blocks, the odd one kept", "experiments/evidence/blocks.py", "        kept.remove(odd)", "        break", BLOCKS),
+    ("outcomes, the loss of other weights", "experiments/evidence/outcomes.py", 'last.get("selected_step", last.get("step"))', 'last.get("step")', OUTCOMES),
+    ("outcomes, never saturated", "experiments/evidence/outcomes.py", "abs(metric.limit - row.final.mean) < SATURATED", "abs(metric.limit - row.final.mean) < 0", OUTCOMES),
+    ("tuning, the baseline's edge unsaid", "experiments/evidence/tuning.py", "any(first in names for names in at_edge.values())", "False", TUNING),
+    ("tuning, an edge said too late", "experiments/commands.py", "for warning in tuning.warnings():", "for warning in ():", TUNING),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 

@@ -220,6 +220,9 @@ class Report:
     output: Path | None = None
     """Write one page of all folders to this file, and leave the folders as they are.  Without, each folder gets its
     own report.html, and that of several folders is ./report.html."""
+    outcomes: bool = False
+    """Print what the runs look like by their mean score and by the evaluation loss, too.  Without, that is printed only
+    where final scores are close to the best there can be; page and results.json always have it."""
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.report.terminal import print_subject
@@ -230,7 +233,7 @@ class Report:
         subjects = read_subjects(self.folders)
         page = write_reports(subjects, self.folders, self.output)
         for subject in subjects:
-            print_subject(subject)
+            print_subject(subject, outcomes=self.outcomes)
         print(page)
         return 0
 

@@ -24,9 +24,9 @@ def detectable(half_width: float, critical: float, df: float) -> float:
         δ in the unit of the score; nan where the interval has no width.
 
     >>> from scipy import stats
-    >>> c = stats.t.ppf(0.975, 33)  # 34 pairs, standard deviation 1
-    >>> f"{detectable(c / 34**0.5, c, 33):.2f}"  # Cohen: 34 pairs find half a standard deviation
-    '0.50'
+    >>> c = float(stats.t.ppf(0.975, 33))  # 34 pairs, standard deviation 1
+    >>> round(detectable(c / 34**0.5, c, 33), 3)
+    0.495
     """
     if not (half_width > 0 and math.isfinite(half_width)):
         return math.nan

@@ -105,10 +105,10 @@ def compact(values: Numbers | Sequence[float]) -> list[float | int | None]:
     return found
 
 
-def axes(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
+def axes(x: str, y: str, *, log: bool = False, log_x: bool = False) -> dict[str, Any]:
     """A layout with the titles of both axes."""
     return {
-        "xaxis": {"title": {"text": shown(x)}},
+        "xaxis": {"title": {"text": shown(x)}} | ({"type": "log"} if log_x else {}),
         "yaxis": {"title": {"text": shown(y)}, "type": "log" if log else "linear"},
     }
 
