@@ -30,6 +30,7 @@ OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
+CLIP = "tests/sites/test_clip.py"
 MODELS = "tests/experiments/test_models.py"
 WORKERS = "tests/experiments/test_workers.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
@@ -124,13 +125,21 @@ MUTATIONS = [
     ("gate, holds on to its input", "sites/learned.py", "attention.__dict__.pop(_INPUT, None)", "pass", LEARNED),
     ("spectral, of all roles", "sites/corrected.py", "if role in spectral.roles]", "if True]", SPECTRAL),
     ("spectral, values shown too", "sites/corrected.py", "Corrections(projections.of(spectral.roles),", "Corrections(projections,", SPECTRAL),
+    ("QK-Clip, never called", "experiments/training/step.py", "if self.after is not None:", "if False:", VARIANTS),
+    ("QK-Clip, small logits too", "sites/clip.py", "torch.where(largest > threshold, threshold / largest, 1.0)", "threshold / largest", CLIP),
+    ("QK-Clip, the factor twice", "sites/clip.py", '"q": factor if shared else factor.sqrt()', '"q": factor', CLIP),
+    ("QK-Clip, shared keys too", "sites/clip.py", "shared = rows_of_keys < projections.heads * width", "shared = False", CLIP),
+    ("QK-Clip, biases stay", "sites/clip.py", "isinstance(bias, Tensor) and len(bias) == len(matrix)", "False", CLIP),
+    ("QK-Clip, the last micro-batch alone", "sites/clip.py", "seen if before is None else torch.maximum(seen, before)", "seen", CLIP),
+    ("QK-Clip, in evaluation", "sites/clip.py", "if attention.training:", "if True:", CLIP),
+    ("QK-Clip, each process for itself", "sites/clip.py", "    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)\n", "", CLIP),
     ("temperature, not of the head", "sites/learned.py", "temperature.exp()[:, None, None]", "temperature.exp().mean()", LEARNED),
     ("temperature, may be negative", "sites/learned.py", "temperature.exp()", "(1 + temperature)", LEARNED),
-    ("temperature, not passed on", "sites/learned.py", "return self.learned.changes_queries", "return False", LEARNED),
+    ("temperature, not passed on", "sites/learned.py", "return self.asked.changes_queries", "return False", LEARNED),
     ("learned power, norms in the gradient", "sites/learned.py", "row_norm(output, RowNorm(eps=self.eps).floor(output.dtype))", "row_norm(output, RowNorm(eps=self.eps).floor(output.dtype), gradient='through')", LEARNED),
     ("learned power, without gradient", "sites/learned.py", "norm ** alpha[:, None, None]", "norm ** alpha.detach()[:, None, None]", LEARNED),
-    ("learned, parameters stay", "sites/table.py", "learned.unbind(site.module, transform.settings)", "pass", LEARNED),
-    ("learned, begun anew", "sites/learned.py", "if learned.parameter not in attention._parameters:", "if True:", LEARNED),
+    ("learned, parameters stay", "sites/table.py", "transform.settings.end(site.module)", "pass", LEARNED),
+    ("learned, begun anew", "sites/learned.py", "if self.parameter not in attention._parameters:", "if True:", LEARNED),
     ("Jacobian, covariance not about the means", "measure/numbers/jacobian.py", "(right - of_right)", "right", JACOBIAN),
     ("Jacobian, once is enough", "measure/numbers/lanczos.py", "for _ in range(2)", "for _ in range(1)", JACOBIAN),
     ("weights, as if not corrected", "measure/probing/projections.py", "with shown(site.module):", "if True:", WEIGHTS),
