@@ -171,6 +171,7 @@ MUTATIONS = [
     ("start, GPT-2 scaled twice", "experiments/models/start.py", "if library_scales and seed is None else 1.0", "if False else 1.0", MODELS),
     ("norms of another eps", "experiments/models/vision_transformer.py", 'ViTConfig.layer_norm_eps if self.init == "library" else _NORM_EPS', "ViTConfig.layer_norm_eps", MODELS),
     ("mean over the class token too", "experiments/models/mean_pooled.py", "tokens[:, 1:]", "tokens", MODELS),
+    ("norm behind the sum, of the branch alone", "experiments/models/post_norm.py", "self.norm2(x + self.mlp(x))", "x + self.norm2(self.mlp(x))", MODELS),
     ("mean before the norm", "experiments/models/vision_transformer.py", "fc_norm=False", "fc_norm=None", MODELS),
     ("a task for every run", "experiments/commands.py", "@cached_property", "@property", RECIPES),
     ("data sent to workers", "experiments/commands.py", 'if name != "task"', "if True", RECIPES),
