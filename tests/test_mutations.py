@@ -31,6 +31,7 @@ OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
+CLIP = "tests/sites/test_clip.py"
 MODELS = "tests/experiments/test_models.py"
 WORKERS, STATISTICS = "tests/experiments/test_workers.py", "tests/experiments/test_statistics.py"
 TUNING = "tests/experiments/test_tuning.py"
@@ -128,13 +129,21 @@ MUTATIONS = [
     ("gate, holds on to its input", "sites/learned.py", "attention.__dict__.pop(_INPUT, None)", "pass", LEARNED),
     ("spectral, of all roles", "sites/corrected.py", "if role in spectral.roles]", "if True]", SPECTRAL),
     ("spectral, values shown too", "sites/corrected.py", "Corrections(projections.of(spectral.roles),", "Corrections(projections,", SPECTRAL),
+    ("QK-Clip, never called", "experiments/training/step.py", "if self.after is not None:", "if False:", VARIANTS),
+    ("QK-Clip, small logits too", "sites/clip.py", "torch.where(largest > threshold, threshold / largest, 1.0)", "threshold / largest", CLIP),
+    ("QK-Clip, the factor twice", "sites/clip.py", '"q": factor if shared else factor.sqrt()', '"q": factor', CLIP),
+    ("QK-Clip, shared keys too", "sites/clip.py", "shared = rows_of_keys < projections.heads * width", "shared = False", CLIP),
+    ("QK-Clip, biases stay", "sites/clip.py", "isinstance(bias, Tensor) and len(bias) == len(matrix)", "False", CLIP),
+    ("QK-Clip, the last micro-batch alone", "sites/clip.py", "seen if before is None else torch.maximum(seen, before)", "seen", CLIP),
+    ("QK-Clip, in evaluation", "sites/clip.py", "if attention.training:", "if True:", CLIP),
+    ("QK-Clip, each process for itself", "sites/clip.py", "    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)\n", "", CLIP),
     ("temperature, not of the head", "sites/learned.py", "temperature.exp()[:, None, None]", "temperature.exp().mean()", LEARNED),
     ("temperature, may be negative", "sites/learned.py", "temperature.exp()", "(1 + temperature)", LEARNED),
-    ("temperature, not passed on", "sites/learned.py", "return self.learned.changes_queries", "return False", LEARNED),
+    ("temperature, not passed on", "sites/learned.py", "return self.asked.changes_queries", "return False", LEARNED),
     ("learned power, norms in the gradient", "sites/learned.py", "row_norm(output, RowNorm(eps=self.eps).floor(output.dtype))", "row_norm(output, RowNorm(eps=self.eps).floor(output.dtype), gradient='through')", LEARNED),
     ("learned power, without gradient", "sites/learned.py", "norm ** alpha[:, None, None]", "norm ** alpha.detach()[:, None, None]", LEARNED),
-    ("learned, parameters stay", "sites/table.py", "learned.unbind(site.module, transform.settings)", "pass", LEARNED),
-    ("learned, begun anew", "sites/learned.py", "if learned.parameter not in attention._parameters:", "if True:", LEARNED),
+    ("learned, parameters stay", "sites/table.py", "transform.settings.end(site.module)", "pass", LEARNED),
+    ("learned, begun anew", "sites/learned.py", "if self.parameter not in attention._parameters:", "if True:", LEARNED),
     ("Jacobian, covariance not about the means", "measure/numbers/jacobian.py", "(right - of_right)", "right", JACOBIAN),
     ("Jacobian, once is enough", "measure/numbers/lanczos.py", "for _ in range(2)", "for _ in range(1)", JACOBIAN),
     ("weights, as if not corrected", "measure/probing/projections.py", "with shown(site.module):", "if True:", WEIGHTS),
@@ -166,6 +175,7 @@ MUTATIONS = [
     ("start, GPT-2 scaled twice", "experiments/models/start.py", "if library_scales and seed is None else 1.0", "if False else 1.0", MODELS),
     ("norms of another eps", "experiments/models/vision_transformer.py", 'ViTConfig.layer_norm_eps if self.init == "library" else _NORM_EPS', "ViTConfig.layer_norm_eps", MODELS),
     ("mean over the class token too", "experiments/models/mean_pooled.py", "tokens[:, 1:]", "tokens", MODELS),
+    ("norm behind the sum, of the branch alone", "experiments/models/post_norm.py", "self.norm2(x + self.mlp(x))", "x + self.norm2(self.mlp(x))", MODELS),
     ("mean before the norm", "experiments/models/vision_transformer.py", "fc_norm=False", "fc_norm=None", MODELS),
     ("a task for every run", "experiments/commands.py", "@cached_property", "@property", RECIPES),
     ("data sent to workers", "experiments/commands.py", 'if name != "task"', "if True", RECIPES),

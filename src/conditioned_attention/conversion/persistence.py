@@ -18,6 +18,7 @@ from conditioned_attention.sites import (
     MARKER,
     Site,
     active_transform,
+    clip,  # noqa: F401 - the same
     correct_sites,
     find_sites,
     forget_compiled,

@@ -22,7 +22,7 @@ from conditioned_attention.sites import learned, registered
 from conditioned_attention.sites.corrected import correct
 from conditioned_attention.sites.effect import check_effect
 from conditioned_attention.sites.hook import Hook, hook_of
-from conditioned_attention.sites.learned import Learned
+from conditioned_attention.sites.learned import OnModule
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.sites.site import Mechanism, Site, class_name, plain_class, transform_of
 from conditioned_attention.sites.swap import swap_of
@@ -182,10 +182,10 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
     with ExitStack() as undo:
         for site, its_transform in chosen:
             assert site.mechanism is not None
-            if isinstance(its_transform, Learned):
+            if isinstance(its_transform, OnModule):
                 projections = find_projections(site.module)
                 assert isinstance(projections, Projections)
-                undo.callback(learned.unbind, site.module, its_transform)
+                undo.callback(its_transform.end, site.module)
                 its_transform = learned.bind(site.module, its_transform, projections)
             undo.callback(site.mechanism.install(site, its_transform))
         return undo.pop_all().close
@@ -228,15 +228,15 @@ def _uninstall(site: Site) -> bool:
     transform = transform_of(site.module)
     if site.mechanism is None or not site.mechanism.uninstall(site):
         return False
-    if transform is not None and isinstance(transform.settings, Learned):
-        learned.unbind(site.module, transform.settings)
+    if transform is not None and isinstance(transform.settings, OnModule):
+        transform.settings.end(site.module)
     return True
 
 
 def against(site: Site, transform: HeadTransform) -> str:
     """Why a transform cannot be put on a site; empty if it can."""
     reason = site.against(transform)
-    if reason or not isinstance(transform, Learned) or site.mechanism is None:
+    if reason or not isinstance(transform, OnModule) or site.mechanism is None:
         return reason
     return learned.against(site.module, site.mechanism, transform, find_projections(site.module))
 

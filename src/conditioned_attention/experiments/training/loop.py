@@ -169,7 +169,8 @@ class _Run:
         )
         if average is not None:
             average = average.to(self.accelerator.device)
-        self.take = Step(self.accelerator, model, optimizer, self.task.loss, settings.clip, average)
+        after = self.variant.after_step
+        self.take = Step(self.accelerator, model, optimizer, self.task.loss, settings.clip, average, after)
 
     @property
     def progress(self) -> float:
