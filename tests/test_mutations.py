@@ -31,7 +31,7 @@ PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
 MODELS = "tests/experiments/test_models.py"
-WORKERS = "tests/experiments/test_workers.py"
+WORKERS, RECALL = "tests/experiments/test_workers.py", "tests/experiments/test_recall.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -265,6 +265,9 @@ MUTATIONS = [
     ("a tracker that hangs", "experiments/training/trackers.py", "time.monotonic() - self.busy_since > seconds", "False", TRACKERS),
     ("a tracker that is too slow", "experiments/training/trackers.py", "self.rows.qsize() > _WAITING_ROWS", "False", TRACKERS),
     ("a tracker's run stays open", "experiments/training/trackers.py", "            tracker.finish()", "            pass", TRACKERS),
+    ("recall, fillers with an answer", "experiments/data/recall.py", "shuffled[: self.pairs], shuffled[self.pairs :]", "shuffled[: self.pairs], shuffled", RECALL),
+    ("recall, one stream for all", "experiments/data/recall.py", "key=[self.stream, index]", "key=[0, index]", RECALL),
+    ("recall, a loss at every token", "experiments/tasks/recall.py", "F.cross_entropy(_logits(model, tokens), targets, ignore_index=IGNORED)", "F.cross_entropy(_logits(model, tokens), targets.clamp(min=0))", RECALL),
     ("order, copies alike", "experiments/training/order.py", "(epoch, i, copy) for", "(epoch, i, 0) for", ORDER),
     ("order, a number outside", "experiments/training/order.py", "(outside := found >= length)", "(outside := found > length)", ORDER),
     ("order, epochs of a stream", "experiments/training/stream.py", "self.source.set_epoch(epoch)", "pass", ORDER),

@@ -15,6 +15,7 @@ RECIPES = {
     "fashion_mnist": ("small_images", "FashionMNIST"),
     "image_folder": ("image_folder", "ImageFolder"),
     "next_byte": ("next_byte", "NextByteRecipe"),
+    "recall": ("recall", "RecallRecipe"),
 }
 
 
