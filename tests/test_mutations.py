@@ -32,6 +32,7 @@ ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_tra
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
 MODELS = "tests/experiments/test_models.py"
 WORKERS, RECALL = "tests/experiments/test_workers.py", "tests/experiments/test_recall.py"
+BURGERS, REGRESSION = "tests/experiments/test_burgers.py", "tests/experiments/test_in_context_regression.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -268,6 +269,11 @@ MUTATIONS = [
     ("recall, fillers with an answer", "experiments/data/recall.py", "shuffled[: self.pairs], shuffled[self.pairs :]", "shuffled[: self.pairs], shuffled", RECALL),
     ("recall, one stream for all", "experiments/data/recall.py", "key=[self.stream, index]", "key=[0, index]", RECALL),
     ("recall, a loss at every token", "experiments/tasks/recall.py", "F.cross_entropy(_logits(model, tokens), targets, ignore_index=IGNORED)", "F.cross_entropy(_logits(model, tokens), targets.clamp(min=0))", RECALL),
+    ("burgers, another operator", "experiments/data/burgers.py", "25 / ((2 * np.pi * modes) ** 2 + 25)", "25 / (modes**2 + 25)", BURGERS),
+    ("burgers, the factor forgotten", "experiments/data/burgers.py", "whole * a + 2 * half * (b + c) + d", "a + 2 * (b + c) + d", BURGERS),
+    ("burgers, a damaged file believed", "experiments/data/burgers.py", "except (OSError, ValueError, EOFError):", "except OSError:", BURGERS),
+    ("burgers, an absolute error", "experiments/tasks/fields.py", ".norm(dim=1) / after.norm(dim=1)", ".norm(dim=1)", BURGERS),
+    ("burgers, one evaluation set for all", "experiments/recipes/burgers.py", "        if not tuning:\n", "        if True:\n", BURGERS),
     ("order, copies alike", "experiments/training/order.py", "(epoch, i, copy) for", "(epoch, i, 0) for", ORDER),
     ("order, a number outside", "experiments/training/order.py", "(outside := found >= length)", "(outside := found > length)", ORDER),
     ("order, epochs of a stream", "experiments/training/stream.py", "self.source.set_epoch(epoch)", "pass", ORDER),

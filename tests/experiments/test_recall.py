@@ -149,7 +149,7 @@ def test_from_the_command_line(tmp_path, capsys):
 def test_its_cost_is_estimated():
     rows = estimate(RecallRecipe().task(), RecallRecipe().training, ["baseline", "preconditioned"])
     assert {row.variant: (row.steps, row.tokens) for row in rows} == dict.fromkeys(
-        ("baseline", "preconditioned"), (2000, 64_000 * 64)
+        ("baseline", "preconditioned"), (1500, 48_000 * 64)
     )
 
 

@@ -33,7 +33,7 @@ class RecallRecipe:
     vocabulary: int = 128
     pairs: int = 8
     length: int = 64
-    samples: int = 64_000
+    samples: int = 48_000
     eval_samples: int = 512
     model: GPT = field(default_factory=lambda: GPT(context=64, hidden_size=64, layers=2, heads=2))
     training: Training = field(

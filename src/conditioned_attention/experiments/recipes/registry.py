@@ -16,6 +16,7 @@ RECIPES = {
     "image_folder": ("image_folder", "ImageFolder"),
     "next_byte": ("next_byte", "NextByteRecipe"),
     "recall": ("recall", "RecallRecipe"),
+    "burgers": ("burgers", "Burgers"),
 }
 
 
