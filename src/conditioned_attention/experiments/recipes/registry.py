@@ -17,6 +17,7 @@ RECIPES = {
     "next_byte": ("next_byte", "NextByteRecipe"),
     "recall": ("recall", "RecallRecipe"),
     "burgers": ("burgers", "Burgers"),
+    "in_context_regression": ("in_context_regression", "InContextRegressionRecipe"),
 }
 
 
