@@ -36,6 +36,8 @@ MODELS = "tests/experiments/test_models.py"
 WORKERS, STATISTICS = "tests/experiments/test_workers.py", "tests/experiments/test_statistics.py"
 TUNING = "tests/experiments/test_tuning.py"
 BLOCKS, OUTCOMES = "tests/experiments/test_blocks.py", "tests/experiments/test_outcomes.py"
+RECALL, BURGERS = "tests/experiments/test_recall.py", "tests/experiments/test_burgers.py"
+REGRESSION = "tests/experiments/test_in_context_regression.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -279,6 +281,17 @@ MUTATIONS = [
     ("a tracker that hangs", "experiments/training/trackers.py", "time.monotonic() - self.busy_since > seconds", "False", TRACKERS),
     ("a tracker that is too slow", "experiments/training/trackers.py", "self.rows.qsize() > _WAITING_ROWS", "False", TRACKERS),
     ("a tracker's run stays open", "experiments/training/trackers.py", "            tracker.finish()", "            pass", TRACKERS),
+    ("recall, fillers with an answer", "experiments/data/recall.py", "shuffled[: self.pairs], shuffled[self.pairs :]", "shuffled[: self.pairs], shuffled", RECALL),
+    ("recall, one stream for all", "experiments/data/recall.py", "key=[self.stream, index]", "key=[0, index]", RECALL),
+    ("recall, a loss at every token", "experiments/tasks/recall.py", "F.cross_entropy(_logits(model, tokens), targets, ignore_index=IGNORED)", "F.cross_entropy(_logits(model, tokens), targets.clamp(min=0))", RECALL),
+    ("burgers, another operator", "experiments/data/burgers.py", "25 / ((2 * np.pi * modes) ** 2 + 25)", "25 / (modes**2 + 25)", BURGERS),
+    ("burgers, the factor forgotten", "experiments/data/burgers.py", "whole * a + 2 * half * (b + c) + d", "a + 2 * (b + c) + d", BURGERS),
+    ("burgers, a damaged file believed", "experiments/data/burgers.py", "except (OSError, ValueError, EOFError):", "except OSError:", BURGERS),
+    ("burgers, an absolute error", "experiments/tasks/fields.py", ".norm(dim=1) / after.norm(dim=1)", ".norm(dim=1)", BURGERS),
+    ("burgers, one evaluation set for all", "experiments/recipes/burgers.py", "        if not tuning:\n", "        if True:\n", BURGERS),
+    ("regression, y of the present seen", "experiments/models/in_context.py", "torch.stack([x, values], dim=2)", "torch.stack([values, x], dim=2)", REGRESSION),
+    ("regression, no penalty", "experiments/data/linear_functions.py", "penalty = noise**2 *", "penalty = noise *", REGRESSION),
+    ("regression, the first point scored", "experiments/tasks/in_context_regression.py", '("score", expected[:, -1])', '("score", expected[:, 0])', REGRESSION),
     ("order, copies alike", "experiments/training/order.py", "(epoch, i, copy) for", "(epoch, i, 0) for", ORDER),
     ("order, a number outside", "experiments/training/order.py", "(outside := found >= length)", "(outside := found > length)", ORDER),
     ("order, epochs of a stream", "experiments/training/stream.py", "self.source.set_epoch(epoch)", "pass", ORDER),

@@ -51,7 +51,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", OLD)
 def test_where_data_lie_is_no_setting(name):
     """To the letter what version 0.1 wrote, so that its folders go on; but the start is another since, and says so."""
     recipe = recipe_class(name)(**PLACES.get(name, {}))

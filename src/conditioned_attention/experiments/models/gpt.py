@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -43,17 +44,19 @@ class GPT(Start):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
-    def build(self) -> nn.Module:
-        """The model; it maps bytes (B, L), int64, to logits (B, L, 256)."""
-        return self.first_weights(self._hf, width=self.hidden_size, layers=self.layers, library_scales=True)
+    def build(self, vocabulary: int = 256) -> nn.Module:
+        """The model; it maps bytes or other tokens (B, L), int64, to logits (B, L, vocabulary)."""
+        return self.first_weights(
+            partial(self._hf, vocabulary), width=self.hidden_size, layers=self.layers, library_scales=True
+        )
 
-    def _hf(self) -> nn.Module:
+    def _hf(self, vocabulary: int) -> nn.Module:
         with needs("transformers"):
             from transformers import GPT2Config, GPT2LMHeadModel
 
         return GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=256,
+                vocab_size=vocabulary,
                 n_positions=self.context,
                 n_embd=self.hidden_size,
                 n_layer=self.layers,

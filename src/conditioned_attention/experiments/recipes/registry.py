@@ -15,6 +15,9 @@ RECIPES = {
     "fashion_mnist": ("small_images", "FashionMNIST"),
     "image_folder": ("image_folder", "ImageFolder"),
     "next_byte": ("next_byte", "NextByteRecipe"),
+    "recall": ("recall", "RecallRecipe"),
+    "burgers": ("burgers", "Burgers"),
+    "in_context_regression": ("in_context_regression", "InContextRegressionRecipe"),
 }
 
 

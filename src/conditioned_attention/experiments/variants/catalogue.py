@@ -86,14 +86,17 @@ def _with_threshold(variant: Variant, threshold: float) -> Variant:
 _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
     "d_optimal": _with_steps,
     "preconditioned_power": _with_power,
-    **dict.fromkeys(("spectral", "spectral_polar", "spectral_qk", "preconditioned+spectral"), _with_strength),
     "qk_clip": _with_threshold,
+    **dict.fromkeys(
+        ("spectral", "spectral_polar", "spectral_qk", "identity_init", "preconditioned+spectral"), _with_strength
+    ),
 }
 
 
 def find_variant(name: str) -> Variant:
-    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…``, ``spectral_qk=…`` and ``preconditioned+spectral=…``
-    set λ, ``preconditioned_power=0.25`` sets α, ``qk_clip=50`` τ, and ``d_optimal=10`` the steps.
+    """The variant of this name; ``spectral=0.3``, ``spectral_polar=…``, ``spectral_qk=…``, ``identity_init=…`` and
+    ``preconditioned+spectral=…`` set λ, ``preconditioned_power=0.25`` sets α, ``qk_clip=50`` τ, and ``d_optimal=10`` the
+    steps.
 
     Raises:
         ValueError: no variant is called that, or takes that number.

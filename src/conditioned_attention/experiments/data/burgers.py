@@ -1,0 +1,139 @@
+"""Viscous Burgers on the circle: Gaussian initial functions, and what a pseudo-spectral solver makes of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
+from conditioned_attention.storage.files import write_bytes
+
+VISCOSITY = 0.1
+GRID = 512  # points that are computed with; a model sees every so many of them
+_STEP = 1e-3
+_VERSION = 1  # of the numbers: raise it with whatever changes them
+_TOGETHER = 128  # functions solved at a time, which stay in the processor's cache
+
+
+class FieldPairs(Dataset[tuple[Tensor, Tensor]]):
+    """Functions on a grid, before and after: (S, n) each, float32; handed out as whole batches by `__getitems__`."""
+
+    def __init__(self, before: Tensor, after: Tensor) -> None:
+        if before.dim() != 2 or before.shape != after.shape:
+            raise ValueError(f"functions before and after must both be (S, n), got {before.shape} and {after.shape}")
+        self.before, self.after = before, after
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.before[index], self.after[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(indices)
+        return self.before[rows], self.after[rows]
+
+
+def burgers_pairs(first: int, count: int, points: int, cache_dir: Path | None = None) -> FieldPairs:
+    """u(·, 0) and u(·, 1) of functions number ``first`` to ``first + count - 1``, on a grid of ``points``.
+
+    They are computed on 512 points at the first call, a few seconds for a thousand, and kept in a file.
+
+    Args:
+        first, count: which functions; each is set by its number.
+        points: of the grid that they are handed out on; a divisor of 512.
+        cache_dir: folder for the file, which may be deleted whenever one likes; default
+            `conditioned_attention.experiments.data.scan.default_cache_dir`.
+
+    Raises:
+        ValueError: no function, or a grid that 512 points do not hold.
+        OSError: ``cache_dir`` cannot be written.
+    """
+    if count < 1 or first < 0:
+        raise ValueError(f"first must be at least 0 and count at least 1, got {first} and {count}")
+    if points < 2 or GRID % points:
+        raise ValueError(f"points must be a divisor of {GRID} and at least 2, got {points}")
+    stamp = stamp_of([_VERSION, VISCOSITY, GRID, _STEP, first, count])
+    file = (default_cache_dir() if cache_dir is None else cache_dir).expanduser() / f"burgers-{stamp}.npy"
+    pairs = _read(file)
+    if pairs is None:
+        before = initial_functions(range(first, first + count))
+        pairs = np.stack([before, solve(before)]).astype(np.float32)
+        content = io.BytesIO()
+        np.save(content, pairs)
+        write_bytes(file, content.getvalue())
+    seen = torch.from_numpy(np.ascontiguousarray(pairs[:, :, :: GRID // points]))
+    return FieldPairs(seen[0], seen[1])
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """What an earlier call has kept; None if there is nothing, or nothing whole."""
+    try:
+        pairs: np.ndarray = np.load(file)
+    except (OSError, ValueError, EOFError):
+        return None
+    return pairs
+
+
+def initial_functions(numbers: Sequence[int], grid: int = GRID) -> np.ndarray:
+    """Gaussian functions (S, grid), float64, on the circle of length 1, with mean 0 and covariance 625 (−Δ + 25)⁻².
+
+    As in Li et al. 2021 (arXiv 2010.08895), section 5.1.  In Fourier space that is independent numbers: the mode k has
+    the standard deviation 25 / ((2πk)² + 25).  Each function is set by its number alone, and is the same on every grid
+    as far as it can hold it: the modes above 255 are 0.
+    """
+    modes = np.arange(GRID // 2)
+    deviation = 25 / ((2 * np.pi * modes) ** 2 + 25)
+    coefficients = np.zeros((len(numbers), grid // 2 + 1), dtype=complex)
+    kept = min(GRID // 2, grid // 2)
+    for row, number in enumerate(numbers):
+        real, imaginary = np.random.Generator(np.random.Philox(key=number)).standard_normal((2, GRID // 2))
+        drawn = deviation * (real + 1j * imaginary) / np.sqrt(2)
+        drawn[0] = deviation[0] * real[0]
+        coefficients[row, :kept] = drawn[:kept]
+    return np.fft.irfft(coefficients, n=grid, norm="forward")
+
+
+def solve(before: np.ndarray, time: float = 1.0, step: float = _STEP) -> np.ndarray:
+    """u(·, time) of ``u_t + u u_x = 0.1 u_xx`` on the circle of length 1, from u(·, 0).
+
+    Pseudo-spectral: derivatives in Fourier space, products on the grid, the highest third of the modes left out (the
+    2/3 rule).  The viscous term is solved exactly by an integrating factor, the rest by Runge–Kutta of fourth order.
+
+    Args:
+        before: u(·, 0) at x = 0, 1/n, …, (S, n), float64.
+        time: how long.
+        step: of time; ``time`` is cut into so many equal ones of about this length.
+
+    Returns:
+        (S, n), float64.
+    """
+    parts = [before[i : i + _TOGETHER] for i in range(0, len(before), _TOGETHER)]
+    return np.concatenate([_solve(part, time, max(1, round(time / step))) for part in parts])
+
+
+def _solve(before: np.ndarray, time: float, steps: int) -> np.ndarray:
+    grid, step = before.shape[1], time / steps
+    modes = np.arange(grid // 2 + 1)
+    wavenumbers = 2 * np.pi * modes
+    derivative = np.where(modes < grid / 3, -0.5j * wavenumbers, 0)  # of −u²/2
+    half = np.exp(-VISCOSITY * wavenumbers**2 * step / 2)
+    whole = half**2
+
+    def slope(u: np.ndarray) -> np.ndarray:
+        return derivative * np.fft.rfft(np.fft.irfft(u, n=grid) ** 2)
+
+    u = np.where(modes < grid / 3, np.fft.rfft(before), 0)
+    for _ in range(steps):
+        a = slope(u)
+        b = slope(half * (u + step / 2 * a))
+        c = slope(half * u + step / 2 * b)
+        d = slope(whole * u + step * half * c)
+        u = whole * u + step / 6 * (whole * a + 2 * half * (b + c) + d)
+    return np.fft.irfft(u, n=grid)

@@ -1,0 +1,78 @@
+"""In-context regression, scored by the error of the last point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.experiments.data.linear_functions import LinearFunctions, ridge_prediction
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.tasks.task import Evaluator, Task
+
+
+class InContextRegression(Task):
+    """Mean squared error at every x; scored by that of the last, divided by the dimension.
+
+    So 1 is what a model gets that always says 0.  Evaluations also have ``ridge``, the score of the best estimator on
+    the same sequences, which no model beats on the average.
+
+    Args:
+        data: training and evaluation set.
+        build: makes a model with fresh weights, which takes x (B, k, d) and y (B, k) to what it expects of y (B, k).
+    """
+
+    metric = Metric("squared error / dimension", higher_is_better=False)
+    causal = True
+
+    def __init__(self, data: tuple[LinearFunctions, LinearFunctions], build: Callable[[], nn.Module]) -> None:
+        self._train, self._eval = data
+        self._build = build
+        self.tokens_per_sample = 2 * self._train.points
+
+    def build_model(self) -> nn.Module:
+        return self._build()
+
+    def train_data(self) -> LinearFunctions:
+        return self._train
+
+    def eval_data(self) -> LinearFunctions:
+        return self._eval
+
+    def collate(self, items: Any) -> Any:
+        return items  # `LinearFunctions` hands out batches
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        differences: Tensor = _expected(model, batch) - batch[1]
+        return differences.square().mean()
+
+    def evaluator(self) -> Evaluator:
+        return _LastPoint(self._eval.dimension, self._eval.noise)
+
+    def probe(self) -> dict[str, Tensor]:
+        x, y = self._eval.__getitems__(range(min(8, len(self._eval))))
+        return {"x": x, "y": y}
+
+
+class _LastPoint:
+    """Squared error of the last point over the dimension: of the model, and of the best estimator."""
+
+    def __init__(self, dimension: int, noise: float) -> None:
+        self.dimension, self.noise = dimension, noise
+        self.errors: dict[str, list[Tensor]] = {"score": [], "ridge": []}
+
+    def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
+        x, y, expected = (t.cpu() for t in gather((*batch, _expected(model, batch))))
+        for name, last in (("score", expected[:, -1]), ("ridge", ridge_prediction(x, y, self.noise))):
+            self.errors[name].append((last - y[:, -1]).double().square() / self.dimension)
+
+    def compute(self) -> dict[str, float]:
+        return {name: float(torch.cat(errors).mean()) for name, errors in self.errors.items()}
+
+
+def _expected(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    expected: Tensor = model(x, y).float()
+    return expected
