@@ -86,10 +86,10 @@ def _with_threshold(variant: Variant, threshold: float) -> Variant:
 _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
     "d_optimal": _with_steps,
     "preconditioned_power": _with_power,
-    "qk_clip": _with_threshold,
     **dict.fromkeys(
         ("spectral", "spectral_polar", "spectral_qk", "identity_init", "preconditioned+spectral"), _with_strength
     ),
+    "qk_clip": _with_threshold,
 }
 
 
