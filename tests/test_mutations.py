@@ -14,7 +14,8 @@ from tests.triton_interpreter import KERNELS_RUN
 SOURCE = Path(conditioned_attention.__file__).parent
 ROOT = Path(__file__).parents[1]
 
-OPERATOR, MODULES, CONVERSION = "tests/attention", "tests/test_modules.py", "tests/conversion/test_conversion.py"
+OPERATOR, MODULES = "tests/attention/test_operator.py tests/attention/test_lean.py", "tests/test_modules.py"
+CONVERSION = "tests/conversion/test_conversion.py"
 HOOK, SDPA = "tests/conversion/test_hook.py", "tests/conversion/test_transformers_sdpa.py"
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
 TIMM, PERSISTENCE = "tests/conversion/test_timm.py", "tests/conversion/test_persistence.py"
@@ -32,7 +33,7 @@ ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_tra
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
 CLIP = "tests/sites/test_clip.py"
 MODELS = "tests/experiments/test_models.py"
-WORKERS = "tests/experiments/test_workers.py"
+WORKERS, STATISTICS = "tests/experiments/test_workers.py", "tests/experiments/test_statistics.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -67,7 +68,7 @@ MUTATIONS = [
     ("lean, empty not refused", "attention/arguments.py", "if tensor.numel() == 0:", "if False:", OPERATOR),
     ("lean, heads not compared", "attention/arguments.py", "if query.shape[:-heads] != key.shape[:-heads]", "if False", OPERATOR),
     ("lean, dropout ignored", "attention/lean/contract.py", "if arguments.dropout_p > 0:", "if False:", OPERATOR),
-    ("lean, cuDNN not refused", "attention/lean/contract.py", "if choice == _CUDNN:", "if False:", OPERATOR),
+    ("lean, cuDNN not refused", "attention/lean/contract.py", "if choice == _CUDNN:", "if False:", "tests/attention/test_cuda_operators.py"),
     ("lean, learned bias", "attention/lean/contract.py", "if mask is not None and mask.requires_grad", "if False and mask.requires_grad", OPERATOR),
     ("lean, keeps two tensors", "attention/lean/attend.py", "query, key, value, mask, *output)", "query.clone(), key, value, mask, *output)", OPERATOR),
     ("lean in an export", "attention/lean/contract.py", "if torch.compiler.is_exporting()", "if False", OPERATOR),
@@ -85,6 +86,7 @@ MUTATIONS = [
     ("hook, shared projection", "sites/table.py", "sites = _without_shared(sites)", "pass", HOOK),
     ("timm, heads and width exchanged", "sites/timm/heads.py", '"B N D*H"', '"B N H*D"', TIMM),
     ("timm, tokens for channels", "sites/timm/heads.py", ', along="N"', "", TIMM),
+    ("rows head by head as one block", "sites/projections.py", 'heads if roles.startswith("H*") else 1', "1", "tests/sites"),
     ("timm, LeViT's images as tokens", "sites/timm/heads.py", "_IMAGE if module.use_conv else _TOKENS", "_TOKENS", TIMM),
     ("pools converted unasked", "conversion/selection.py", "if not site.opt_in or active_transform(site) is not None", "if True", TIMM),
     ("compiled code not forgotten", "sites/table.py", "torch.compiler.reset()", "pass", HOOK),
@@ -96,7 +98,7 @@ MUTATIONS = [
     ("Swin V2, bias of the keys", "sites/torchvision/forwards.py", "torch.cat((q, torch.zeros_like(k), v))", "bias", TORCHVISION),
     ("MViT, queries not added", "sites/torchvision/forwards.py", "if self.residual_pool:", "if False:", TORCHVISION),
     ("transformers, causal flag lost", "sites/transformers/sdpa.py", "attention_mask is None and causal(module, is_causal)", "False", SDPA),
-    ("transformers, mask lost", "sites/transformers/sdpa.py", "        attention_mask,\n        dropout,", "        None,\n        dropout,", SDPA),
+    ("transformers, mask lost", "sites/transformers/sdpa.py", "key, value, attention_mask, dropout, flag", "key, value, None, dropout, flag", SDPA),
     ("transformers, scale lost", "sites/transformers/sdpa.py", "scale=scaling", "scale=None", SDPA),
     ("guard compares nothing", "conversion/guard.py", "elif _record(theirs) != _record(module._buffers[GUARD])", "elif False", PERSISTENCE),
     ("guard not demanded", "conversion/guard.py", "if theirs is None:", "if False:", PERSISTENCE),
@@ -189,7 +191,7 @@ MUTATIONS = [
     ("log μ without its Frobenius norm", "measure/numbers/randomised.py", "k / 2 * math.log(k)", "0.0", SPECTRA),
     ("weights, later keys seen", "measure/numbers/attention_weights.py", "logits = logits.masked_fill(later, -math.inf)", "pass", ATTENTION_SPECTRA),
     ("weights, an error of nothing", "measure/numbers/attention_weights.py", "error = torch.linalg.vector_norm(back - v * sigma, dim=0)", "error = 0 * sigma", ATTENTION_SPECTRA),
-    ("samples, the first ones only", "measure/monitoring/monitor.py", "rows = _spread(self.samples, before.shape[0])", "rows = list(range(min(self.samples, before.shape[0])))", WATCHING),
+    ("samples, the first ones only", "measure/monitoring/monitor.py", "rows = spread(self.samples, before.shape[0])", "rows = list(range(min(self.samples, before.shape[0])))", WATCHING),
     ("every process writes", "measure/monitoring/monitor.py", "distributed.get_rank() == 0", "True", WATCHING),
     ("the alarm before the file", "measure/monitoring/monitor.py", "        self._keep(new)\n", "        for alarm in alarms_of(new, self.max_kappa, self.max_scale):\n            self.on_alarm(alarm)\n        self._keep(new)\n", WATCHING),
     ("NaN for the floor", "measure/monitoring/records.py", "and not nothing_finite else", "else", WATCHING),
@@ -281,6 +283,8 @@ MUTATIONS = [
     ("order, chance in a stream", "experiments/training/stream.py", "            reseed(self.seed, self.epoch, self.taken)", "            pass", ORDER),
     ("order, a state believed", "experiments/training/stream.py", '== place["digest"]:', '!= "":', ORDER),
     ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
+    ("the baseline reached by the luckiest run", "experiments/evidence/statistics.py", "statistics.fmean(curve[epoch] for curve in curves)", "max(curve[epoch] for curve in curves)", STATISTICS),
+    ("power, an interval is all", "experiments/evidence/power.py", "return half_width * _noncentrality(critical, df) / critical", "return half_width", STATISTICS),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 
@@ -298,7 +302,7 @@ def test_the_suite_notices(file, words, instead, tests, tmp_path):
     text = broken.read_text()
     assert text.count(words) == 1, "the list above does not know this file any more"
     broken.write_text(text.replace(words, instead))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests.split()]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode not in (0, 2, 3, 4, 5), done.stdout[-2000:]  # 1: a test failed; negative: it crashed

@@ -166,9 +166,7 @@ def find_projections(attention: nn.Module) -> Projections | str:
 
 def _has_weights_of_its_own(module: nn.Module) -> bool:
     """True for a module with projections, False for an empty shell or a container of blocks."""
-    if next(module.parameters(recurse=False), None) is not None:
-        return True
-    return any(next(child.parameters(recurse=False), None) is not None for child in module.children())
+    return any(next(m.parameters(recurse=False), None) is not None for m in (module, *module.children()))
 
 
 def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], HeadTransform]) -> Callable[[], None]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals
+from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals, holm_of
 from conditioned_attention.experiments.evidence.tuning import Tuning
 
 SCORES = (
@@ -15,10 +15,15 @@ SCORES = (
     "data it is measured on, so it flatters)."
 )
 DIFFERENCES = (
-    "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: median epoch at "
-    "which a run reached the baseline's final score with its seed; 'never' if half of the runs or more did not. time "
-    "and memory: of a training step, relative to the baseline, measured afterwards in one process, variants taking "
-    "turns; in brackets the 20th and 80th percentile of the rounds."
+    "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: the first "
+    "evaluation at which the mean over seeds was as good as the baseline's mean final score. time and memory: of a "
+    "training step, relative to the baseline, measured afterwards in one process, variants taking turns; in brackets "
+    "the 20th and 80th percentile of the rounds."
+)
+TESTS = (
+    "p: of the paired t test, alone and by Holm's correction for all of its column. could have seen: the true "
+    "difference that as many seeds show with probability 80 %, given their spread; an interval that contains zero says "
+    "nothing of smaller ones."
 )
 CONDITIONING = (
     "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
@@ -33,6 +38,25 @@ def table(summaries: Sequence[Summary], cost: Mapping[str, Any] | None = None) -
     header = ["variant", "seeds", "final", "best", "difference [95 %]", "reaches baseline"]
     header += ["time ×", "memory ×"] if cost else []
     return header, [_row(summary, cost) for summary in summaries]
+
+
+def difference_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of how sure each difference is, and how large one had to be to be seen, as text.
+
+    No rows if there is no interval.
+    """
+    corrected = holm_of(summaries)
+    rows = []
+    for summary in summaries:
+        if summary.difference is not None and summary.difference.n > 1:
+            seen = _number(summary.difference.detectable, f".{decimals(summary.final.mean)}f")
+            p_values = [summary.difference.p_value, corrected.get(summary.variant, math.nan)]
+            rows.append([summary.variant, *map(_probability, p_values), seen])
+    return ["variant", "p (paired t)", "p (Holm)", "could have seen"], rows
+
+
+def _probability(p: float) -> str:
+    return "<0.001" if p < 0.001 else _number(p, ".2g")
 
 
 def conditioning_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
@@ -83,7 +107,7 @@ def _time(costs: Mapping[str, Any]) -> str:
 
 def text_table(summaries: Sequence[Summary], metric: Metric, cost: Mapping[str, Any] | None = None) -> str:
     """The tables for a terminal or a file, columns aligned by spaces."""
-    tables = [table(summaries, cost), conditioning_table(summaries)]
+    tables = [table(summaries, cost), difference_table(summaries), conditioning_table(summaries)]
     return "\n\n".join([f"score: {metric.name}", *(_aligned(*found) for found in tables if found[1])])
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, describe_machines
-from conditioned_attention.experiments.evidence.tables import conditioning_table, table, tuning_table
+from conditioned_attention.experiments.evidence.tables import (
+    conditioning_table,
+    difference_table,
+    table,
+    tuning_table,
+)
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.words import description
 
@@ -34,10 +39,11 @@ def print_table(comparison: Comparison) -> None:
         warnings = comparison.tuning.warnings()
     console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
     print_grid(*table(comparison.summary(), comparison.cost))
-    if (conditioning := conditioning_table(comparison.summary()))[1]:
-        console.print()
-        print_grid(*conditioning)
-        console.print()
+    for found in (difference_table(comparison.summary()), conditioning_table(comparison.summary())):
+        if found[1]:
+            console.print()
+            print_grid(*found)
+    console.print()
     failed = [f"{name} has no result: {reason}" for name, reason in comparison.failures.items()]
     machines = [describe_machines(comparison.machines)] if len(comparison.machines) > 1 else []
     for line in [*comparison.verdicts(), *warnings, *failed, *machines]:

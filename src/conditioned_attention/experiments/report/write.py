@@ -8,7 +8,7 @@ from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.tables import conditioning_table, table
+from conditioned_attention.experiments.evidence.tables import conditioning_table, difference_table, table
 from conditioned_attention.experiments.evidence.tuning import Tuning
 from conditioned_attention.experiments.report.charts import palette_of
 from conditioned_attention.experiments.report.columns import Heads
@@ -94,12 +94,13 @@ def _read_subject(folder: Path) -> Subject:
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The whole comparison as plain data: settings, environment, every score, the table and its sentences."""
     header, rows = table(comparison.summary(), comparison.cost)
-    conditioning = conditioning_table(comparison.summary())
+    tests, conditioning = difference_table(comparison.summary()), conditioning_table(comparison.summary())
     return {
         "settings": comparison.settings,
         "environment": comparison.environment,
         "metric": {"name": comparison.metric.name, "higher_is_better": comparison.metric.higher_is_better},
         "table": [dict(zip(header, row)) for row in rows],
+        "tests": [dict(zip(tests[0], row)) for row in tests[1]],
         "conditioning": [dict(zip(conditioning[0], row)) for row in conditioning[1]],
         "verdicts": comparison.verdicts(),
         "failures": comparison.failures,

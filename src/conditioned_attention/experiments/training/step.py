@@ -28,13 +28,10 @@ class Step:
 
     Attributes:
         accelerator: puts data in their place, and knows of precision and of other processes.
-        model: as Accelerate has prepared it.
-        optimizer: the same.
+        model, optimizer: as Accelerate has prepared them.
         loss: of a model and a micro-batch, a scalar or named ones that add up.
-        clip: largest norm of the gradient, or None.
-        average: the moving average of the weights, or None.
-        after: is called with the model, without what several processes wrap around it, when the weights have changed;
-            or None.
+        clip, average: largest norm of the gradient, and moving average of the weights; or None.
+        after: is called with the model, unwrapped, when its weights have changed; or None.
     """
 
     accelerator: Accelerator
