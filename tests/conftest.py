@@ -1,5 +1,6 @@
 """Set-up of the tests: uninitialised memory poisoned, one thread per worker."""
 
+import gc
 import math
 import os
 
@@ -31,3 +32,14 @@ def poison_uninitialised_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def pytest_configure():
+    gc.disable()  # while the tests are collected
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector need not walk a million objects again and again."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()

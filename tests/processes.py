@@ -1,11 +1,64 @@
-"""What the processes of a test have in common."""
+"""Processes of tests: forks of a process that has imported already, and two that train together."""
 
+import multiprocessing
 import os
+import signal
 import sys
+import traceback
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# Forks of a server that imports once and runs nothing: a fork of the process that tests would inherit its threads and,
+# where there is one, its GPU.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.imported"])
+
+
+class Forked:
+    """``target(*args)`` in a process of its own; what it says is in a file.
+
+    Args:
+        said: the file for its standard output and standard error.
+        target, args: what it runs; they are pickled.
+    """
+
+    def __init__(self, said, target, *args):
+        self.said = said
+        self._process = _FORKS.Process(target=_run, args=(said, dict(os.environ), target, args))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def running(self):
+        return self._process.is_alive()
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, timeout=60):
+        """Its exit status, negative for a signal; TimeoutError if it is still running after so many seconds."""
+        self._process.join(timeout)
+        if self.running():
+            raise TimeoutError(f"still running after {timeout} s: {self.said.read_text()}")
+        return self._process.exitcode
+
+
+def _run(said, environment, target, args):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    torch.set_num_threads(1)
+    try:
+        target(*args)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+    finally:
+        sys.stdout.flush()
 
 
 def two(store):

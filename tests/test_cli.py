@@ -2,14 +2,14 @@
 
 import json
 import re
-import subprocess
-import sys
+import signal
 import time
 import warnings
 
 import pytest
 
 from conditioned_attention.cli import main
+from tests.processes import Forked
 
 QUICK = ["--epochs", "1", "--layers", "1", "--hidden-size", "16", "--heads", "4", "--batch-size", "256"]
 
@@ -69,16 +69,13 @@ def test_compare_tunes_and_shares_the_seeds_out(tmp_path, capsys):
 
 def test_sigterm_says_how_to_go_on(tmp_path):
     arguments = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", *QUICK, "--epochs", "10000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "conditioned_attention.cli", *arguments], stderr=subprocess.PIPE, text=True
-    )
+    process = Forked(tmp_path.with_suffix(".said"), main, arguments)
     deadline = time.monotonic() + 90
     while not list(tmp_path.glob("runs/*/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.terminate()
-    _, errors = process.communicate(timeout=70)
-    assert process.returncode == 143
-    assert errors.rstrip().endswith("stopped; the same command goes on where this one was")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert process.said.read_text().rstrip().endswith("stopped; the same command goes on where this one was")
     assert list(tmp_path.glob("runs/*/*/checkpoint-*"))
 
 

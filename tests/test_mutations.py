@@ -14,7 +14,8 @@ from tests.triton_interpreter import KERNELS_RUN
 SOURCE = Path(conditioned_attention.__file__).parent
 ROOT = Path(__file__).parents[1]
 
-OPERATOR, MODULES, CONVERSION = "tests/attention", "tests/test_modules.py", "tests/conversion/test_conversion.py"
+OPERATOR, MODULES = "tests/attention/test_operator.py tests/attention/test_lean.py", "tests/test_modules.py"
+CONVERSION = "tests/conversion/test_conversion.py"
 HOOK, SDPA = "tests/conversion/test_hook.py", "tests/conversion/test_transformers_sdpa.py"
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
 TIMM, PERSISTENCE = "tests/conversion/test_timm.py", "tests/conversion/test_persistence.py"
@@ -30,9 +31,13 @@ OF_KERNELS = (FUSED, FUSED_OPTIONS, VARLEN, LEAN_ROWS)
 PROTOCOLS, SETTINGS = "tests/experiments/test_protocols.py", "tests/experiments/test_settings.py"
 ORDER, TRACKERS = "tests/experiments/test_order.py", "tests/experiments/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/test_recipes.py"
+CLIP = "tests/sites/test_clip.py"
 MODELS = "tests/experiments/test_models.py"
-WORKERS, RECALL = "tests/experiments/test_workers.py", "tests/experiments/test_recall.py"
-BURGERS, REGRESSION = "tests/experiments/test_burgers.py", "tests/experiments/test_in_context_regression.py"
+WORKERS, STATISTICS = "tests/experiments/test_workers.py", "tests/experiments/test_statistics.py"
+TUNING = "tests/experiments/test_tuning.py"
+BLOCKS, OUTCOMES = "tests/experiments/test_blocks.py", "tests/experiments/test_outcomes.py"
+RECALL, BURGERS = "tests/experiments/test_recall.py", "tests/experiments/test_burgers.py"
+REGRESSION = "tests/experiments/test_in_context_regression.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -67,7 +72,7 @@ MUTATIONS = [
     ("lean, empty not refused", "attention/arguments.py", "if tensor.numel() == 0:", "if False:", OPERATOR),
     ("lean, heads not compared", "attention/arguments.py", "if query.shape[:-heads] != key.shape[:-heads]", "if False", OPERATOR),
     ("lean, dropout ignored", "attention/lean/contract.py", "if arguments.dropout_p > 0:", "if False:", OPERATOR),
-    ("lean, cuDNN not refused", "attention/lean/contract.py", "if choice == _CUDNN:", "if False:", OPERATOR),
+    ("lean, cuDNN not refused", "attention/lean/contract.py", "if choice == _CUDNN:", "if False:", "tests/attention/test_cuda_operators.py"),
     ("lean, learned bias", "attention/lean/contract.py", "if mask is not None and mask.requires_grad", "if False and mask.requires_grad", OPERATOR),
     ("lean, keeps two tensors", "attention/lean/attend.py", "query, key, value, mask, *output)", "query.clone(), key, value, mask, *output)", OPERATOR),
     ("lean in an export", "attention/lean/contract.py", "if torch.compiler.is_exporting()", "if False", OPERATOR),
@@ -85,6 +90,7 @@ MUTATIONS = [
     ("hook, shared projection", "sites/table.py", "sites = _without_shared(sites)", "pass", HOOK),
     ("timm, heads and width exchanged", "sites/timm/heads.py", '"B N D*H"', '"B N H*D"', TIMM),
     ("timm, tokens for channels", "sites/timm/heads.py", ', along="N"', "", TIMM),
+    ("rows head by head as one block", "sites/projections.py", 'heads if roles.startswith("H*") else 1', "1", "tests/sites"),
     ("timm, LeViT's images as tokens", "sites/timm/heads.py", "_IMAGE if module.use_conv else _TOKENS", "_TOKENS", TIMM),
     ("pools converted unasked", "conversion/selection.py", "if not site.opt_in or active_transform(site) is not None", "if True", TIMM),
     ("compiled code not forgotten", "sites/table.py", "torch.compiler.reset()", "pass", HOOK),
@@ -96,7 +102,7 @@ MUTATIONS = [
     ("Swin V2, bias of the keys", "sites/torchvision/forwards.py", "torch.cat((q, torch.zeros_like(k), v))", "bias", TORCHVISION),
     ("MViT, queries not added", "sites/torchvision/forwards.py", "if self.residual_pool:", "if False:", TORCHVISION),
     ("transformers, causal flag lost", "sites/transformers/sdpa.py", "attention_mask is None and causal(module, is_causal)", "False", SDPA),
-    ("transformers, mask lost", "sites/transformers/sdpa.py", "        attention_mask,\n        dropout,", "        None,\n        dropout,", SDPA),
+    ("transformers, mask lost", "sites/transformers/sdpa.py", "key, value, attention_mask, dropout, flag", "key, value, None, dropout, flag", SDPA),
     ("transformers, scale lost", "sites/transformers/sdpa.py", "scale=scaling", "scale=None", SDPA),
     ("guard compares nothing", "conversion/guard.py", "elif _record(theirs) != _record(module._buffers[GUARD])", "elif False", PERSISTENCE),
     ("guard not demanded", "conversion/guard.py", "if theirs is None:", "if False:", PERSISTENCE),
@@ -125,13 +131,21 @@ MUTATIONS = [
     ("gate, holds on to its input", "sites/learned.py", "attention.__dict__.pop(_INPUT, None)", "pass", LEARNED),
     ("spectral, of all roles", "sites/corrected.py", "if role in spectral.roles]", "if True]", SPECTRAL),
     ("spectral, values shown too", "sites/corrected.py", "Corrections(projections.of(spectral.roles),", "Corrections(projections,", SPECTRAL),
+    ("QK-Clip, never called", "experiments/training/step.py", "if self.after is not None:", "if False:", VARIANTS),
+    ("QK-Clip, small logits too", "sites/clip.py", "torch.where(largest > threshold, threshold / largest, 1.0)", "threshold / largest", CLIP),
+    ("QK-Clip, the factor twice", "sites/clip.py", '"q": factor if shared else factor.sqrt()', '"q": factor', CLIP),
+    ("QK-Clip, shared keys too", "sites/clip.py", "shared = rows_of_keys < projections.heads * width", "shared = False", CLIP),
+    ("QK-Clip, biases stay", "sites/clip.py", "isinstance(bias, Tensor) and len(bias) == len(matrix)", "False", CLIP),
+    ("QK-Clip, the last micro-batch alone", "sites/clip.py", "seen if before is None else torch.maximum(seen, before)", "seen", CLIP),
+    ("QK-Clip, in evaluation", "sites/clip.py", "if attention.training:", "if True:", CLIP),
+    ("QK-Clip, each process for itself", "sites/clip.py", "    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)\n", "", CLIP),
     ("temperature, not of the head", "sites/learned.py", "temperature.exp()[:, None, None]", "temperature.exp().mean()", LEARNED),
     ("temperature, may be negative", "sites/learned.py", "temperature.exp()", "(1 + temperature)", LEARNED),
-    ("temperature, not passed on", "sites/learned.py", "return self.learned.changes_queries", "return False", LEARNED),
+    ("temperature, not passed on", "sites/learned.py", "return self.asked.changes_queries", "return False", LEARNED),
     ("learned power, norms in the gradient", "sites/learned.py", "row_norm(output, RowNorm(eps=self.eps).floor(output.dtype))", "row_norm(output, RowNorm(eps=self.eps).floor(output.dtype), gradient='through')", LEARNED),
     ("learned power, without gradient", "sites/learned.py", "norm ** alpha[:, None, None]", "norm ** alpha.detach()[:, None, None]", LEARNED),
-    ("learned, parameters stay", "sites/table.py", "learned.unbind(site.module, transform.settings)", "pass", LEARNED),
-    ("learned, begun anew", "sites/learned.py", "if learned.parameter not in attention._parameters:", "if True:", LEARNED),
+    ("learned, parameters stay", "sites/table.py", "transform.settings.end(site.module)", "pass", LEARNED),
+    ("learned, begun anew", "sites/learned.py", "if self.parameter not in attention._parameters:", "if True:", LEARNED),
     ("Jacobian, covariance not about the means", "measure/numbers/jacobian.py", "(right - of_right)", "right", JACOBIAN),
     ("Jacobian, once is enough", "measure/numbers/lanczos.py", "for _ in range(2)", "for _ in range(1)", JACOBIAN),
     ("weights, as if not corrected", "measure/probing/projections.py", "with shown(site.module):", "if True:", WEIGHTS),
@@ -163,6 +177,7 @@ MUTATIONS = [
     ("start, GPT-2 scaled twice", "experiments/models/start.py", "if library_scales and seed is None else 1.0", "if False else 1.0", MODELS),
     ("norms of another eps", "experiments/models/vision_transformer.py", 'ViTConfig.layer_norm_eps if self.init == "library" else _NORM_EPS', "ViTConfig.layer_norm_eps", MODELS),
     ("mean over the class token too", "experiments/models/mean_pooled.py", "tokens[:, 1:]", "tokens", MODELS),
+    ("norm behind the sum, of the branch alone", "experiments/models/post_norm.py", "self.norm2(x + self.mlp(x))", "x + self.norm2(self.mlp(x))", MODELS),
     ("mean before the norm", "experiments/models/vision_transformer.py", "fc_norm=False", "fc_norm=None", MODELS),
     ("a task for every run", "experiments/commands.py", "@cached_property", "@property", RECIPES),
     ("data sent to workers", "experiments/commands.py", 'if name != "task"', "if True", RECIPES),
@@ -180,7 +195,7 @@ MUTATIONS = [
     ("log μ without its Frobenius norm", "measure/numbers/randomised.py", "k / 2 * math.log(k)", "0.0", SPECTRA),
     ("weights, later keys seen", "measure/numbers/attention_weights.py", "logits = logits.masked_fill(later, -math.inf)", "pass", ATTENTION_SPECTRA),
     ("weights, an error of nothing", "measure/numbers/attention_weights.py", "error = torch.linalg.vector_norm(back - v * sigma, dim=0)", "error = 0 * sigma", ATTENTION_SPECTRA),
-    ("samples, the first ones only", "measure/monitoring/monitor.py", "rows = _spread(self.samples, before.shape[0])", "rows = list(range(min(self.samples, before.shape[0])))", WATCHING),
+    ("samples, the first ones only", "measure/monitoring/monitor.py", "rows = spread(self.samples, before.shape[0])", "rows = list(range(min(self.samples, before.shape[0])))", WATCHING),
     ("every process writes", "measure/monitoring/monitor.py", "distributed.get_rank() == 0", "True", WATCHING),
     ("the alarm before the file", "measure/monitoring/monitor.py", "        self._keep(new)\n", "        for alarm in alarms_of(new, self.max_kappa, self.max_scale):\n            self.on_alarm(alarm)\n        self._keep(new)\n", WATCHING),
     ("NaN for the floor", "measure/monitoring/records.py", "and not nothing_finite else", "else", WATCHING),
@@ -283,6 +298,16 @@ MUTATIONS = [
     ("order, chance in a stream", "experiments/training/stream.py", "            reseed(self.seed, self.epoch, self.taken)", "            pass", ORDER),
     ("order, a state believed", "experiments/training/stream.py", '== place["digest"]:', '!= "":', ORDER),
     ("order, a stream from its beginning", "experiments/training/position.py", 'there.get("place")', "None", ORDER),
+    ("the baseline reached by the luckiest run", "experiments/evidence/statistics.py", "statistics.fmean(curve[epoch] for curve in curves)", "max(curve[epoch] for curve in curves)", STATISTICS),
+    ("power, an interval is all", "experiments/evidence/power.py", "return half_width * _noncentrality(critical, df) / critical", "return half_width", STATISTICS),
+    ("blocks, unequal spreads believed", "experiments/evidence/blocks.py", "return self.unequal >= LEVEL", "return True", BLOCKS),
+    ("blocks, degrees of freedom of no blocks", "experiments/evidence/blocks.py", "df, residuals = (n - 1) * (k - 1), _residuals(y)", "df, residuals = (n - 1) * k, _residuals(y)", BLOCKS),
+    ("blocks, differences that share no baseline", "experiments/evidence/blocks.py", "reach = math.sqrt(2) * size * s[:, None]", "reach, z = size * s[:, None], 0 * z", BLOCKS),
+    ("blocks, the odd one kept", "experiments/evidence/blocks.py", "        kept.remove(odd)", "        break", BLOCKS),
+    ("outcomes, the loss of other weights", "experiments/evidence/outcomes.py", 'last.get("selected_step", last.get("step"))', 'last.get("step")', OUTCOMES),
+    ("outcomes, never saturated", "experiments/evidence/outcomes.py", "abs(metric.limit - row.final.mean) < SATURATED", "abs(metric.limit - row.final.mean) < 0", OUTCOMES),
+    ("tuning, the baseline's edge unsaid", "experiments/evidence/tuning.py", "any(first in names for names in at_edge.values())", "False", TUNING),
+    ("tuning, an edge said too late", "experiments/commands.py", "for warning in tuning.warnings():", "for warning in ():", TUNING),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 
@@ -300,7 +325,7 @@ def test_the_suite_notices(file, words, instead, tests, tmp_path):
     text = broken.read_text()
     assert text.count(words) == 1, "the list above does not know this file any more"
     broken.write_text(text.replace(words, instead))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests.split()]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode not in (0, 2, 3, 4, 5), done.stdout[-2000:]  # 1: a test failed; negative: it crashed

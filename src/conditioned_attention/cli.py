@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
@@ -29,9 +29,6 @@ try:
     from conditioned_attention.experiments.variants.catalogue import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
-
-if TYPE_CHECKING:
-    from conditioned_attention.inspection import Inspection
 
 
 def _recipes() -> Any:
@@ -86,18 +83,10 @@ class Compare:
             tuning = len(self.tune) * self.tune_seeds
             return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
         folder = self.folder or Path("runs") / name_of(self.recipe)
-        result = compare_recipe(
-            self.recipe,
-            self.variants,
-            range(self.first_seed, self.first_seed + self.seeds),
-            folder,
-            workers=_default_workers() if self.workers is None else self.workers,
-            threads=self.threads,
-            cost=self.cost,
-            tune=self.tune,
-            tune_seeds=self.tune_seeds,
-            launch=self.launch,
-        )
+        how: Any = {name: getattr(self, name) for name in ("threads", "cost", "tune", "tune_seeds", "launch")}
+        how["workers"] = _default_workers() if self.workers is None else self.workers
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        result = compare_recipe(self.recipe, self.variants, seeds, folder, **how)
         write_report(result, folder)
         print_table(result)
         print(f"{folder}: report.html, results.json, {', '.join(sorted(p.name for p in folder.glob('*.png')))}")
@@ -137,7 +126,9 @@ class Train:
 
             def show(row: Mapping[str, Any]) -> None:
                 progress.advance(bar)
-                say(_line(row))
+                # None stands for a number that is not finite
+                values = {key: "not finite" if value is None else value for key, value in row.items()}
+                say("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()))
 
             where: Any = {"folder": self.folder, "into": self.into, "launch": self.launch}
             path = train_recipe(self.recipe, variant, self.seed, show=show, task=task, **where)
@@ -181,38 +172,36 @@ class Inspect(Choices):
         from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
         from conditioned_attention.inspection.tables import print_inspection
 
-        if self.structure and self.input is not None:
-            raise ValueError("--structure runs nothing, so it takes no --input")
-        if self.structure and self.spectral is not None:
-            raise ValueError("--structure loads no weights, so it takes no --spectral")
-        if self.structure and self.picture is not None:
-            raise ValueError("--structure measures nothing, so it takes no --picture")
+        for option, why in {
+            "input": "runs nothing",
+            "spectral": "loads no weights",
+            "picture": "measures nothing",
+        }.items():
+            if self.structure and getattr(self, option) is not None:
+                raise ValueError(f"--structure {why}, so it takes no --{option}")
         if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--picture must end in .png, .svg or .pdf, got {self.picture}")
         if self.input is not None and not self.input.exists():
             raise FileNotFoundError(f"--input {self.input}: there is no such file or folder")
         model = load_model(self.model, pretrained=self.pretrained, weights=not self.structure, unpickle=self.unpickle)
-        probe = None
-        if not self.structure:
-            probe = synthetic_input(model) if self.input is None else load_input(self.input, model, self.model)
+        if self.input is not None:
+            probe = load_input(self.input, model, self.model)
+        else:
+            probe = None if self.structure else synthetic_input(model)
         inspection = inspect_model(model, probe, spectral=self.spectral, dtype=getattr(torch, self.precision))
         source = "random numbers" if self.input is None else str(self.input)
         if self.picture is not None:
-            self._draw(inspection)
+            from conditioned_attention.inspection.pictures import plot_inspection
+
+            self.picture.parent.mkdir(parents=True, exist_ok=True)
+            figure: Any = plot_inspection(inspection, theme="dark" if self.dark else "light")[0].figure
+            figure.savefig(self.picture, dpi=150)
         if self.json:
             data = {"model": self.model, "input": source, **inspection.to_json()}
             print(json.dumps(data, indent=2, allow_nan=False))
         else:
             print_inspection(inspection, source)
         return 0 if inspection.complete else 1
-
-    def _draw(self, inspection: Inspection) -> None:
-        from conditioned_attention.inspection.pictures import plot_inspection
-
-        assert self.picture is not None
-        self.picture.parent.mkdir(parents=True, exist_ok=True)
-        figure: Any = plot_inspection(inspection, theme="dark" if self.dark else "light")[0].figure
-        figure.savefig(self.picture, dpi=150)
 
 
 @dataclass(frozen=True)
@@ -231,6 +220,9 @@ class Report:
     output: Path | None = None
     """Write one page of all folders to this file, and leave the folders as they are.  Without, each folder gets its
     own report.html, and that of several folders is ./report.html."""
+    outcomes: bool = False
+    """Print what the runs look like by their mean score and by the evaluation loss, too.  Without, that is printed only
+    where final scores are close to the best there can be; page and results.json always have it."""
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.report.terminal import print_subject
@@ -241,7 +233,7 @@ class Report:
         subjects = read_subjects(self.folders)
         page = write_reports(subjects, self.folders, self.output)
         for subject in subjects:
-            print_subject(subject)
+            print_subject(subject, outcomes=self.outcomes)
         print(page)
         return 0
 
@@ -281,11 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end with this one
     arguments = sys.argv[1:] if arguments is None else arguments
     command: Any = tyro.cli(
-        commands(arguments),
-        args=arguments,
-        prog="conditioned-attention",
-        description=__doc__,
-        config=CONFIG,
+        commands(arguments), args=arguments, prog="conditioned-attention", description=__doc__, config=CONFIG
     )
     status = _carried_out(command)
     leave()
@@ -309,12 +297,6 @@ def _carried_out(command: Any) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    """A row of metrics for people; in it None stands for a number that is not finite."""
-    values = {key: "not finite" if value is None else value for key, value in row.items()}
-    return "  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items())
 
 
 def _warning(

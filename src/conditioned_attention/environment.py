@@ -18,16 +18,8 @@ from conditioned_attention import __version__
 from conditioned_attention.functional import IMPLEMENTATIONS, explain
 
 _PACKAGES = (
-    "timm",
-    "transformers",
-    "accelerate",
-    "torchvision",
-    "triton",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "matplotlib",
-)
+    "timm", "transformers", "accelerate", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "matplotlib",
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
@@ -75,8 +67,7 @@ def needs(extra: str, what: str = "this") -> Iterator[None]:
 def check_torchvision() -> None:
     """Called before timm or transformers are imported, which import torchvision wherever it is installed.
 
-    Raises:
-        ImportError: the torchvision that is installed does not fit torch; with the command that mends it.
+    Raises ImportError, with the command that mends it, if that torchvision does not fit torch.
     """
     if (problem := torchvision_misfit()) is not None:
         raise ImportError(problem)
@@ -92,10 +83,10 @@ def torchvision_misfit() -> str | None:
         import_module("torchvision")
     except Exception as error:  # its operators are compiled for one version and one device, and fail in many ways
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return (
-            f"torchvision {_version('torchvision')} does not fit torch {torch.__version__} ({reason}); install a pair "
-            f"that was built together: pip install --force-reinstall {_pair(torch.__version__)}"
+        words = (
+            f"torchvision {_version('torchvision')} does not fit torch {torch.__version__} ({reason}); install a pair"
         )
+        return f"{words} that was built together: pip install --force-reinstall {_pair(torch.__version__)}"
     return None
 
 

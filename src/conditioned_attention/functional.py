@@ -188,7 +188,7 @@ def preconditioned_attention(
     """
     transform = RowNorm(rows, gradient, eps)
     check_impl(impl)
-    arguments = checked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
+    arguments = checked(Arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window))
     return run(transform, arguments, impl)
 
 
@@ -239,7 +239,7 @@ def attend(
     check_rows(transform, causal=is_causal, masked=attn_mask is not None and attn_mask.dtype == torch.bool)
     if transform.changes_queries:
         query, key = transform.queries(query, key)
-    arguments = checked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    arguments = checked(Arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa))
     return run(transform, arguments, "auto")
 
 
@@ -271,7 +271,7 @@ def explain(
     """
     transform = RowNorm(rows, gradient, eps)
     check_impl(impl)
-    arguments = checked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
+    arguments = checked(Arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window))
     refused = {name: why for name in IMPLEMENTATIONS if (why := _why_not(name, transform, arguments))}
     picked = _pick(transform, arguments, impl)
     asked = meant(impl)

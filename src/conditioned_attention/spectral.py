@@ -20,8 +20,8 @@ PUBLISHED = {
     "polar": 1.0,
 }  # λ of the paper: the best of its ablation, and the construction of Theorem 3.5
 
-# λ for queries and keys alone, at which logits of different tokens get the deviation 1, so that a softmax has something to
-# choose from: our choice, and no paper's.  `auto_strength` counts a token's logit with itself instead, which is √d here.
+# λ for queries and keys alone, at which logits of different tokens get the deviation 1, so that a softmax has something
+# to choose from: our choice, and no paper's.  `auto_strength` counts a token's logit with itself instead, which is √d.
 ON_LOGITS = 1.0
 
 # From here on a softmax over a few thousand tokens looks at the token itself and little else: log(4096) is 8.3.

@@ -78,7 +78,7 @@ def preconditioned_attention_varlen(
         lengths = f"{len(cu_seqlens_q)} and {len(cu_seqlens_k)}"
         raise ValueError(f"cu_seqlens_q and cu_seqlens_k must be of as many sequences, got {lengths} numbers")
     q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
-    arguments = checked(q, k, v, None, dropout_p, is_causal, scale, enable_gqa, window)
+    arguments = checked(Arguments(q, k, v, None, dropout_p, is_causal, scale, enable_gqa, window))
     if meant(impl) == "fused":
         if (why_not := fused_contract.refusal(transform, arguments)) is not None:
             raise ValueError(f"impl='fused' cannot run here: {why_not}; 'auto' picks one that can")

@@ -177,7 +177,7 @@ def watched_operators():
         return forward(call, query, key, value, mask)
 
     def watched_backward(call, upstream, query, key, value, mask, kept):
-        check(query, key, value, mask, upstream, kept.output)
+        check(query, key, value, mask, upstream, kept[0])
         calls.append("backward")
         return backward(call, upstream, query, key, value, mask, kept)
 

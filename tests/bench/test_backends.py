@@ -8,7 +8,7 @@ import torch
 
 from conditioned_attention import functional
 from conditioned_attention.bench.cases import Case
-from conditioned_attention.bench.contestants import BACKENDS, Contestant, _only, _reasons, gpu_contestants
+from conditioned_attention.bench.contestants import BACKENDS, Contestant, _only, _reasons, contestants
 from conditioned_attention.bench.operator import measure_case
 from tests.bench.tiny import CASE, QUICK
 
@@ -18,7 +18,7 @@ GPU = dataclasses.replace(QUICK, contestants="gpu", modes=("both",), rounds=1)
 def test_everyone_takes_part():
     rows = {row.contestant: row for row in measure_case(CASE, GPU)}
     assert list(rows) == ["plain", "flash", "cuDNN", "efficient", "three lines", *functional.IMPLEMENTATIONS, "auto"]
-    assert gpu_contestants(CASE, compiled=True)[-1].name == "three lines, compiled"
+    assert contestants(CASE, compiled=True, gpu=True)[-1].name == "three lines, compiled"
     assert {name for name, row in rows.items() if row.status != "measured"} == {"cuDNN", "efficient", "fused"}
     assert "No viable backend" in rows["cuDNN"].note, "a CPU has flash attention only"
 
@@ -43,7 +43,7 @@ def test_whatever_is_timed_runs_in_its_surroundings():
         assert inside
         return usual[0].attend(*arguments)
 
-    usual = gpu_contestants(CASE, compiled=False)
+    usual = contestants(CASE, compiled=False, gpu=True)
     other = Contestant("other", attend, usual[0].oracle, surroundings=surroundings)
     rows = measure_case(CASE, dataclasses.replace(QUICK, rounds=1), [usual[0], other])
     assert [row.status for row in rows] == ["measured"] * 6
@@ -56,7 +56,7 @@ def test_other_errors_are_no_refusals():
 
 
 def test_lean_takes_no_part_in_the_choice_of_cudnn():
-    lean = next(one for one in gpu_contestants(CASE, compiled=False) if one.name == "lean")
+    lean = next(one for one in contestants(CASE, compiled=False, gpu=True) if one.name == "lean")
     with lean.surroundings():
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled()
@@ -74,5 +74,5 @@ def test_reasons_are_those_of_the_backend():
         "CuDNN attention kernel not used because:",
         "CuDNN attention has been runtime disabled.",
     ]
-    reasons = {name: _reasons(backend.called, [line + where for line in said]) for name, backend in BACKENDS.items()}
+    reasons = {name: _reasons(called, [line + where for line in said]) for name, (_, called) in BACKENDS.items()}
     assert reasons == {"flash": " ".join(said[3:5]).replace("}. ", "}.; "), "cuDNN": said[6], "efficient": said[1]}

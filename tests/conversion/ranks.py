@@ -1,13 +1,10 @@
 """Converted models on two processes.  What went wrong on either goes to a file, as JSON.
 
-python -m tests.conversion.ranks MODELS RESULT: the first is a file with the models, saved whole by another process.
-
 Every process has one sequence of a batch of two, and must compute and learn what one process does with both; under
 tensor parallelism every process has both, and a part of the heads.
 """
 
 import json
-import sys
 
 import torch
 import torch.distributed as dist
@@ -178,8 +175,7 @@ def anywhere(function, name):
     return "; ".join(error for error in errors if error)
 
 
-if __name__ == "__main__":
-    models, result = sys.argv[1:]
+def main(models, result):
     rank, child = two(f"{result}.store")
     things = {LOADED: load(models), **THINGS}
     errors = {thing: {name: anywhere(function, name) for name in SURVIVORS} for thing, function in things.items()}

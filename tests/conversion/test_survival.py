@@ -5,10 +5,7 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 from contextlib import nullcontext, suppress
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,8 +35,7 @@ from tests.conversion.survivors import (
     run,
     truth,
 )
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import Forked
 
 
 def deep_copied(name):
@@ -78,10 +74,8 @@ def errors_elsewhere(folder):
     with FileLock(f"{file}.lock"):
         if not file.exists():
             torch.save({name: converted(name) for name in SURVIVORS}, folder / "models.pt")
-            command = [sys.executable, "-m", "tests.conversion.ranks", str(folder / "models.pt"), str(file)]
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[-3000:]
+            processes = Forked(folder / "said.txt", ranks.main, str(folder / "models.pt"), str(file))
+            assert processes.wait(300) == 0, processes.said.read_text()[-3000:]
     return json.loads(file.read_text())
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import torch
 from torch.utils.data import DataLoader
@@ -48,6 +49,13 @@ def of_many_fates(variant, seed):
 
 def trivial(variant, seed):
     yield {"score": float(seed)}
+
+
+def stubborn(variant, seed):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield {"score": 1.0}
+    time.sleep(1000)
+    yield {"score": 1.0}
 
 
 class NowhereToBeImported:

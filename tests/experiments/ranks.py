@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import tests.conftest  # noqa: F401 - torchvision
-from conditioned_attention.experiments.training.launch import Launch, leave
+from conditioned_attention.experiments.training.launch import leave
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.settings import Training
@@ -108,11 +108,15 @@ def run(folder, what, **launch):
     return list(train(task, SETTINGS, VARIANTS["preconditioned"], 0, Path(folder), launch))
 
 
-if __name__ == "__main__":
-    if sys.argv[2] == "sharded":
+def main(folder, what, parallel="auto"):
+    if what == "sharded":
         torch.set_num_threads(1)
-        sharded(sys.argv[1])
+        sharded(folder)
     else:
-        run(sys.argv[1], sys.argv[2], parallel=sys.argv[3] if len(sys.argv) > 3 else Launch().parallel)
+        run(folder, what, parallel=parallel)
         leave()
         assert not any("gloo" in name for name in threads()), threads()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import torch
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments import ranks
+from tests.processes import Forked
 
 
 def torchrun(*arguments, processes=2, **environment):
@@ -46,9 +48,17 @@ def alone(tmp_path_factory):
     return folder, ranks.run(folder, "quiet")
 
 
-def test_two_ranks_train_what_one_process_trains(alone, tmp_path):
-    done = launched(tmp_path, "quiet", "ddp")
-    assert done.returncode == 0, done.stderr
+def test_two_ranks_train_what_one_process_trains(alone, tmp_path, monkeypatch):
+    processes = []
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # by torchrun, which takes seconds
+    for rank in (0, 1):
+        for name, value in (told | {"RANK": rank, "LOCAL_RANK": rank}).items():
+            monkeypatch.setenv(name, str(value))
+        processes.append(Forked(tmp_path.with_suffix(f".{rank}"), ranks.main, tmp_path, "quiet", "ddp"))
+    assert [process.wait() for process in processes] == [0, 0], processes[0].said.read_text()
     assert_close(history(tmp_path), alone[1])
     for name in ("train.jsonl", "conditions.jsonl"):
         ours, theirs = (JsonLines(folder / name).read() for folder in (tmp_path, alone[0]))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from conditioned_attention import precondition, restore
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
 
@@ -47,7 +48,9 @@ def in_timms_names(weights):
     for key in [key for key in found if ".attention.q_proj." in key]:
         parts = [found.pop(key.replace("q_proj", f"{role}_proj")) for role in "qkv"]
         found[key.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
-    return found
+    if "norm.weight" in found:
+        return found
+    return {key.replace("attn", "attention"): weight for key, weight in found.items()}  # norms behind the sums
 
 
 # The start
@@ -71,16 +74,18 @@ def test_every_weight_starts_from_one_normal_distribution(settings, init, std):
 
 
 @pytest.mark.parametrize("changes", [{}, {"init": 0.1, "qk_scale": 2.0, "vo_scale": 3.0, "residual_scale": "depth"}])
+@pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("pooling", ["token", "mean"])
-def test_both_libraries_start_the_same_model(pooling, changes):
+def test_both_libraries_start_the_same_model(pooling, norm, changes):
     """Number by number, and so it computes the same function."""
-    hf, timm = (build(VIT, library=library, pooling=pooling, **changes) for library in LIBRARIES)
+    changes = {**changes, "pooling": pooling, "norm": norm}
+    hf, timm = (build(VIT, library=library, **changes) for library in LIBRARIES)
     theirs = in_timms_names(hf.state_dict())
     assert theirs.keys() == timm.state_dict().keys()
     for key, weight in timm.state_dict().items():
         assert torch.equal(weight, theirs[key]), key
     torch.testing.assert_close(logits(hf, images()), logits(timm, images()), rtol=1e-5, atol=1e-5)
-    assert not torch.equal(logits(hf, images()), logits(build(VIT, 1, pooling=pooling, **changes), images()))
+    assert not torch.equal(logits(hf, images()), logits(build(VIT, 1, **changes), images()))
 
 
 def test_at_a_width_that_is_no_multiple_of_4_they_start_alike():
@@ -200,3 +205,34 @@ def test_pooling_by_hand(library):
     assert by_token.state_dict().keys() == model.state_dict().keys()
     torch.testing.assert_close(logits(by_token, images()), head(tokens[:, 0]))
     assert not torch.allclose(result, logits(by_token, images()), rtol=1e-2)
+
+
+# Where the layer norms stand
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_norms_behind_the_sums_by_hand(library):
+    model, x, seen = build(VIT, library=library, norm="post"), images(), []
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # norms with gains of 1 would hide whose is whose
+            if "norm" in name:
+                parameter.add_(0.3 * torch.randn(64))
+    blocks, head = (model.blocks, model.head) if library == "timm" else (model.vit.layers, model.classifier)
+    blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    result = logits(model, x)
+    (tokens,) = seen
+    for block in blocks:
+        heads = block.attention(tokens)
+        tokens = block.norm1(tokens + (heads if library == "timm" else heads[0]))
+        tokens = block.norm2(tokens + block.mlp(tokens))
+    torch.testing.assert_close(result, head(tokens[:, 0]))
+    assert sum(isinstance(module, nn.LayerNorm) for module in model.modules()) == 4, "2 a block, and none at the end"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_attention_between_such_norms_is_converted(library):
+    model, plain = (build(VIT, library=library, norm="post") for _ in range(2))
+    assert len(precondition(model, strict=True).converted) == 2
+    assert not torch.allclose(logits(model, images()), logits(plain, images()), rtol=1e-2)
+    restore(model)
+    assert torch.equal(logits(model, images()), logits(plain, images()))

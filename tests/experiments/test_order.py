@@ -17,7 +17,7 @@ from conditioned_attention.experiments.training.chance import reseed, seeded
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.order import SampleOrder, permutation
-from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.settings import Batch, Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from tests.experiments.tiny import ShakenDigits
 
@@ -84,8 +84,10 @@ def collate(items):
 
 
 def batches(data=None, kind="shuffled", **changes):
-    given = {"seed": 3, "batch_size": BATCH, "micro_batch": 3, "collate": collate, "order": kind, **changes}
-    return training_batches(data or (Stream() if kind == "streamed" else Shaken()), **given)
+    size, micro = changes.pop("batch_size", BATCH), changes.pop("micro_batch", 3)
+    data = data or (Stream() if kind == "streamed" else Shaken())
+    batch = Batch(batch_size=size, accumulation=size // micro, order=kind)
+    return training_batches(data, batch, **{"seed": 3, "collate": collate, **changes})
 
 
 def some(found, count=24):

@@ -358,3 +358,16 @@ def test_a_stream_without_a_length_counts_in_steps(tmp_path):
     assert rows[-1]["train_loss"] < 2.4
     with pytest.raises(ValueError, match="no length, and so no epochs: give evaluate_steps"):
         run(Streamed(), tmp_path / "other", dataclasses.replace(settings, evaluate_steps=None))
+
+
+def test_a_variant_looks_at_training_inputs_only(tmp_path):
+    seen = []
+
+    class Looks(MeanOfC):
+        def apply(self, model, batch=None):
+            seen.append(batch)
+            return super().apply(model, batch)
+
+    task = TinyDigits()
+    run(task, tmp_path, variant=Variant("looks", (Looks(),)))
+    assert torch.equal(seen[0], task.train_data().__getitems__(range(8))[0])

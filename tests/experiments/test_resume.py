@@ -4,10 +4,9 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -25,6 +24,7 @@ from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.tiny import OFTEN, ShakenDigits
 from tests.models import timm_vit
+from tests.processes import Forked
 
 # 7 optimizer steps an epoch of 14 micro-batches, evaluated every third or fourth step
 SETTINGS = Training(epochs=2, batch_size=30, accumulation=2, ema=0.9, evaluate_every=0.5)
@@ -205,35 +205,32 @@ def test_chance_is_different_in_every_epoch(tmp_path):
 
 
 def child(folder, **launch):
-    code = (
-        "import tests.conftest, torch; from pathlib import Path; from tests.experiments.test_resume import *;"
-        f"run(Path({str(folder)!r}), dataclasses.replace(OFTEN, **{launch!r}))"
-    )
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stderr=subprocess.PIPE, text=True)
+    return Forked(folder.with_suffix(".said"), run, folder, dataclasses.replace(OFTEN, **launch))
 
 
 def wait_for(process, condition):
-    while not condition() and process.poll() is None:
+    while not condition() and process.running():
         time.sleep(0.005)
-    assert process.poll() is None, process.stderr.read()
+    assert process.running(), process.said.read_text()
 
 
 def test_sigkill(unbroken, tmp_path):
     process = child(tmp_path)
     wait_for(process, lambda: list(tmp_path.glob("checkpoint-*")))
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    assert process.wait() == -signal.SIGKILL
     assert without_time(run(tmp_path)) == without_time(unbroken[1])
     assert_same_run(tmp_path, unbroken[0])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_sigterm_and_ctrl_c_write_a_checkpoint(unbroken, tmp_path, number, code):
     process = child(tmp_path, checkpoint_seconds=1e9)
     wait_for(process, lambda: (tmp_path / "train.jsonl").exists() and (tmp_path / "train.jsonl").read_text())
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.wait() == code
+    said = process.said.read_text()
+    assert said.rstrip().endswith("KeyboardInterrupt") == (number == signal.SIGINT)
     step = int(re.search(r"stopped at step (\d+) of 14; called again, it goes on from .*checkpoint-0*\1", said)[1])
     assert 2 <= step < STEPS
     assert without_time(run(tmp_path)) == without_time(unbroken[1])
@@ -348,19 +345,21 @@ def test_a_checkpoint_of_another_model_is_not_called_damaged(unbroken, tmp_path)
     assert not list(folder.glob("damaged-*"))
 
 
+def until_the_disk_is_full(folder, most):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    rows = train(ShakenDigits(), SETTINGS, VARIANTS["preconditioned"], 0, folder, OFTEN)
+    next(rows)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    list(rows)
+
+
 def test_a_full_disk(unbroken, tmp_path):
     """The operating system refuses to write a file beyond a limit that lies in the middle of the optimizer's state."""
     sizes = [file.stat().st_size for file in sorted(unbroken[0].glob("checkpoint-*"))[-1].iterdir()]
-    code = (
-        "import tests.conftest, resource, signal; from pathlib import Path;"
-        "from tests.experiments.test_resume import *;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        f"folder = Path({str(tmp_path)!r}); rows = train(ShakenDigits(), SETTINGS, VARIANTS['preconditioned'], 0,"
-        " folder, OFTEN); next(rows);"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({max(sizes) - 1000}, resource.RLIM_INFINITY)); list(rows)"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert re.search(r"OSError: the checkpoint .*checkpoint-00000005 could not be written", done.stderr), done.stderr
+    process = Forked(tmp_path.with_suffix(".said"), until_the_disk_is_full, tmp_path, max(sizes) - 1000)
+    assert process.wait() == 1
+    said = process.said.read_text()
+    assert re.search(r"OSError: the checkpoint .*checkpoint-00000005 could not be written", said), said
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == [
         "checkpoint-00000003",
         "checkpoint-00000004",

@@ -15,7 +15,9 @@ import pytest
 
 from conditioned_attention.experiments.training import trackers as module
 from conditioned_attention.experiments.training.trackers import TRACKERS, Trackers
+from tests.experiments import tracked_run
 from tests.experiments.tracked_run import CONFIG, RUN
+from tests.processes import Forked
 
 
 class StandIn:
@@ -320,14 +322,16 @@ READERS = {"tensorboard": read_tensorboard, "wandb": read_wandb, "mlflow": read_
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_run_that_was_killed_goes_on_in_the_same_place_and_has_each_point_once(tmp_path, name):
+def test_a_run_that_was_killed_goes_on_in_the_same_place_and_has_each_point_once(tmp_path, monkeypatch, name):
     pytest.importorskip(name)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "WANDB_"))}
-    environment |= {"TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_MODE": "offline", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.experiments.tracked_run", name, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert "is lost" not in done.stderr
+    for key in [key for key in os.environ if key.startswith(("MLFLOW_", "WANDB_"))]:
+        monkeypatch.delenv(key)
+    environment = {"TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_MODE": "offline", "HOME": str(tmp_path)}
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    process = Forked(tmp_path.with_suffix(".said"), tracked_run.killed_and_resumed, name, tmp_path)
+    assert process.wait(100) == 0, process.said.read_text()
+    assert "is lost" not in process.said.read_text()
     points = READERS[name](tmp_path)
     assert [step for step, _ in points["train/loss"]] == list(range(1, 21))
     assert [step for step, _ in points["train/grad_norm"]] == [i for i in range(1, 21) if i != 7]

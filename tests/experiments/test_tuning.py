@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from conditioned_attention.experiments import commands
 from conditioned_attention.experiments.commands import RecipeTraining, compare_recipe, train_recipe
+from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED, Trial, Tuning, read_tuning
+from conditioned_attention.experiments.report.charts import palette_of
+from conditioned_attention.experiments.report.figures import charts_of
+from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.terminal import print_table
 from conditioned_attention.experiments.report.write import read_report, to_json, write_report
 from conditioned_attention.experiments.runs.gather import gather
@@ -60,6 +65,41 @@ def test_a_best_rate_at_the_edge_of_the_grid_is_said(tmp_path, grid, word):
     assert tuning.warnings() == [
         f"baseline: the best learning rate, 0.004, is the {word} of the grid: widen it before believing a difference."
     ]
+
+
+def test_a_baseline_at_the_edge_is_said_to_concern_every_difference(tmp_path):
+    first, both = tune(peaks_at_a_rate, BOTH, GRID[:4], folder=tmp_path, progress=False).warnings()
+    assert first.startswith("baseline: the best learning rate, 0.004, is the highest of the grid")
+    assert both == "All are compared with baseline: with its rate at an edge every difference may be one of tuning."
+    (other,) = tune(peaks_at_a_rate, BOTH, GRID[1:], folder=tmp_path / "other", progress=False).warnings()
+    assert other.startswith("preconditioned: the best learning rate, 0.001, is the lowest"), "the baseline's is inside"
+
+
+def test_an_edge_is_said_before_the_comparison_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "compare", lambda *_, **__: pytest.fail("the comparison has started"))
+    recipe = Tiny(dataclasses.replace(Tiny().training, epochs=1))
+    words = "baseline: the best learning rate, 0.001, is the lowest and highest"
+    with pytest.warns(UserWarning, match=words), pytest.raises(pytest.fail.Exception):
+        compare_recipe(recipe, ["baseline"], 1, tmp_path, tune=[1e-3], progress=False, cost=False)
+
+
+def test_the_page_draws_the_whole_curve_over_rates():
+    """Of three tuning seeds mean and extremes; without a point where one of them failed."""
+    trials = {
+        1e-3: Trial({0: 60.0, 1: 70.0, 2: 80.0}, {}),
+        2e-3: Trial({0: 80.0, 1: 90.0, 2: 82.0}, {}),
+        4e-3: Trial({0: 99.0, 2: 99.0}, {1: "FloatingPointError: nan"}),
+    }
+    failed = dict.fromkeys(trials, Trial({}, {0: "FloatingPointError: nan"}))
+    tuning = Tuning({"baseline": trials, "left out": failed}, Metric("accuracy (%)"))
+    runs = {"baseline": {0: [{"epoch": 1, "score": 1.0}, {"epoch": 2, "score": 2.0}]}}
+    subject = Subject("tuned", Comparison(runs, Metric("accuracy (%)"), environment={}, tuning=tuning))
+    (chart,) = [c for c in charts_of(subject, {}, palette_of(subject.variants)) if c.key == "rates"]
+    band, mean, *seeds = chart.views[0].traces
+    assert chart.views[0].layout["xaxis"]["type"] == "log"
+    assert (mean["x"], mean["y"]) == ([0.001, 0.002], [70, 84])
+    assert (min(band["y"]), max(band["y"])) == (60, 90)
+    assert [len(seed["x"]) for seed in seeds] == [3, 2, 3]
 
 
 def test_a_rate_that_fails_loses_to_every_one_that_does_not(tmp_path):
@@ -184,7 +224,8 @@ def test_reports_show_what_was_tried_and_chosen(tuned, capsys):
 def test_more_variants_may_come_later_but_no_more_rates(tuned):
     folder, recipe, before = tuned
     variants = [*BOTH, "head_rmsnorm"]
-    result = compare_recipe(recipe, variants, 1, folder, tune=(1e6, 3e-3, 1e-6), cost=False, progress=False)
+    with pytest.warns(UserWarning, match="head_rmsnorm: the best learning rate, 1e-06, is the lowest of the grid"):
+        result = compare_recipe(recipe, variants, 1, folder, tune=(1e6, 3e-3, 1e-6), cost=False, progress=False)
     assert result.runs["head_rmsnorm"].keys() == {0}
     assert result.tuning.trials["baseline"] == before.tuning.trials["baseline"]
     with pytest.raises(ValueError, match=re.escape("tuning.rates: [1e-06, 0.003, 1000000.0] there, [0.003] now")):

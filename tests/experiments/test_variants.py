@@ -26,7 +26,14 @@ from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, descriptions, find_variant, find_variants
-from conditioned_attention.experiments.variants.changes import Heads, MeanOfC, OrthogonalStart, Spectral, SpectralStart
+from conditioned_attention.experiments.variants.changes import (
+    ClippedLogits,
+    Heads,
+    MeanOfC,
+    OrthogonalStart,
+    Spectral,
+    SpectralStart,
+)
 from conditioned_attention.experiments.variants.initialise import conditioned_projections, orthogonal_projections
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.measure.probing.projections import projection_records, role_matrices
@@ -129,7 +136,7 @@ def test_they_differ():
         variant.apply(model, task.probe())
         results[name] = output(model).detach()
     plain = results.pop("baseline")
-    for name in ("sigmoid_gate", "preconditioned_learned"):
+    for name in ("sigmoid_gate", "preconditioned_learned", "qk_clip"):
         assert torch.allclose(results.pop(name), plain, rtol=1e-4, atol=1e-4)
     same = {("preconditioned", "head_l2"), ("spectral", "identity_init"), ("qk_norm", "qk_norm_temperature")}
     same |= set(pairs_of_rmsnorm())
@@ -158,6 +165,10 @@ def test_numbers_in_names():
     assert (both.name, both.changes) == ("preconditioned+spectral=1e-1", (Spectral(0.1), Heads(RowNorm())))
     power = find_variant("preconditioned_power=0.25")
     assert (power.changes, power.about) == ((Heads(PowerNorm(0.25)),), "C^0.25")
+    clipped = find_variant("qk_clip=30")
+    assert (clipped.changes, clipped.about.partition("when ")[2]) == (
+        (ClippedLogits(30.0),), "a logit passes 30 (Kimi K2)"
+    )  # fmt: skip
     assert find_variant("d_optimal=10").changes == (Heads(DOptimal(10)),) != VARIANTS["d_optimal"].changes
     assert VARIANTS["spectral"].changes == (Spectral("auto"),), "the variant itself is what it was"
     model = build("timm_vit")
@@ -185,6 +196,7 @@ def test_numbers_in_names():
         ("spectral_polar=nan", "strength must be positive and finite, got nan"),
         ("preconditioned+spectral=inf", "strength must be positive and finite, got inf"),
         ("preconditioned_power=1.5", r"alpha must be in \(0, 1\], got 1.5"),
+        ("qk_clip=0", r"threshold must be positive and finite, got 0\.0"),
         ("d_optimal=0.5", r"variant 'd_optimal' takes a whole number of steps, got 0.5"),
         ("d_optimal=-1", "steps must be at least 0, got -1"),
         ("spectral= 0.3", "a variant's name is also a folder's"),
@@ -280,6 +292,26 @@ def test_identity_init_is_spectral_but_for_weight_decay(decay, tmp_path):
     same = losses["identity_init"] == pytest.approx(losses["spectral"], rel=1e-4)
     assert same is (decay == 0.0)
     assert losses["baseline"] != pytest.approx(losses["spectral"], rel=2e-3)
+
+
+def test_qk_clip_acts_after_every_step_on_large_logits_alone(tmp_path):
+    """With a threshold that nothing reaches it trains as the baseline does, to the bit."""
+    settings = Training(epochs=1, batch_size=42, lr=5e-3, ema=0.5, schedule="constant", monitor_every=0)
+    runs = {
+        name: without_time(list(train(TinyDigits(), settings, find_variant(name), 0, tmp_path / name, OFTEN)))
+        for name in ("baseline", "qk_clip", "qk_clip=0.01")
+    }
+    assert runs["qk_clip"] == runs["baseline"] != runs["qk_clip=0.01"]
+    model, variant = TinyDigits(0.0).build_model().train(), find_variant("qk_clip=0.01")
+    variant.apply(model)
+    model(TinyDigits().probe())
+    seen = [block.attn._largest_logits.max().item() for block in model.blocks]
+    assert min(seen) > 0.01
+    variant.after_step(model)
+    model(TinyDigits().probe())
+    assert model.blocks[0].attn._largest_logits.max().item() == pytest.approx(0.01, rel=1e-4)
+    VARIANTS["preconditioned"].after_step(model)
+    assert model.blocks[0].attn._largest_logits is not None, "other variants have nothing to do"
 
 
 @pytest.mark.parametrize("name", ["timm_vit", "gpt2", "llama", "torch_mha"])
@@ -428,7 +460,7 @@ def test_a_start_leaves_the_corrections_of_other_modules_unfolded():
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("constant_gain", "preconditioned+spectral=0.3")]
 
 
-@pytest.mark.parametrize("name", ["spectral_polar", "sigmoid_gate", *SLOW])
+@pytest.mark.parametrize("name", ["spectral_polar", "sigmoid_gate", "qk_clip=0.01", *SLOW])
 def test_a_killed_run_goes_on_exactly(name, tmp_path, monkeypatch):
     settings = Training(epochs=1, batch_size=42, accumulation=2, ema=0.9, evaluate_every=0.4, monitor_every=0.4)
 

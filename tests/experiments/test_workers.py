@@ -1,19 +1,16 @@
 """Worker processes: who dies is replaced, who is to stop may write first, and hundreds of runs are no matter."""
 
+import dataclasses
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-import conditioned_attention
 from conditioned_attention.experiments import compare
+from conditioned_attention.experiments.commands import compare_recipe
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.compare import run_missing
 from conditioned_attention.experiments.runs.progress import display
@@ -21,6 +18,8 @@ from conditioned_attention.experiments.runs.run import job_of, run_folder
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments import loops
+from tests.experiments.light import Light
+from tests.processes import Forked
 
 
 def test_whatever_becomes_of_a_run_the_others_go_on(tmp_path):
@@ -87,46 +86,23 @@ def test_only_the_files_of_active_runs_are_read_and_only_when_they_grow(tmp_path
     assert "baseline, seed 298  " not in printed, "bars of runs that have ended are gone"
 
 
-TRAINING = """
-import dataclasses, sys
-from pathlib import Path
-from conditioned_attention.experiments.commands import compare_recipe
-from tests.experiments.light import Light
-if __name__ == "__main__":
+def train_for_long(folder):
     recipe = Light(dataclasses.replace(Light().training, epochs=100000))
-    compare_recipe(recipe, ["baseline", "head_rmsnorm"], 1, Path(sys.argv[1]), workers=2, cost=False)
-"""
-
-STUBBORN = """
-import signal, sys, time
-from conditioned_attention.experiments import compare
-def train(variant, seed):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    yield {"score": 1.0}
-    time.sleep(1000)
-    yield {"score": 1.0}
-if __name__ == "__main__":
-    compare(train, seeds=1, folder=sys.argv[1], workers=2)
-"""
+    compare_recipe(recipe, ["baseline", "head_rmsnorm"], 1, folder, workers=2, cost=False)
 
 
-def start(tmp_path, script):
-    """Starts a script as a process, and waits until both of its runs have yielded a row; its workers too."""
-    (tmp_path / "script.py").write_text(script)
+def compare_stubborn_runs(folder):
+    compare(loops.stubborn, seeds=1, folder=folder, workers=2)
+
+
+def start(tmp_path, target):
+    """Starts a process, and waits until both of its runs have yielded a row; its workers too."""
     folder = tmp_path / "compared"
-    source, root = Path(conditioned_attention.__file__).parents[1], Path(__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(root)])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # shells ignore it for jobs with &
-    )
+    process = Forked(tmp_path / "said.txt", target, folder)
     deadline = time.monotonic() + 90
     while len(list(folder.glob("runs/*/*/metrics.jsonl"))) < 2:
         assert time.monotonic() < deadline, "no run began"
-        assert process.poll() is None, process.stdout.read()
+        assert process.running(), process.said.read_text()
         time.sleep(0.05)
     return folder, process, psutil.Process(process.pid).children()
 
@@ -141,11 +117,11 @@ def assert_all_end(processes):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_runs_that_are_stopped_write_a_checkpoint_first(tmp_path, number, code):
-    folder, process, workers = start(tmp_path, TRAINING)
+    folder, process, workers = start(tmp_path, train_for_long)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    status, output = process.wait(), process.said.read_text()
     assert_all_end(workers)
-    assert process.returncode in (code, -number), output
+    assert status == code, output
     assert "stopping: runs may write checkpoints for 60 seconds" in output
     for variant in ("baseline", "head_rmsnorm"):
         path = run_folder(folder, variant, 0)
@@ -155,21 +131,19 @@ def test_runs_that_are_stopped_write_a_checkpoint_first(tmp_path, number, code):
 
 
 def test_a_second_ctrl_c_kills_at_once(tmp_path):
-    _, process, workers = start(tmp_path, STUBBORN)
+    _, process, workers = start(tmp_path, compare_stubborn_runs)
     process.send_signal(signal.SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
+    with pytest.raises(TimeoutError):
         process.wait(timeout=1.5)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) != 0
     assert_all_end(workers)
-    process.stdout.close()
 
 
 def test_workers_end_with_a_parent_that_is_killed_and_the_next_call_goes_on(tmp_path):
-    folder, process, workers = start(tmp_path, STUBBORN)
-    process.kill()
+    folder, process, workers = start(tmp_path, compare_stubborn_runs)
+    process.send_signal(signal.SIGKILL)
     process.wait(timeout=20)
     assert_all_end(workers)
-    process.stdout.close()
     assert not list(folder.glob("runs/*/*/result.json"))
     assert not compare(loops.trivial, seeds=1, folder=folder, progress=False).failures

@@ -1,13 +1,10 @@
-"""A run of 20 steps with a tracker, ``tracked_run.py TRACKER FOLDER``: a first process kills itself after step 13, and
-a second one goes on from a checkpoint at step 10."""
+"""A run of 20 steps with a tracker: a first process kills itself after step 13, a second goes on from step 10."""
 
 import math
 import os
 import random
 import signal
-import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -48,8 +45,7 @@ def main(name, folder, resume):
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
-if __name__ == "__main__":
-    name, folder = sys.argv[1], Path(sys.argv[2])
+def killed_and_resumed(name, folder):
     check_installed([name])  # the import is most of the time that both need
     if (child := os.fork()) == 0:
         main(name, folder, resume=False)

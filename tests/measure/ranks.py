@@ -1,7 +1,4 @@
-"""What each process of a distributed test of the monitor runs: ``python -m tests.measure.ranks FOLDER``."""
-
-import sys
-from pathlib import Path
+"""What each process of a distributed test of the monitor runs."""
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -51,8 +48,7 @@ def fsdp2(folder):
     monitor.measure(1)
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main(folder):
     _, child = two(str(folder / "store"))
     for function in (ddp, ddp_in_the_first_process_only, fsdp2):
         function(folder)

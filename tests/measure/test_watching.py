@@ -4,9 +4,6 @@ import copy
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 import warnings
 import weakref
 from pathlib import Path
@@ -24,6 +21,7 @@ from conditioned_attention.measure.probing.attention_weights import attention_we
 from conditioned_attention.measure.probing.probe import head_outputs
 from tests.measure import ranks
 from tests.models import build, images, inputs
+from tests.processes import Forked
 
 
 def monitor_of(model=None, batch=None, **options):
@@ -293,9 +291,8 @@ def test_older_files_are_read():
 def test_several_processes(tmp_path):
     """Each measures what one process would, and the first one alone writes."""
     alone = ConditionMonitor(ranks.model(), images()).measure(0)
-    command = [sys.executable, "-m", "tests.measure.ranks", str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    processes = Forked(tmp_path / "said.txt", ranks.main, tmp_path)
+    assert processes.wait() == 0, processes.said.read_text()
     ddp, first, fsdp2 = (read_records(tmp_path / f"{name}.jsonl") for name in ("ddp", "first", "fsdp2"))
     assert len((tmp_path / "ddp.jsonl").read_text().splitlines()) == 16, "8 heads, 2 steps, one process"
     assert ddp[:8] == first == alone

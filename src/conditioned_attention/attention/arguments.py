@@ -71,34 +71,25 @@ def _seen(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tenso
     return seen if window is None else seen.tril(window - 1)
 
 
-def checked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    window: int | None = None,
-) -> Arguments:
+def checked(arguments: Arguments) -> Arguments:
     """The arguments, if they go together.
 
     Raises:
         ValueError: shapes or devices that do not fit, or a number out of range.
         TypeError: something that is not a tensor, or tensors of dtypes that do not go together.
     """
-    _check(query, key, value, attn_mask, dropout_p, enable_gqa)
-    _check_window(window)
-    if attn_mask is not None and attn_mask.is_floating_point() and query.dtype == torch.float64:
+    _check(arguments)
+    _check_window(arguments.window)
+    attn_mask = arguments.attn_mask
+    if attn_mask is not None and attn_mask.is_floating_point() and arguments.query.dtype == torch.float64:
         attn_mask = attn_mask.double()  # stock CPU attention accepts a float32 mask there and misreads it
-    return Arguments(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window)
+        return arguments._replace(attn_mask=attn_mask)
+    return arguments
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, enable_gqa: bool
-) -> None:
+def _check(arguments: Arguments) -> None:
     """Raises for whatever `scaled_dot_product_attention` would refuse, take silently or answer obscurely."""
+    query, key, value, attn_mask, dropout_p, _, _, enable_gqa, _ = arguments
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_float(name, tensor)
         if tensor.dim() < 2:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,9 @@ from conditioned_attention.attention.fused import launch as fused_launch
 from conditioned_attention.attention.fused.launch import Blocks, Inputs, Options
 from conditioned_attention.attention.triton.machine import interpreted
 from conditioned_attention.bench.cases import GPU_CASES, Case, by_name
-from conditioned_attention.bench.checks import check_counts, check_device
 from conditioned_attention.bench.judge import first_line
 from conditioned_attention.bench.results import measure_missing, time_columns
-from conditioned_attention.choices import Choices
+from conditioned_attention.bench.settings import Settings
 from conditioned_attention.profiling.clock import interleave, seconds_of
 
 KERNELS = ("attend", "keys_and_values", "queries")  # in the order of the table's rows
@@ -38,7 +38,7 @@ _TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class BlocksSettings(Choices):
+class BlocksSettings(Settings):
     """How block shapes are timed.
 
     Attributes:
@@ -54,9 +54,7 @@ class BlocksSettings(Choices):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be measured."""
-        check_counts(rounds=self.rounds, calls=self.calls)
-        check_device(self.device)
+        super().check()
         if self.device == "cpu" and not interpreted():
             raise ValueError("device='cpu' needs TRITON_INTERPRET=1")
 
@@ -92,21 +90,19 @@ def run_blocks(cases: Sequence[Case], settings: BlocksSettings, folder: Path) ->
     """Times what ``folder``/blocks.csv does not hold yet, and yields the rows of every case and kernel in turn."""
     settings.check()
     groups = {(case.name, kernel): (case, kernel) for case in cases for kernel in KERNELS}
-    return measure_missing(
-        folder / "blocks.csv",
-        BlocksRow,
-        settings,
-        groups,
-        lambda group: measure_blocks(*group, CANDIDATES[group[1]], settings),
-        lambda row: (row.case, row.kernel),
-    )
+
+    def measure(group: tuple[Case, str], settings: BlocksSettings) -> list[BlocksRow]:
+        return measure_blocks(*group, CANDIDATES[group[1]], settings)
+
+    key = attrgetter("case", "kernel")
+    return measure_missing(folder / "blocks.csv", BlocksRow, settings, groups, measure, key)
 
 
 def measure_blocks(case: Case, kernel: str, candidates: Sequence[Blocks], settings: BlocksSettings) -> list[BlocksRow]:
     """One row a shape, the table's own first."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     work = _work(case, kernel, device, dtype)
-    table = _table(dtype)
+    table = fused_launch._SINGLE if dtype == torch.float32 else fused_launch._HALF
     width = next(up_to for up_to in table if case.query[3] <= up_to)
     own = table[width][KERNELS.index(kernel)]
     shapes = list(dict.fromkeys([own, *candidates]))
@@ -132,10 +128,6 @@ def _work(case: Case, kernel: str, device: torch.device, dtype: torch.dtype) -> 
         return lambda: fused_launch.forward(inputs, options)
     results = fused_launch.forward(inputs, options)
     return lambda: fused_launch.backward(drawn.upstream, inputs, *results, options, False)[:3]
-
-
-def _table(dtype: torch.dtype) -> dict[int, tuple[Blocks, Blocks, Blocks]]:
-    return fused_launch._SINGLE if dtype == torch.float32 else fused_launch._HALF
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -87,10 +87,6 @@ class Case(Choices):
         extras += ["causal"] if self.causal else []
         extras += {"none": [], "bias": ["learned bias"], "padding": ["padding mask"]}[self.mask]
         return ", ".join(["×".join(map(str, self.query)), *extras])
-
-    def with_batch(self, batch_size: int | None) -> Case:
-        """The same case with another batch size, in its own unit (for Swin: windows); None changes nothing."""
-        return self if batch_size is None else replace(self, query=(batch_size, *self.query[1:]))
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> Inputs:
         """Random tensors; the same ones every time, drawn on the device, for large ones would take a CPU seconds."""
@@ -172,11 +168,6 @@ GPU_CASES = {
 }
 
 
-def find_cases(names: Iterable[str]) -> list[Case]:
-    """The cases of these names, all for none; raises ValueError for one that is unknown."""
-    return by_name(names, CASES, "case")
-
-
 def by_name(names: Iterable[str], known: Mapping[str, Known], kind: str) -> list[Known]:
     """The known things of these names, once each, all for none; raises ValueError for a name that is unknown."""
     names = list(dict.fromkeys(names)) or list(known)
@@ -184,6 +175,9 @@ def by_name(names: Iterable[str], known: Mapping[str, Known], kind: str) -> list
     if unknown:
         raise ValueError(f"{kind} {unknown[0]!r} is unknown; valid are {', '.join(known)}")
     return [known[name] for name in names]
+
+
+find_cases = partial(by_name, known=CASES, kind="case")
 
 
 def in_order(names: Iterable[str]) -> list[str]:

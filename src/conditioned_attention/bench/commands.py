@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, subcommand
 
+from conditioned_attention.bench import tables
 from conditioned_attention.bench.blocks import BlocksSettings, find_blocks_cases, run_blocks
 from conditioned_attention.bench.cases import find_cases
 from conditioned_attention.bench.gpu import GpuSettings, run_gpu
@@ -18,27 +19,19 @@ from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page
 from conditioned_attention.bench.models import find_models
 from conditioned_attention.bench.monitor import MonitorSettings, run_monitor
 from conditioned_attention.bench.operator import OperatorSettings, run_operator
+from conditioned_attention.bench.plots import write_plot
 from conditioned_attention.bench.spectra import SpectraSettings, run_spectra
 from conditioned_attention.bench.step import StepSettings, run_step
-from conditioned_attention.bench.tables import (
-    NOT_MEASURED,
-    print_blocks,
-    print_case,
-    print_monitor,
-    print_spectra,
-    print_steps,
-    put_between_marks,
-    readme_text,
-)
 from conditioned_attention.environment import environment
 from conditioned_attention.storage.files import write_json
 
 
-def _shown(measured: Iterable[Any], show: Callable[[Any], None], folder: Path, *files: str) -> int:
+def _shown(measured: Iterable[Any], show: Callable[[Any], None], folder: Path, name: str) -> int:
     """Prints each result as it comes, and in the end where they all are; returns the exit status, 0."""
     for rows in measured:
         show(rows)
-    print(f"{folder}: {', '.join(files)}")
+    picture = f", {write_plot(folder / 'operator.csv').name}" if name == "operator" else ""
+    print(f"{folder}: {name}.csv, {name}.json{picture}")
     return 0
 
 
@@ -57,12 +50,8 @@ class BenchOperator:
     """Folder for operator.csv, operator.json and operator.png."""
 
     def __call__(self) -> int:
-        from conditioned_attention.bench.plots import write_plot
-
-        for rows in run_operator(find_cases(self.cases), self.settings, self.output):
-            print_case(rows)
-        print(f"{self.output}: operator.csv, operator.json, {write_plot(self.output / 'operator.csv').name}")
-        return 0
+        measured = run_operator(find_cases(self.cases), self.settings, self.output)
+        return _shown(measured, tables.print_case, self.output, "operator")
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ class BenchStep:
 
     def __call__(self) -> int:
         measured = run_step(find_models(self.models), self.settings, self.output)
-        return _shown(measured, print_steps, self.output, "step.csv", "step.json")
+        return _shown(measured, tables.print_steps, self.output, "step")
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,7 @@ class BenchBlocks:
 
     def __call__(self) -> int:
         measured = run_blocks(find_blocks_cases(self.cases), self.settings, self.output)
-        return _shown(measured, print_blocks, self.output, "blocks.csv", "blocks.json")
+        return _shown(measured, tables.print_blocks, self.output, "blocks")
 
 
 @dataclass(frozen=True)
@@ -131,8 +120,7 @@ class BenchMonitor:
 
     def __call__(self) -> int:
         measured = run_monitor(find_models(self.models), self.settings, self.output)
-        show = partial(print_monitor, every=self.settings.every)
-        return _shown(measured, show, self.output, "monitor.csv", "monitor.json")
+        return _shown(measured, partial(tables.print_monitor, every=self.settings.every), self.output, "monitor")
 
 
 @dataclass(frozen=True)
@@ -145,7 +133,7 @@ class BenchSpectra:
 
     def __call__(self) -> int:
         measured = run_spectra(self.settings, self.output)
-        return _shown(measured, print_spectra, self.output, "spectra.csv", "spectra.json")
+        return _shown(measured, tables.print_spectra, self.output, "spectra")
 
 
 @dataclass(frozen=True)
@@ -179,13 +167,13 @@ class BenchTable:
     """Put the tables between the marks of this Markdown file instead of printing them."""
 
     def __call__(self) -> int:
-        text = (gpu_page if (self.folder / ABOUT).exists() else readme_text)(self.folder)
-        if text == NOT_MEASURED:
+        text = (gpu_page if (self.folder / ABOUT).exists() else tables.readme_text)(self.folder)
+        if text == tables.NOT_MEASURED:
             raise FileNotFoundError(f"{self.folder} holds neither operator.csv nor step.csv")
         if self.into is None:
             print(text)
         else:
-            put_between_marks(self.into, text)
+            tables.put_between_marks(self.into, text)
         return 0
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +21,14 @@ from conditioned_attention.reference import preconditioned_attention as referenc
 PLAIN = "plain"
 
 
-class _Backend(NamedTuple):
-    """One of PyTorch's kernels behind `scaled_dot_product_attention`, and what its warnings call it."""
-
-    backend: SDPBackend
-    called: str
-
-
+# PyTorch's kernels behind `scaled_dot_product_attention`, and what its warnings call them.
 BACKENDS = {
-    "flash": _Backend(SDPBackend.FLASH_ATTENTION, "Flash"),
-    "cuDNN": _Backend(SDPBackend.CUDNN_ATTENTION, "CuDNN"),
-    "efficient": _Backend(SDPBackend.EFFICIENT_ATTENTION, "Memory"),
+    "flash": (SDPBackend.FLASH_ATTENTION, "Flash"),
+    "cuDNN": (SDPBackend.CUDNN_ATTENTION, "CuDNN"),
+    "efficient": (SDPBackend.EFFICIENT_ATTENTION, "Memory"),
 }
+
+_ALL_BUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # `F.rms_norm`'s own default depends on the dtype, and then float64 would compute something else.
 _EPS = 1e-6
@@ -57,63 +53,52 @@ class Contestant:
     surroundings: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def contestants(case: Case, compiled: bool) -> list[Contestant]:
-    """Everyone who can take part in a case, plain attention first.
+def contestants(case: Case, compiled: bool, gpu: bool = False) -> list[Contestant]:
+    """Everyone who can take part in a case, plain attention first; an implementation in `functional` does by itself.
 
-    An implementation added to `functional` takes part by itself.
+    On a GPU `BACKENDS` by themselves too, no RMSNorm, and of the compiled ones the three lines.  ``lean`` then has
+    cuDNN's attention switched off, whose operators it does not take: otherwise it would be refused wherever that is
+    PyTorch's own pick.
     """
-    plain, reference, rms_norm = partial(_plain, case), partial(_reference, case), partial(_rms_norm, case)
-    three_lines, auto = partial(_three_lines, case), partial(_ours, case, "auto")
+    plain: Attend = partial(F.scaled_dot_product_attention, **case.options)
+    reference: Attend = partial(reference_attention, **case.options)
+    three_lines: Attend = partial(_three_lines, plain)
+    rms_norm: Attend = partial(_rms_norm, plain)
+    ours = {name: partial(preconditioned_attention, **case.options, impl=name) for name in (*IMPLEMENTATIONS, "auto")}
+    surroundings: Any = {"lean": partial(sdpa_kernel, _ALL_BUT_CUDNN)} if gpu else {}
+    backends = [Contestant(name, plain, plain, surroundings=partial(_only, name)) for name in BACKENDS if gpu]
     found = [
         Contestant(PLAIN, plain, plain),
+        *backends,
         Contestant("three lines", three_lines, reference),
-        Contestant("rms_norm", rms_norm, rms_norm),
-        *(Contestant(name, partial(_ours, case, name), reference) for name in IMPLEMENTATIONS),
-        Contestant("auto", auto, reference, partial(_picked, case)),
+        *([] if gpu else [Contestant("rms_norm", rms_norm, rms_norm)]),
+        *(
+            Contestant(name, ours[name], reference, surroundings=surroundings.get(name, nullcontext))
+            for name in IMPLEMENTATIONS
+        ),
+        Contestant("auto", ours["auto"], reference, partial(_picked, case)),
     ]
     if compiled:
+        several = [("three lines", three_lines, reference)]
+        if not gpu:
+            several = [(PLAIN, plain, plain), *several, ("ours", ours["auto"], reference)]
         compile_ = partial(torch.compile, fullgraph=True, dynamic=False)
-        found += [
-            Contestant("plain, compiled", compile_(plain), plain),
-            Contestant("three lines, compiled", compile_(three_lines), reference),
-            Contestant("ours, compiled", compile_(auto), reference),
-        ]
-    return found
-
-
-def gpu_contestants(case: Case, compiled: bool) -> list[Contestant]:
-    """Everyone who can take part on a GPU: `BACKENDS` by themselves too, and of the compiled ones the three lines.
-
-    ``lean`` has cuDNN's attention switched off, whose operators it does not take: otherwise it would be refused
-    wherever that is PyTorch's own pick.
-    """
-    plain, reference = partial(_plain, case), partial(_reference, case)
-    three_lines, auto = partial(_three_lines, case), partial(_ours, case, "auto")
-    ours = [Contestant(name, partial(_ours, case, name), reference) for name in IMPLEMENTATIONS]
-    found = [
-        Contestant(PLAIN, plain, plain),
-        *(Contestant(name, plain, plain, surroundings=partial(_only, name)) for name in BACKENDS),
-        Contestant("three lines", three_lines, reference),
-        *(replace(one, surroundings=_without_cudnn) if one.name == "lean" else one for one in ours),
-        Contestant("auto", auto, reference, partial(_picked, case)),
-    ]
-    if compiled:
-        attend = torch.compile(three_lines, fullgraph=True, dynamic=False)
-        found.append(Contestant("three lines, compiled", attend, reference))
+        found += [Contestant(f"{name}, compiled", compile_(attend), oracle) for name, attend, oracle in several]
     return found
 
 
 @contextmanager
 def _only(name: str) -> Iterator[None]:
     """One of PyTorch's backends and no other; raises ValueError with its reasons where it cannot run."""
-    with warnings.catch_warnings(record=True) as said, sdpa_kernel(BACKENDS[name].backend):
+    backend, called = BACKENDS[name]
+    with warnings.catch_warnings(record=True) as said, sdpa_kernel(backend):
         warnings.simplefilter("always")
         try:
             yield
         except RuntimeError as error:
             if "No available kernel" not in str(error) and "No viable backend" not in str(error):
                 raise
-            reasons = _reasons(BACKENDS[name].called, [str(warning.message) for warning in said])
+            reasons = _reasons(called, [str(warning.message) for warning in said])
             raise ValueError(reasons or str(error)) from error
 
 
@@ -128,33 +113,15 @@ def _reasons(called: str, said: Sequence[str]) -> str:
     return "; ".join(found)
 
 
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        yield
-
-
-def _plain(case: Case, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, mask, **case.options)
-
-
-def _three_lines(case: Case, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    output = F.scaled_dot_product_attention(query, key, value, mask, **case.options)
+def _three_lines(plain: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    output = plain(query, key, value, mask)
     norm: Tensor = output.detach().norm(dim=-1, keepdim=True)
     return output / norm.clamp_min(_EPS)
 
 
-def _rms_norm(case: Case, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    output = F.scaled_dot_product_attention(query, key, value, mask, **case.options)
+def _rms_norm(plain: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    output = plain(query, key, value, mask)
     return F.rms_norm(output, output.shape[-1:], eps=_EPS)
-
-
-def _ours(case: Case, impl: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    return preconditioned_attention(query, key, value, mask, **case.options, impl=impl)
-
-
-def _reference(case: Case, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    return reference_attention(query, key, value, mask, **case.options)
 
 
 def _picked(case: Case, inputs: Inputs) -> str:

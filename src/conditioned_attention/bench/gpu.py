@@ -91,27 +91,17 @@ class Unit(NamedTuple):
 
 def plan_for_cuda(settings: GpuSettings) -> Plan:
     """Everything, in bfloat16: ViT-B at batch 64, the cases of `GPU_CASES`, then those of the other benchmarks."""
+    on: Any = {"device": "cuda", "dtype": "bfloat16"}
+    two: Any = {"variants": ("baseline", "preconditioned"), "implementations": ("composed", "fused")}
+    usual: Any = {"contestants": "gpu", "compiled": settings.compiled, "sample_milliseconds": 10.0}
     others = dict.fromkeys([*_OTHERS, *CASES])
     return Plan(
         tests=_TESTS if settings.tests else (),
         limits=lambda: measure_limits(torch.device("cuda"), torch.bfloat16),
-        step=StepSettings(
-            rounds=2 * settings.rounds,  # it is to be known to less than a percent
-            device="cuda",
-            dtype="bfloat16",
-            batch_size=64,
-            variants=("baseline", "preconditioned"),
-            implementations=("composed", "fused"),
-        ),
+        # twice the rounds: a step is to be known to less than a percent
+        step=StepSettings(rounds=2 * settings.rounds, batch_size=64, **two, **on),
         models=(MODELS[MODEL],),
-        operator=OperatorSettings(
-            rounds=settings.rounds,
-            device="cuda",
-            dtype="bfloat16",
-            contestants="gpu",
-            compiled=settings.compiled,
-            sample_milliseconds=10.0,
-        ),
+        operator=OperatorSettings(rounds=settings.rounds, **usual, **on),
         cases=(*GPU_CASES.values(), _DECODE, *(CASES[name] for name in others)),
     )
 
@@ -119,11 +109,8 @@ def plan_for_cuda(settings: GpuSettings) -> Plan:
 def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> int:
     """Tests and measures, prints as it goes, and leaves operator.csv, step.csv, gpu.json, tests.txt and summary.md.
 
-    Returns:
-        0, or 1 if the tests did not pass or a measurement failed.  What there was no time for is no failure.
-
-    Raises:
-        ValueError: no CUDA device, or the folder holds measurements with other settings or of another environment.
+    Returns 0, or 1 if the tests did not pass or a measurement failed; what there was no time for is no failure.  Raises
+    ValueError for no CUDA device, or a folder that holds measurements with other settings or of another environment.
     """
     settings.check()
     plan = plan_for_cuda(settings) if plan is None else plan
@@ -213,14 +200,8 @@ def run_tests(tests: Sequence[str], log: Path, seconds: float) -> str:
     path = os.pathsep.join(filter(None, [str(_ROOT / "src"), os.environ.get("PYTHONPATH")]))
     with log.open("w") as output:
         try:
-            done = subprocess.run(
-                command,
-                cwd=_ROOT,
-                env={**os.environ, "PYTHONPATH": path},
-                stdout=output,
-                stderr=output,
-                timeout=seconds,
-            )
+            env = {**os.environ, "PYTHONPATH": path}
+            done = subprocess.run(command, cwd=_ROOT, env=env, stdout=output, stderr=output, timeout=seconds)
         except subprocess.TimeoutExpired:
             return f"not finished within {seconds:.0f} seconds; see {log.name}"
     last = (log.read_text().strip().splitlines() or [""])[-1].strip("= ")

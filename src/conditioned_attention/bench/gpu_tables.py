@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.bench.cases import CASES, GPU_CASES, in_order
-from conditioned_attention.bench.layout import how, markdown, milliseconds, number, print_table, spread
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_about, read_rows
 from conditioned_attention.bench.step import StepRow
-from conditioned_attention.bench.tables import markdown_table
+from conditioned_attention.bench.tables import how, markdown, markdown_table, milliseconds, number, print_table, spread
 from conditioned_attention.bench.targets import fastest_backend, over_fastest, rule_lines, target_lines
 from conditioned_attention.bench.work import Limits, flops, least_bytes
+from conditioned_attention.storage.files import read_json
 
 ABOUT = "gpu.json"
 _GROUPS = {"d = 64": "d64_", "d = 128": "d128_", "other shapes": ""}
@@ -46,7 +45,7 @@ def print_gpu_case(rows: Sequence[OperatorRow], limits: Limits) -> None:
 
 def gpu_page(folder: Path) -> str:
     """Everything that `bench gpu` found, in Markdown: targets, what is missing, tables, and the rule for "auto"."""
-    about = json.loads((folder / ABOUT).read_text())
+    about = read_json(folder / ABOUT)
     operator, step = folder / "operator.csv", folder / "step.csv"
     rows = read_rows(operator, OperatorRow) if operator.exists() else []
     steps = read_rows(step, StepRow) if step.exists() else []
@@ -86,16 +85,16 @@ def _table(title: str, cases: Sequence[Sequence[OperatorRow]], limits: Limits) -
     header += ["fused, TFLOP/s", "fused, GB/s", "floats, fused"]
     lines = []
     for rows in cases:
-        name = rows[0].case
         cells = {(row.contestant, row.mode): row for row in rows}
-        fastest = fastest_backend(rows, name, "both")
-        line = [f"{name}: {rows[0].shape}"]
+        fastest = fastest_backend(rows, rows[0].case, "both")
+        line = [f"{rows[0].case}: {rows[0].shape}"]
         line += ["-", "-"] if fastest is None else [fastest.contestant, milliseconds(fastest.milliseconds)]
         line += [_over_fastest(cells.get((shown, "both")), rows) for shown in _SHOWN]
         line += [_over_fastest(cells.get(("fused", mode)), rows) for mode in ("forward", "backward")]
         fused = cells.get(("fused", "both"))
-        floats = None if fused is None else fused.extra_floats_a_row
-        lines.append([*line, *_rates(fused, limits), number(floats, "+.3g")])
+        lines.append(
+            [*line, *_rates(fused, limits), "-" if fused is None else number(fused.extra_floats_a_row, "+.3g")]
+        )
     return markdown(header, lines)
 
 

@@ -41,15 +41,10 @@ class Verdict:
 
 
 def judge(contestants: Sequence[Contestant], inputs: Inputs, budget: int = BUDGET) -> dict[str, Verdict]:
-    """A verdict for every contestant; plain attention, the first, sets the bounds.
+    """A verdict for every contestant, on what it will be timed on; plain attention, the first, sets the bounds.
 
-    Args:
-        contestants: who is judged.
-        inputs: what they will be timed on.
-        budget: the most bytes of a float64 matrix of attention weights; larger inputs are compared in part.
-
-    Raises:
-        RuntimeError: plain attention itself is wrong, so there is nothing to measure against.
+    Inputs whose attention weights take more than ``budget`` bytes in float64 are compared in part.  Raises RuntimeError
+    if plain attention itself is wrong, so that there is nothing to measure against.
     """
     part = part_of(inputs, budget)
     compared = inputs if part is None else part.inputs(inputs)

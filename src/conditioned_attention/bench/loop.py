@@ -8,13 +8,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from conditioned_attention.bench.checks import check_counts
+from conditioned_attention.bench.settings import check_counts
 from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.evaluation import evaluate
@@ -25,7 +26,7 @@ from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.training.step import components
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
-from conditioned_attention.profiling.clock import paired_ratio
+from conditioned_attention.profiling.clock import interleave, paired_ratio
 
 
 def measure_loop(rounds: int = 12, threads: int = 1, epochs: int = 4) -> dict[str, Any]:
@@ -45,16 +46,16 @@ def measure_loop(rounds: int = 12, threads: int = 1, epochs: int = 4) -> dict[st
     settings = dataclasses.replace(recipe.training, epochs=epochs, monitor_every=0)
     task = recipe.task()
     loops: list[Callable[[], float]] = [lambda: _bare(task, settings), lambda: _ours(task, settings)]
-    times: list[list[float]] = [[], []]
     cpu_times: list[list[float]] = [[], []]
     losses: list[list[float]] = [[], []]
-    for turn in range(rounds + 1):  # the first round warms up
-        for i in (0, 1) if turn % 2 else (1, 0):
-            began, began_cpu = time.perf_counter(), time.process_time()
-            losses[i].append(loops[i]())
-            times[i].append(time.perf_counter() - began)
-            cpu_times[i].append(time.process_time() - began_cpu)
-    bare, ours = times[0][1:], times[1][1:]
+
+    def seconds(i: int) -> float:
+        began, began_cpu = time.perf_counter(), time.process_time()
+        losses[i].append(loops[i]())
+        cpu_times[i].append(time.process_time() - began_cpu)
+        return time.perf_counter() - began
+
+    bare, ours = interleave([partial(seconds, 0), partial(seconds, 1)], rounds, warmup=1)
     ratio = paired_ratio(ours, bare)
     cpu_ratios = [b / a for a, b in zip(cpu_times[0][1:], cpu_times[1][1:])]
     return {

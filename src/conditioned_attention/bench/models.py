@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,20 +48,18 @@ class StepModel:
         return replace(self, batch_size=batch_size or self.batch_size, layers=layers or self.layers)
 
 
-def _vit(layers: int) -> nn.Module:
+def _vit(layers: int) -> Any:
     from timm.models.vision_transformer import VisionTransformer
 
-    model: nn.Module = VisionTransformer(depth=layers)  # its defaults are vit_base_patch16_224
-    return model
+    return VisionTransformer(depth=layers)  # its defaults are vit_base_patch16_224
 
 
 def _images(batch_size: int) -> Batch:
     return torch.randn(batch_size, 3, 224, 224), torch.randint(1000, (batch_size,))
 
 
-def _classification(model: nn.Module, batch: Batch) -> Tensor:
-    images, labels = batch
-    return F.cross_entropy(model(images), labels)
+def _labelled(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
 
 
 def _vit_blocks(layers: int) -> nn.Module:
@@ -109,19 +109,14 @@ def _language(model: nn.Module, batch: Batch) -> Tensor:
 MODELS = {
     model.name: model
     for model in (
-        StepModel("vit_b", "timm ViT-B/16, 224 pixels", 4, 12, _vit, _images, _classification),
+        StepModel("vit_b", "timm ViT-B/16, 224 pixels", 4, 12, _vit, _images, _labelled),
         StepModel("vit_b_block", "one block of it alone", 4, 1, _vit_blocks, _tokens, _square),
+        StepModel("swin_t", "timm Swin-T, 224 pixels, learned bias, by class swap", 4, 6, _swin, _images, _labelled),
         StepModel(
-            "swin_t", "timm Swin-T, 224 pixels, learned bias, by class swap", 4, 6, _swin, _images, _classification
-        ),
-        StepModel(
-            "davit_t", "timm DaViT-T, 224 pixels, windows and channels, by hook", 4, 3, _davit, _images, _classification
+            "davit_t", "timm DaViT-T, 224 pixels, windows and channels, by hook", 4, 3, _davit, _images, _labelled
         ),
         StepModel("gpt2", "transformers GPT-2 small, 512 tokens", 2, 12, _gpt2, _text, _language),
     )
 }
 
-
-def find_models(names: Iterable[str]) -> list[StepModel]:
-    """The models of these names, all for none; raises ValueError for one that is unknown."""
-    return by_name(names, MODELS, "model")
+find_models = partial(by_name, known=MODELS, kind="model")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from conditioned_attention.bench.checks import check_counts, check_device
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import StepModel
 from conditioned_attention.bench.results import measure_missing
+from conditioned_attention.bench.settings import ModelSettings
 from conditioned_attention.bench.step import trainee
-from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.profiling.clock import interleave, paired_ratio, seconds_of
@@ -26,36 +25,23 @@ _WARMUP = 1
 
 
 @dataclass(frozen=True)
-class MonitorSettings(Choices):
+class MonitorSettings(ModelSettings):
     """How watching is measured.
 
     Attributes:
-        rounds: turns that a training step and a measurement take.
-        threads: threads of torch.
-        device: where.
-        dtype: of parameters and data.
         batch_size: of training, instead of each model's own; the larger, the less a measurement weighs.
-        layers: blocks, instead of each model's own number.
         every: steps between measurements, as in `ConditionMonitor`.
         samples: of the probe batch, and measured of each head.
         variant: what trains.
     """
 
     rounds: int = 12
-    threads: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    batch_size: int | None = None
-    layers: int | None = None
     every: int = 100
     samples: int = 4
     variant: str = "preconditioned"
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be measured."""
-        counts = ("rounds", "threads", "batch_size", "layers", "every", "samples")
-        check_counts(**{name: getattr(self, name) for name in counts})
-        check_device(self.device)
+        super().check()
         find_variants([self.variant])
 
 
@@ -93,14 +79,11 @@ def run_monitor(models: Sequence[StepModel], settings: MonitorSettings, folder: 
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     groups = {model.name: model for model in models}
-    found = measure_missing(
-        folder / "monitor.csv",
-        MonitorRow,
-        settings,
-        groups,
-        lambda model: [measure_monitor(model, settings)],
-        lambda row: row.model,
-    )
+
+    def measure(model: StepModel, settings: MonitorSettings) -> list[MonitorRow]:
+        return [measure_monitor(model, settings)]
+
+    found = measure_missing(folder / "monitor.csv", MonitorRow, settings, groups, measure, attrgetter("model"))
     return (row for (row,) in found)
 
 
@@ -115,26 +98,11 @@ def measure_monitor(model: StepModel, settings: MonitorSettings) -> MonitorRow:
         probe = trained.place(model.batch(settings.samples)[0])
         monitor = ConditionMonitor(trained.network, probe, every=settings.every, samples=settings.samples, keep=0)
         heads = len(monitor.measure(0))
-
-        def measure() -> None:
-            monitor.measure(0)
-
-        steps, measurements = interleave(
-            [partial(seconds_of, work, device) for work in (trained.step, measure)], settings.rounds, _WARMUP
-        )
-        peaks = [peak_bytes(work, device) for work in (trained.step, measure)]
+        both: list[Callable[[], object]] = [trained.step, partial(monitor.measure, 0)]
+        steps, measurements = interleave([partial(seconds_of, work, device) for work in both], settings.rounds, _WARMUP)
+        peaks = [peak_bytes(work, device) for work in both]
     share = paired_ratio(measurements, [seconds * settings.every for seconds in steps])
-    return MonitorRow(
-        model=model.name,
-        shape=model.shape,
-        heads=heads,
-        share=share.median,
-        p20=share.p20,
-        p80=share.p80,
-        step_milliseconds=1000 * statistics.median(steps),
-        measurement_milliseconds=1000 * statistics.median(measurements),
-        step_peak_bytes=peaks[0],
-        measurement_peak_bytes=peaks[1],
-        rounds_step=[1000 * seconds for seconds in steps],
-        rounds_measurement=[1000 * seconds for seconds in measurements],
-    )
+    rounds = [[1000 * seconds for seconds in times] for times in (steps, measurements)]
+    medians = [statistics.median(milliseconds) for milliseconds in rounds]
+    of_both = (medians[0], medians[1], peaks[0], peaks[1], rounds[0], rounds[1])
+    return MonitorRow(model.name, model.shape, heads, share.median, share.p20, share.p80, *of_both)

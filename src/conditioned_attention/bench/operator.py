@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +14,11 @@ import torch
 from torch import Tensor
 
 from conditioned_attention.bench.cases import Attend, Case, Inputs
-from conditioned_attention.bench.checks import check_counts, check_device
-from conditioned_attention.bench.contestants import PLAIN, Contestant, contestants, gpu_contestants
+from conditioned_attention.bench.contestants import PLAIN, Contestant, contestants
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.judge import judge
 from conditioned_attention.bench.results import measure_missing, time_columns
-from conditioned_attention.choices import Choices
+from conditioned_attention.bench.settings import Settings
 from conditioned_attention.profiling.clock import Stopwatch, interleave
 from conditioned_attention.profiling.memory import held_bytes, peak_bytes
 
@@ -32,7 +32,7 @@ _GRAPHS = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
-class OperatorSettings(Choices):
+class OperatorSettings(Settings):
     """How attention is measured.
 
     Attributes:
@@ -41,7 +41,7 @@ class OperatorSettings(Choices):
         threads: threads of torch.
         device: where.
         dtype: of all inputs.
-        batch_size: instead of each case's own.
+        batch_size: instead of each case's own, in its own unit (for Swin: windows).
         contestants: ``"usual"``, or ``"gpu"``: each of PyTorch's backends by itself, and no RMSNorm.
         compiled: let torch.compile take part; on a CPU it needs a C++ compiler.
         sample_milliseconds: a sample repeats the call until plain attention takes about as long.
@@ -58,13 +58,11 @@ class OperatorSettings(Choices):
     sample_milliseconds: float = 20.0
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be measured."""
-        check_counts(rounds=self.rounds, threads=self.threads, batch_size=self.batch_size)
+        super().check()
         if not 0 < self.sample_milliseconds < math.inf:
             raise ValueError(f"sample_milliseconds must be positive and finite, got {self.sample_milliseconds}")
         if not self.modes or len(set(self.modes)) < len(self.modes):
             raise ValueError(f"modes must be at least one and all different, got {self.modes}")
-        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -111,14 +109,9 @@ def run_operator(cases: Sequence[Case], settings: OperatorSettings, folder: Path
     settings.check()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    return measure_missing(
-        folder / "operator.csv",
-        OperatorRow,
-        settings,
-        {case.name: case.with_batch(settings.batch_size) for case in cases},
-        lambda case: measure_case(case, settings),
-        lambda row: row.case,
-    )
+    size = settings.batch_size
+    groups = {case.name: replace(case, query=(size or case.query[0], *case.query[1:])) for case in cases}
+    return measure_missing(folder / "operator.csv", OperatorRow, settings, groups, measure_case, attrgetter("case"))
 
 
 def measure_case(
@@ -130,19 +123,18 @@ def measure_case(
     device = torch.device(settings.device)
     inputs = case.inputs(device, getattr(torch, settings.dtype))
     if competing is None:
-        competing = (gpu_contestants if settings.contestants == "gpu" else contestants)(case, settings.compiled)
+        competing = contestants(case, settings.compiled, gpu=settings.contestants == "gpu")
     verdicts = judge(competing, inputs)
     fit = [contestant for contestant in competing if verdicts[contestant.name].status == "measured"]
     memory = _memory(case, fit, inputs)
     rows = []
     for mode in settings.modes:
         times, repetitions = _times(mode, fit, inputs, settings)
-        for contestant in competing:
-            name = contestant.name
+        for name, verdict in verdicts.items():
             numbers: dict[str, Any] = {}
             if name in times:
                 numbers = time_columns(times[name], times[PLAIN]) | memory[name] | {"repetitions": repetitions}
-            rows.append(OperatorRow(case.name, case.shape, mode, name, **vars(verdicts[name]), **numbers))
+            rows.append(OperatorRow(case.name, case.shape, mode, name, **vars(verdict), **numbers))
     return rows
 
 

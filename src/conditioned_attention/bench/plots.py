@@ -27,7 +27,6 @@ _LIMIT = 1.6
 
 def write_plot(csv: Path) -> Path:
     """Draws the CSV again, as a PNG beside it with the same name."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in read_rows(csv, OperatorRow) if row.contestant != PLAIN and row.ratio is not None]
@@ -41,7 +40,7 @@ def write_plot(csv: Path) -> Path:
     if rows:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
+    figure.savefig(stream)
     picture = csv.with_suffix(".png")
     write_bytes(picture, stream.getvalue())
     return picture

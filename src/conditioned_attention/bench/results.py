@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from conditioned_attention.environment import environment
 from conditioned_attention.profiling.clock import paired_ratio
-from conditioned_attention.storage.files import finite, write_json, write_text
+from conditioned_attention.storage.files import finite, read_json, write_json, write_text
 from conditioned_attention.storage.folder import differences, working_folder
 
 Row = TypeVar("Row")
@@ -30,7 +30,7 @@ def measure_missing(
     cls: type[Row],
     settings: Any,
     groups: Mapping[Key, Group],
-    measure: Callable[[Group], Sequence[Row]],
+    measure: Callable[[Group, Any], Sequence[Row]],
     key: Callable[[Row], Key],
 ) -> Iterator[list[Row]]:
     """Measures the groups that a file does not hold yet, and yields every group's rows in turn.
@@ -40,7 +40,7 @@ def measure_missing(
         cls: dataclass of its rows.
         settings: a dataclass; everything that sets the numbers, but not which groups were asked for.
         groups: what is to be measured, by name.
-        measure: one of them.
+        measure: one of them, with the settings.
         key: the name of the group that a row belongs to.
 
     Raises:
@@ -50,31 +50,21 @@ def measure_missing(
         rows = begin(file, cls, settings)
         for name, group in groups.items():
             if all(key(row) != name for row in rows):
-                rows = [*rows, *measure(group)]
+                rows = [*rows, *measure(group, settings)]
                 write_rows(file, rows)
             yield [row for row in rows if key(row) == name]
 
 
 def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
-    """The rows of an earlier run of the same settings on the same machine; writes the JSON beside the CSV.
-
-    Args:
-        file: the CSV.
-        cls: dataclass of its rows.
-        settings: a dataclass, as for `measure_missing`.
-
-    Raises:
-        ValueError: the file holds measurements with other settings or of another environment.
-    """
-    about = file.with_suffix(".json")
+    """The rows of an earlier run, with arguments and errors as there; writes the JSON beside the CSV."""
     now = json.loads(json.dumps(finite({"settings": dataclasses.asdict(settings), "environment": environment()})))
     rows = read_rows(file, cls) if file.exists() else []
     if rows:
-        different = list(differences(json.loads(about.read_text()), now))
+        different = list(differences(read_about(file), now))
         if different:
             words = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in different)
             raise ValueError(f"{file} was measured otherwise ({words}); choose another folder or remove the file")
-    write_json(about, now)
+    write_json(file.with_suffix(".json"), now)
     return rows
 
 
@@ -88,12 +78,7 @@ def write_rows(file: Path, rows: Sequence[Any]) -> None:
 
 
 def read_rows(file: Path, cls: type[Row]) -> list[Row]:
-    """The rows that `write_rows` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a file.
-    """
+    """The rows that `write_rows` wrote; raises FileNotFoundError for no file and ValueError for another one."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}; 'conditioned-attention bench {file.stem}' writes it")
     kinds = get_type_hints(cls)
@@ -119,10 +104,9 @@ def time_columns(seconds: Sequence[float], base: Sequence[float]) -> dict[str, A
     }
 
 
-def read_about(file: Path) -> dict[str, Any]:
+def read_about(file: Path) -> Any:
     """Settings and environment of a CSV, from the JSON beside it."""
-    about: dict[str, Any] = json.loads(file.with_suffix(".json").read_text())
-    return about
+    return read_json(file.with_suffix(".json"))
 
 
 def _text(value: Any) -> str:

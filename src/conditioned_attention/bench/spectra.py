@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from conditioned_attention.bench.checks import check_counts
 from conditioned_attention.bench.results import measure_missing, time_columns
+from conditioned_attention.bench.settings import Settings
 from conditioned_attention.measure.numbers.randomised import estimate_condition
 from conditioned_attention.measure.numbers.spectra import spectrum
 from conditioned_attention.profiling.clock import interleave, seconds_of
@@ -24,7 +25,7 @@ _LARGE = 1024  # columns from which on a matrix is estimated as well
 
 
 @dataclass(frozen=True)
-class SpectraSettings:
+class SpectraSettings(Settings):
     """How singular values are measured.
 
     Attributes:
@@ -34,10 +35,6 @@ class SpectraSettings:
 
     rounds: int = 7
     threads: int = 1
-
-    def check(self) -> None:
-        """Raises ValueError for what cannot be measured."""
-        check_counts(rounds=self.rounds, threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,12 @@ def run_spectra(settings: SpectraSettings, folder: Path) -> Iterator[list[Spectr
     settings.check()
     torch.set_num_threads(settings.threads)
     groups = {(_name(shape), 10.0**decades): (shape, 10.0**decades) for shape in SHAPES for decades in _DECADES}
-    return measure_missing(
-        folder / "spectra.csv",
-        SpectraRow,
-        settings,
-        groups,
-        lambda group: measure_spectra(*group, settings.rounds),
-        lambda row: (row.shape, row.kappa),
-    )
+
+    def measure(group: tuple[tuple[int, int, int], float], settings: SpectraSettings) -> list[SpectraRow]:
+        return measure_spectra(*group, settings.rounds)
+
+    key = attrgetter("shape", "kappa")
+    return measure_missing(folder / "spectra.csv", SpectraRow, settings, groups, measure, key)
 
 
 def _name(shape: tuple[int, int, int]) -> str:
@@ -92,17 +87,13 @@ def measure_spectra(shape: tuple[int, int, int], kappa: float, rounds: int) -> l
         routes["randomised"] = lambda: torch.tensor([estimate_condition(m).kappa for m in matrices])
     device = torch.device("cpu")
     times = interleave([partial(seconds_of, route, device) for route in routes.values()], rounds, warmup=1)
-    columns = [time_columns(mine, times[0]) for mine in times]
-    return [
-        SpectraRow(
-            shape=_name(shape),
-            kappa=kappa,
-            route=route,
-            error=float((compute() / kappa - 1).abs().max()),
-            **numbers | {"milliseconds": numbers["milliseconds"] / shape[0]},
-        )
-        for (route, compute), numbers in zip(routes.items(), columns)
-    ]
+    rows = []
+    for (route, compute), mine in zip(routes.items(), times):
+        numbers = time_columns(mine, times[0])
+        numbers["milliseconds"] /= shape[0]
+        error = float((compute() / kappa - 1).abs().max())
+        rows.append(SpectraRow(_name(shape), kappa, route, error=error, **numbers))
+    return rows
 
 
 def with_kappa(shape: tuple[int, int, int], kappa: float) -> Tensor:

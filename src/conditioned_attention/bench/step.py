@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from conditioned_attention.bench.checks import check_counts, check_device
 from conditioned_attention.bench.heap import keep_freed_memory
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import measure_missing, time_columns
-from conditioned_attention.choices import Choices
+from conditioned_attention.bench.settings import ModelSettings
 from conditioned_attention.environment import check_torchvision
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.optimizer import build_optimizer
@@ -32,34 +32,20 @@ _PRECONDITIONED = "preconditioned"
 
 
 @dataclass(frozen=True)
-class StepSettings(Choices):
+class StepSettings(ModelSettings):
     """How training steps are measured.
 
     Attributes:
-        rounds: turns that the variants take, one step each.
-        threads: threads of torch.
-        device: where.
-        dtype: of parameters and data.
-        batch_size: instead of each model's own.
-        layers: blocks, instead of each model's own number.
         variants: what takes turns, the first the baseline.
         implementations: more turns, of the model preconditioned with one implementation of attention in place of
             ``"auto"``'s pick.
     """
 
-    rounds: int = 20
-    threads: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    batch_size: int | None = None
-    layers: int | None = None
     variants: tuple[str, ...] = ("baseline", "preconditioned", "head_rmsnorm")
     implementations: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be measured."""
-        check_counts(rounds=self.rounds, threads=self.threads, batch_size=self.batch_size, layers=self.layers)
-        check_device(self.device)
+        super().check()
         find_variants(self.variants)
         unknown = [name for name in self.implementations if name not in IMPLEMENTATIONS]
         if unknown:
@@ -113,56 +99,39 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     groups = {model.name: model for model in models}
-    return measure_missing(
-        folder / "step.csv",
-        StepRow,
-        settings,
-        groups,
-        lambda model: measure_model(model, settings),
-        lambda row: row.model,
-    )
+    return measure_missing(folder / "step.csv", StepRow, settings, groups, measure_model, attrgetter("model"))
 
 
 def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
     """One row a variant, the baseline first."""
-    device, model = torch.device(settings.device), model.of_size(settings.batch_size, settings.layers)
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    model = model.of_size(settings.batch_size, settings.layers)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        trainees = _trainees(model, settings)
+        make = partial(trainee, model, batch=model.batch(model.batch_size), device=device, dtype=dtype)
+        trainees = {variant.name: make(variant) for variant in find_variants(settings.variants)}  # all on one batch
+        (preconditioned,) = find_variants([_PRECONDITIONED])
+        for impl in settings.implementations:
+            trainees[f"{_PRECONDITIONED}, {impl}"] = _with_implementation(make(preconditioned), impl)
         samples = [partial(seconds_of, each.step, device) for each in trainees.values()]
         times = interleave(samples, settings.rounds, _WARMUP)
         held = [each.held() for each in trainees.values()]
         peak = [each.fixed_bytes() + peak_bytes(each.step, device) for each in trainees.values()]
-    return [
-        StepRow(
-            model=model.name,
-            shape=model.shape,
-            variant=name,
-            note=each.note,
-            held_bytes=held[i],
-            held_ratio=held[i] / held[0],
-            peak_bytes=peak[i],
-            peak_ratio=peak[i] / peak[0],
-            **time_columns(times[i], times[0]),
-        )
-        for i, (name, each) in enumerate(trainees.items())
-    ]
-
-
-def _trainees(model: StepModel, settings: StepSettings) -> dict[str, Trainee]:
-    """Who takes turns, by the name in the tables, all on the same batch."""
-    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
-    make = partial(trainee, model, batch=model.batch(model.batch_size), device=device, dtype=dtype)
-    found = {variant.name: make(variant) for variant in find_variants(settings.variants)}
-    (preconditioned,) = find_variants([_PRECONDITIONED])
-    for impl in settings.implementations:
-        found[f"{_PRECONDITIONED}, {impl}"] = _with_implementation(make(preconditioned), impl)
-    return found
+    rows = []
+    for i, (name, each) in enumerate(trainees.items()):
+        memory: Any = {"held_bytes": held[i], "held_ratio": held[i] / held[0]}
+        memory |= {"peak_bytes": peak[i], "peak_ratio": peak[i] / peak[0]}
+        rows.append(StepRow(model.name, model.shape, name, each.note, **memory, **time_columns(times[i], times[0])))
+    return rows
 
 
 def trainee(model: StepModel, variant: Variant, batch: Batch, device: torch.device, dtype: torch.dtype) -> Trainee:
     """A fresh model of this variant, ready to train on this batch."""
-    place = partial(_to, device=device, dtype=dtype)
+
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        moved = tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        return moved.requires_grad_(tensor.requires_grad)
+
     batch = tuple(place(tensor) for tensor in batch)
     torch.manual_seed(0)
     check_torchvision()
@@ -179,31 +148,19 @@ def trainee(model: StepModel, variant: Variant, batch: Batch, device: torch.devi
         for tensor in batch:
             tensor.grad = None
 
-    return Trainee(
-        note="" if report is None else f"{len(report.converted)} of {len(report.rows)} attention modules converted",
-        network=network,
-        place=place,
-        step=step,
-        held=lambda: held_bytes(lambda: model.loss(network, batch), exist),
-        fixed_bytes=lambda: take.fixed_bytes,
-    )
+    def held() -> int:
+        return held_bytes(lambda: model.loss(network, batch), exist)
+
+    note = "" if report is None else f"{len(report.converted)} of {len(report.rows)} attention modules converted"
+    return Trainee(note, network, place, step, held, lambda: take.fixed_bytes)
 
 
 def _with_implementation(each: Trainee, impl: str) -> Trainee:
     """The same model with one implementation; raises ValueError if that cannot run in it."""
 
-    def step() -> None:
+    def inside(work: Callable[[], Any]) -> Any:
         with implementation(impl):
-            each.step()
+            return work()
 
-    def held() -> int:
-        with implementation(impl):
-            return each.held()
-
-    step()  # raises where it cannot run
-    return replace(each, step=step, held=held)
-
-
-def _to(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    moved = tensor.detach().to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-    return moved.requires_grad_(tensor.requires_grad)
+    inside(each.step)  # raises where it cannot run
+    return replace(each, step=partial(inside, each.step), held=partial(inside, each.held))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.bench.blocks import BlocksRow
 from conditioned_attention.bench.cases import in_order
 from conditioned_attention.bench.contestants import PLAIN
-from conditioned_attention.bench.layout import how, markdown, milliseconds, number, print_table, spread
 from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_about, read_rows
@@ -47,18 +46,10 @@ def print_case(rows: Sequence[OperatorRow]) -> None:
 def print_steps(rows: Sequence[StepRow]) -> None:
     """One model: what a training step takes with each variant."""
     header = ["", "step ×", "ms", "peak ×", "held ×", "held, MiB", ""]
-    lines = [
-        [
-            row.variant,
-            _ratio(row),
-            milliseconds(row.milliseconds),
-            number(row.peak_ratio, ".4f"),
-            number(row.held_ratio, ".4f"),
-            number(row.held_bytes / 2**20, ".1f"),
-            row.note,
-        ]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        memory = [f"{row.peak_ratio:.4f}", f"{row.held_ratio:.4f}", f"{row.held_bytes / 2**20:.1f}"]
+        lines.append([row.variant, _ratio(row), milliseconds(row.milliseconds), *memory, row.note])
     print_table(f"{rows[0].model}: {rows[0].shape}", header, lines)
 
 
@@ -70,15 +61,10 @@ def print_spectra(rows: Sequence[SpectraRow]) -> None:
 
 def print_blocks(rows: Sequence[BlocksRow]) -> None:
     """One kernel in one case: each block shape, the fastest first, those that could not be timed last."""
-    lines = [
-        [
-            f"{row.queries} × {row.keys}, {row.warps} warps, {row.stages} stages",
-            _ratio(row),
-            milliseconds(row.milliseconds),
-            row.note,
-        ]
-        for row in sorted(rows, key=lambda row: row.ratio or math.inf)
-    ]
+    lines = []
+    for row in sorted(rows, key=lambda row: row.ratio or math.inf):
+        shape = f"{row.queries} × {row.keys}, {row.warps} warps, {row.stages} stages"
+        lines.append([shape, _ratio(row), milliseconds(row.milliseconds), row.note])
     print_table(f"{rows[0].case}, {rows[0].kernel}", ["queries × keys", "time × the table's", "ms", ""], lines)
 
 
@@ -86,13 +72,9 @@ def print_monitor(row: MonitorRow, every: int) -> None:
     """One model: what a measurement takes, beside a training step."""
     header = ["", "ms", "peak, MiB", f"share of {every} steps"]
     share = f"{row.share:.2%} ({row.p20:.2%}–{row.p80:.2%})"
-    step = ["training step", milliseconds(row.step_milliseconds), number(row.step_peak_bytes / 2**20, ".0f"), ""]
-    measurement = [
-        f"measurement of {row.heads} heads",
-        milliseconds(row.measurement_milliseconds),
-        number(row.measurement_peak_bytes / 2**20, ".0f"),
-        share,
-    ]
+    step = ["training step", milliseconds(row.step_milliseconds), f"{row.step_peak_bytes / 2**20:.0f}", ""]
+    of_heads = [f"measurement of {row.heads} heads", milliseconds(row.measurement_milliseconds)]
+    measurement = [*of_heads, f"{row.measurement_peak_bytes / 2**20:.0f}", share]
     print_table(f"{row.model}: {row.shape}", header, [step, measurement])
 
 
@@ -110,18 +92,14 @@ def readme_text(folder: Path) -> str:
 
 
 def put_between_marks(file: Path, text: str) -> None:
-    """Replaces what stands between `BEGIN` and `END` in a Markdown file.
-
-    Raises:
-        ValueError: the file does not have each mark once, in this order.
-    """
+    """Replaces what stands between `BEGIN` and `END` in a Markdown file; raises as `split_at_marks`."""
     before, middle, after = split_at_marks(file)
     if middle != text:
         write_text(file, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def split_at_marks(file: Path) -> tuple[str, str, str]:
-    """What stands before, between and after the marks; raises as `put_between_marks` does."""
+    """What stands before, between and after the marks; raises ValueError unless each is there once, in this order."""
     content = file.read_text()
     before, _, rest = content.partition(BEGIN)
     middle, _, after = rest.partition(END)
@@ -174,3 +152,41 @@ def _ratio(row: OperatorRow | StepRow | SpectraRow | BlocksRow | None, digits: i
     if getattr(row, "contestant", getattr(row, "variant", None)) in (PLAIN, _BASELINE):
         return "1"
     return spread(PairedRatio(row.ratio, row.p20, row.p80), digits)
+
+
+def milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def spread(ratio: PairedRatio, digits: int = 3) -> str:
+    return f"{ratio.median:.{digits}f} ({ratio.p20:.{digits}f}–{ratio.p80:.{digits}f})"
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def print_table(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in header:
+        grid.add_column(escape(name))
+    for line in lines:
+        grid.add_row(*map(escape, line))
+    Console(width=None if Console().is_terminal else 200).print(grid)
+
+
+def how(about: dict[str, Any]) -> str:
+    settings, where = about["settings"], about["environment"]
+    machine = where["machine"] if settings["device"] == "cpu" else next(d for d in where["devices"] if "cuda" in d)
+    threads = f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
+    rounds = f"{settings['rounds']} interleaved round{'s' * (settings['rounds'] > 1)}"
+    return f"{rounds}, {settings['dtype']}, {threads}, {machine}, torch {where['torch']}"

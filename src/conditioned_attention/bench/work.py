@@ -27,17 +27,11 @@ def flops(case: Case, mode: str) -> float:
     >>> flops(Case("", (1, 2, 10, 8), "", keys=6), "forward") == 4 * 2 * 8 * 60
     True
     """
-    batch, heads, _, width = case.query
-    return _OVER_FORWARD[mode] * 4 * batch * heads * width * _pairs(case)
-
-
-def _pairs(case: Case) -> int:
-    n = case.query[2]
+    batch, heads, n, width = case.query
     m = case.keys or n
-    if not case.causal:
-        return n * m
     triangle = min(n, m)
-    return triangle * (triangle + 1) // 2 + (n - triangle) * m
+    pairs = triangle * (triangle + 1) // 2 + (n - triangle) * m if case.causal else n * m
+    return _OVER_FORWARD[mode] * 4 * batch * heads * width * pairs
 
 
 def least_bytes(case: Case, mode: str, number: int) -> int:

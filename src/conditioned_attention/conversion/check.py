@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from conditioned_attention.preconditioner import HeadTransform
 from conditioned_attention.sites import Site
-from conditioned_attention.sites.corrected import spectral_of
 from conditioned_attention.sites.torch_nn.heads import BuiltIn
 from conditioned_attention.spectral import Spectral
 
@@ -29,12 +26,3 @@ def already(site: Site, present: Settings) -> str:
     if isinstance(site.mechanism, BuiltIn):
         return f"{name} was built with {present}, which conversion does not change; build it with other options"
     return f"{name} is already converted, with {present}; call restore(model) first"
-
-
-def check_not_folded(sites: Sequence[Site]) -> None:
-    """Raises ValueError if a correction is part of the weights."""
-    folded = [site.name for site in sites if (spectral := spectral_of(site.module)) is not None and spectral.folded]
-    if folded:
-        raise ValueError(
-            f"the correction has been folded into the weights of {', '.join(folded)}: call unfold(model) first"
-        )

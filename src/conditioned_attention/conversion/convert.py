@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from conditioned_attention.conversion.change import Change, carry_out
-from conditioned_attention.conversion.check import already, check_module, check_not_folded
+from conditioned_attention.conversion.check import already, check_module
 from conditioned_attention.conversion.guard import check_room, put_guard
 from conditioned_attention.conversion.persistence import conditioning, remember
 from conditioned_attention.conversion.report import ConversionReport, row_for
@@ -26,7 +26,7 @@ from conditioned_attention.sites import (
     uninstall,
     unwrap,
 )
-from conditioned_attention.sites.corrected import uncorrect
+from conditioned_attention.sites.corrected import spectral_of, uncorrect
 
 
 def precondition(
@@ -147,7 +147,10 @@ def restore(model: nn.Module) -> ConversionReport:
     check_module(model)
     with settled(model):
         sites = find_sites(model)
-        check_not_folded(sites)
+        if folded := [s.name for s in sites if (spectral := spectral_of(s.module)) is not None and spectral.folded]:
+            raise ValueError(
+                f"the correction has been folded into the weights of {', '.join(folded)}: call unfold(model) first"
+            )
         heads = uninstall(sites)
         corrected = [site for site in sites if uncorrect(site.module)]
         forget_compiled(heads)

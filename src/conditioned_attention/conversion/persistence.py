@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +18,7 @@ from conditioned_attention.sites import (
     MARKER,
     Site,
     active_transform,
+    clip,  # noqa: F401 - the same
     correct_sites,
     find_sites,
     forget_compiled,
@@ -64,7 +65,7 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
         elif transform_of(site.module) is not None:
             warn(
                 f"{site.name} was converted, but its attention implementation has been changed since, so it runs "
-                "unconditioned; call precondition(model) again, or restore(model)",
+                "unconditioned; call precondition(model) again, or restore(model)"
             )
     entries = [{"kind": t.kind, **asdict(t), "modules": names} for t, names in modules.items()]  # type: ignore[arg-type]
     return {"format": _FORMAT, "transforms": entries}
@@ -106,15 +107,13 @@ def apply_conditioning(model: nn.Module, data: Mapping[str, Any] | None = None) 
         check_room(_part(model, name))
     with settled(model), ExitStack() as undo:
         planned = [pair for part, part_data in plans for pair in _plan(part, part_data)]
-        heads = {id(site.module): done for site, done in planned if isinstance(done, HeadTransform)}
-        corrections = {id(site.module): done for site, done in planned if isinstance(done, Spectral)}
-        sites = [site for site, done in planned if isinstance(done, HeadTransform)]
-        corrected = [site for site, done in planned if isinstance(done, Spectral)]
-        undo.callback(install(sites, lambda site: heads[id(site.module)]))
-        new = [site for site in corrected if spectral_of(site.module) is None]
-        correct_sites(new, lambda site: corrections[id(site.module)], loading=True)
+        heads = {site: done for site, done in planned if isinstance(done, HeadTransform)}
+        corrections = {site: done for site, done in planned if isinstance(done, Spectral)}
+        undo.callback(install([*heads], heads.__getitem__))
+        new = [site for site in corrections if spectral_of(site.module) is None]
+        correct_sites(new, corrections.__getitem__, loading=True)
         undo.pop_all()
-    forget_compiled(sites)
+    forget_compiled([*heads])
     for name in guards:
         put_guard(_part(model, name), guards[name])
     remember(model)
@@ -160,10 +159,8 @@ def _plan(model: nn.Module, data: Mapping[str, Any]) -> list[tuple[Site, Setting
 
 def _remembered(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
     """The outermost modules whose configs remember a conversion, with what they remember."""
-    config = getattr(model, "config", None)
-    if config is not None and CONFIG_KEY in vars(config) and not _borrows_config(model):
-        return [(model, getattr(config, CONFIG_KEY))]
-    return [found for child in model.children() for found in _remembered(child)]
+    parts = _outermost(model, lambda part: CONFIG_KEY in vars(part.config))
+    return [(part, getattr(part.config, CONFIG_KEY)) for part in parts]
 
 
 def remember(model: nn.Module) -> None:
@@ -174,7 +171,7 @@ def remember(model: nn.Module) -> None:
             put_guard(part, data)
         else:
             take_guard(part)
-    for pretrained in _outermost_pretrained(model):
+    for pretrained in _outermost(model, lambda part: hasattr(part, "save_pretrained")):
         config, data = pretrained.config, conditioning(pretrained)
         if data["transforms"]:
             setattr(config, CONFIG_KEY, data)
@@ -185,10 +182,11 @@ def remember(model: nn.Module) -> None:
             vars(config).pop("attn_implementation", None)
 
 
-def _outermost_pretrained(module: nn.Module) -> list[Any]:
-    if hasattr(module, "save_pretrained") and hasattr(module, "config") and not _borrows_config(module):
+def _outermost(module: Any, wanted: Callable[[Any], bool]) -> list[Any]:
+    """The outermost modules with a config of their own that are wanted."""
+    if getattr(module, "config", None) is not None and not _borrows_config(module) and wanted(module):
         return [module]
-    return [found for child in module.children() for found in _outermost_pretrained(child)]
+    return [found for child in module.children() for found in _outermost(child, wanted)]
 
 
 def _borrows_config(module: nn.Module) -> bool:
@@ -207,10 +205,8 @@ def _entries(data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("kind"), str):
-        return False
-    names = entry.get("modules")
-    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+    kind, names = (entry.get("kind"), entry.get("modules")) if isinstance(entry, Mapping) else (None, None)
+    return isinstance(kind, str) and isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _settings(entry: Mapping[str, Any]) -> Settings:
@@ -220,12 +216,11 @@ def _settings(entry: Mapping[str, Any]) -> Settings:
     if cls is None:
         raise ValueError(f"kind={entry['kind']!r} is unknown; valid are {tuple(kinds)}")
     try:
-        settings: Settings = cls(**options)
+        return cls(**options)
     except TypeError as error:
         raise ValueError(
             f"options of {entry['kind']!r} that this version does not know: {options} ({error})"
         ) from error
-    return settings
 
 
 def _by_name(model: nn.Module, sites: Sequence[Site], names: Sequence[str]) -> list[Site]:

@@ -228,6 +228,6 @@ class SpectralChange(Change):
                     f"strength={spectral.strength:g} adds about {logit:.3g} to the logit of a token with itself, for "
                     f"inputs of unit root mean square and heads of width {width} (first at {site.name!r}): attention "
                     "would look at the token itself and little else. A small ViT with a class token trained to chance "
-                    f"that way; strength={AUTO!r} is {auto_strength(width):.2g} here",
+                    f"that way; strength={AUTO!r} is {auto_strength(width):.2g} here"
                 )
                 return

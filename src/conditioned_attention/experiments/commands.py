@@ -230,6 +230,8 @@ def _compare_tuned(
         raise RuntimeError(f"{variants[0].name}: {failures[variants[0].name]}")
     for name, reason in failures.items():
         warn(f"{name} is left out: {reason}")
+    for warning in tuning.warnings():  # while there is time to widen the grid
+        warn(warning)
     if how["progress"]:
         print("learning rates tuned on validation data:", ", ".join(f"{lr:g} for {name}" for name, lr in rates.items()))
     left, own = [v for v in variants if v.name in rates], {name: {"lr": lr} for name, lr in rates.items()}

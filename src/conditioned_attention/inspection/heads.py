@@ -18,14 +18,8 @@ def worst_heads(records: Sequence[HeadRecord], count: int) -> list[HeadRecord]:
 
 
 def change_in_words(what: str, before: Sequence[HeadRecord], after: Callable[[HeadRecord], float]) -> str:
-    """One sentence on what something does to κ, head by head.
+    """One sentence on what ``what`` does to κ, from the heads as they are and the κ that each would have ``after`` it.
 
-    Args:
-        what: does it; the subject of the sentence.
-        before: the heads as they are.
-        after: the κ that a head would have.
-
-    >>> from conditioned_attention.inspection.heads import change_in_words
     >>> from conditioned_attention.measure.monitoring.records import HeadRecord
     >>> heads = [HeadRecord(0, 0, "attn", i, False, 100.0, 10.0, 3.0, 2.0, 0.0, 0.0, 1.5) for i in range(4)]
     >>> change_in_words("C", heads, lambda head: head.kappa_after)
@@ -39,7 +33,5 @@ def change_in_words(what: str, before: Sequence[HeadRecord], after: Callable[[He
     higher = sum(b > a + _MATTERS for a, b in pairs)
     middle = [median(values) for values in zip(*pairs)]
     words = " → ".join("floor" if math.isinf(value) else f"{value:.2f}" for value in middle)
-    return (
-        f"{what}: log10 κ falls by more than {_MATTERS} in {lower} of {len(known)} heads and rises by as much in "
-        f"{higher}; its median {words}"
-    )
+    falls = f"{what}: log10 κ falls by more than {_MATTERS} in {lower} of {len(known)} heads"
+    return f"{falls} and rises by as much in {higher}; its median {words}"

@@ -39,10 +39,8 @@ def load_input(path: Path, model: nn.Module | None = None, source: str = "") -> 
         return _text(path, model, source)
     if path.is_dir() or path.suffix.lower() in _PICTURES:
         return _pictures(path, model, source)
-    raise ValueError(
-        f"{path}: inputs come as {', '.join(_TENSORS)} (tensors), {', '.join(_TEXTS)} (text), {', '.join(_PICTURES)} "
-        "or a folder (pictures)"
-    )
+    tensors, texts, pictures = (", ".join(kinds) for kinds in (_TENSORS, _TEXTS, _PICTURES))
+    raise ValueError(f"{path}: inputs come as {tensors} (tensors), {texts} (text), {pictures} or a folder (pictures)")
 
 
 def _tensors(path: Path) -> Any:
@@ -87,14 +85,14 @@ def _text(path: Path, model: nn.Module | None, source: str) -> dict[str, torch.T
 def _pictures(path: Path, model: nn.Module | None, source: str) -> Any:
     from PIL import Image
 
-    files = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if _is_picture(p)][:_REAL_SAMPLES]
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [p for p in found if p.is_file() and p.suffix.lower() in _PICTURES][:_REAL_SAMPLES]
     if not files:
         raise ValueError(f"{path} holds no pictures ({', '.join(_PICTURES)})")
     images = [Image.open(file) for file in files]
     if Path(source).is_dir():
-        processors: Any = import_module("transformers").AutoImageProcessor
-        prepared = processors.from_pretrained(source)([i.convert("RGB") for i in images], return_tensors="pt")
-        return dict(prepared)
+        processor: Any = import_module("transformers").AutoImageProcessor.from_pretrained(source)
+        return dict(processor([image.convert("RGB") for image in images], return_tensors="pt"))
     if not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"{path} is pictures, for a timm model or a Hugging Face folder; {source!r} is neither")
     timm_data: Any = import_module("timm.data")
@@ -104,10 +102,6 @@ def _pictures(path: Path, model: nn.Module | None, source: str) -> Any:
     return torch.stack([transform(image.convert(mode)) for image in images])
 
 
-def _is_picture(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in _PICTURES
-
-
 def synthetic_input(model: nn.Module) -> Any:
     """Random numbers of the form that the model asks for: pixels, tokens or sound; None if that cannot be told.
 
@@ -115,8 +109,8 @@ def synthetic_input(model: nn.Module) -> Any:
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        sizes = getattr(model, "pretrained_cfg", None)
-        if sizes is not None and "input_size" in sizes:  # timm
+        sizes = getattr(model, "pretrained_cfg", None) or {}
+        if "input_size" in sizes:  # timm
             return torch.randn(_SAMPLES, *sizes["input_size"])
         config = getattr(model, "config", None)
         return None if config is None else _for_config(model, config)

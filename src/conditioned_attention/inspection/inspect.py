@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
@@ -124,7 +124,6 @@ def inspect_model(
         ValueError: ``spectral`` is no strength, or no projections are known.
 
     >>> import torch
-    >>> from conditioned_attention.inspection import inspect_model
     >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64)
     >>> row = inspect_model(layer, torch.randn(10, 2, 32)).rows[0]
     >>> row.name, row.heads, row.mechanism, row.conversion, row.kappa > 1
@@ -174,14 +173,8 @@ def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:
     refused = site.against(RowNorm())
     heads = max((record.head + 1 for record in records), default=_heads(site.module))
     mechanism = site.mechanism.name if site.mechanism is not None else ""
-    row = InspectionRow(
-        site.name,
-        type(site.module).__qualname__,
-        heads,
-        mechanism,
-        _conversion(site),
-        refused or site.opt_in or site.reason,
-    )
+    reason = refused or site.opt_in or site.reason
+    row = InspectionRow(site.name, type(site.module).__qualname__, heads, mechanism, _conversion(site), reason)
     if not records:
         return row
     return replace(
@@ -205,6 +198,5 @@ def _conversion(site: Site) -> str:
 
 def _heads(module: nn.Module) -> int | None:
     """What the module, or its config, calls the number of its heads."""
-    places: Iterable[Any] = (module, getattr(module, "config", None))
-    found = (getattr(place, name, None) for place in places for name in _HEADS)
+    found = (getattr(place, name, None) for place in (module, getattr(module, "config", None)) for name in _HEADS)
     return next((value for value in found if isinstance(value, int)), None)

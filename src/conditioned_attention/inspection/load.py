@@ -30,12 +30,8 @@ def load_model(name: str, *, pretrained: bool = False, weights: bool = True, unp
     path = Path(name)
     check_torchvision()
     if path.is_dir():
-        model = _from_folder(path, weights)
-    elif path.is_file():
-        model = _from_file(path, unpickle)
-    else:
-        model = _from_timm(name, pretrained, weights)
-    return model.eval()
+        return _from_folder(path, weights).eval()
+    return (_from_file(path, unpickle) if path.is_file() else _from_timm(name, pretrained, weights)).eval()
 
 
 def _from_timm(name: str, pretrained: bool, weights: bool) -> nn.Module:
@@ -78,7 +74,6 @@ def _from_file(path: Path, unpickle: bool) -> nn.Module:
     except Exception as error:  # no such format, or a class that is not there
         raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"{path} holds a {type(model).__name__} and not a module: save the model and not its state_dict"
-        )
+        what = type(model).__name__
+        raise ValueError(f"{path} holds a {what} and not a module: save the model and not its state_dict")
     return model

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from conditioned_attention.measure.probing.inputs import attention_inputs
+from conditioned_attention.measure.probing.probe import attention_inputs
 from conditioned_attention.measure.probing.projections import known_projections
-from conditioned_attention.sites import Site
-from conditioned_attention.sites.projections import Projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, auto_strength, self_logit
 
 
@@ -51,7 +49,6 @@ def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
     """That of the module where λ I adds most; None if no projections are known.  Leaves the model as it was.
 
     >>> import torch
-    >>> from conditioned_attention.inspection.logits import strongest_self_logit
     >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
     >>> found = strongest_self_logit(layer, torch.ones(10, 2, 64))
     >>> found.module, found.width, found.at(10.0)
@@ -59,10 +56,9 @@ def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
     """
     known = {site.name: (site, found) for site, found in known_projections(model) if site.attention}
     inputs = attention_inputs(model, probe, [site for site, _ in known.values()])
-    found = [_self_logit(*known[name], x) for name, x in inputs.items()]
+    found = []
+    for name, x in inputs.items():
+        module, projections = known[name][0].module, known[name][1]
+        width, bounded = projections.head_widths(module)["q"], projections.bound_logits(module)
+        found.append(SelfLogit(name, width, x.float().square().mean().item(), bounded))
     return max(found, key=lambda logit: logit.at(1.0), default=None)
-
-
-def _self_logit(site: Site, projections: Projections, x: Tensor) -> SelfLogit:
-    width = projections.head_widths(site.module)["q"]
-    return SelfLogit(site.name, width, x.float().square().mean().item(), projections.bound_logits(site.module))

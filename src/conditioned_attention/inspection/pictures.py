@@ -18,17 +18,11 @@ def plot_inspection(
 ) -> list[Axes]:
     """log10 κ of every head as it is, with C, and with λ I if that was asked for, in the same colours.
 
-    Args:
-        inspection: of a model that was run.
-        axes: where to draw, one a panel; default a new figure.
-        theme: ``"light"`` or ``"dark"``.
-
-    Raises:
-        ValueError: the inspection has no condition numbers; the reason is named.
+    On one of ``axes`` a panel; default a new figure.  Raises ValueError, with the reason, where the inspection has no
+    condition numbers.
 
     >>> import torch
     >>> from conditioned_attention.inspection import inspect_model
-    >>> from conditioned_attention.inspection.pictures import plot_inspection
     >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64)
     >>> [ax.get_title() for ax in plot_inspection(inspect_model(layer, torch.randn(10, 2, 32)))]
     ['as it is', 'with C']

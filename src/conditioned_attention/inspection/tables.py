@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from conditioned_attention.inspection.heads import change_in_words, worst_heads
 from conditioned_attention.inspection.inspect import Inspection, InspectionRow
 from conditioned_attention.measure.monitoring.records import HeadRecord
-from conditioned_attention.measure.probing.projections import ProjectionRecord
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _COLUMNS = ("module", "class", "heads", "conversion", "log10 κ", "after C", "largest C")
 _PROJECTION_COLUMNS = ("projection", "shape", "‖W‖", "κ(W)", "σ_min(W)", "κ(W + C)", "σ_min(W + C)")
@@ -27,10 +27,6 @@ def print_inspection(inspection: Inspection, source: str) -> None:
 
     ``source`` says what the condition numbers were measured on.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table(*_COLUMNS)
     table.columns[0].no_wrap = True
     table.columns[0].min_width = max((len(row.name) for row in inspection.rows), default=0)
@@ -39,6 +35,7 @@ def print_inspection(inspection: Inspection, source: str) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = _PIPED
+    say = partial(console.print, markup=False, highlight=False)
     if inspection.rows:
         console.print(table)
     reasons: dict[str, list[str]] = {}
@@ -47,24 +44,24 @@ def print_inspection(inspection: Inspection, source: str) -> None:
             reasons.setdefault(row.reason, []).append(row.name or "(the model)")
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        console.print(f"{names[0]}{more}: {reason}", markup=False, highlight=False)
-    console.print(_summary(inspection, source), markup=False, highlight=False)
+        say(f"{names[0]}{more}: {reason}")
+    say(_summary(inspection, source))
     if inspection.heads:
         _print_heads(console, inspection)
     if inspection.self_logit is not None:
-        console.print(inspection.self_logit.sentence(), markup=False, highlight=False)
+        say(inspection.self_logit.sentence())
     if inspection.projections:
-        grid = Table(*_PROJECTION_COLUMNS, title=_title(inspection), title_justify="left")
-        for record in inspection.projections:
-            grid.add_row(*(escape(cell) for cell in _projection_cells(record)))
+        how = "as they are corrected" if inspection.strength is None else f"with λ I, λ = {inspection.strength_shown}"
+        grid = Table(*_PROJECTION_COLUMNS, title=f"projections, and {how}", title_justify="left")
+        for p in inspection.projections:
+            numbers = (p.norm, p.kappa, p.smallest, p.kappa_corrected, p.smallest_corrected)
+            name = f"{p.module or '(the model)'}, {p.role}"
+            grid.add_row(escape(name), "×".join(map(str, p.shape)), *(f"{number:.3g}" for number in numbers))
         console.print(grid)
 
 
 def _print_heads(console: Console, inspection: Inspection) -> None:
     """The worst heads, and what C and λ I would change in all of them."""
-    from rich.markup import escape
-    from rich.table import Table
-
     corrected = {(record.layer, record.head): record.kappa_before for record in inspection.heads_corrected}
     columns = [*_HEAD_COLUMNS[:3], *(["with λ I"] if corrected else []), *_HEAD_COLUMNS[3:]]
     grid = Table(*columns, title="the worst heads", title_justify="left")
@@ -87,19 +84,6 @@ def _print_heads(console: Console, inspection: Inspection) -> None:
         console.print(change_in_words(what, inspection.heads, after), markup=False, highlight=False)
 
 
-def _title(inspection: Inspection) -> str:
-    if inspection.strength is None:
-        return "projections, and as they are corrected"
-    return f"projections, and with λ I, λ = {inspection.strength_shown}"
-
-
-def _projection_cells(record: ProjectionRecord) -> tuple[str, ...]:
-    name = f"{record.module or '(the model)'}, {record.role}"
-    size = "×".join(map(str, record.shape))
-    numbers = (record.norm, record.kappa, record.smallest, record.kappa_corrected, record.smallest_corrected)
-    return name, size, *(f"{number:.3g}" for number in numbers)
-
-
 def _cells(row: InspectionRow) -> tuple[str, ...]:
     heads = "?" if row.heads is None else str(row.heads)
     largest = "" if row.largest_scale is None else f"{row.largest_scale:.3g}"
@@ -115,10 +99,10 @@ def _log10(kappa: float | None) -> str:
 
 
 def _summary(inspection: Inspection, source: str) -> str:
-    conversions = [row.conversion for row in inspection.rows]
-    kinds = ("converts", "on request", "already conditioned", "refused", "no attention")
     words = {"converts": "would be converted", "on request": "converted on request"}
-    found = ", ".join(f"{n} {words.get(kind, kind)}" for kind in kinds if (n := conversions.count(kind)))
+    words |= {kind: kind for kind in ("already conditioned", "refused", "no attention")}
+    conversions = [row.conversion for row in inspection.rows]
+    found = ", ".join(f"{n} {word}" for kind, word in words.items() if (n := conversions.count(kind)))
     line = f"{inspection.parameters / 1e6:.1f} million parameters; attention modules: {found or 'none'}"
     if inspection.not_measured:
         return f"{line}\nno condition numbers: {inspection.not_measured}"

@@ -6,11 +6,5 @@ from conditioned_attention.measure.monitoring.sinks import read_records
 from conditioned_attention.measure.numbers.spectra import Spectrum, condition_number, log_complexity, spectrum
 
 __all__ = [
-    "ConditionMonitor",
-    "HeadRecord",
-    "Spectrum",
-    "condition_number",
-    "log_complexity",
-    "read_records",
-    "spectrum",
-]
+    "ConditionMonitor", "HeadRecord", "Spectrum", "condition_number", "log_complexity", "read_records", "spectrum",
+]  # fmt: skip

@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,9 +19,8 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._total = 0.0
         self._began: Any = None
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._ran: list[tuple[Any, Any]] = []
 
     def wait(self) -> None:
         """Until the device has done what it was given; a CPU has."""
@@ -30,22 +28,21 @@ class Stopwatch:
             torch.cuda.synchronize()
 
     def start(self) -> None:
-        self._began = self._event() if self._cuda else time.perf_counter()
+        self._began = self._now()
 
     def stop(self) -> None:
-        if self._cuda:
-            self._events.append((self._began, self._event()))
-        else:
-            self._total += time.perf_counter() - self._began
+        self._ran.append((self._began, self._now()))
 
     def seconds(self) -> float:
         """The sum so far; on CUDA this waits for the device."""
         self.wait()
         if self._cuda:
-            return float(sum(began.elapsed_time(ended) for began, ended in self._events)) / 1000
-        return self._total
+            return float(sum(began.elapsed_time(ended) for began, ended in self._ran)) / 1000
+        return float(sum(ended - began for began, ended in self._ran))
 
-    def _event(self) -> torch.cuda.Event:
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -82,8 +79,7 @@ def interleave(samples: Sequence[Callable[[], float]], rounds: int, warmup: int 
     return [values[warmup:] for values in times]
 
 
-@dataclass(frozen=True)
-class PairedRatio:
+class PairedRatio(NamedTuple):
     """The rounds' ratios to the baseline: their median, and the 20th and 80th percentile."""
 
     median: float

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def corrections_of(attention: nn.Module) -> Corrections:
 
 def correct(
     attention: nn.Module, projections: Projections, spectral: Spectral, *, loading: bool = False
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     """From now on the module computes with W + C; the function returned takes that back.
 
     With ``loading`` a correction that has to be computed is left open, for a state_dict that brings it.
@@ -62,10 +63,7 @@ def correct(
     if not spectral.folded:
         put_around(attention, _KEY, _Show(corrections), _hide_after)
 
-    def undo() -> None:
-        uncorrect(attention, projections)
-
-    return undo
+    return partial(uncorrect, attention, projections)
 
 
 def uncorrect(attention: nn.Module, projections: Projections | None = None) -> bool:
@@ -137,12 +135,11 @@ class Corrections:
 
     def of(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
         """C for one weight, as it is now: in its shape, its dtype and on its devices."""
-        weight = getattr(projection.owner(attention), projection.parameter)
-        if spectral.correction == "identity":
-            return _like(self.identity(attention, projection, spectral), weight)
-        kept = projection.owner(attention)._buffers[projection.parameter + _SUFFIX]
-        assert kept is not None
-        return _like(kept, weight)
+        owner = projection.owner(attention)
+        kept = owner._buffers.get(projection.parameter + _SUFFIX)
+        correction = self.identity(attention, projection, spectral) if spectral.correction == "identity" else kept
+        assert correction is not None
+        return _like(correction, getattr(owner, projection.parameter))
 
     @torch.no_grad()
     def identity(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +29,9 @@ def check_effect(attention: nn.Module) -> None:
         if weight.is_meta or hasattr(weight, "device_mesh"):
             continue
         look = _gains_identity if spectral.correction == "identity" else _is_conditioned
-        with _exactly(weight.device):
+        # without the user's autocast, which would round what is compared
+        available = torch.amp.is_autocast_available(weight.device.type)
+        with torch.autocast(weight.device.type, enabled=False) if available else nullcontext():
             right = look(attention, projection, corrections.widths, spectral)
         if not right:
             raise RuntimeError(
@@ -80,10 +82,3 @@ def _project(owner: nn.Module, projection: Projection, x: Tensor) -> Tensor:
         y: Tensor = owner(x)
         return y
     return F.linear(x, as_matrix(owner, weight))
-
-
-def _exactly(device: torch.device) -> AbstractContextManager[object]:
-    """Without the user's autocast, which would round what is compared."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)

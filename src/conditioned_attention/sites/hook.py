@@ -55,7 +55,12 @@ class Layout:
         several = x.dim() - len(dimensions)  # dimensions of tokens beyond one; -1 where there is none
         if several < (-1 if "*" in self.axes else 0):
             raise ValueError(f"heads were expected as {self.axes!r}, got a tensor of shape {tuple(x.shape)}")
-        self._check_heads(x, heads)
+        i = next(i for i, dimension in enumerate(dimensions) if "H" in dimension)
+        size = x.shape[i if i < n else i - len(dimensions)]
+        if size != heads if dimensions[i] == "H" else size % heads:
+            raise ValueError(
+                f"heads were expected as {self.axes!r} with {heads} of them, got a tensor of shape {tuple(x.shape)}"
+            )
         y = x.unsqueeze(n) if several < 0 else x.flatten(n, n + several)
         for i, dimension in enumerate(dimensions):
             if dimension == "H*D":
@@ -66,16 +71,6 @@ class Layout:
         inward = [letters.index(axis) for axis in ("B", "H", *(("N", "D") if self.along == "D" else ("D", "N")))]
         outward = [inward.index(i) for i in range(4)]
         return behind(transform, y.permute(inward)).permute(outward).reshape(x.shape)
-
-    def _check_heads(self, x: Tensor, heads: int) -> None:
-        """Raises ValueError where the dimension that holds the heads cannot be so many."""
-        dimensions = self.axes.split()
-        i = next(i for i, dimension in enumerate(dimensions) if "H" in dimension)
-        size = x.shape[i if i < dimensions.index("N") else i - len(dimensions)]
-        if size != heads if dimensions[i] == "H" else size % heads:
-            raise ValueError(
-                f"heads were expected as {self.axes!r} with {heads} of them, got a tensor of shape {tuple(x.shape)}"
-            )
 
 
 def _apply(layout: Layout, transform: HeadTransform, x: Tensor, heads: int) -> Tensor:

@@ -24,8 +24,35 @@ _INPUT = "_head_gate_input"  # attribute of an attention module while it runs
 _NAMES_OF_INPUT = ("hidden_states", "x", "query", "input")
 
 
-class Learned(HeadTransform):
-    """A transform with a parameter, as it is asked for; conversion puts a `Bound` one on every module."""
+class OnModule(HeadTransform):
+    """A transform with something of its own on every module, as it is asked for; conversion makes it a `Bound` one."""
+
+    @abstractmethod
+    def begin(self, attention: nn.Module, projections: Projections) -> None:
+        """Puts what it has of its own on an attention module."""
+
+    @abstractmethod
+    def end(self, attention: nn.Module) -> None:
+        """Takes it off again."""
+
+    def against(self, attention: nn.Module, projections: Projections) -> str:
+        """Why it cannot be put there; empty if it can."""
+        return ""
+
+    def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
+        """Maps head outputs (B, H, N, D) with what stands on the module."""
+        return output
+
+    def apply_before(self, attention: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for queries (B, H, N, D) and keys, of a transform that `changes_queries`."""
+        return query, key
+
+    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
+        raise TypeError(f"{self} acts on modules that it was put on by conversion, where it has something of its own")
+
+
+class Learned(OnModule):
+    """One with a parameter."""
 
     parameter: ClassVar[str]  # its name on the attention module
     reads_input: ClassVar[bool] = False  # whether `apply` needs what the attention module is called with
@@ -34,16 +61,31 @@ class Learned(HeadTransform):
     def initial(self, heads: int, width: int, features: int) -> Tensor:
         """The parameter's first value, for H heads of width D and C features."""
 
-    def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
-        """Maps head outputs (B, H, N, D) with the parameter that stands on the module."""
-        return output
+    def begin(self, attention: nn.Module, projections: Projections) -> None:
+        query = next(weight for weight in projections.weights if "q" in weight.roles)
+        owner = query.owner(attention)
+        weight = getattr(owner, query.parameter)
+        width = projections.head_widths(attention)["v"]
+        initial = self.initial(projections.heads, width, as_matrix(owner, weight).shape[1])
+        if self.parameter not in attention._parameters:  # or it is its own, from before somebody changed how it runs
+            attention.register_parameter(self.parameter, nn.Parameter(initial.to(weight)))
+        if self.reads_input:
+            put_around(attention, _KEY, _remember_input, _forget_input)
+            attention._forward_pre_hooks_with_kwargs[_KEY] = True
 
-    def apply_before(self, attention: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for queries (B, H, N, D) and keys, of a transform that `changes_queries`."""
-        return query, key
+    def end(self, attention: nn.Module) -> None:
+        attention._parameters.pop(self.parameter, None)
+        take_around(attention, _KEY)
+        attention._forward_pre_hooks_with_kwargs.pop(_KEY, None)
 
-    def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
-        raise TypeError(f"{self} has parameters: it acts on modules that it was put on by conversion")
+    def against(self, attention: nn.Module, projections: Projections) -> str:
+        if self.reads_input and isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
+            return f"{self} wants inputs (batch, tokens, features), and this module takes (tokens, batch, features)"
+        present = transform_of(attention)
+        its_own = present is not None and isinstance(present.settings, type(self))
+        if hasattr(attention, self.parameter) and not its_own:
+            return f"{self} needs the name {self.parameter!r}, which this module has already"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -160,65 +202,43 @@ class LearnedPowerNorm(Learned):
 
 @dataclass(eq=False)
 class Bound(HeadTransform, recorded=False):
-    """A transform with parameters, and the attention module that they stand on."""
+    """A transform with something of its own, and the attention module that this stands on."""
 
-    learned: Learned
+    asked: OnModule
     attention: nn.Module
 
     kind: ClassVar[str] = "bound"
 
     @property
     def settings(self) -> HeadTransform:
-        return self.learned
+        return self.asked
 
     @property
     def changes_queries(self) -> bool:
-        return self.learned.changes_queries
+        return self.asked.changes_queries
 
     def queries(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return self.learned.apply_before(self.attention, query, key)
+        return self.asked.apply_before(self.attention, query, key)
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
-        return self.learned.apply(self.attention, output)
+        return self.asked.apply(self.attention, output)
 
 
-def bind(attention: nn.Module, learned: Learned, projections: Projections) -> Bound:
-    """Puts the parameter of a transform on an attention module."""
-    query = next(weight for weight in projections.weights if "q" in weight.roles)
-    owner = query.owner(attention)
-    weight = getattr(owner, query.parameter)
-    width = projections.head_widths(attention)["v"]
-    initial = learned.initial(projections.heads, width, as_matrix(owner, weight).shape[1])
-    if learned.parameter not in attention._parameters:  # or it is its own, from before somebody changed how it runs
-        attention.register_parameter(learned.parameter, nn.Parameter(initial.to(weight)))
-    if learned.reads_input:
-        put_around(attention, _KEY, _remember_input, _forget_input)
-        attention._forward_pre_hooks_with_kwargs[_KEY] = True
-    return Bound(learned, attention)
+def bind(attention: nn.Module, asked: OnModule, projections: Projections) -> Bound:
+    """Puts what a transform has of its own on an attention module."""
+    asked.begin(attention, projections)
+    return Bound(asked, attention)
 
 
-def unbind(attention: nn.Module, learned: Learned) -> None:
-    """Takes the parameter off again."""
-    attention._parameters.pop(learned.parameter, None)
-    take_around(attention, _KEY)
-    attention._forward_pre_hooks_with_kwargs.pop(_KEY, None)
-
-
-def against(attention: nn.Module, mechanism: Mechanism, learned: Learned, projections: Projections | str) -> str:
-    """Why a transform with parameters cannot be put on a module; empty if it can."""
+def against(attention: nn.Module, mechanism: Mechanism, asked: OnModule, projections: Projections | str) -> str:
+    """Why a transform with something of its own cannot be put on a module; empty if it can."""
     if isinstance(projections, str):
         return projections
     if isinstance(mechanism, Hook) and mechanism.layout.along != "D":
-        return f"{learned} wants heads whose rows are tokens, and here they are channels"
+        return f"{asked} wants heads whose rows are tokens, and here they are channels"
     if isinstance(mechanism, Hook) and mechanism.layout.axes != "B N H*D":
-        return f"{learned} wants heads that lie as 'B N H*D', and here they lie as {mechanism.layout.axes!r}"
-    if learned.reads_input and isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
-        return f"{learned} wants inputs (batch, tokens, features), and this module takes (tokens, batch, features)"
-    present = transform_of(attention)
-    its_own = present is not None and isinstance(present.settings, type(learned))
-    if hasattr(attention, learned.parameter) and not its_own:
-        return f"{learned} needs the name {learned.parameter!r}, which this module has already"
-    return ""
+        return f"{asked} wants heads that lie as 'B N H*D', and here they lie as {mechanism.layout.axes!r}"
+    return asked.against(attention, projections)
 
 
 def _remember_input(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

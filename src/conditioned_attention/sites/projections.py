@@ -5,13 +5,17 @@ Letters of roles: q, k, v, and - for rows that are none of them (a gate, an MLP 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 ROLES = "qkv"
 NORMED = "its weights are corrected before the norm that follows them"  # remark
+
+Making = str | tuple[str, Sequence[int]]  # what the rows of a weight make, as `register_attention` takes it
+Places = Mapping[str, Making]
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,24 @@ class Projections:
         return widths
 
 
+def weight_at(path: str, making: Making, heads: int, parameter: str = "weight") -> Projection:
+    """One weight, and what its rows make, where ``"H*qkv"`` is (Q K V)(Q K V)..., once for each head."""
+    roles, sizes = (making, None) if isinstance(making, str) else (making[0], tuple(making[1]))
+    return Projection(path, roles.removeprefix("H*"), sizes, heads if roles.startswith("H*") else 1, parameter)
+
+
+def made_by(
+    module: Any, places: Mapping[str, str | tuple[str, str | Sequence[int]]], heads: int, remark: str = ""
+) -> Projections:
+    """The weights at these paths; numbers of rows may be attributes of the module: ``("H*kv", "key_dim val_dim")``."""
+    weights = []
+    for path, making in places.items():
+        if isinstance(making, tuple) and isinstance(making[1], str):
+            making = (making[0], [getattr(module, name) for name in making[1].split()])
+        weights.append(weight_at(path, making, heads))  # type: ignore[arg-type]
+    return Projections(tuple(weights), heads, remark)
+
+
 def as_matrix(owner: nn.Module, weight: Tensor) -> Tensor:
     """A weight as (out, in), as a view: transposed where it is (in, ...), without the kernel for 1 × 1 convolutions."""
     matrix = weight.flatten(1) if weight.dim() > 2 else weight
@@ -159,5 +181,4 @@ _TRANSPOSED = {"Conv1D", "XLNetRelativeAttention"}
 
 def whole(weight: Tensor) -> Tensor:
     """A weight that FSDP2 or tensor parallelism has spread over devices, gathered; every process has to call this."""
-    gathered: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-    return gathered
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight

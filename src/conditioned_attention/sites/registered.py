@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from conditioned_attention.sites.hook import Hook, Layout
-from conditioned_attention.sites.projections import Projection, Projections
+from conditioned_attention.sites.projections import Places, Projections, weight_at
 from conditioned_attention.sites.site import Mechanism, plain_class
 from conditioned_attention.sites.swap import subclass_reason
-
-Rows = str | tuple[str, Sequence[int]]
-Places = Mapping[str, Rows]
 
 _registered: dict[type, Hook] = {}
 _projections: dict[type, Places | Callable[[Any], Places]] = {}
@@ -114,12 +111,10 @@ def projections_of(module: nn.Module) -> Projections | str | None:
     heads = _registered[cls].number_of_heads(module)
     weights = []
     for path, rows in places.items():
-        roles, sizes = (rows, None) if isinstance(rows, str) else (rows[0], tuple(rows[1]))
         owner, parameter = _place(module, path)
         if parameter is None:
             return f"has no weight {path!r}, which register_attention was told"
-        groups = heads if roles.startswith("H*") else 1
-        weights.append(Projection(owner, roles.removeprefix("H*"), sizes, groups, parameter))
+        weights.append(weight_at(owner, rows, heads, parameter))
     found = Projections(tuple(weights), heads)
     try:
         found.head_widths(module)

@@ -118,8 +118,7 @@ def _says_causal(module: nn.Module) -> bool:
 
 def transform_of(module: nn.Module) -> HeadTransform | None:
     """The transform that was left on an attention module, or None."""
-    found: HeadTransform | None = module.__dict__.get(TRANSFORM)
-    return found
+    return module.__dict__.get(TRANSFORM)
 
 
 def active_transform(site: Site) -> HeadTransform | None:

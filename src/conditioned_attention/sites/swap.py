@@ -17,6 +17,7 @@ from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.site import Mechanism, Site, class_name
 
 _SWAP = "_class_swap"
+_swaps: dict[type, Swap] = {}  # by the plain class
 
 M = TypeVar("M", bound=type[nn.Module])
 
@@ -85,7 +86,8 @@ def swapped_for(
     """Decorates the subclass that instances of ``plain`` are switched to."""
 
     def decorate(conditioned: M) -> M:
-        setattr(conditioned, _SWAP, mechanism(plain, conditioned, weights, queries))
+        _swaps[plain] = mechanism(plain, conditioned, weights, queries)
+        setattr(conditioned, _SWAP, _swaps[plain])
         return conditioned
 
     return decorate
@@ -96,9 +98,10 @@ def swap_of(cls: type) -> Swap | None:
     return getattr(cls, _SWAP, None)
 
 
-def swap_in(module: str, conditioned: str) -> Swap | None:
-    """The class swap to a class of ``sites/``, whose module is imported only now."""
-    return swap_of(getattr(importlib.import_module(f"conditioned_attention.sites.{module}"), conditioned))
+def swap_in(module: str, plain: type) -> Swap:
+    """The class swap from a class to its counterpart in a module of ``sites/``, which is imported only now."""
+    importlib.import_module(f"conditioned_attention.sites.{module}")
+    return _swaps[plain]
 
 
 def derived_reason(cls: type, names: Container[str]) -> str | None:

@@ -22,7 +22,7 @@ from conditioned_attention.sites import learned, registered
 from conditioned_attention.sites.corrected import correct
 from conditioned_attention.sites.effect import check_effect
 from conditioned_attention.sites.hook import Hook, hook_of
-from conditioned_attention.sites.learned import Learned
+from conditioned_attention.sites.learned import OnModule
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.sites.site import Mechanism, Site, class_name, plain_class, transform_of
 from conditioned_attention.sites.swap import swap_of
@@ -166,9 +166,7 @@ def find_projections(attention: nn.Module) -> Projections | str:
 
 def _has_weights_of_its_own(module: nn.Module) -> bool:
     """True for a module with projections, False for an empty shell or a container of blocks."""
-    if next(module.parameters(recurse=False), None) is not None:
-        return True
-    return any(next(child.parameters(recurse=False), None) is not None for child in module.children())
+    return any(next(m.parameters(recurse=False), None) is not None for m in (module, *module.children()))
 
 
 def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], HeadTransform]) -> Callable[[], None]:
@@ -184,10 +182,10 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
     with ExitStack() as undo:
         for site, its_transform in chosen:
             assert site.mechanism is not None
-            if isinstance(its_transform, Learned):
+            if isinstance(its_transform, OnModule):
                 projections = find_projections(site.module)
                 assert isinstance(projections, Projections)
-                undo.callback(learned.unbind, site.module, its_transform)
+                undo.callback(its_transform.end, site.module)
                 its_transform = learned.bind(site.module, its_transform, projections)
             undo.callback(site.mechanism.install(site, its_transform))
         return undo.pop_all().close
@@ -230,15 +228,15 @@ def _uninstall(site: Site) -> bool:
     transform = transform_of(site.module)
     if site.mechanism is None or not site.mechanism.uninstall(site):
         return False
-    if transform is not None and isinstance(transform.settings, Learned):
-        learned.unbind(site.module, transform.settings)
+    if transform is not None and isinstance(transform.settings, OnModule):
+        transform.settings.end(site.module)
     return True
 
 
 def against(site: Site, transform: HeadTransform) -> str:
     """Why a transform cannot be put on a site; empty if it can."""
     reason = site.against(transform)
-    if reason or not isinstance(transform, Learned) or site.mechanism is None:
+    if reason or not isinstance(transform, OnModule) or site.mechanism is None:
         return reason
     return learned.against(site.module, site.mechanism, transform, find_projections(site.module))
 

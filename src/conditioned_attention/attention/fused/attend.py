@@ -49,15 +49,11 @@ def attend_packed(
 
 def _options(transform: HeadTransform, arguments: Arguments, query: Tensor) -> Options:
     assert isinstance(transform, RowNorm)
+    scale = 1 / math.sqrt(query.shape[-1]) if arguments.scale is None else arguments.scale
     return Options(
-        is_causal=arguments.is_causal,
-        scale=1 / math.sqrt(query.shape[-1]) if arguments.scale is None else arguments.scale,
-        dropout_p=arguments.dropout_p,
-        window=arguments.window or 0,
-        eps=transform.floor(query.dtype),
-        rows=transform.rows,
-        gradient=transform.gradient,
-    )
+        arguments.is_causal, scale, arguments.dropout_p, window=arguments.window or 0,
+        eps=transform.floor(query.dtype), rows=transform.rows, gradient=transform.gradient,
+    )  # fmt: skip
 
 
 def _seed(query: Tensor) -> Tensor:
@@ -69,11 +65,11 @@ def _run(inputs: Inputs, options: Options) -> Tensor:
     output: Tensor
     if not _may_call_directly():
         output = forward_operator(*inputs, *options)[0]
-    elif torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        return output
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         output = _Fused.apply(*inputs, *options)[0]
-    else:
-        output = launch.forward(inputs, options)[0]
-    return output
+        return output
+    return launch.forward(inputs, options)[0]
 
 
 def _may_call_directly() -> bool:
@@ -83,69 +79,34 @@ def _may_call_directly() -> bool:
     return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
 
 
-# The signatures of the operators are written out, flat, because schemas are made from them: `Inputs`, then `Options`.
+# Operators take everything flat: `Inputs`, then `Options`.
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, Tensor? queries_from, Tensor? keys_from"
+_OPTIONS = (
+    "bool is_causal, float scale, float dropout_p, SymInt window, float eps, str rows, str gradient, "
+    "SymInt longest_queries, SymInt longest_keys"
+)
 
 
-@torch.library.custom_op("conditioned_attention::fused_forward", mutates_args=())
-def forward_operator(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    seed: Tensor | None,
-    queries_from: Tensor | None,
-    keys_from: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-    window: int,
-    eps: float,
-    rows: str,
-    gradient: str,
-    longest_queries: int,
-    longest_keys: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "conditioned_attention::fused_forward",
+    mutates_args=(),
+    schema=f"({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+)
+def forward_operator(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`launch.forward`: y, 1/C and the log-sum-exp."""
-    return launch.forward(
-        Inputs(query, key, value, mask, seed, queries_from, keys_from),
-        Options(is_causal, scale, dropout_p, window, eps, rows, gradient, longest_queries, longest_keys),
-    )
+    return launch.forward(Inputs(*args[:_TENSORS]), Options(*args[_TENSORS:]))
 
 
-@torch.library.custom_op("conditioned_attention::fused_backward", mutates_args=())
-def backward_operator(
-    upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    seed: Tensor | None,
-    queries_from: Tensor | None,
-    keys_from: Tensor | None,
-    y: Tensor,
-    norm: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-    window: int,
-    eps: float,
-    rows: str,
-    gradient: str,
-    longest_queries: int,
-    longest_keys: int,
-    of_mask: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "conditioned_attention::fused_backward",
+    mutates_args=(),
+    schema=f"(Tensor upstream, {_INPUTS}, Tensor y, Tensor norm, Tensor lse, {_OPTIONS}, bool of_mask)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def backward_operator(upstream: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`launch.backward`."""
-    return launch.backward(
-        upstream,
-        Inputs(query, key, value, mask, seed, queries_from, keys_from),
-        y,
-        norm,
-        lse,
-        Options(is_causal, scale, dropout_p, window, eps, rows, gradient, longest_queries, longest_keys),
-        of_mask,
-    )
+    y, norm, lse, *options, of_mask = args[_TENSORS:]
+    return launch.backward(upstream, Inputs(*args[:_TENSORS]), y, norm, lse, Options(*options), of_mask)
 
 
 @forward_operator.register_fake

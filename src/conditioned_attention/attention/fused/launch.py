@@ -258,30 +258,20 @@ def _compiled_for(inputs: Inputs, options: Options, blocks: Blocks, per_head: bo
     """What a kernel is compiled for; ``per_head``: its blocks hold queries of several heads."""
     query, _, value, mask, *_ = inputs
     single = query.dtype == torch.float32
-    return {
-        "OPT": _kernel_options(
-            D=query.shape[-1],
-            E=value.shape[-1],
-            BLOCK_D=power_of_two(query.shape[-1]),
-            BLOCK_E=power_of_two(value.shape[-1]),
-            BLOCK_N=blocks.queries,
-            BLOCK_M=blocks.keys,
-            CAUSAL=options.is_causal,
-            WINDOWED=options.window > 0,
-            MASK="none" if mask is None else "bool" if mask.dtype == torch.bool else "additive",
-            PER_QUERY=mask is not None and (_per_query(mask, query.shape[2]) or (per_head and mask.shape[1] > 1)),
-            DROPOUT=options.dropout_p > 0,
-            WEIGHTS=options.rows == "weights",
-            THROUGH=options.gradient == "through",
-            FOLD=_folds(query),
-            SCALED=options.scale <= 0 or (mask is not None and mask.dtype != torch.bool),
-            PACKED=inputs.queries_from is not None,
-            PRECISION="tf32" if single and _may_use_tf32() else "ieee",
-            UPCAST=interpreted() and query.dtype == torch.bfloat16,
-        ),
-        "num_warps": blocks.warps if mask is None and options.dropout_p == 0 else 8,  # both take registers
-        "num_stages": blocks.stages,
-    }
+    opt = _kernel_options(
+        D=query.shape[-1], BLOCK_D=power_of_two(query.shape[-1]), BLOCK_N=blocks.queries,
+        E=value.shape[-1], BLOCK_E=power_of_two(value.shape[-1]), BLOCK_M=blocks.keys,
+        CAUSAL=options.is_causal, WINDOWED=options.window > 0, DROPOUT=options.dropout_p > 0,
+        MASK="none" if mask is None else "bool" if mask.dtype == torch.bool else "additive",
+        PER_QUERY=mask is not None and (_per_query(mask, query.shape[2]) or (per_head and mask.shape[1] > 1)),
+        WEIGHTS=options.rows == "weights", THROUGH=options.gradient == "through", FOLD=_folds(query),
+        SCALED=options.scale <= 0 or (mask is not None and mask.dtype != torch.bool),
+        PACKED=inputs.queries_from is not None,
+        PRECISION="tf32" if single and _may_use_tf32() else "ieee",
+        UPCAST=interpreted() and query.dtype == torch.bfloat16,
+    )  # fmt: skip
+    warps = blocks.warps if mask is None and options.dropout_p == 0 else 8  # both take registers
+    return {"OPT": opt, "num_warps": warps, "num_stages": blocks.stages}
 
 
 @cache
@@ -341,7 +331,7 @@ def _pointers(inputs: Inputs) -> list[Tensor]:
 
 
 def _strides(tensor: Tensor | None) -> tuple[int, ...]:
-    """0 along dimensions of one entry, so that a mask is broadcast; for none, anything."""
-    if tensor is None:
+    """0 along dimensions of one entry, so that a mask is broadcast, and where there is none."""
+    if tensor is None:  # what stands in its place is not moved from
         return (0, 0, 0, 0)
     return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))

@@ -31,7 +31,6 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     backend = contract.backend(arguments, prepared)
     call = flash.Call(backend, arguments.dropout_p, arguments.is_causal, arguments.scale)
     floor = transform.floor(query.dtype)
-    output: Tensor
     if torch.compiler.is_compiling():
         options = (call.is_causal, call.scale, floor, transform.gradient)
         output = steps.forward_operator(query, key, value, mask, *options)[0]
@@ -39,7 +38,8 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
         output = _apply(_Lean, query, key, value, mask, call, floor, transform.gradient)[0]
     else:
         output = steps.forward(call, query, key, value, mask, floor).y
-    return output if arguments.query.dim() == 4 else output.reshape(arguments.query.shape)
+    result: Tensor = output if arguments.query.dim() == 4 else output.reshape(arguments.query.shape)
+    return result
 
 
 def _differentiated(*tensors: Tensor) -> bool:
@@ -84,10 +84,20 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-        y: Tensor, norm: Tensor, lse: Tensor, seed: Tensor | None, offset: Tensor | None,
-        call: flash.Call, eps: float, gradient: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        upstream: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        y: Tensor,
+        norm: Tensor,
+        lse: Tensor,
+        seed: Tensor | None,
+        offset: Tensor | None,
+        call: flash.Call,
+        eps: float,
+        gradient: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         kept = steps.Kept(y, norm, lse, seed, offset)
         return steps.backward(call, upstream, query, key, value, mask, kept, eps, gradient)
 

@@ -126,11 +126,8 @@ def _refuses_on_cuda(arguments: Arguments) -> str | None:
 
 
 def _cuda_choice(arguments: Arguments, prepared: Prepared) -> int:
-    return int(
-        torch._fused_sdp_choice(
-            *prepared, arguments.dropout_p, arguments.is_causal, scale=arguments.scale, enable_gqa=arguments.enable_gqa
-        )
-    )
+    _, _, _, _, dropout_p, is_causal, scale, enable_gqa, _ = arguments
+    return int(torch._fused_sdp_choice(*prepared, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa))
 
 
 def backend(arguments: Arguments, prepared: Prepared) -> str:

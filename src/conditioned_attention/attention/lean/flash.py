@@ -22,13 +22,8 @@ class Call(NamedTuple):
     scale: float | None
 
 
-class Forward(NamedTuple):
-    """What the forward operator leaves: output (B, H, N, D), lse (B, H, at least N), and the dropout's random state."""
-
-    output: Tensor
-    lse: Tensor
-    seed: Tensor | None
-    offset: Tensor | None
+# output (B, H, N, D), lse (B, H, at least N), and the random state of dropout, a seed and an offset
+Forward = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def forward(call: Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Forward:
@@ -37,16 +32,16 @@ def forward(call: Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor 
         output, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, call.is_causal, attn_mask=mask, scale=call.scale
         )
-        return Forward(output, lse, None, None)
+        return output, lse, None, None
     if call.backend == "cuda flash":
         output, lse, _, _, _, _, seed, offset, _ = _aten._scaled_dot_product_flash_attention(
             query, key, value, call.dropout_p, call.is_causal, False, scale=call.scale
         )
-        return Forward(output, lse, seed, offset)
+        return output, lse, seed, offset
     output, lse, seed, offset = _aten._scaled_dot_product_efficient_attention(
         query, key, value, mask, True, call.dropout_p, call.is_causal, scale=call.scale
     )
-    return Forward(output, lse, seed, offset)
+    return output, lse, seed, offset
 
 
 def backward(

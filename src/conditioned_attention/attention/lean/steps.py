@@ -61,15 +61,12 @@ def backward(
     """Gradients of query, key and value for that of y."""
     y, norm, lse, seed, offset = kept
     if rows.run_on(y):
-        through = gradient == "through"
-        attention, upstream = rows.rebuild(y, norm, upstream, eps, through=through, folds=_folds(y))
+        attention, upstream = rows.rebuild(y, norm, upstream, eps, through=gradient == "through", folds=_folds(y))
     else:
         attention, upstream = _rebuild(y, norm, upstream, eps, gradient)
     # Folded, ``lse`` is lse - log C: flash makes exp(S - lse) of it, which is C·P then, and so multiplies everything
     # that it sends back by C, without a pass for it.  For softmax it takes off rowsum(dY A), so its output must be A.
-    return flash.backward(
-        call, unit_stride(upstream), query, key, value, mask, flash.Forward(attention, lse, seed, offset)
-    )
+    return flash.backward(call, unit_stride(upstream), query, key, value, mask, (attention, lse, seed, offset))
 
 
 def _rebuild(y: Tensor, norm: Tensor, upstream: Tensor, eps: float, gradient: str) -> tuple[Tensor, Tensor]:

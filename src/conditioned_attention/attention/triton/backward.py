@@ -86,23 +86,34 @@ def kept_of(seed, dropout_p, keep, row, m, row_keys, OPT: tl.constexpr):
 
 
 @triton.jit
+def _rows_of(start_n, queries, upstream, rows, N, OPT: tl.constexpr):
+    """A block of queries: (query, upstream gradient, log-sum-exp, δ, what pulls, number of each among all rows)."""
+    q, q_strides = queries
+    up, up_strides = upstream
+    lse, delta, pull, first_of_rows = rows
+    n = start_n + tl.arange(0, OPT.BLOCK_N)
+    row, exists = first_of_rows + n, n < N
+    query = load(q, q_strides, start_n, N, OPT.BLOCK_N, OPT.D, OPT.BLOCK_D, True)
+    gradient = load(up, up_strides, start_n, N, OPT.BLOCK_N, OPT.E, OPT.BLOCK_E, True)
+    log_sum = tl.load(lse + row, mask=exists, other=float("inf"))  # beyond the last query no weight
+    inner = tl.load(delta + row, mask=exists, other=0.0)
+    along = inner
+    if OPT.THROUGH and OPT.WEIGHTS:
+        along = tl.load(pull + row, mask=exists, other=0.0)
+    return query, gradient, log_sum, inner, along, row
+
+
+@triton.jit
 def _keys_and_values_from_queries(
     d_key, d_value, key, value, m, queries, upstream, masks, rows, sizes, first, last,
     OPT: tl.constexpr, GUARDED: tl.constexpr,
 ):  # fmt: skip
     """What queries ``first`` to ``last`` of one head send to a block of keys m and their values; keys down."""
-    q, q_strides = queries
-    up, up_strides = upstream
     mask, mask_strides = masks
-    lse, delta, pull, first_of_rows = rows
     N, M, row_keys, scale, window, seed, dropout_p, keep = sizes
     for start_n in tl.range(first, last, OPT.BLOCK_N):
         n = start_n + tl.arange(0, OPT.BLOCK_N)
-        row, exists = first_of_rows + n, n < N
-        query = load(q, q_strides, start_n, N, OPT.BLOCK_N, OPT.D, OPT.BLOCK_D, True)
-        gradient = load(up, up_strides, start_n, N, OPT.BLOCK_N, OPT.E, OPT.BLOCK_E, True)
-        log_sum = tl.load(lse + row, mask=exists, other=float("inf"))  # beyond the last query no weight
-        inner = tl.load(delta + row, mask=exists, other=0.0)
+        query, gradient, log_sum, inner, along, row = _rows_of(start_n, queries, upstream, rows, N, OPT)
         logits = dot(key, tl.trans(query), OPT) * (scale * LOG2_E)
         mask_rows = tl.cast(n, tl.int64)[None, :] * mask_strides[2]
         logits = restrict(logits, mask, mask_rows, mask_strides[3], n[None, :], m[:, None], N, M, window, OPT, GUARDED)
@@ -113,9 +124,6 @@ def _keys_and_values_from_queries(
             met *= kept
         d_value += dot(met.to(gradient.dtype), gradient, OPT)
         d_weights = dot(value, tl.trans(gradient), OPT)
-        along = inner
-        if OPT.THROUGH and OPT.WEIGHTS:
-            along = tl.load(pull + row, mask=exists, other=0.0)
         d_logits = d_logits_of(weights, d_weights, inner[None, :], along[None, :], kept, OPT)
         d_key += dot(d_logits.to(query.dtype), query, OPT)
     return d_key, d_value
@@ -155,8 +163,7 @@ def keys_and_values(
     first_n, n_count = sequence(queries_from, b, N, OPT)
     first_m, m_count = sequence(keys_from, b, M, OPT)
     m = start_m + tl.arange(0, OPT.BLOCK_M)
-    key = head_of(k, k_strides, b, g, first_m)
-    key = load(key, k_strides, start_m, m_count, OPT.BLOCK_M, OPT.D, OPT.BLOCK_D, True)
+    key = load(head_of(k, k_strides, b, g, first_m), k_strides, start_m, m_count, OPT.BLOCK_M, OPT.D, OPT.BLOCK_D, True)
     value = head_of(v, v_strides, b, g, first_m)
     value = load(value, v_strides, start_m, m_count, OPT.BLOCK_M, OPT.E, OPT.BLOCK_E, True)
     d_key = tl.zeros((OPT.BLOCK_M, OPT.BLOCK_D), tl.float32)
@@ -169,10 +176,7 @@ def keys_and_values(
         h = g * REPEATS + repeat
         queries = (head_of(q, q_strides, b, h, first_n), q_strides)
         upstream = (head_of(up, up_strides, b, h, first_n), up_strides)
-        mask_of_head = mask
-        if OPT.MASK != "none":
-            mask_of_head = head_of(mask, mask_strides, b, h, 0)
-        masks = (mask_of_head, mask_strides)
+        masks = (head_of(mask, mask_strides, b, h, 0), mask_strides)
         rows = (lse, delta, pull, first_row(b, h, first_n, H, N, OPT))
         if OPT.CAUSAL or OPT.WINDOWED:
             d_key, d_value = _keys_and_values_from_queries(
@@ -184,24 +188,6 @@ def keys_and_values(
             )
     store(head_of(dk, dk_strides, b, g, first_m), dk_strides, start_m, m_count, d_key * scale, OPT.D)
     store(head_of(dv, dv_strides, b, g, first_m), dv_strides, start_m, m_count, d_value, OPT.E)
-
-
-@triton.jit
-def _rows_of(start_n, queries, upstream, rows, N, OPT: tl.constexpr):
-    """A block of queries: (query, upstream gradient, log-sum-exp, δ, what pulls, number of each among all rows)."""
-    q, q_strides = queries
-    up, up_strides = upstream
-    lse, delta, pull, first_of_rows = rows
-    n = start_n + tl.arange(0, OPT.BLOCK_N)
-    row, exists = first_of_rows + n, n < N
-    query = load(q, q_strides, start_n, N, OPT.BLOCK_N, OPT.D, OPT.BLOCK_D, True)
-    gradient = load(up, up_strides, start_n, N, OPT.BLOCK_N, OPT.E, OPT.BLOCK_E, True)
-    log_sum = tl.load(lse + row, mask=exists, other=float("inf"))
-    inner = tl.load(delta + row, mask=exists, other=0.0)
-    along = inner
-    if OPT.THROUGH and OPT.WEIGHTS:
-        along = tl.load(pull + row, mask=exists, other=0.0)
-    return query, gradient, log_sum, inner, along, row
 
 
 @triton.jit
@@ -248,10 +234,7 @@ def queries(
     first_m, m_count = sequence(keys_from, b, M, OPT)
     keys = (head_of(k, k_strides, b, h // REPEATS, first_m), k_strides)
     values = (head_of(v, v_strides, b, h // REPEATS, first_m), v_strides)
-    mask_of_head = mask
-    if OPT.MASK != "none":
-        mask_of_head = head_of(mask, mask_strides, b, h, 0)
-    masks = (mask_of_head, mask_strides)
+    masks = (head_of(mask, mask_strides, b, h, 0), mask_strides)
     if OPT.DROPOUT:
         seed = tl.load(seed)
     sizes = (n_count, m_count, M, scale, window, seed, dropout_p, keep)

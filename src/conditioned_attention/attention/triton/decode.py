@@ -41,11 +41,8 @@ def attend_in_parts(
     query = tl.load(pointers, mask=exists[:, None] & (columns < OPT.D), other=0.0)
     keys = (head_of(k, k_strides, b, g, 0), k_strides)
     values = (head_of(v, v_strides, b, g, 0), v_strides)
-    mask_of_batch = mask
-    if OPT.MASK != "none":
-        mask_of_batch = head_of(mask, mask_strides, b, 0, 0)
     mask_rows = tl.cast(h, tl.int64) * mask_strides[1] + tl.cast(n, tl.int64) * mask_strides[2]
-    masks = (mask_of_batch, mask_rows, mask_strides[3])
+    masks = (head_of(mask, mask_strides, b, 0, 0), mask_rows, mask_strides[3])
     if OPT.DROPOUT:
         seed = tl.load(seed)
     first, end = part * part_keys, tl.minimum((part + 1) * part_keys, M)

@@ -106,16 +106,13 @@ def attend(
     b, h = head // H, head % H
     first_n, n_count = sequence(queries_from, b, N, OPT)
     first_m, m_count = sequence(keys_from, b, M, OPT)
-    queries = head_of(q, q_strides, b, h, first_n)
-    query = load(queries, q_strides, start_n, n_count, OPT.BLOCK_N, OPT.D, OPT.BLOCK_D, True)
+    query = head_of(q, q_strides, b, h, first_n)
+    query = load(query, q_strides, start_n, n_count, OPT.BLOCK_N, OPT.D, OPT.BLOCK_D, True)
     keys = (head_of(k, k_strides, b, h // REPEATS, first_m), k_strides)
     values = (head_of(v, v_strides, b, h // REPEATS, first_m), v_strides)
     n = start_n + tl.arange(0, OPT.BLOCK_N)
     row = first_row(b, h, first_n, H, N, OPT) + n
-    mask_of_head = mask
-    if OPT.MASK != "none":
-        mask_of_head = head_of(mask, mask_strides, b, h, 0)
-    masks = (mask_of_head, tl.cast(n, tl.int64) * mask_strides[2], mask_strides[3])
+    masks = (head_of(mask, mask_strides, b, h, 0), tl.cast(n, tl.int64) * mask_strides[2], mask_strides[3])
     if OPT.DROPOUT:
         seed = tl.load(seed)
     sizes = (n_count, m_count, M, scale, window, seed, dropout_p)

@@ -155,15 +155,10 @@ def _read_all(names: Sequence[str], read: Callable[[int], object], rows: Sequenc
     found: dict[int, str] = {}
     pool = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4))
     try:
-        done = pool.map(read_some, chunks)
         for some in track(
-            done,
-            description=f"reading {len(names)} items once",
-            total=len(chunks),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        ):
+            pool.map(read_some, chunks), description=f"reading {len(names)} items once", total=len(chunks),
+            console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+        ):  # fmt: skip
             found |= some
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.environment import environment
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import Summary, many_compared, summarise, verdict
-from conditioned_attention.experiments.evidence.tables import text_table
+from conditioned_attention.experiments.evidence.outcomes import other_outcomes, saturated
+from conditioned_attention.experiments.evidence.statistics import (
+    Summary,
+    decimals,
+    final_score,
+    many_compared,
+    summarise,
+    verdict,
+)
+from conditioned_attention.experiments.evidence.tables import aligned, outcome_table, text_table
 from conditioned_attention.experiments.evidence.tuning import Tuning
 
+if TYPE_CHECKING:
+    from conditioned_attention.experiments.evidence.blocks import BlockedTest  # needs numpy, which comparing does not
 
-@dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """Finished runs of several variants with the same seeds.
 
@@ -44,23 +56,64 @@ class Comparison:
         """One row a variant; see `Summary`."""
         return summarise(self.runs, self.metric)
 
+    def blocked(self) -> BlockedTest | None:
+        """All variants against the baseline at once; None with fewer than two, or where there is nothing to test."""
+        from conditioned_attention.experiments.evidence.blocks import blocked_test
+
+        final = {name: {s: final_score(h) for s, h in by_seed.items()} for name, by_seed in self.runs.items()}
+        return blocked_test(final) if len(final) > 2 else None
+
+    @property
+    def saturated(self) -> bool:
+        """Whether final scores are too close to the best that there can be to tell variants apart."""
+        return saturated(self.summary(), self.metric)
+
+    def outcomes(self) -> list[Comparison]:
+        """The same runs compared by other numbers: the mean of the score over the run, and the evaluation loss.
+
+        Each run's history is one row then, with that number as its score.  None if there is nothing to compare.
+        """
+        found = other_outcomes(self.runs, self.metric) if len(self.runs) > 1 else []
+        return [dataclasses.replace(self, runs=runs, metric=metric, cost=None, tuning=None) for metric, runs in found]
+
+    def outcome_table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of `outcomes`, as text; no rows if there are none."""
+        return outcome_table([(found.metric, found.summary(), found.blocked()) for found in self.outcomes()])
+
+    def outcome_sentences(self) -> list[str]:
+        """What the tests say of `outcomes`."""
+        return [
+            f"{found.metric.name[:1].upper()}{found.metric.name[1:]}. {sentence}"
+            for found in self.outcomes()
+            for sentence in found.on_all() or found.verdicts()
+        ]
+
+    def on_all(self) -> list[str]:
+        """Sentences on all variants together; with a single one to compare, there are none."""
+        rows, blocked = self.summary(), self.blocked()
+        found = [sentence for sentence in [many_compared(rows)] if sentence]
+        return found + (blocked.sentences(self.metric, decimals(rows[0].final.mean)) if blocked else [])
+
     def verdicts(self) -> list[str]:
-        """One sentence a variant (but the baseline), and one on all; they say no more than the statistics do."""
+        """One sentence a variant (but the baseline), and some on all; they say no more than the statistics do."""
         rows = self.summary()
         sentences = [verdict(row, rows[0].variant, self.metric) for row in rows[1:]]
-        many = [sentence for sentence in [many_compared(rows)] if sentence]
         if self.tuning is None:
-            return sentences + many
+            return sentences + self.on_all()
         rates = self.tuning.rates()
         return [
             f"{sentence} Learning rates, tuned on validation data: {rates[rows[0].variant]:g} for {rows[0].variant}, "
             f"{rates[row.variant]:g} for {row.variant}."
             for sentence, row in zip(sentences, rows[1:])
-        ] + many
+        ] + self.on_all()
 
     def __str__(self) -> str:
         warnings = self.tuning.warnings() if self.tuning else []
-        return "\n".join([text_table(self.summary(), self.metric, self.cost), "", *self.verdicts(), *warnings])
+        tables = text_table(self.summary(), self.metric, self.cost, self.blocked())
+        lines = [tables, "", *self.verdicts(), *warnings]
+        if self.saturated and (found := self.outcome_table())[1]:
+            lines += ["", aligned(*found), "", *self.outcome_sentences()]
+        return "\n".join(lines)
 
 
 def describe_machines(machines: Sequence[Mapping[str, Any]]) -> str:

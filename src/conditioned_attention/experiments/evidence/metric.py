@@ -16,3 +16,12 @@ class Metric:
 
     name: str
     higher_is_better: bool = True
+
+    @property
+    def limit(self) -> float | None:
+        """The best that a percentage can be, 100 or 0; None of other units.
+
+        >>> Metric("accuracy (%)").limit, Metric("error (%)", False).limit, Metric("loss (nats a byte)", False).limit
+        (100.0, 0.0, None)
+        """
+        return (100.0 if self.higher_is_better else 0.0) if "(%)" in self.name else None

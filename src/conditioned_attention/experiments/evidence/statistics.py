@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.power import detectable
 
 History = Sequence[Mapping[str, Any]]
 
@@ -48,27 +49,35 @@ class Interval:
         """True also if there are too few pairs for an interval: then nothing is shown either."""
         return not (self.low > 0 or self.high < 0)
 
+    @property
+    def detectable(self) -> float:
+        """The true difference that as many pairs with this spread show with probability 0.8; nan without an interval.
+
+        See `conditioned_attention.experiments.evidence.power`.
+        """
+        from scipy import stats
+
+        if self.n < 2:
+            return math.nan
+        return detectable((self.high - self.low) / 2, float(stats.t.ppf(0.975, self.n - 1)), self.n - 1)
+
 
 @dataclass(frozen=True)
 class Reached:
-    """When runs reached a score: the median epoch over seeds, a run that never did counting as later than any.
+    """When the mean curve of runs reached a score.
 
     Attributes:
-        epoch: the median; None if half of the runs or more never reached the score.
-        never: how many runs never did.
-        n: of how many.
+        epoch: the first evaluation at which the mean over the runs was that good; None if it never was.
+        n: of how many runs; 0 if there is no mean curve.
     """
 
     epoch: float | None
-    never: int
     n: int
 
     def __str__(self) -> str:
         if self.n == 0:
             return "-"
-        if self.epoch is None:
-            return f"never ({self.never} of {self.n})"
-        return f"epoch {self.epoch:.3g}" + (f" ({self.never} of {self.n} never)" if self.never else "")
+        return "never" if self.epoch is None else f"epoch {self.epoch:.3g}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,8 @@ class Summary:
         variant: its name.
         final, best: last and best score of a run, over seeds.  The best is chosen on the data it is measured on.
         difference: of the final scores, variant minus baseline, same seeds; None for the baseline.
-        reached: when a run reached the final score of the baseline with its seed (figure 2 of 2603.27153).
+        reached: when the mean over seeds reached the baseline's mean final score, over the pairs of seeds (figure 2 of
+            2603.27153).
         log10_kappa: median over seeds of the last median log₁₀ κ over heads; inf at the numerical floor, nan if it
             was not measured.
         floor_share: mean over seeds of the share of heads at the numerical floor; nan if not measured.
@@ -141,15 +151,24 @@ def final_score(history: History) -> float:
     return math.nan if score is None else float(score)
 
 
-def reached(pairs: Sequence[tuple[History, float]], metric: Metric) -> Reached:
-    """When each run reached the score it is paired with."""
-    first: list[float] = []
-    for history, goal in pairs:
-        gains = [s - goal if metric.higher_is_better else goal - s for s in scores(history)]
-        first.append(next((float(e) for e, gain in zip(epochs(history), gains) if gain >= 0), math.inf))
-    never = sum(math.isinf(epoch) for epoch in first)
-    median = statistics.median(first) if first else math.inf
-    return Reached(None if math.isinf(median) else median, never, len(first))
+def mean_curve(histories: Sequence[History]) -> dict[float, float]:
+    """The mean score of several runs by epoch, at the epochs that all of them have; nan where one was not finite."""
+    curves = [dict(zip(epochs(history), scores(history))) for history in histories]
+    shared = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)] if curves else []
+    return {epoch: statistics.fmean(curve[epoch] for curve in curves) for epoch in shared}
+
+
+def reached(histories: Sequence[History], goal: float, metric: Metric) -> Reached:
+    """When the mean over runs first was as good as ``goal``.
+
+    The mean and not each run: a curve that goes up and down passes a score before the curve below the noise does, the
+    earlier the more it scatters, while the goal stays what the baseline ended with.  Averaging n runs divides the noise
+    by √n, which shortens that head start and does not end it.
+    """
+    curve = mean_curve(histories)
+    gains = {epoch: score - goal if metric.higher_is_better else goal - score for epoch, score in curve.items()}
+    first = next((float(epoch) for epoch, gain in gains.items() if gain >= 0), None)
+    return Reached(first, len(histories) if curve else 0)
 
 
 def summarise(runs: Mapping[str, Mapping[int, History]], metric: Metric) -> list[Summary]:
@@ -193,7 +212,7 @@ def _summary(
         final=Spread.of(list(final.values())),
         best=Spread.of([best(values) for values in finite if values]),
         difference=None if other is None else paired_interval(differences),
-        reached=reached([(by_seed[seed], goal[seed]) for seed in pairs], metric),
+        reached=reached([by_seed[seed] for seed in pairs], Spread.of([goal[seed] for seed in pairs]).mean, metric),
         log10_kappa=last("log10_kappa", statistics.median),
         floor_share=last("floor_share", statistics.fmean),
         largest_scale=last("largest_scale", max),
@@ -216,18 +235,22 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
+def holm_of(rows: Sequence[Summary]) -> dict[str, float]:
+    """The p-values of the paired t tests by Holm's correction, by variant, the smallest first."""
+    p_values = {row.variant: row.difference.p_value for row in rows if row.difference is not None}
+    return holm({name: p for name, p in p_values.items() if not math.isnan(p)})
+
+
 def many_compared(rows: Sequence[Summary]) -> str:
     """What is left of the differences when it is taken into account how many were looked at; empty for one alone."""
-    p_values = {row.variant: row.difference.p_value for row in rows[1:] if row.difference is not None}
-    p_values = {name: p for name, p in p_values.items() if not math.isnan(p)}
-    if len(p_values) < 2:
+    adjusted = holm_of(rows)
+    if len(adjusted) < 2:
         return ""
-    adjusted = holm(p_values)
     left = [f"{name} (p = {p:.2g})" for name, p in adjusted.items() if p < 0.05]
     return (
-        f"{len(p_values)} variants were compared with {rows[0].variant}: that an interval among them leaves out zero "
-        f"by chance has a probability of up to {1 - 0.95 ** len(p_values):.0%}. With Holm's correction "
-        + (f"these still differ: {', '.join(left)}." if left else "none of them differs.")
+        f"{len(adjusted)} variants were compared with {rows[0].variant}: that an interval among them leaves out zero "
+        f"by chance has a probability of up to {1 - 0.95 ** len(adjusted):.0%}. With Holm's correction "
+        + (f"these still differ: {', '.join(left)}." if left else "none of them is shown to differ.")
     )
 
 
@@ -265,8 +288,9 @@ def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
     interval = f"{number(difference.low)} to {number(difference.high)}"
     if difference.contains_zero:
         return (
-            f"{summary.variant}: no difference to {baseline} was seen. The 95 % interval of the paired difference in "
-            f"{metric.name}, {interval} on {difference.n} seeds, contains zero."
+            f"{summary.variant}: no difference to {baseline} was seen; these {difference.n} seeds could have seen a "
+            f"difference of {number(difference.detectable)[1:]} or more (with probability 80 %). The 95 % interval of "
+            f"the paired difference in {metric.name}, {interval}, contains zero."
         )
     if difference.low == difference.high:
         return (

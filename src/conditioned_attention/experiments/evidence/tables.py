@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals
+from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals, holm_of
 from conditioned_attention.experiments.evidence.tuning import Tuning
+
+if TYPE_CHECKING:
+    from conditioned_attention.experiments.evidence.blocks import BlockedTest
 
 SCORES = (
     "final and best: mean ± standard deviation over seeds of the last and of the best score (the best is chosen on the "
     "data it is measured on, so it flatters)."
 )
 DIFFERENCES = (
-    "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: median epoch at "
-    "which a run reached the baseline's final score with its seed; 'never' if half of the runs or more did not. time "
-    "and memory: of a training step, relative to the baseline, measured afterwards in one process, variants taking "
-    "turns; in brackets the 20th and 80th percentile of the rounds."
+    "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: the first "
+    "evaluation at which the mean over seeds was as good as the baseline's mean final score. time and memory: of a "
+    "training step, relative to the baseline, measured afterwards in one process, variants taking turns; in brackets "
+    "the 20th and 80th percentile of the rounds."
+)
+TESTS = (
+    "p: of the paired t test, alone and by Holm's correction for all of its column; blocked: of Dunnett's test of all "
+    "variants at once with seeds as blocks and one spread for all, corrected for all too, where Bartlett's check lets "
+    "them have one. could have seen: the true difference that as many seeds show with probability 80 %, given their "
+    "spread, by the paired t test alone or by the blocked test; an interval that contains zero says nothing of less."
+)
+OUTCOMES = (
+    "The same runs by other numbers, which tell them apart where final scores are close to their limit: the mean over "
+    "all evaluations of a run says who learned faster, the evaluation loss at the end who is surer. p (blocked): as "
+    "above, for each number by itself."
 )
 CONDITIONING = (
     "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
@@ -33,6 +47,35 @@ def table(summaries: Sequence[Summary], cost: Mapping[str, Any] | None = None) -
     header = ["variant", "seeds", "final", "best", "difference [95 %]", "reaches baseline"]
     header += ["time ×", "memory ×"] if cost else []
     return header, [_row(summary, cost) for summary in summaries]
+
+
+def difference_table(
+    summaries: Sequence[Summary], blocked: BlockedTest | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of how sure each difference is, and how large one had to be to be seen, as text.
+
+    No rows if there is no interval; the columns of the blocked test where there is one.
+    """
+    corrected = holm_of(summaries)
+    rows = []
+    for summary in summaries:
+        name, difference = summary.variant, summary.difference
+        if difference is not None and difference.n > 1:
+            p_values, seen = [difference.p_value, corrected.get(name, math.nan)], [difference.detectable]
+            if blocked is not None:
+                part = blocked.trusted and name in blocked.p_values
+                p_values.append(blocked.p_values[name] if part else math.nan)
+                seen.append(blocked.detectable if part else math.nan)
+            sizes = [_number(size, f".{decimals(summary.final.mean)}f") for size in seen]
+            rows.append([name, *map(_probability, p_values), *sizes])
+    header = ["variant", "p (paired t)", "p (Holm)", "could have seen"]
+    if blocked is not None:
+        header = [*header[:3], "p (blocked)", "could have seen (paired)", "could have seen (blocked)"]
+    return header, rows
+
+
+def _probability(p: float) -> str:
+    return "<0.001" if p < 0.001 else _number(p, ".2g")
 
 
 def conditioning_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
@@ -53,21 +96,45 @@ def conditioning_table(summaries: Sequence[Summary]) -> tuple[list[str], list[li
     return header, rows
 
 
+def outcome_table(
+    outcomes: Sequence[tuple[Metric, Sequence[Summary], BlockedTest | None]],
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the same runs compared by other numbers, side by side, as text; no rows without any.
+
+    Args:
+        outcomes: what each number is, its rows, and its blocked test if there is one.
+    """
+    header, columns = ["variant"], [[row.variant for row in outcomes[0][1]] if outcomes else []]
+    for metric, rows, blocked in outcomes:
+        header += [metric.name, "difference [95 %]"]
+        columns += [[_spread(row.final) for row in rows], [_difference(row) for row in rows]]
+        if blocked is not None:
+            p_values = blocked.p_values if blocked.trusted else {}
+            header.append("p (blocked)")
+            told = [_probability(p_values.get(row.variant, math.nan)) for row in rows]
+            columns.append(["", *told[1:]])
+    return header, [list(row) for row in zip(*columns)]
+
+
 def _number(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
 def _row(summary: Summary, cost: Mapping[str, Any] | None) -> list[str]:
-    digits = decimals(summary.final.mean)
-    difference = "" if summary.difference is None else f"{summary.difference.mean:+.{digits}f}"
-    if summary.difference is not None and summary.difference.n > 1:
-        difference += f" [{summary.difference.low:+.{digits}f}, {summary.difference.high:+.{digits}f}]"
     row = [summary.variant, str(summary.final.n), _spread(summary.final), _spread(summary.best)]
-    row += [difference, str(summary.reached)]
+    row += [_difference(summary), str(summary.reached)]
     if cost:
         costs = cost["variants"].get(summary.variant)
         row += [_time(costs), f"{costs['memory_ratio']:.3f}"] if costs else ["-", "-"]
     return row
+
+
+def _difference(summary: Summary) -> str:
+    difference, digits = summary.difference, decimals(summary.final.mean)
+    if difference is None:
+        return ""
+    interval = f" [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]" if difference.n > 1 else ""
+    return f"{difference.mean:+.{digits}f}{interval}"
 
 
 def _spread(spread: Spread) -> str:
@@ -81,13 +148,19 @@ def _time(costs: Mapping[str, Any]) -> str:
     return f"{costs['time_ratio']:.2f} ({costs['time_p20']:.2f}–{costs['time_p80']:.2f})"
 
 
-def text_table(summaries: Sequence[Summary], metric: Metric, cost: Mapping[str, Any] | None = None) -> str:
+def text_table(
+    summaries: Sequence[Summary],
+    metric: Metric,
+    cost: Mapping[str, Any] | None = None,
+    blocked: BlockedTest | None = None,
+) -> str:
     """The tables for a terminal or a file, columns aligned by spaces."""
-    tables = [table(summaries, cost), conditioning_table(summaries)]
-    return "\n\n".join([f"score: {metric.name}", *(_aligned(*found) for found in tables if found[1])])
+    tables = [table(summaries, cost), difference_table(summaries, blocked), conditioning_table(summaries)]
+    return "\n\n".join([f"score: {metric.name}", *(aligned(*found) for found in tables if found[1])])
 
 
-def _aligned(header: list[str], rows: list[list[str]]) -> str:
+def aligned(header: list[str], rows: list[list[str]]) -> str:
+    """A table with columns aligned by spaces."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *rows]]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

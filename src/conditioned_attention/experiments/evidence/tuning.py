@@ -75,7 +75,7 @@ class Tuning:
 
     def warnings(self) -> list[str]:
         """A sentence for every rate that failed for another reason than a loss that is not finite, such as a full
-        disk, and for the variants whose best rate stands at an edge of the grid."""
+        disk, and for the variants whose best rate stands at an edge of the grid; the first of them is the baseline."""
         found, at_edge = [], dict[str, list[str]]()
         for variant, lr in self.rates().items():
             for rate, trial in self.trials[variant].items():
@@ -89,10 +89,16 @@ class Tuning:
             edges = [word for word, edge in (("lowest", grid[0]), ("highest", grid[-1])) if lr == edge]
             if edges:
                 at_edge.setdefault(f"{lr:g}, is the {' and '.join(edges)}", []).append(variant)
-        return found + [
+        found += [
             f"{', '.join(names)}: the best learning rate, {edge} of the grid: widen it before believing a difference."
             for edge, names in at_edge.items()
         ]
+        first = next(iter(self.trials), "")
+        if len(self.trials) > 1 and any(first in names for names in at_edge.values()):
+            found.append(
+                f"All are compared with {first}: with its rate at an edge every difference may be one of tuning."
+            )
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: one row a variant and learning rate, and the choice."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
 from conditioned_attention.environment import needs
+from conditioned_attention.experiments.models.post_norm import PostNormBlock
 from conditioned_attention.experiments.models.start import Start
 from conditioned_attention.storage.settings import added
 
@@ -31,6 +32,8 @@ class VisionTransformer(Start):
         mlp_ratio: width of the feed-forward layer over the width of the tokens.
         pooling: what the classifier reads behind the last layer norm: the class ``"token"``, or the ``"mean"`` of all
             patch tokens.  The class token is there and takes part in attention either way.
+        norm: where the layer norms stand: ``"pre"``, before attention and MLP, with one more before the classifier, as
+            ViTs have them; or ``"post"``, behind the sums, as in the first transformer, without that one.
     """
 
     library: Literal["transformers", "timm"] = "transformers"
@@ -40,6 +43,7 @@ class VisionTransformer(Start):
     heads: int = 8
     mlp_ratio: int = 4
     pooling: Literal["token", "mean"] = added("token")
+    norm: Literal["pre", "post"] = added("pre")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +67,7 @@ class VisionTransformer(Start):
             from conditioned_attention.experiments.models.mean_pooled import MeanPooledViT
 
         eps = ViTConfig.layer_norm_eps if self.init == "library" else _NORM_EPS
-        return (MeanPooledViT if self.pooling == "mean" else ViTForImageClassification)(
+        model: Any = (MeanPooledViT if self.pooling == "mean" else ViTForImageClassification)(
             ViTConfig(  # type: ignore[call-arg]
                 image_size=image_size,
                 patch_size=self.patch_size,
@@ -76,12 +80,17 @@ class VisionTransformer(Start):
                 layer_norm_eps=eps,
             )
         )
+        if self.norm == "post":
+            vit = model.vit
+            blocks = (PostNormBlock(b.attention, b.layernorm_before, b.mlp, b.layernorm_after) for b in vit.layers)
+            vit.layers, vit.layernorm = nn.ModuleList(blocks), nn.Identity()
+        return cast(nn.Module, model)
 
     def _timm(self, image_size: int, channels: int, classes: int) -> nn.Module:
         with needs("timm"):
             from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
-        model: nn.Module = TimmVisionTransformer(
+        model: Any = TimmVisionTransformer(
             img_size=image_size,
             patch_size=self.patch_size,
             in_chans=channels,
@@ -93,4 +102,7 @@ class VisionTransformer(Start):
             global_pool="avg" if self.pooling == "mean" else "token",
             fc_norm=False,  # the last norm before the mean, as behind a class token
         )
-        return model
+        if self.norm == "post":
+            model.blocks = nn.Sequential(*(PostNormBlock(b.attn, b.norm1, b.mlp, b.norm2) for b in model.blocks))
+            model.norm = nn.Identity()
+        return cast(nn.Module, model)

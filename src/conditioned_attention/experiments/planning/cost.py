@@ -42,11 +42,13 @@ def measure_cost(
         "time_ratio", "time_p20", "time_p80", "peak_mebibytes", "memory_ratio"}}}``.  The peak is parameters, optimizer
         state and average, and what a step allocates beyond them.
     """
+    from accelerate.utils import send_to_device
+
     torch.set_num_threads(threads)
     accelerator = Launch().accelerator(settings.precision, settings.accumulation)
     device = accelerator.device
     batch = next(iter(DataLoader(task.train_data(), settings.micro_batch, collate_fn=task.collate_train)))
-    batches = itertools.repeat(_to(batch, device))
+    batches = itertools.repeat(send_to_device(batch, device))
     with torch.random.fork_rng():
         steps = [step_of_variant(task, settings, variant, accelerator) for variant in variants]
         taken = [partial(step, batches, settings.accumulation) for step in steps]
@@ -65,9 +67,3 @@ def measure_cost(
         }
     how = {"batch_size": settings.micro_batch, "precision": settings.precision, "accumulation": settings.accumulation}
     return {"threads": torch.get_num_threads(), "rounds": rounds, **how, "variants": rows}
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    from accelerate.utils import send_to_device
-
-    return send_to_device(batch, device)

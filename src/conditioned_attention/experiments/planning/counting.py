@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -77,18 +77,21 @@ def count_step(
     Raises:
         ValueError: the model cannot be built without data, or its loss depends on values, such as indexing by a mask.
     """
+    from accelerate.utils import recursively_apply
+
     settings = settings or Training()
     model = _without_data(task, variant)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _make_fake(model)
-        batch = _fake_batch(mode, batch)
+        batch = recursively_apply(mode.from_tensor, batch)
         _autocast_forward(model, settings.precision)
         model.train()
         try:
-            with _LikeGPU() if gpu else _Unchanged():
+            # in either case a function mode, so that implementations of attention that look for one choose alike
+            with _LikeGPU() if gpu else BaseTorchFunctionMode():
                 weights = [*model.parameters(), *model.buffers()]
                 held = held_bytes(lambda: components(task.loss(model, batch))["loss"], weights)
-                forward, total, operations = _count_work(task, model, batch)
+                work = _count_work(task, model, batch)
             optimizer = build_optimizer(model, settings, task.no_weight_decay())
             optimizer.step()
         except (RuntimeError, NotImplementedError) as error:  # those of fake tensors are among them
@@ -96,23 +99,10 @@ def count_step(
                 f"a step of {type(task).__name__} cannot be estimated without running it, most often because what it "
                 f"computes depends on values in the data: {type(error).__name__}: {error}"
             ) from error
-        return _count(model, forward, total, operations, held, state_bytes(optimizer))
-
-
-def _count(model: nn.Module, forward: int, total: int, operations: int, held: int, state: int) -> StepCount:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return StepCount(
-        parameters=sum(p.numel() for p in model.parameters()),
-        trainable=sum(p.numel() for p in trainable),
-        forward_flops=forward,
-        backward_flops=total - forward,
-        operations=operations,
-        weight_bytes=_bytes([*model.parameters(), *model.buffers()]),
-        trainable_bytes=_bytes(trainable),
-        saved_bytes=_bytes(model.state_dict(keep_vars=True).values()),
-        activation_bytes=held,
-        optimizer_bytes=state,
-    )
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        parameters, numbers = (sum(p.numel() for p in some) for some in (model.parameters(), trainable))
+        sizes = _bytes(weights), _bytes(trainable), _bytes(model.state_dict(keep_vars=True).values())
+        return StepCount(parameters, numbers, *work, *sizes, held, state_bytes(optimizer))
 
 
 def _bytes(tensors: Any) -> int:
@@ -155,12 +145,6 @@ def _make_fake(model: nn.Module) -> None:
     del before
 
 
-def _fake_batch(mode: FakeTensorMode, batch: Any) -> Any:
-    from accelerate.utils import recursively_apply
-
-    return recursively_apply(mode.from_tensor, batch)
-
-
 def _autocast_forward(model: nn.Module, precision: Precision) -> None:
     """Does to a model what Accelerate does: autocast around its forward, here a CPU's, and outputs in float32."""
     if precision == "no":
@@ -168,16 +152,6 @@ def _autocast_forward(model: nn.Module, precision: Precision) -> None:
     from accelerate.utils import convert_outputs_to_fp32
 
     model.forward = convert_outputs_to_fp32(torch.autocast("cpu", _DTYPES[precision])(model.forward))
-
-
-class _Unchanged(TorchFunctionMode):
-    """Attention and autocast as on the CPU.
-
-    A function mode all the same, so that implementations of attention that look for one choose alike.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 class _LikeGPU(TorchFunctionMode):
@@ -211,13 +185,13 @@ def _float32(value: Any) -> Any:
 
 
 def _count_work(task: Task, model: nn.Module, batch: Any) -> tuple[int, int, int]:
-    """FLOPs of the forward, FLOPs of forward and backward, and the operations of both."""
+    """FLOPs of the forward, FLOPs of the backward, and the operations of both."""
     operations = _Operations()
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter, operations:
         loss = components(task.loss(model, batch))["loss"]
         forward = counter.get_total_flops()
         loss.backward()
-    return forward, counter.get_total_flops(), operations.count
+    return forward, counter.get_total_flops() - forward, operations.count
 
 
 class _Operations(TorchDispatchMode):
@@ -234,16 +208,14 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     flops: int = sdpa_flop_count(query, key, value)
     return flops
 
 
-def _attention_backward_flops(
-    upstream: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
-) -> int:
-    flops: int = sdpa_flop_count(query, key, value)
-    return 2 * flops
+def _attention_backward_flops(upstream: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    flops: int = 2 * sdpa_flop_count(query, key, value)
+    return flops
 
 
 def _convolution_backward_flops(
@@ -258,8 +230,7 @@ def _convolution_backward_flops(
     output_padding: Any,
     groups: int,
     output_mask: Any,
-    *,
-    out_shape: Any = None,
+    **_: Any,
 ) -> int:
     """As many as the forward for each of the gradients of data and weight."""
     outputs = data[2:] if transposed else upstream[2:]

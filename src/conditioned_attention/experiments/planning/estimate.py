@@ -163,7 +163,8 @@ def estimate(
     chosen = find_variants(variants)
     check_suited(chosen, causal=task.causal)
     steps = settings.steps(number_of(task.train_data()), task.tokens_per_sample)
-    batch = _micro_batch(task, settings)
+    # the first micro-batch that a run trains on: its shapes are what counts
+    batch = next(training_batches(task.train_data(), settings, seed=0, collate=task.collate_train))
     like_gpu = gpu is not None or torch.cuda.is_available()
     rows = []
     for variant in chosen:
@@ -175,51 +176,32 @@ def estimate(
     return rows
 
 
-def _micro_batch(task: Task, settings: Training) -> Any:
-    """The first one that a run trains on: its shapes are what counts."""
-    batches = training_batches(
-        task.train_data(), seed=0, batch_size=settings.batch_size, micro_batch=settings.micro_batch,
-        collate=task.collate_train, order=settings.order, repeats=settings.repeats,
-    )  # fmt: skip
-    return next(batches)
-
-
 def _estimate(task: Task, settings: Training, variant: Variant, steps: int, count: StepCount) -> Estimate:
     flops = count.forward_flops + count.backward_flops
     full = settings.full_steps(number_of(task.train_data()), task.tokens_per_sample)
     samples = full * settings.batch_size
     ema = count.weight_bytes if settings.ema is not None else 0
+    counted = ("parameters", "trainable", "operations", "weight_bytes", "optimizer_bytes", "activation_bytes")
     return Estimate(
-        variant=variant.name,
-        parameters=count.parameters,
-        trainable=count.trainable,
-        steps=steps,
-        samples=samples,
+        **{name: getattr(count, name) for name in counted},
+        **{name: getattr(settings, name) for name in ("micro_batch", "accumulation", "precision")},
+        variant=variant.name, steps=steps, samples=samples,
         tokens=samples * task.tokens_per_sample if task.tokens_per_sample > 1 else None,
-        micro_batch=settings.micro_batch,
-        accumulation=settings.accumulation,
-        precision=settings.precision,
-        micro_batch_flops=flops,
-        operations=count.operations,
-        flops=full * settings.accumulation * flops,
-        weight_bytes=count.weight_bytes,
-        gradient_bytes=count.trainable_bytes,
-        optimizer_bytes=count.optimizer_bytes,
-        ema_bytes=ema,
-        activation_bytes=count.activation_bytes,
+        micro_batch_flops=flops, flops=full * settings.accumulation * flops,
+        gradient_bytes=count.trainable_bytes, ema_bytes=ema,
         checkpoint_bytes=count.saved_bytes + count.optimizer_bytes + (ema and count.saved_bytes),
         budget_seconds=settings.seconds,
-    )
+    )  # fmt: skip
 
 
 def _on_gpu(row: Estimate, name: str | None, utilisation: float) -> Estimate:
     """The same with the time on a GPU."""
     if name is None:
         return row
-    gpu = GPUS[name]
+    row, gpu = dataclasses.replace(row, gpu=name, utilisation=utilisation), GPUS[name]
     peak = gpu.flops_a_second(row.precision)  # type: ignore[arg-type]
     if peak is None:
-        return dataclasses.replace(row, gpu=name, utilisation=utilisation)
+        return row
     # AdamW reads weight, gradient and both of its numbers, and writes all but the gradient; what is held for backward
     # is written once and read once.
     update = 2 * (row.gradient_bytes + row.optimizer_bytes) + row.gradient_bytes
@@ -227,22 +209,12 @@ def _on_gpu(row: Estimate, name: str | None, utilisation: float) -> Estimate:
     least = max(row.flops / peak, traffic / (1e9 * gpu.bandwidth))
     launches = row.steps * row.accumulation * row.operations * OPERATION_SECONDS
     seconds = max(row.flops / (peak * utilisation), launches, least)
-    return dataclasses.replace(
-        row,
-        gpu=name,
-        utilisation=utilisation,
-        gpu_seconds=row.within_budget(seconds),
-        least_gpu_seconds=row.within_budget(least),
-    )
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return dataclasses.replace(row, gpu_seconds=row.within_budget(seconds), least_gpu_seconds=row.within_budget(least))
 
 
 def _quick(row: Estimate) -> bool:
     """Whether a few steps on this machine take seconds, and fit."""
-    device = _device().type
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     runs_here = (row.precision, device) != ("fp16", "cpu")
     flops = row.accumulation * row.micro_batch_flops
     return runs_here and row.memory_bytes <= _TIMED_BYTES and flops <= _TIMED_FLOPS[device]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import Reached, Summary, outcome
+from conditioned_attention.experiments.evidence.statistics import Summary, outcome
 from conditioned_attention.experiments.report.columns import Numbers
 from conditioned_attention.experiments.report.curves import Band, Curve, band_over_seeds, thin, thin_band
-from conditioned_attention.measure.plots import THEMES, styles
+from conditioned_attention.measure.plots.style import THEMES, styles
 
 Trace = dict[str, Any]
 Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed
@@ -105,10 +105,10 @@ def compact(values: Numbers | Sequence[float]) -> list[float | int | None]:
     return found
 
 
-def axes(x: str, y: str, *, log: bool = False) -> dict[str, Any]:
+def axes(x: str, y: str, *, log: bool = False, log_x: bool = False) -> dict[str, Any]:
     """A layout with the titles of both axes."""
     return {
-        "xaxis": {"title": {"text": shown(x)}},
+        "xaxis": {"title": {"text": shown(x)}} | ({"type": "log"} if log_x else {}),
         "yaxis": {"title": {"text": shown(y)}, "type": "log" if log else "linear"},
     }
 
@@ -252,7 +252,7 @@ def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) 
         "difference",
         f"Difference to {rows[0].variant} in {metric.name}",
         f"Of the final scores, same seeds in pairs, with the 95 % t interval; {way}. An interval that crosses the line "
-        "at zero shows no difference.",
+        "at zero shows no difference, and does not show that there is none.",
         f"Differences in {metric.name}: {alt}.",
         [View("", traces, layout)],
     )
@@ -269,7 +269,7 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
         "showlegend": False,
         "x": [0 if value is None else value for value in values],
         "y": [shown(row.variant) for row in rows],
-        "text": [_short(row.reached) for row in rows],
+        "text": [str(row.reached).removeprefix("epoch ") for row in rows],
         "customdata": [str(row.reached) for row in rows],
         "textposition": "outside",  # where it is readable on every colour
         "cliponaxis": False,
@@ -283,18 +283,11 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
     return Chart(
         "reached",
         f"Epochs to the final score of {rows[0].variant}",
-        "Median over seeds of the epoch at which a run reached the baseline's final score with its seed; 'never' if "
-        "half of the runs or more did not (figure 2 of arXiv 2603.27153).",
+        "The first evaluation at which the mean over seeds was as good as the baseline's mean final score (figure 2 of "
+        "arXiv 2603.27153). The baseline's own bar ends where it first was.",
         "Epochs: " + ", ".join(f"{row.variant} {row.reached}" for row in rows) + ".",
         [View("", [trace], layout)],
     )
-
-
-def _short(found: Reached) -> str:
-    """What fits beside a bar on a phone."""
-    if found.epoch is None:
-        return "never" if found.n else "-"
-    return f"{found.epoch:.3g}" + (f" ({found.never} never)" if found.never else "")
 
 
 def floor_line(resolution: float) -> dict[str, Any]:

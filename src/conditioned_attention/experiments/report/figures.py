@@ -42,6 +42,7 @@ def charts_of(subject: Subject, heads: Mapping[str, list[Heads]], palette: Palet
         difference_chart(rows, comparison.metric, palette),
         _scores(subject, palette),
         reached_chart(rows, palette),
+        _rates(subject, palette),
         _training(subject, palette),
     ]
     if heads:
@@ -90,6 +91,26 @@ def _scores(subject: Subject, palette: Palette) -> Chart | None:
         f"{metric.name[:1].upper()}{metric.name[1:]} by epoch",
         f"On the evaluation set; {way} is better. Lines are means over seeds, bands reach from lowest to highest.",
         {"": (_history_curves(subject, _entry("score")), axes("epoch", metric.name))},
+        palette,
+    )
+
+
+def _rates(subject: Subject, palette: Palette) -> Chart | None:
+    """What tuning has found of every rate, not only of the best: how much a choice by few runs can be worth."""
+    tuning = subject.comparison.tuning
+    curves: dict[str, dict[int, Curve]] = {}
+    for variant, trials in tuning.trials.items() if tuning else ():
+        for seed in dict.fromkeys(seed for trial in trials.values() for seed in trial.scores):
+            points = [(lr, trial.scores[seed]) for lr, trial in trials.items() if seed in trial.scores]
+            if variant in palette:
+                curves.setdefault(variant, {})[seed] = ([lr for lr, _ in points], [score for _, score in points])
+    name = tuning.metric.name if tuning else ""
+    return curve_chart(
+        "rates",
+        f"Validation {name} by learning rate",
+        "Each variant at each rate of the grid, on data that the comparison does not see; the best mean was chosen. "
+        "Lines are means over seeds, bands reach from lowest to highest; a rate at which a run failed has no point.",
+        {"": (curves, axes("learning rate", f"validation {name}", log_x=True))},
         palette,
     )
 

@@ -19,8 +19,11 @@ from conditioned_attention.experiments.evidence.statistics import outcome
 from conditioned_attention.experiments.evidence.tables import (
     CONDITIONING,
     DIFFERENCES,
+    OUTCOMES,
     SCORES,
+    TESTS,
     conditioning_table,
+    difference_table,
     table,
     tuning_table,
 )
@@ -73,6 +76,8 @@ def page(sections: Sequence[Section]) -> str:
             for key in keys
         ],
         explanation=SCORES + (f" {DIFFERENCES}" if any(_others(section.subject) for section in sections) else ""),
+        tests_explanation=TESTS,
+        outcomes_explanation=OUTCOMES,
         conditioning_explanation=CONDITIONING,
         style=Markup((WEB / "page.css").read_text(encoding="utf-8")),
         script=Markup((WEB / "page.js").read_text(encoding="utf-8")),
@@ -125,7 +130,11 @@ def _words(section: Section) -> dict[str, Any]:
         "unfinished": subject.unfinished,
         "failures": subject.failures,
         "table": _scores(comparison),
-        "conditioning": conditioning_table(comparison.summary()),
+        "outcomes": comparison.outcome_table(),
+        "outcome_sentences": comparison.outcome_sentences(),
+        "saturated": comparison.saturated,
+        "tests": difference_table(rows, comparison.blocked()),
+        "conditioning": conditioning_table(rows),
         "tuning": tuning_table(comparison.tuning) if comparison.tuning else None,
         "about": descriptions(comparison.runs),
         "settings": flat(comparison.settings),

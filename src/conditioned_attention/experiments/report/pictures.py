@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conditioned_attention.experiments.report.columns import Heads, average_kappa
-from conditioned_attention.measure.plots import finish_axes, floor_note, legend_height, plot_band, styles
+from conditioned_attention.measure.plots.curves import finish_axes, floor_note, plot_band
+from conditioned_attention.measure.plots.style import legend_height, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

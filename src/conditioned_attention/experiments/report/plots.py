@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import History, epochs, final_score, reached, scores
-from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes, plot_band, styles
-from conditioned_attention.measure.plots.style import find_theme, room_for_legend
+from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes
+from conditioned_attention.measure.plots.curves import plot_band
+from conditioned_attention.measure.plots.style import find_theme, room_for_legend, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +50,10 @@ def plot_scores(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeN
 def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeName = "light") -> Axes:
     """Figure 2 of arXiv 2603.27153: the epoch at which each variant reached the baseline's final score.
 
-    A bar is the median over seeds, a run that never did counting as later than any (`Summary.reached`); a dot is a
-    seed, held against the baseline of its own.  The baseline's bar ends where it *first* had its own final score, which
-    can be before the end of training.  Where half of the runs or more never did, the bar is open and goes to the end.
+    A bar is where the mean over seeds had the baseline's mean final score (`Summary.reached`); a dot is a seed, held
+    against the baseline of its own: noisy curves are early there, so the dots show how much single runs scatter, and no
+    more.  The baseline's bar ends where it *first* had its own final score, which can be before the end of training.
+    Where the mean never had it, the bar is open and goes to the end.
 
     Args:
         comparison: finished runs; the first variant is the baseline.
@@ -76,11 +78,11 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
     baseline, *_ = comparison.runs.values()
     end = max((epochs(h)[-1] for by_seed in comparison.runs.values() for h in by_seed.values()), default=1.0)
     for place, (row, style) in enumerate(zip(comparison.summary(), styles(theme))):
-        colour, median = style[0], row.reached.epoch
+        colour, epoch = style[0], row.reached.epoch
         runs = comparison.runs[row.variant]
         pairs = [(history, final_score(baseline[seed])) for seed, history in runs.items() if seed in baseline]
-        if median is not None:
-            ax.barh(place, median, height=0.6, color=colour, alpha=0.75)
+        if epoch is not None:
+            ax.barh(place, epoch, height=0.6, color=colour, alpha=0.75)
         elif pairs:
             ax.barh(place, end, height=0.6, facecolor="none", edgecolor=colour, hatch="////")
         _dots(ax, place, pairs, comparison.metric, theme)
@@ -92,14 +94,14 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
     ax.set_ylim(len(comparison.runs) - 0.5, -0.5)
     ax.set_xlim(0, end)
     ax.locator_params(axis="x", integer=end > 5)
-    ax.set_xlabel("epochs until the baseline's final score (bar: median over seeds, dot: a seed)")
+    ax.set_xlabel("epochs until the baseline's final score (bar: mean over seeds, dot: a seed)")
     return ax
 
 
 def _dots(ax: Axes, place: int, pairs: Sequence[tuple[History, float]], metric: Metric, theme: ThemeName) -> None:
     """One a run that got there, below each other, so that all are seen."""
-    for i, pair in enumerate(pairs):
-        epoch = reached([pair], metric).epoch
+    for i, (history, goal) in enumerate(pairs):
+        epoch = reached([history], goal, metric).epoch
         if epoch is not None:
             height = place + 0.5 * ((i + 0.5) / len(pairs) - 0.5)
             ax.plot(

@@ -35,12 +35,24 @@ def short_answer(comparison: Comparison) -> str:
     if len(found) < 2:
         return ""
     better, worse = found.count("better"), found.count("worse")
+    seen = _could_have_seen([row for row in rows[1:] if outcome(row.difference, comparison.metric) == "not shown"])
     if not better and not worse:
-        return f"No difference to {rows[0].variant} was shown for any of {len(found)} variants."
+        return f"No difference to {rows[0].variant} was shown for any of {len(found)} variants{seen}."
     return (
         f"{len(found)} variants compared with {rows[0].variant}, each by its own 95 % interval: {better or 'none'} "
-        f"better, {worse or 'none'} worse, {len(found) - better - worse or 'none'} without a difference shown."
+        f"better, {worse or 'none'} worse, {len(found) - better - worse or 'none'} without a difference shown{seen}."
     )
+
+
+def _could_have_seen(rows: Sequence[Summary]) -> str:
+    """How large a difference had to be for variants that have shown none."""
+    sizes = [row.difference.detectable for row in rows if row.difference and not math.isnan(row.difference.detectable)]
+    if not sizes:
+        return ""
+    digits = decimals(rows[0].final.mean)
+    smallest, largest = f"{min(sizes):.{digits}f}", f"{max(sizes):.{digits}f}"
+    widest = "" if smallest == largest else f", of {largest} where seeds scatter most"
+    return f" (one of {smallest} or more could have been seen{widest})"
 
 
 def description(subject: Subject, heads: Mapping[str, Sequence[Heads]] | None = None) -> list[str]:

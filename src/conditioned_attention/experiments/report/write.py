@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.tables import conditioning_table, table
+from conditioned_attention.experiments.evidence.tables import conditioning_table, difference_table, table
 from conditioned_attention.experiments.evidence.tuning import Tuning
 from conditioned_attention.experiments.report.charts import palette_of
 from conditioned_attention.experiments.report.columns import Heads
@@ -93,15 +94,21 @@ def _read_subject(folder: Path) -> Subject:
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The whole comparison as plain data: settings, environment, every score, the table and its sentences."""
-    header, rows = table(comparison.summary(), comparison.cost)
-    conditioning = conditioning_table(comparison.summary())
     return {
         "settings": comparison.settings,
         "environment": comparison.environment,
-        "metric": {"name": comparison.metric.name, "higher_is_better": comparison.metric.higher_is_better},
-        "table": [dict(zip(header, row)) for row in rows],
-        "conditioning": [dict(zip(conditioning[0], row)) for row in conditioning[1]],
+        "metric": dataclasses.asdict(comparison.metric),
+        **_tables(comparison),
         "verdicts": comparison.verdicts(),
+        "outcomes": [
+            {
+                "metric": dataclasses.asdict(found.metric),
+                **_tables(found),
+                "verdicts": found.verdicts(),
+            }
+            for found in comparison.outcomes()
+        ],
+        "warnings": [] if comparison.tuning is None else comparison.tuning.warnings(),
         "failures": comparison.failures,
         "cost": comparison.cost,
         "machines": comparison.machines,
@@ -112,6 +119,18 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             for seed, history in by_seed.items()
         ],
     }
+
+
+def _tables(comparison: Comparison) -> dict[str, Any]:
+    """Every table of a comparison, a row a dict."""
+    rows, blocked = comparison.summary(), comparison.blocked()
+    found = {
+        "table": table(rows, comparison.cost),
+        "tests": difference_table(rows, blocked),
+        "conditioning": conditioning_table(rows),
+    }
+    told = {name: [dict(zip(header, row)) for row in cells] for name, (header, cells) in found.items()}
+    return {**told, "blocked": None if blocked is None else blocked.to_json()}
 
 
 def read_report(folder: Path) -> Comparison:

@@ -73,17 +73,9 @@ def compare(
     'preconditioned: no difference to baseline w'
     """
     result = run_missing(
-        train,
-        find_variants(variants),
-        seed_list(seeds),
-        folder=folder,
-        workers=workers,
-        threads=threads,
-        metric=metric,
-        settings=settings,
-        variant_settings=variant_settings,
-        progress=progress,
-    )
+        train, find_variants(variants), seed_list(seeds), folder=folder, workers=workers, threads=threads,
+        metric=metric, settings=settings, variant_settings=variant_settings, progress=progress,
+    )  # fmt: skip
     if not any(result.runs.values()):
         name, reason = next(iter(result.failures.items()))
         raise RuntimeError(f"no run finished; the first that failed: {name}: {reason}")

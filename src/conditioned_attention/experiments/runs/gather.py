@@ -40,15 +40,9 @@ def gather(folder: Path) -> Comparison | None:
     metric = Metric(**next(iter(found.values()))["metric"])
     cost = earlier.get("cost") if earlier.get("settings") == settings else None
     failures = {f"{name}, tuning": reason for name, reason in tuning.failures().items()} if tuning else {}
-    return Comparison(
-        runs,
-        metric,
-        {**failures, **_unfinished(folder)},
-        settings,
-        cost=cost,
-        machines=machines_of(list(found.values())),
-        tuning=tuning,
-    )
+    failures |= _unfinished(folder)
+    machines = machines_of(list(found.values()))
+    return Comparison(runs, metric, failures, settings, cost=cost, machines=machines, tuning=tuning)
 
 
 def _results(folder: Path) -> dict[Path, dict[str, Any]]:

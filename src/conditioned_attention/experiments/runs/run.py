@@ -24,12 +24,9 @@ Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Job:
-    """One run that is wanted.
+    """One run that is wanted, and its own folder.
 
-    Attributes:
-        variant, seed: which.
-        path: the run's own folder.
-        sets: what sets its numbers, as plain data: the settings of all runs, those of its variant, and the metric.
+    ``sets`` is what sets its numbers, as plain data: the settings of all runs, those of its variant, and the metric.
     """
 
     variant: Variant

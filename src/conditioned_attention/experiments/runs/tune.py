@@ -83,13 +83,8 @@ def tune(
             AtRates(train, {name: lr for name, (_, lr) in names.items()}),
             [dataclasses.replace(variant, name=name) for name, (variant, _) in names.items()],
             tuning_seeds,
-            folder=folder,
-            workers=workers,
-            threads=threads,
-            metric=metric,
-            settings=settings,
-            progress=progress,
-        )
+            folder=folder, workers=workers, threads=threads, metric=metric, settings=settings, progress=progress,
+        )  # fmt: skip
         for name, (variant, lr) in names.items():
             scores = {seed: final_score(history) for seed, history in found.runs[name].items()}
             failures = {seed: found.failures[name_of_run(name, seed)] for seed in tuning_seeds if seed not in scores}

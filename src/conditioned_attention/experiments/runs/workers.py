@@ -199,16 +199,11 @@ def _work(train: Train, pipe: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     pipe.send(_READY)
     try:
-        for job in _received(pipe):
-            pipe.send(run_job(train, job))
+        with suppress(EOFError):  # the parent is gone
+            while (job := pipe.recv()) is not None:
+                pipe.send(run_job(train, job))
     except KeyboardInterrupt:  # a terminal's Ctrl-C reaches every process, and a loop may have listened to it
         sys.exit(130)
-
-
-def _received(pipe: Any) -> Iterator[Job]:
-    with suppress(EOFError):  # the parent is gone
-        while (job := pipe.recv()) is not None:
-            yield job
 
 
 def _end_with_parent() -> None:

@@ -61,7 +61,14 @@ class ImageClassification(Task):
         return _Accuracy(self._classes)
 
     def probe(self) -> Tensor:
-        return torch.stack([self._eval[i][0] for i in range(min(8, len(self._eval)))])  # type: ignore[arg-type]
+        return _first_images(self._eval)
+
+    def calibration(self) -> Tensor:
+        return _first_images(self._train)
+
+
+def _first_images(data: Any) -> Tensor:
+    return torch.stack([data[i][0] for i in range(min(8, len(data)))])
 
 
 class _Accuracy:

@@ -72,6 +72,9 @@ class NextByte(Task):
     def probe(self) -> dict[str, Tensor]:
         return {"input_ids": self._eval.windows[:8, :-1].long()}
 
+    def calibration(self) -> dict[str, Tensor]:
+        return {"input_ids": self._train.windows[:8, :-1].long()}
+
     def finish(self, model: nn.Module) -> dict[str, str]:
         """``sample.txt``: how the model goes on from the beginning of a held-out window, drawn at temperature 0.8."""
         prompt = self._eval[0][: min(_PROMPT, self._model.context // 2)]

@@ -79,6 +79,13 @@ class Task(ABC):
     def probe(self) -> Any:
         """What the condition monitor calls the model with: a few samples, always the same."""
 
+    def calibration(self) -> Any:
+        """A few training inputs, in the form of `probe`, for variants that look at what a fresh model does with them.
+
+        Default: none, and such variants raise ValueError.
+        """
+        return None
+
     def collate(self, items: Any) -> Any:
         """Makes a batch of items, without chance; default: PyTorch's."""
         from torch.utils.data import default_collate

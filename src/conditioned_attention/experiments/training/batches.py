@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from conditioned_attention.experiments.training.chance import generators_kept, reseed, seeded
-from conditioned_attention.experiments.training.order import Key, Order, SampleOrder
+from conditioned_attention.experiments.training.order import Key, SampleOrder
+from conditioned_attention.experiments.training.settings import Batch
 from conditioned_attention.experiments.training.stream import StreamedItems
 
 Place = dict[str, Any]
@@ -51,15 +52,7 @@ class TrainingBatches(Iterator[Any]):
 
 
 def training_batches(
-    data: Any,
-    *,
-    seed: int,
-    batch_size: int,
-    micro_batch: int,
-    collate: Callable[[Any], Any],
-    order: Order = "shuffled",
-    repeats: int = 3,
-    workers: int = 0,
+    data: Any, batch: Batch, *, seed: int, collate: Callable[[Any], Any], workers: int = 0
 ) -> TrainingBatches:
     """The micro-batches of a run.
 
@@ -71,12 +64,9 @@ def training_batches(
 
     Args:
         data: has a length and items by index; for ``order="streamed"`` it is iterated, and a ``set_epoch`` is called.
+        batch: which samples make an optimizer step, and in which order they come.
         seed: of the order, and of all chance in items and batches.
-        batch_size: samples an optimizer step, of all processes.
-        micro_batch: samples at a time.
         collate: makes a batch of items, and may draw from the global generators.
-        order: see `SampleOrder`; ``"streamed"`` takes the items as an iterable data set hands them out.
-        repeats: copies of a sample, for ``"repeated"``.
         workers: processes that prepare batches, 0 for none.  Each reads the whole of a stream: there they help where
             it is ``collate`` that takes the time.
 
@@ -84,23 +74,24 @@ def training_batches(
         ValueError: an order that the data do not have, or no batch.
     """
     items: SeededItems | StreamedItems
-    if order == "streamed":
+    if batch.order == "streamed":
         if not hasattr(data, "__iter__"):
             raise ValueError(f"order='streamed' needs data to iterate over, and {type(data).__name__} has no __iter__")
         items, keys = StreamedItems(data, seed), _Keys(itertools.count)
     else:
         if isinstance(data, IterableDataset) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise ValueError(
-                f"order={order!r} needs data with a length and an index, and {type(data).__name__} lacks them; "
+                f"order={batch.order!r} needs data with a length and an index, and {type(data).__name__} lacks them; "
                 "order='streamed' takes data sets that are iterated"
             )
-        used = len(data) // batch_size * batch_size
+        used = len(data) // batch.batch_size * batch.batch_size
         if not used:
-            raise ValueError(f"batch_size={batch_size} leaves no batch of {len(data)} samples")
-        items, keys = SeededItems(data, seed), _Keys(SampleOrder(order, len(data), seed, used, repeats).keys)
+            raise ValueError(f"batch_size={batch.batch_size} leaves no batch of {len(data)} samples")
+        order = SampleOrder(batch.order, len(data), seed, used, batch.repeats)
+        items, keys = SeededItems(data, seed), _Keys(order.keys)
     loader = DataLoader(
         items,
-        micro_batch,
+        batch.micro_batch,
         sampler=keys,
         collate_fn=SeededCollate(collate, seed),  # type: ignore[arg-type]
         num_workers=workers,
@@ -139,11 +130,11 @@ class SeededItems(Dataset[Any]):
             if self.in_batches:
                 reseed(self.seed, *keys[0])
                 return keys[0], None, self.data.__getitems__([key[1] for key in keys])
-            return keys[0], None, [self._item(key) for key in keys]
-
-    def _item(self, key: Key) -> Any:
-        reseed(self.seed, *key)
-        return self.data[key[1]]
+            items = []
+            for key in keys:
+                reseed(self.seed, *key)
+                items.append(self.data[key[1]])
+            return keys[0], None, items
 
 
 class SeededCollate:

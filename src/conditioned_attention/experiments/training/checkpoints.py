@@ -35,12 +35,7 @@ class Checkpoints:
         self.folder, self.accelerator = folder, accelerator
 
     def save(self, step: int, position: dict[str, Any], extra: dict[str, Any] | None = None) -> Path:
-        """Writes a checkpoint and removes old ones.
-
-        Args:
-            step: optimizer steps done; the checkpoint's name.
-            position: plain data.
-            extra: a state dict to keep besides; the main process's is kept.
+        """Writes the checkpoint of ``step``, with a position (plain data) and a state dict besides; removes old ones.
 
         Raises:
             OSError: it could not be written (a full disk, say); what was there before is untouched.

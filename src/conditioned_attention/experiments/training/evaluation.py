@@ -38,13 +38,7 @@ def evaluate(
 
 @dataclass
 class Best:
-    """The weights of the best evaluation so far, on the CPU.
-
-    Attributes:
-        score: of that evaluation; None before the first.
-        step: when it was.
-        weights: a state_dict.
-    """
+    """The score of the best evaluation so far, its step and a state_dict, on the CPU; None before the first."""
 
     score: float | None = None
     step: int = 0

@@ -46,10 +46,9 @@ class Launch:
         check_choices(self)
         if self.log_every < 1:
             raise ValueError(f"log_every must be at least 1, got {self.log_every}")
-        if self.loader_workers < 0:
-            raise ValueError(f"loader_workers must not be negative, got {self.loader_workers}")
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"checkpoint_seconds must not be negative, got {self.checkpoint_seconds}")
+        for name in ("loader_workers", "checkpoint_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def accelerator(self, precision: str, accumulation: int, *, cpu: bool = False) -> Accelerator:
         """What the run trains with; with ``cpu`` on the CPU, whatever else there is.
@@ -59,16 +58,23 @@ class Launch:
             ValueError: fp16 without a GPU, or FSDP2 without one.
         """
         import torch
-        from accelerate import Accelerator, DataLoaderConfiguration
+        from accelerate import Accelerator, DataLoaderConfiguration, FullyShardedDataParallelPlugin
         from accelerate.state import AcceleratorState, GradientState
         from accelerate.utils import GradientAccumulationPlugin
 
         # One process may train several runs, and Accelerate keeps its settings in singletons and in the environment.
         AcceleratorState._reset_state()
         GradientState._reset_state()
-        _forget_earlier_request()
-        if self.parallel == "fsdp2":
-            _note_request()
+        global _requested_here
+        if _requested_here:
+            os.environ.pop(_FSDP, None)
+        # Accelerate writes a plugin's wish into the environment, where it reads like the launcher's.
+        _requested_here = self.parallel == "fsdp2" and _FSDP not in os.environ
+        plugin = None
+        if self.parallel == "fsdp2":  # wrapped by the model's own _no_split_modules
+            plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="SHARDED_STATE_DICT"
+            )
         accelerator = Accelerator(
             # torchrun on a machine without a GPU: without this word every process would train a run of its own
             cpu=cpu or (world_size() > 1 and not torch.accelerator.is_available()),
@@ -77,7 +83,7 @@ class Launch:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False),
             # batch_size is that of all processes together, and schedules count optimizer steps
             dataloader_config=DataLoaderConfiguration(split_batches=True),
-            fsdp_plugin=_fsdp2() if self.parallel == "fsdp2" else None,
+            fsdp_plugin=plugin,
         )
         if precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("precision='fp16' needs a GPU; on a CPU 'no' and 'bf16' are valid")
@@ -88,7 +94,9 @@ class Launch:
         got, found = kind(accelerator), f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
         if accelerator.num_processes != world_size():
             raise RuntimeError(f"{world_size()} processes were launched, but Accelerate made {found} of them")
-        wanted = "fsdp2" if self.parallel == "auto" and _fsdp_in_environment() else self.parallel
+        # of ``accelerate launch --use_fsdp``, which Accelerate quietly forgets on a CPU
+        by_launcher = os.environ.get(_FSDP, "false").lower() in ("true", "1")
+        wanted = "fsdp2" if self.parallel == "auto" and by_launcher else self.parallel
         if wanted == got or (wanted == "auto" and got in ("none", "ddp")):
             return
         hint = {
@@ -146,31 +154,3 @@ def leave() -> None:
 
 _FSDP = "ACCELERATE_USE_FSDP"
 _requested_here = False
-
-
-def _fsdp_in_environment() -> bool:
-    """``accelerate launch --use_fsdp``, which Accelerate quietly forgets on a CPU."""
-    return os.environ.get(_FSDP, "false").lower() in ("true", "1")
-
-
-def _note_request() -> None:
-    """Accelerate writes a plugin's wish into the environment, where it reads like the launcher's."""
-    global _requested_here
-    _requested_here = _FSDP not in os.environ
-
-
-def _forget_earlier_request() -> None:
-    global _requested_here
-    if _requested_here:
-        os.environ.pop(_FSDP, None)
-    _requested_here = False
-
-
-def _fsdp2() -> object:
-    from accelerate import FullyShardedDataParallelPlugin
-
-    return FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",  # the model's own _no_split_modules
-        state_dict_type="SHARDED_STATE_DICT",
-    )

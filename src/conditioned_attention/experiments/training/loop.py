@@ -92,6 +92,8 @@ class _Run:
     def __init__(
         self, task: Task, settings: Training, variant: Variant, seed: int, folder: Path, launch: Launch
     ) -> None:
+        from accelerate.utils import send_to_device
+
         self.task, self.settings, self.variant, self.seed = task, settings, variant, seed
         self.folder, self.launch = folder, launch
 
@@ -106,13 +108,16 @@ class _Run:
         torch.manual_seed(seed)
         model = task.build_model()
         if start is None:
-            variant.apply(model, task.probe())
+            variant.apply(model, task.calibration())
         else:
-            start.apply(model, variant, task.probe(), folder if self.main else None)
+            start.apply(model, variant, task.calibration(), folder if self.main else None)
         self._seed_randomness(0)
-        self.watch = self._watch(model) if settings.monitor_every else None
+        probe = send_to_device(task.probe(), self.accelerator.device)
+        self.watch = Watch(model, probe, folder, launch) if settings.monitor_every else None
         self._prepare(model)
-        self.identity = self._identity(start)
+        who = {"variant": variant.name, "seed": seed, "training samples": self.samples}
+        # what makes this run this one, as plain data
+        self.identity = {**who, **plain(settings), **({} if start is None else {"start": start.identity})}
         self.keeper = Keeper(
             folder, self.accelerator, launch, self.identity, steps=self.steps, accumulation=settings.accumulation
         )
@@ -134,30 +139,15 @@ class _Run:
         self.steps = settings.steps(self.samples, task.tokens_per_sample)
         self.evaluate_steps = settings.evaluate_steps or settings.steps_of_epochs(settings.evaluate_every, self.samples)
         self.batches = training_batches(
-            data,
-            seed=self.seed,
-            batch_size=settings.batch_size,
-            micro_batch=settings.micro_batch,
-            collate=task.collate_train,
-            order=settings.order,
-            repeats=settings.repeats,
-            workers=self.launch.loader_workers,
+            data, settings, seed=self.seed, collate=task.collate_train, workers=self.launch.loader_workers
         )
         self.eval_loader = self._evaluation_loader(task.eval_data())
 
     def _evaluation_loader(self, data: Any) -> DataLoader[Any]:
         return DataLoader(
-            data,
-            self.settings.micro_batch,
-            collate_fn=self.task.collate,
-            num_workers=self.launch.loader_workers,
-            generator=torch.Generator(),
-        )
-
-    def _watch(self, model: nn.Module) -> Watch:
-        from accelerate.utils import send_to_device
-
-        return Watch(model, send_to_device(self.task.probe(), self.accelerator.device), self.folder, self.launch)
+            data, self.settings.micro_batch, collate_fn=self.task.collate,
+            num_workers=self.launch.loader_workers, generator=torch.Generator(),
+        )  # fmt: skip
 
     def _prepare(self, model: nn.Module) -> None:
         settings = self.settings
@@ -179,7 +169,8 @@ class _Run:
         )
         if average is not None:
             average = average.to(self.accelerator.device)
-        self.take = Step(self.accelerator, model, optimizer, self.task.loss, settings.clip, average)
+        after = self.variant.after_step
+        self.take = Step(self.accelerator, model, optimizer, self.task.loss, settings.clip, average, after)
 
     @property
     def progress(self) -> float:
@@ -225,7 +216,7 @@ class _Run:
         left = self.full_steps * self.settings.accumulation - here.taken
         count = min(self.settings.micro_batches(self.progress), left)
         parts, norm = self.take(self.batches, count, here.losses)
-        here.step, here.taken, here.count = here.step + 1, here.taken + count, here.count + count
+        here.step, here.taken, here.loss_count = here.step + 1, here.taken + count, here.loss_count + count
         here.place = self.batches.place
         here.seconds += time.perf_counter() - began
         if self.settings.seconds is not None:  # one clock for all, as it decides when the run ends
@@ -258,13 +249,9 @@ class _Run:
         """Shows what is written from now on; they get the earlier rows too."""
         name = f"{self.launch.name or type(self.task).__name__}/{self.variant.name}/seed-{self.seed}"
         self.shown = Trackers(
-            self.launch.trackers,
-            folder=self.folder,
-            run_name=name,
-            config=self.identity,
-            resume_step=self.here.step or None,
-            earlier={"train": self.log.read(), "eval": self.here.history},
-        )
+            self.launch.trackers, folder=self.folder, run_name=name, config=self.identity,
+            resume_step=self.here.step or None, earlier={"train": self.log.read(), "eval": self.here.history},
+        )  # fmt: skip
         return self.shown
 
     @property
@@ -275,7 +262,7 @@ class _Run:
     def evaluate(self, stop: Stop) -> dict[str, Any]:
         """Evaluates, measures if due, and returns the row of the history."""
         here = self.here
-        losses = {f"train_{name}": self.keeper.mean(loss) / here.count for name, loss in here.losses.items()}
+        losses = {f"train_{name}": self.keeper.mean(loss) / here.loss_count for name, loss in here.losses.items()}
         batches = itertools.islice(self._until_stopped(self.eval_loader, stop), self.settings.evaluate_batches)
         try:
             scores = self._scores(batches, "dev", here.step)
@@ -292,7 +279,7 @@ class _Run:
             row |= self._ended()
         here.history.append(finite(row))  # as a checkpoint gives it back
         self.shown.log("eval", row)
-        here.losses, here.count = {}, 0
+        here.losses, here.loss_count = {}, 0
         return here.history[-1]
 
     def _scores(self, batches: Iterable[Any], *key: object) -> dict[str, float]:
@@ -351,8 +338,3 @@ class _Run:
             self.log.cut_after(-1 if processes is None else self.here.step)
             if self.watch is not None:  # measured with the evaluation, which comes after the step's own checkpoint
                 self.watch.cut_after(-1 if processes is None else self.here.step - (not self.here.evaluated))
-
-    def _identity(self, start: StartWeights | None) -> dict[str, Any]:
-        """What makes this run this one, as plain data."""
-        who = {"variant": self.variant.name, "seed": self.seed, "training samples": self.samples}
-        return {**who, **plain(self.settings), **({} if start is None else {"start": start.identity})}

@@ -19,11 +19,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of a model's trainable weights.
 
-    Args:
-        model: what is trained.
-        settings: which optimizer, and how.
-        no_weight_decay: patterns of names of parameters that a task keeps from decaying, such as ``"*.pos_embed"``,
-            beside those that the model itself keeps from it.
+    ``no_weight_decay`` are patterns of names of parameters that a task keeps from decaying, such as ``"*.pos_embed"``,
+    beside those that the model itself keeps from it.
 
     Raises:
         ValueError: timm has no such optimizer, or torch no Muon.
@@ -103,7 +100,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         inside = _inner_matrices(model)
         momentum = 0.95 if settings.momentum is None else settings.momentum
         matrices, rest = [
-            [{**group, "params": chosen} for group in groups if (chosen := _chosen(group["params"], inside, ours))]
+            [{**g, "params": some} for g in groups if (some := [p for p in g["params"] if (id(p) in inside) == ours])]
             for ours in (True, False)
         ]
         self._parts: list[torch.optim.Optimizer] = []
@@ -134,10 +131,6 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for part in self._parts:
             part.step()
         return loss
-
-
-def _chosen(parameters: Iterable[Tensor], inside: set[int], ours: bool) -> list[Tensor]:
-    return [p for p in parameters if (id(p) in inside) == ours]
 
 
 def _inner_matrices(model: nn.Module) -> set[int]:

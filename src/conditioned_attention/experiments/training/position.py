@@ -31,11 +31,7 @@ SHARE = 0.02  # of the time, at most, that goes into checkpoints
 
 
 class Pace:
-    """When the next checkpoint is due: after so many seconds, or more where the last one took long.
-
-    Args:
-        seconds: between two checkpoints at least; 0 is one after every step, whatever it costs.
-    """
+    """When the next checkpoint is due: after so many seconds, or more where the last one took long; 0 is always."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.took = seconds, 0.0
@@ -61,7 +57,7 @@ class Position:
         tick: how often the schedule was stepped.
         seconds: spent training.
         losses: sums over micro-batches since the last evaluation, by name.
-        count: of those micro-batches.
+        loss_count: of those micro-batches.
         history: the rows that the run has yielded.
         place: in a stream of samples; None for other orders.
     """
@@ -71,7 +67,7 @@ class Position:
     tick: int = 0
     seconds: float = 0.0
     losses: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
+    loss_count: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     place: dict[str, Any] | None = None
 
@@ -84,13 +80,8 @@ class Position:
 class Keeper:
     """Writes the checkpoints of a run when it is time, and brings a run back to the newest good one.
 
-    Args:
-        folder: the run's.
-        accelerator: which holds model, optimizer and schedule.
-        launch: how often to save.
-        identity: what makes the run this one, as plain data.
-        steps: of the whole run, for messages.
-        accumulation: micro-batches an optimizer step, for checkpoints of versions that did not count them.
+    ``steps``, of the whole run, are for messages; ``accumulation``, micro-batches an optimizer step, is for checkpoints
+    of versions that did not count them.
     """
 
     def __init__(
@@ -135,19 +126,9 @@ class Keeper:
         """Writes a checkpoint."""
         here, began = self.position, time.monotonic()
         losses = {name: self.mean(loss) for name, loss in here.losses.items()}
-        position = {
-            "step": here.step,
-            "taken": here.taken,
-            "tick": here.tick,
-            "seconds": here.seconds,
-            "losses": losses,
-            "loss_count": here.count,
-            "history": here.history,
-            "place": here.place,
-            "processes": self.accelerator.num_processes,
-            "best": {"score": self.best.score, "step": self.best.step},
-            "run": self.identity,
-        }
+        best = {"score": self.best.score, "step": self.best.step}
+        more = {"processes": self.accelerator.num_processes, "best": best, "run": self.identity}
+        position = {**vars(here), "losses": losses, **more}
         extra: dict[str, Any] = {} if self.average is None else {"average": self.average.state_dict()}
         if self.best.weights is not None:
             extra["best"] = self.best.weights
@@ -180,12 +161,12 @@ class Keeper:
             return None
         there, extra = found
         losses = there["losses"] if isinstance(there["losses"], dict) else {"loss": there["losses"]}  # 0.1: one number
-        self.position.step, self.position.tick = there["step"], there["tick"]
+        for name in ("step", "tick", "seconds", "loss_count", "history"):
+            setattr(self.position, name, there[name])
         self.position.taken = there.get("taken", there["step"] * self.accumulation)
-        self.position.seconds, self.position.history = there["seconds"], there["history"]
+        self.position.place = there.get("place")
         device = self.accelerator.device
         self.position.losses = {name: torch.tensor(loss, device=device) for name, loss in losses.items()}
-        self.position.count, self.position.place = there["loss_count"], there.get("place")
         if extra is not None and "average" not in extra and "best" not in extra:
             extra = {"average": extra}  # 0.1: the average alone
         if self.average is not None and extra is not None:

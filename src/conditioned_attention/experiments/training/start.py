@@ -63,11 +63,8 @@ class StartWeights:
         Weights of the same name and shape are taken over; the others, such as a new head, stay as the model has them.
         What a variant does to the start alone is left out: the other run has begun with it.
 
-        Args:
-            model: freshly built.
-            variant: what is trained.
-            batch: see `Variant.apply`.
-            note_in: folder that gets ``start.json``, which lists what was taken over and what was not.
+        For ``batch`` see `Variant.apply`.  The folder ``note_in`` gets ``start.json``, which lists what was taken over
+        and what was not.
 
         Raises:
             ValueError: no weight fits.

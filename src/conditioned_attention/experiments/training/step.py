@@ -28,11 +28,11 @@ class Step:
 
     Attributes:
         accelerator: puts data in their place, and knows of precision and of other processes.
-        model: as Accelerate has prepared it.
-        optimizer: the same.
+        model, optimizer: as Accelerate has prepared them.
         loss: of a model and a micro-batch, a scalar or named ones that add up.
-        clip: largest norm of the gradient, or None.
-        average: the moving average of the weights, or None.
+        clip, average: largest norm of the gradient, and moving average of the weights; or None.
+        after: is called with the model, without what several processes wrap around it, when the weights have changed;
+            or None.
     """
 
     accelerator: Accelerator
@@ -41,6 +41,7 @@ class Step:
     loss: Loss
     clip: float | None = None
     average: AveragedModel | None = None
+    after: Callable[[nn.Module], None] | None = None
 
     def __call__(
         self, batches: Iterator[Any], count: int, sums: dict[str, Tensor] | None = None
@@ -73,6 +74,8 @@ class Step:
             parts = {name: part.detach() for name, part in parts.items()}
             for name, part in parts.items():
                 sums[name] = sums[name] + part if name in sums else part
+        if self.after is not None:
+            self.after(self.accelerator.unwrap_model(self.model))
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
         return parts, norm
@@ -111,4 +114,4 @@ def step_of_variant(task: Task, settings: Training, variant: Variant, accelerato
     model, optimizer = accelerator.prepare(model, optimizer)
     if average is not None:
         average = average.to(accelerator.device)
-    return Step(accelerator, model, optimizer, task.loss, settings.clip, average)
+    return Step(accelerator, model, optimizer, task.loss, settings.clip, average, variant.after_step)

@@ -17,13 +17,9 @@ from conditioned_attention.storage.json_lines import JsonLines
 
 
 class Watch:
-    """Condition numbers of every head and every projection of a model, each into a file of the run's folder.
+    """Condition numbers of every head and projection: ``conditions.jsonl`` and ``projections.jsonl`` of a folder.
 
-    Args:
-        model: freshly built; its W_V are what their growth is measured against.
-        probe: what the model is called with.
-        folder: gets ``conditions.jsonl`` and ``projections.jsonl``.
-        launch: bounds on κ and C, beyond which there is a warning.
+    The model is called with ``probe``.  It comes freshly built: its W_V are what their growth is measured against.
     """
 
     def __init__(self, model: nn.Module, probe: Any, folder: Path, launch: Launch) -> None:
@@ -31,14 +27,9 @@ class Watch:
             JsonLines(folder / name) for name in ("conditions.jsonl", "projections.jsonl")
         )
         self.monitor = ConditionMonitor(
-            model,
-            probe,
-            path=self.conditions.path,
-            samples=None,
-            keep=0,
-            max_kappa=launch.max_kappa,
-            max_scale=launch.max_scale,
-        )
+            model, probe, path=self.conditions.path, samples=None, keep=0,
+            max_kappa=launch.max_kappa, max_scale=launch.max_scale,
+        )  # fmt: skip
         self.value_norm_before = value_norm(model)
 
     def measure(self, step: int, model: nn.Module, *, main: bool) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from conditioned_attention.controls import HeadRMSNorm, PowerNorm, PreconditionedQKNorm, QKNorm
 from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.variants.changes import (
+    ClippedLogits,
     ConditionedStart,
     Heads,
     MeanOfC,
@@ -52,6 +53,7 @@ VARIANTS = {
         Variant("sigmoid_gate", (Heads(SigmoidGate()),), "control: heads times a learned gate of the layer's input"),
         Variant("qk_norm", (Heads(QKNorm()),), "control: queries and keys of each head to root mean square 1"),
         Variant("qk_norm_temperature", (Heads(QKNormWithTemperature()),), "control: qk_norm with a learned temperature a head"),
+        Variant("qk_clip", (ClippedLogits(),), "control: W_Q, W_K of a head scaled down when a logit passes 100 (Kimi K2)"),
         Variant("preconditioned+qk_norm", (Heads(PreconditionedQKNorm()),), "C on the heads, and queries and keys normed"),
         Variant("orthogonal_init", (OrthogonalStart(),), "control: semi-orthogonal W_Q, W_K, W_V at the start"),
         Variant("conditioned_init", (ConditionedStart(),), "control: W_V = I, W_Q, W_K of each head orthogonal at the start"),
@@ -75,6 +77,11 @@ def _with_strength(variant: Variant, strength: float) -> Variant:
     return replace(variant, changes=changes, about=f"{variant.about.split(', λ')[0]}, λ = {strength:g}")
 
 
+def _with_threshold(variant: Variant, threshold: float) -> Variant:
+    about = variant.about.replace("passes 100", f"passes {threshold:g}")
+    return replace(variant, changes=(ClippedLogits(threshold),), about=about)
+
+
 # What a number after the name of a variant sets: spectral=0.3, preconditioned_power=0.25, d_optimal=10
 _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
     "d_optimal": _with_steps,
@@ -82,12 +89,14 @@ _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
     **dict.fromkeys(
         ("spectral", "spectral_polar", "spectral_qk", "identity_init", "preconditioned+spectral"), _with_strength
     ),
+    "qk_clip": _with_threshold,
 }
 
 
 def find_variant(name: str) -> Variant:
     """The variant of this name; ``spectral=0.3``, ``spectral_polar=…``, ``spectral_qk=…``, ``identity_init=…`` and
-    ``preconditioned+spectral=…`` set λ, ``preconditioned_power=0.25`` sets α, and ``d_optimal=10`` the steps.
+    ``preconditioned+spectral=…`` set λ, ``preconditioned_power=0.25`` sets α, ``qk_clip=50`` τ, and ``d_optimal=10`` the
+    steps.
 
     Raises:
         ValueError: no variant is called that, or takes that number.

@@ -16,6 +16,7 @@ from conditioned_attention.experiments.variants.initialise import conditioned_pr
 from conditioned_attention.measure.probing.probe import head_outputs
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, row_norm
 from conditioned_attention.sites import find_sites
+from conditioned_attention.sites.clip import QKClip, clip_logits
 
 Patterns = str | tuple[str, ...] | None
 
@@ -45,6 +46,9 @@ class Change(ABC):
         """`apply` with numbers that mean nothing: to count or time what a model does, without data or on meta."""
         return self.apply(model)
 
+    def after_step(self, model: nn.Module) -> None:  # noqa: B027 - most changes have nothing left to do
+        """What is done to the model after every optimizer step."""
+
     @property
     def _modules(self) -> dict[str, Any]:
         return {"include": self.include, "exclude": self.exclude, "strict": True}
@@ -59,6 +63,23 @@ class Heads(Change):
 
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
         return convert(model, self.transform, **self._modules)
+
+
+@dataclass(frozen=True)
+class ClippedLogits(Change):
+    """QK-Clip: after each step W_Q and W_K of heads with a logit above the threshold are scaled down."""
+
+    threshold: float = 100.0
+    of: ClassVar[str] = "heads"
+
+    def __post_init__(self) -> None:
+        QKClip(self.threshold)  # raises for a bad one
+
+    def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
+        return convert(model, QKClip(self.threshold), **self._modules)
+
+    def after_step(self, model: nn.Module) -> None:
+        clip_logits(model)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ class Variant:
         """As `apply` with numbers that mean nothing: to count or time what a model does, without data or on meta."""
         return _last(change.apply_structure(model) for change in self.changes)
 
+    def after_step(self, model: nn.Module) -> None:
+        """What its changes do to the model after every optimizer step; mostly nothing."""
+        for change in self.changes:
+            change.after_step(model)
+
     @property
     def mixes_rows(self) -> bool:
         """Whether what becomes of a token depends on other tokens' rows."""

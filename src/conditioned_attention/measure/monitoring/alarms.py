@@ -41,15 +41,13 @@ class Alarm:
 
 def alarms_of(records: Sequence[HeadRecord], max_kappa: float | None, max_scale: float | None) -> Iterator[Alarm]:
     """The alarms that the records of one measurement give; κ at the numerical floor is above every bound."""
-    broken = [record for record in records if record.not_finite > 0]
-    if broken:
-        broken.sort(key=lambda record: -record.not_finite)
-        yield Alarm("not finite", records[0].step, None, tuple(broken), len(records))
-    for kind, bound, field in (("kappa", max_kappa, "kappa"), ("scale", max_scale, "largest_scale")):
+    kinds = (("not finite", 0.0, "not_finite"), ("kappa", max_kappa, "kappa"), ("scale", max_scale, "largest_scale"))
+    for kind, bound, field in kinds:
         beyond = [record for record in records if bound is not None and getattr(record, field) > bound]
         if beyond:
             beyond.sort(key=lambda record: -getattr(record, field))
-            yield Alarm(kind, records[0].step, bound, tuple(beyond), len(records))
+            passed = None if kind == "not finite" else bound
+            yield Alarm(kind, records[0].step, passed, tuple(beyond), len(records))
 
 
 def warn(alarm: Alarm) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from functools import partialmethod
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -41,7 +42,11 @@ class _Due:
 
 
 def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
-    """For ``transformers.Trainer``: measures before the first step, every ``monitor.every`` steps, and at the end."""
+    """A callback for Hugging Face's Trainer: ``trainer.add_callback(monitor.trainer_callback(trainer))``.
+
+    It measures before the first step, every ``every`` steps, and at the end.  Given the trainer, a few numbers of every
+    measurement go wherever its own go: its log and its trackers.
+    """
     from transformers import TrainerCallback
 
     due = _Due(monitor)
@@ -49,42 +54,33 @@ def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
     class MonitorCallback(TrainerCallback):
         """Calls the monitor after optimizer steps."""
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            log(due.numbers(state.global_step))
+        def on_step_end(self, args: Any, state: Any, control: Any, last: bool = False, **kwargs: Any) -> None:
+            numbers = due.numbers(state.global_step, last=last)
+            if trainer is not None and numbers:
+                trainer.log(numbers)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            log(due.numbers(state.global_step))
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            log(due.numbers(state.global_step, last=True))
-
-    def log(numbers: dict[str, float]) -> None:
-        if trainer is not None and numbers:
-            trainer.log(numbers)
+        on_train_begin, on_train_end = on_step_end, partialmethod(on_step_end, last=True)
 
     return MonitorCallback()
 
 
 def lightning_callback(monitor: Monitor) -> Any:
-    """For Lightning, under the name that was imported first: ``lightning.pytorch`` or ``pytorch_lightning``."""
+    """A callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers.
+
+    Under the name that was imported first: ``lightning.pytorch`` or ``pytorch_lightning``.
+    """
     base = _lightning().Callback
     due = _Due(monitor)
 
     class MonitorCallback(base):  # type: ignore[misc, valid-type]
         """Calls the monitor after optimizer steps."""
 
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            log(trainer, due.numbers(trainer.global_step))
+        def on_train_batch_end(self, trainer: Any, *args: Any, last: bool = False, **kwargs: Any) -> None:
+            numbers = due.numbers(trainer.global_step, last=last)
+            for logger in trainer.loggers if numbers else ():
+                logger.log_metrics(numbers, step=trainer.global_step)
 
-        def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-            log(trainer, due.numbers(trainer.global_step))
-
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            log(trainer, due.numbers(trainer.global_step, last=True))
-
-    def log(trainer: Any, numbers: dict[str, float]) -> None:
-        for logger in trainer.loggers if numbers else ():
-            logger.log_metrics(numbers, step=trainer.global_step)
+        on_train_start, on_train_end = on_train_batch_end, partialmethod(on_train_batch_end, last=True)
 
     return MonitorCallback()
 

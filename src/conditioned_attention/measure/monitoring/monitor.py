@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from conditioned_attention._warnings import warn as warn_user
 from conditioned_attention.measure.monitoring import callbacks
 from conditioned_attention.measure.monitoring.alarms import Alarm, alarms_of, warn
-from conditioned_attention.measure.monitoring.records import HeadRecord, head_records, summary
+from conditioned_attention.measure.monitoring.records import HeadRecord, head_records, spread, summary
 from conditioned_attention.measure.monitoring.sinks import sink_for
 from conditioned_attention.measure.probing.probe import HeadOutputs, watch_heads
 from conditioned_attention.sites import find_sites, unwrap
@@ -101,10 +101,12 @@ class ConditionMonitor:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         _check_count("every", every, "of steps")
-        _check_count("keep", keep, "of measurements")
-        _check_count("samples", samples, "or None for all")
-        _check_choice("layers", layers)
-        _check_choice("heads", heads)
+        _check_count("keep", keep, "of measurements", least=0)
+        if samples is not None:
+            _check_count("samples", samples, "or None for all")
+        for name, choice in {"layers": layers, "heads": heads}.items():
+            if choice is not None:
+                _check_choice(name, choice)
         if dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32, torch.float64 or None, got {dtype}")
         self.model = unwrap(model)
@@ -115,7 +117,7 @@ class ConditionMonitor:
         self.layers, self.heads, self.samples, self.dtype = layers, heads, samples, dtype
         self.max_kappa, self.max_scale, self.on_alarm, self.log = max_kappa, max_scale, on_alarm, log
         self.path = Path(path) if path is not None else None
-        self._sink = None if path is None else sink_for(path)
+        self._sink = None if self.path is None else sink_for(self.path)
         self._kept: deque[list[HeadRecord]] = deque(maxlen=keep)
         self._calls: int | None = None  # of attention in a forward pass; counted when it matters
 
@@ -131,8 +133,7 @@ class ConditionMonitor:
     def measure(self, step: int) -> list[HeadRecord]:
         """Runs the probe now and returns one record for every head that was chosen; they are kept and written as well.
 
-        Raises:
-            ValueError: a layer or head was chosen that the model has not.
+        Raises ValueError if a layer or head was chosen that the model has not.
         """
         new: list[HeadRecord] = []
 
@@ -147,41 +148,33 @@ class ConditionMonitor:
         if layers is None:
             self._calls = calls
         self._keep(new)
-        if _first_process():
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0:
             if self._sink is not None:
-                self._sink.write(new)
+                self._sink(new)
             if self.log is not None:
                 self.log(summary(new), step)
         for alarm in alarms_of(new, self.max_kappa, self.max_scale):
             self.on_alarm(alarm)
         return new
 
-    def trainer_callback(self, trainer: Any = None) -> Any:
-        """A callback for Hugging Face's Trainer: ``trainer.add_callback(monitor.trainer_callback(trainer))``.
-
-        Given the trainer, a few numbers of every measurement go wherever its own go: its log and its trackers.
-        """
-        return callbacks.trainer_callback(self, trainer)
-
-    def lightning_callback(self) -> Any:
-        """A callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers."""
-        return callbacks.lightning_callback(self)
+    trainer_callback, lightning_callback = callbacks.trainer_callback, callbacks.lightning_callback
 
     def _layers(self) -> list[int] | None:
         if not isinstance(self.layers, int):
             return None if self.layers is None else list(self.layers)
         if self._calls is None:
             self._calls = watch_heads(self.model, self.probe, lambda *_: None, layers=(), dtype=self.dtype)
-        return _spread(self.layers, self._calls)
+        return spread(self.layers, self._calls)
 
     def _records(self, step: int, layer: int, outputs: HeadOutputs) -> list[HeadRecord]:
         before, after = (t.flatten(0, -4) for t in (outputs.before, outputs.after))
         if self.samples is not None:
-            rows = _spread(self.samples, before.shape[0])
+            rows = spread(self.samples, before.shape[0])
             before, after = before[rows], after[rows]
         count = before.shape[1]
         heads = range(count) if self.heads is None else self.heads
-        chosen = _spread(heads, count) if isinstance(heads, int) else heads
+        chosen = spread(heads, count) if isinstance(heads, int) else heads
         if max(chosen) >= count:
             raise ValueError(f"heads={self.heads!r}: layer {layer} has {count} heads, from 0")
         return list(head_records(step, layer, outputs.module, outputs.conditioned, before, after, chosen))
@@ -198,34 +191,16 @@ class ConditionMonitor:
     _warned = False
 
 
-def _spread(wanted: int, count: int) -> list[int]:
-    """So many of 0 … count - 1, evenly spaced, the first and the last among them."""
-    if wanted >= count:
-        return list(range(count))
-    return [0] if wanted == 1 else [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
-
-
-def _first_process() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-
-
-def _check_count(name: str, value: Any, what: str) -> None:
-    if value is None and name == "samples":
-        return
+def _check_count(name: str, value: Any, what: str, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer number {what}, got {type(value).__name__}")
-    least = 0 if name == "keep" else 1
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _check_choice(name: str, value: Any) -> None:
-    if value is None:
-        return
     if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        _check_count(name, value, "of them")
         return
     if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a number, a sequence of positions or None, got {type(value).__name__}")

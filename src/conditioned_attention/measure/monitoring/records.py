@@ -92,13 +92,10 @@ class HeadRecord:
         was finite and for numbers that are never infinite.
         """
         nothing_finite = data.get("not_finite") == 1.0
-
-        def value(name: str, found: Any) -> Any:
-            if found is not None:
-                return found
-            return math.inf if name.startswith(_MAY_BE_INFINITE) and not nothing_finite else _NAN
-
-        return cls(**{name: value(name, found) for name, found in data.items()})
+        numbers = dict(data)
+        for name in (name for name, found in data.items() if found is None):
+            numbers[name] = math.inf if name.startswith(_MAY_BE_INFINITE) and not nothing_finite else _NAN
+        return cls(**numbers)
 
 
 def head_records(
@@ -116,13 +113,9 @@ def head_records(
     finite = ~(numbers["kappa_before"].isnan() | numbers["kappa_after"].isnan())
     for i, head in enumerate(chosen):
         kept = finite[:, i]
-        medians = {name: _median(values[:, i][kept]) for name, values in numbers.items()}
+        medians: dict[str, Any] = {name: _median(values[:, i][kept]) for name, values in numbers.items()}
         yield HeadRecord(
-            step=step,
-            layer=layer,
-            module=module,
-            head=head,
-            conditioned=conditioned,
+            *(step, layer, module, head, conditioned),
             floor_before=_mean(numbers["kappa_before"][:, i][kept].isinf()),
             floor_after=_mean(numbers["kappa_after"][:, i][kept].isinf()),
             largest_scale=float(scale[:, i][kept].max()) if kept.any() else _NAN,
@@ -137,15 +130,10 @@ def head_records(
 
 def _numbers(found: Spectrum, norms: Tensor, when: str) -> dict[str, Tensor]:
     """Each (B, H), by the field of the record whose median it becomes."""
-    return {
-        f"kappa_{when}": found.kappa,
-        f"log_mu_{when}": found.log_mu,
-        f"sigma_max_{when}": found.sigma_max,
-        f"sigma_min_{when}": found.sigma_min,
-        f"stable_rank_{when}": found.stable_rank,
-        f"effective_rank_{when}": found.effective_rank,
-        f"row_spread_{when}": (norms.amax(-1) / norms.amin(-1)).where(norms.amin(-1) > 0, math.inf),
-    }
+    names = ("kappa", "log_mu", "sigma_max", "sigma_min", "stable_rank", "effective_rank")
+    numbers: dict[str, Tensor] = {f"{name}_{when}": getattr(found, name) for name in names}
+    spread = (norms.amax(-1) / norms.amin(-1)).where(norms.amin(-1) > 0, math.inf)
+    return numbers | {f"row_spread_{when}": spread}
 
 
 def _median(values: Tensor) -> float:
@@ -157,13 +145,19 @@ def _mean(flags: Tensor) -> float:
     return float(flags.double().mean()) if len(flags) else 0.0
 
 
+def spread(wanted: int, count: int) -> list[int]:
+    """So many of 0 … count - 1, evenly spaced, the first and the last among them."""
+    if wanted >= count:
+        return list(range(count))
+    return [0] if wanted == 1 else [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
+
+
 def summary(records: Iterable[HeadRecord]) -> dict[str, float]:
     """A few numbers of one measurement for logs: median log₁₀ κ of the heads (of the matrices that the model uses),
     the share of heads at the numerical floor, and the largest factor on a row.
 
     Heads without a finite sample are left out; NaN if there are no others.
 
-    >>> from conditioned_attention.measure.monitoring.records import HeadRecord, summary
     >>> summary([HeadRecord(0, 0, "attn", 0, False, 100.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)])
     {'log10_kappa': 2.0, 'floor_share': 0.0, 'largest_scale': 1.5}
     """

@@ -8,6 +8,7 @@ Shapes: B batch, H heads, N queries, M keys, D head width, R leading values, S v
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conditioned_attention.measure.numbers.check import check_floats
+from conditioned_attention.measure.numbers.spectra import check_floats
 
 _BESIDE = 8  # vectors carried along beside the wanted ones: the last of those converges as fast as the gap behind these
 _PASSES = 4
@@ -68,7 +69,6 @@ def attention_spectrum(
         ValueError: shapes that do not fit, or ``leading`` or ``block`` out of range.
 
     >>> import torch
-    >>> from conditioned_attention.measure.numbers.attention_weights import attention_spectrum
     >>> found = attention_spectrum(*torch.randn(2, 1, 4, 300, 16), leading=2)
     >>> found.singular_values.shape, bool((found.error[..., 0] < 1e-3).all())
     (torch.Size([1, 4, 2]), True)
@@ -78,18 +78,12 @@ def attention_spectrum(
     m = key.shape[-2]
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     mask = None if attn_mask is None else attn_mask.expand(b, h, n, m)
-    values, errors, ranks = [], [], []
-    for i in range(b):
-        for j in range(h):
-            head = _Weights(query[i, j], key[i, j], None if mask is None else mask[i, j], is_causal, scale, block)
-            sigma, error, squares = _all(head) if leading is None else _leading(head, leading, seed)
-            values.append(sigma)
-            errors.append(error)
-            ranks.append(squares / sigma[0] ** 2)
-    shape = (b, h, -1)
-    return WeightsSpectrum(
-        torch.stack(values).view(shape), torch.stack(errors).view(shape), torch.stack(ranks).view(b, h)
-    )
+    found = []
+    for i, j in itertools.product(range(b), range(h)):
+        head = _Weights(query[i, j], key[i, j], None if mask is None else mask[i, j], is_causal, scale, block)
+        sigma, error, squares = _all(head) if leading is None else _leading(head, leading, seed)
+        found.append((sigma, error, squares / sigma[0] ** 2))
+    return WeightsSpectrum(*(torch.stack(parts).unflatten(0, (b, h)) for parts in zip(*found)))
 
 
 @dataclass(frozen=True)
@@ -113,9 +107,8 @@ class _Weights:
                 part = self.mask[rows]
                 logits = logits.masked_fill(~part, -math.inf) if part.dtype == torch.bool else logits + part
             if self.is_causal:
-                later = torch.arange(key.shape[0], device=key.device) > torch.arange(
-                    rows.start, rows.stop, device=key.device
-                ).unsqueeze(1)
+                positions = torch.arange(max(rows.stop, key.shape[0]), device=key.device)
+                later = positions[: key.shape[0]] > positions[rows, None]
                 logits = logits.masked_fill(later, -math.inf)
             nothing = (logits == -math.inf).all(-1, keepdim=True)
             yield rows, logits.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)

@@ -10,22 +10,15 @@ import math
 import torch
 from torch import Tensor
 
-from conditioned_attention.measure.numbers.check import check_floats
-from conditioned_attention.measure.numbers.spectra import condition_number, log_complexity
+from conditioned_attention.measure.numbers.spectra import check_floats, condition_number, log_complexity
 from conditioned_attention.preconditioner import RowNorm
 
 
 def complexity_slack(matrix: Tensor) -> Tensor:
     """``log μ(A) - log κ(A)``, never negative by Theorem 4.2 (Guggenheimer, Edelman and Johnson 1995): κ ≤ μ.
 
-    Args:
-        matrix: (..., n, d), floating point, n and d at least 1.
-
-    Returns:
-        (...), float64, natural logarithm; ``nan`` where κ and μ are infinite (see `condition_number`).
-
-    Raises:
-        TypeError, ValueError: as `condition_number`.
+    Of (..., n, d) as for `condition_number`, with its errors; (...), float64, natural logarithm, ``nan`` where κ and μ
+    are infinite.
 
     >>> import torch
     >>> complexity_slack(torch.eye(4)).exp()  # μ = 2, κ = 1
@@ -40,16 +33,9 @@ def log_attention_bound(output: Tensor, value: Tensor) -> Tensor:
     It is μ(A) with √n ‖v‖_F in the place of ‖A‖_F, which is no smaller by Lemma A.1, ‖softmax(·)‖_F ≤ √n; so it is no
     less than μ(A) and κ(A).  Weights after dropout do not sum to 1 and are outside of the lemma.
 
-    Args:
-        output: A, (..., n, d), floating point.
-        value: v, (..., m, d), of the same leading dimensions or broadcastable to them.
-
-    Returns:
-        (...), float64, natural logarithm; ``inf`` and ``nan`` where `log_complexity` of A has them.
-
-    Raises:
-        TypeError: not floating-point tensors.
-        ValueError: an empty matrix, or widths that differ.
+    Of ``output`` A, (..., n, d), and ``value`` v, (..., m, d), floating point, of leading dimensions that broadcast;
+    else TypeError, or ValueError for an empty matrix or widths that differ.  (...), float64, natural logarithm; ``inf``
+    and ``nan`` where `log_complexity` of A has them.
 
     >>> import torch
     >>> from conditioned_attention import log_complexity
@@ -72,9 +58,7 @@ def never_raises_complexity(n: int, d: int) -> bool:
     """Whether μ(CA) ≤ μ(A) for every n × d matrix A: n ≤ d, the condition that Theorem 4.4 leaves out.
 
     For n > d there are matrices whose μ, and κ, C raises, and matrices whose μ it lowers: see `complexity_change`.
-
-    Raises:
-        ValueError: a size below 1.
+    ValueError for a size below 1.
 
     >>> never_raises_complexity(64, 64), never_raises_complexity(197, 64)  # tokens, head width
     (True, False)
@@ -90,15 +74,8 @@ def complexity_change(matrix: Tensor, *, eps: float = 1e-6) -> Tensor:
     For n ≤ d it is ``Σ log ‖A_i‖ - n/2 · log(‖A‖_F² / n)`` and depends on the norms of the rows alone: never above 0 by
     the inequality of arithmetic and geometric means, and 0 for rows of one length.
 
-    Args:
-        matrix: (..., n, d), floating point.
-        eps: the smallest row norm that C divides by.
-
-    Returns:
-        (...), float64, natural logarithm; ``nan`` where μ is infinite before and after.
-
-    Raises:
-        TypeError, ValueError: as `condition_number`; ``eps`` out of range.
+    Of (..., n, d) as for `condition_number`, with its errors, and with the smallest row norm ``eps`` that C divides by
+    (ValueError if out of range); (...), float64, natural logarithm, ``nan`` where μ is infinite before and after.
 
     >>> import torch
     >>> head = torch.tensor([[1.0, 0.0], [0.0, 0.5**0.5], [0.0, 0.5**0.5]])
@@ -115,13 +92,7 @@ def preconditioner_flops(n: int, d: int, heads: int = 1) -> int:
     Per row of width d/h that is d/h multiplications, d/h - 1 additions, a square root and a division.  **Multiplying
     by C takes n · d more**, which section 4.3 leaves out: `application_flops`.
 
-    Args:
-        n: tokens.
-        d: width of the layer, all heads together.
-        heads: h; it must divide d.
-
-    Raises:
-        ValueError: a size below 1, or heads that do not divide d.
+    Of n tokens and a layer of width d, all heads together; ValueError for a size below 1, or h that does not divide d.
 
     >>> preconditioner_flops(197, 768, heads=12)  # a layer of ViT-B
     304956

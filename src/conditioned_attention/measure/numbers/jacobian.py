@@ -83,7 +83,6 @@ def jacobian_condition(
         ValueError: shapes that do not fit, an unknown option, or ``steps`` below 1.
 
     >>> import torch
-    >>> from conditioned_attention.measure.numbers.jacobian import jacobian_condition
     >>> x, (w_q, w_k, w_v) = torch.randn(5, 12), torch.randn(3, 4, 12)
     >>> jacobian_condition(x, w_q, w_k, w_v, wrt="value").zeros
     0
@@ -93,8 +92,7 @@ def jacobian_condition(
         raise ValueError(f"method={method!r} is unknown; valid are {METHODS}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    _check(x, w_q, w_k, w_v)
-    x, w_q, w_k, w_v = (t.detach().double() for t in (x, w_q, w_k, w_v))
+    x, w_q, w_k, w_v = _checked(x, w_q, w_k, w_v)
     parts = _parts(x, w_q, w_k, w_v, is_causal, 1 / math.sqrt(w_q.shape[0]) if scale is None else scale)
     chosen = [parts[name] for name in names]
     rows, columns = x.shape[0] * w_v.shape[0], sum(part.columns for part in chosen)
@@ -120,8 +118,7 @@ def jacobian_bound(
     It is then no bound: with W_V → c W_V two of the three parts of J grow c-fold, κ(J) with them, and this stays.
     Arguments as there.
     """
-    _check(x, w_q, w_k, w_v)
-    x, w_q, w_k, w_v = (t.detach().double() for t in (x, w_q, w_k, w_v))
+    x, w_q, w_k, w_v = _checked(x, w_q, w_k, w_v)
     p = _weights(x @ w_q.t(), x @ w_k.t(), is_causal, 1 / math.sqrt(w_q.shape[0]) if scale is None else scale)
     derivatives = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     blocks = torch.linalg.svdvals(derivatives).flatten().sort(descending=True).values
@@ -178,11 +175,7 @@ def _parts(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, is_causal: bool, sc
         return scale * torch.stack([(p_i * (v - of_v).t()) @ (right - of_right) for p_i, of_v, of_right in means])
 
     identity = torch.eye(w_v.shape[0], dtype=x.dtype, device=x.device).expand(x.shape[0], -1, -1)
-    return {
-        "query": _Part(through_softmax(k), x),
-        "key": _Part(through_softmax(x), q),
-        "value": _Part(identity, p @ x),
-    }
+    return {"query": _Part(through_softmax(k), x), "key": _Part(through_softmax(x), q), "value": _Part(identity, p @ x)}
 
 
 def _weights(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
@@ -221,15 +214,14 @@ def _condition(values: Tensor, size: int, precision: float = 1.0, subtracted: fl
 
 def _names(wrt: str | Sequence[str]) -> list[str]:
     names = [wrt] if isinstance(wrt, str) else list(wrt)
-    for name in names:
-        if name not in WRT:
-            raise ValueError(f"wrt={name!r} is unknown; valid are {WRT}")
+    if unknown := [name for name in names if name not in WRT]:
+        raise ValueError(f"wrt={unknown[0]!r} is unknown; valid are {WRT}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"wrt must name at least one of {WRT}, each once; got {names}")
     return names
 
 
-def _check(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> None:
+def _checked(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> list[Tensor]:
     for name, matrix in (("x", x), ("w_q", w_q), ("w_k", w_k), ("w_v", w_v)):
         if not isinstance(matrix, Tensor) or matrix.is_complex():
             what = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
@@ -240,3 +232,4 @@ def _check(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> None:
             raise ValueError(f"{name} has {matrix.shape[1]} columns, and x {x.shape[1]}: they must be equal")
     if w_q.shape != w_k.shape:
         raise ValueError(f"w_q and w_k must have one shape, got {tuple(w_q.shape)} and {tuple(w_k.shape)}")
+    return [tensor.detach().double() for tensor in (x, w_q, w_k, w_v)]

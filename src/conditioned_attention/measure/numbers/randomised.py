@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conditioned_attention.measure.numbers.check import check_floats
 from conditioned_attention.measure.numbers.lanczos import lanczos
-from conditioned_attention.measure.numbers.spectra import resolution
+from conditioned_attention.measure.numbers.spectra import check_floats, resolution
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,6 @@ def estimate_condition(
         ValueError: not one matrix, an entry that is not finite, or a tolerance or probability outside (0, 1).
 
     >>> import torch
-    >>> from conditioned_attention.measure.numbers.randomised import estimate_condition
     >>> found = estimate_condition(torch.diag(torch.linspace(1, 50, 300)))
     >>> found.kappa <= 50.0 <= found.kappa_high
     True
@@ -81,11 +79,13 @@ def estimate_condition(
     # κ is a quotient of two estimates: each may miss by half, in σ² that is the share 1 - (1 + tolerance)⁻¹.
     share = 1 - 1 / (1 + tolerance)
     steps = min(k, _steps(k, share, failure / 2))
+    # Uniform on the sphere, as the theorem wants them, once they have been given unit length.
     generator = torch.Generator().manual_seed(seed)
+    starts = [torch.randn(k, dtype=torch.float64, generator=generator).to(r.device) for _ in range(2)]
     # Of Rᵀ, so that the start is one for RᵀR, which is what the theorem speaks of.  Bidiagonalisation takes the same
     # products as Lanczos on RᵀR would and never squares κ; its estimate is no smaller, so that the bound holds for it.
-    largest = lanczos(lambda v: r.mT @ v, lambda u: r @ u, _start(r, generator), steps)[0].item()
-    smallest = _smallest(r, steps, generator)
+    largest = lanczos(lambda v: r.mT @ v, lambda u: r @ u, starts[0], steps)[0].item()
+    smallest = _smallest(r, steps, starts[1])
     told = smallest * resolution(matrix) > largest
     kappa = largest / smallest if told else math.inf
     logs = r.diagonal().abs().log()
@@ -100,12 +100,7 @@ def _steps(k: int, share: float, failure: float) -> int:
     return math.ceil((math.log(1.648 * math.sqrt(k) / failure) / math.sqrt(share) + 1) / 2)
 
 
-def _start(r: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform on the sphere, as the theorem wants it, once it has been given unit length."""
-    return torch.randn(r.shape[0], dtype=torch.float64, generator=generator).to(r.device)
-
-
-def _smallest(r: Tensor, steps: int, generator: torch.Generator) -> float:
+def _smallest(r: Tensor, steps: int, start: Tensor) -> float:
     """σ_k of an upper triangular matrix; 0 where R cannot be inverted."""
     if (r.diagonal() == 0).any():
         return 0.0
@@ -115,7 +110,7 @@ def _smallest(r: Tensor, steps: int, generator: torch.Generator) -> float:
         return solved[:, 0]
 
     try:
-        inverse = lanczos(lambda v: solve(r, v, True), lambda u: solve(r.mT, u, False), _start(r, generator), steps)
+        inverse = lanczos(lambda v: solve(r, v, True), lambda u: solve(r.mT, u, False), start, steps)
     except ArithmeticError:  # a number in R⁻¹ is beyond float64
         return 0.0
     return 1 / inverse[0].item()

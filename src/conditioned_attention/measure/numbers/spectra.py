@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from conditioned_attention.measure.numbers.check import check_floats
 
 
 @dataclass(frozen=True)
@@ -82,18 +81,10 @@ def _nonzero(values: Tensor) -> Tensor:
 def spectrum(matrix: Tensor) -> Spectrum:
     """The singular values of matrices, in float64.
 
-    For thousands of rows and columns there is
+    Of (..., n, d) as for `condition_number`, with its errors.  For thousands of rows and columns there is
     `conditioned_attention.measure.numbers.randomised.estimate_condition`.
 
-    Args:
-        matrix: (..., n, d), floating point, n and d at least 1.
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: fewer than two dimensions, or an empty matrix.
-
     >>> import torch
-    >>> from conditioned_attention.measure.numbers.spectra import spectrum
     >>> found = spectrum(torch.diag(torch.tensor([2.0, 2.0, 1.0])))
     >>> found.kappa.item(), found.stable_rank.item(), round(found.effective_rank.item(), 3)
     (2.0, 2.25, 2.872)
@@ -108,6 +99,13 @@ def spectrum(matrix: Tensor) -> Spectrum:
     # By decomposition, and not by the eigenvalues of AᵀA: those square κ, and were hardly faster (docs/monitoring.md).
     values = torch.linalg.svdvals(clean.double()).where(finite[..., None], math.nan)
     return Spectrum(values, resolution(matrix))
+
+
+def check_floats(name: str, value: Any) -> None:
+    """Raises TypeError for anything but a tensor of floating-point numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {what}")
 
 
 def resolution(matrix: Tensor) -> float:
@@ -147,14 +145,8 @@ def log_complexity(matrix: Tensor) -> Tensor:
     The logarithm, because μ itself overflows: its exponent grows with k.  By Theorem 4.4 scaling the rows to unit
     length does not raise it **if n ≤ d**; for n > d it may.
 
-    Args:
-        matrix: (..., n, d), floating point, n and d at least 1.
-
-    Returns:
-        (...), float64, natural logarithm; ``inf`` and ``nan`` where `condition_number` has them.
-
-    Raises:
-        TypeError, ValueError: as `condition_number`.
+    Of (..., n, d) as for `condition_number`, with its errors; (...), float64, natural logarithm, ``inf`` and ``nan``
+    where that has them.
 
     >>> import torch
     >>> from conditioned_attention import log_complexity

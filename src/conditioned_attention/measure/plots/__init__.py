@@ -4,15 +4,7 @@ Every function takes ``theme="light"`` or ``"dark"``, in which it paints the who
 (``ax=`` or ``axes=``) or into a new figure, and works without a display: ``ax.figure.savefig("picture.png")``.
 """
 
-from conditioned_attention.measure.plots.curves import (
-    average_condition_number,
-    draw_floor,
-    finish_axes,
-    floor_note,
-    plot_band,
-    plot_condition_numbers,
-    share_at_floor,
-)
+from conditioned_attention.measure.plots.curves import average_condition_number, plot_condition_numbers, share_at_floor
 from conditioned_attention.measure.plots.heat_maps import (
     FIELDS,
     plot_before_after,
@@ -22,39 +14,10 @@ from conditioned_attention.measure.plots.heat_maps import (
 )
 from conditioned_attention.measure.plots.side_by_side import side_by_side
 from conditioned_attention.measure.plots.spectra import plot_head_spectra, plot_spectra
-from conditioned_attention.measure.plots.style import (
-    COLOURS,
-    THEMES,
-    Theme,
-    ThemeName,
-    legend_above,
-    legend_height,
-    new_axes,
-    styles,
-)
+from conditioned_attention.measure.plots.style import COLOURS, THEMES, Theme, ThemeName, legend_above, new_axes
 
 __all__ = [
-    "COLOURS",
-    "FIELDS",
-    "THEMES",
-    "Theme",
-    "ThemeName",
-    "average_condition_number",
-    "draw_floor",
-    "finish_axes",
-    "floor_note",
-    "legend_above",
-    "legend_height",
-    "new_axes",
-    "plot_band",
-    "plot_before_after",
-    "plot_condition_numbers",
-    "plot_head_spectra",
-    "plot_heat_map",
-    "plot_heat_maps",
-    "plot_layers",
-    "plot_spectra",
-    "share_at_floor",
-    "side_by_side",
-    "styles",
-]
+    "COLOURS", "FIELDS", "THEMES", "Theme", "ThemeName", "average_condition_number", "legend_above", "new_axes",
+    "plot_before_after", "plot_condition_numbers", "plot_head_spectra", "plot_heat_map", "plot_heat_maps",
+    "plot_layers", "plot_spectra", "share_at_floor", "side_by_side",
+]  # fmt: skip

@@ -50,7 +50,6 @@ def plot_condition_numbers(
     ax: Axes | None = None,
     *,
     quantiles: tuple[float, float] | None = None,
-    xlabel: str = "optimizer step",
     theme: ThemeName = "light",
 ) -> Axes:
     """Figure 3 of the paper: average κ during training, one line a variant.
@@ -64,7 +63,6 @@ def plot_condition_numbers(
         quantiles: None for a band from the lowest to the highest seed; two numbers in 0..1 for a band between these
             quantiles over all heads of all seeds.  A quantile among heads at the floor is drawn at the floor, or, where
             that is not known, at the largest κ of the runs.  The mean of few very large κ can lie above the band.
-        xlabel: what the steps are.
         theme: ``"light"`` or ``"dark"``.
 
     Raises:
@@ -82,24 +80,18 @@ def plot_condition_numbers(
     everything = [record for seeds in runs.values() for records in seeds for record in records]
     for style, (label, seeds) in zip(styles(theme), runs.items()):
         _draw(ax, label, seeds, style, quantiles, _ceiling(everything), theme)
-    _finish(ax, everything, xlabel, theme)
+    _finish(ax, everything, theme)
     if given is None:
         room_for_legend(ax)
     return ax
 
 
-def plot_runs_apart(
-    runs: Mapping[str, Sequence[HeadRecord]],
-    axes: Sequence[Axes],
-    *,
-    quantiles: tuple[float, float] | None,
-    theme: ThemeName,
-) -> None:
+def plot_runs_apart(runs: Mapping[str, Sequence[HeadRecord]], axes: Sequence[Axes], theme: ThemeName) -> None:
     """`plot_condition_numbers` of one run a panel, with the colours that all in one would have, and its limits."""
     everything = [record for records in runs.values() for record in records]
     for ax, style, (label, records) in zip(axes, styles(theme), runs.items()):
-        _draw(ax, label, [records], style, quantiles, _ceiling(everything), theme)
-        _finish(ax, records, "optimizer step", theme)
+        _draw(ax, label, [records], style, (0.1, 0.9), _ceiling(everything), theme)
+        _finish(ax, records, theme)
     logarithmic = [ax for ax in axes if ax.get_yscale() == "log"]
     limits = [ax.get_ylim() for ax in logarithmic]
     for ax in logarithmic:
@@ -117,14 +109,21 @@ def _draw(
 ) -> None:
     curves = [average_condition_number(records) for records in seeds]
     heads = [record for records in seeds for record in records]
-    edges = None if quantiles is None else _quantiles_over_heads(heads, quantiles, ceiling)
+    edges: Edges | None = None
+    if quantiles is not None:
+        by_step: dict[int, list[float]] = {}
+        for record in heads:
+            if not math.isnan(record.kappa):
+                by_step.setdefault(record.step, []).append(min(record.kappa, ceiling))
+        low, high = quantiles
+        edges = {step: (quantile(values, low), quantile(values, high)) for step, values in by_step.items()}
     plot_band(ax, curves, label + floor_note(share_at_floor(heads)), style, edges=edges, opacity=find_theme(theme).band)
 
 
-def _finish(ax: Axes, records: Sequence[HeadRecord], xlabel: str, theme: ThemeName) -> None:
+def _finish(ax: Axes, records: Sequence[HeadRecord], theme: ThemeName) -> None:
     finite = any(math.isfinite(record.kappa) for record in records)
     at_floor = any(math.isinf(record.kappa) for record in records)
-    finish_axes(ax, finite, at_floor, _resolutions(records), xlabel=xlabel, theme=theme)
+    finish_axes(ax, finite, at_floor, _resolutions(records), theme)
 
 
 def floor_note(share: float) -> str:
@@ -133,50 +132,30 @@ def floor_note(share: float) -> str:
     return f" ({shown} at the floor)" if share > 0 else ""
 
 
-def finish_axes(
-    ax: Axes,
-    finite: bool,
-    at_floor: bool,
-    floors: Sequence[float],
-    *,
-    xlabel: str = "optimizer step",
-    theme: ThemeName = "light",
-) -> None:
-    """Names and legend, and a logarithmic axis with the numerical floor in it.
+def finish_axes(ax: Axes, finite: bool, at_floor: bool, floors: Sequence[float], theme: ThemeName = "light") -> None:
+    """Names and legend of an ``ax`` with its curves, and a logarithmic axis with the numerical ``floors``, ascending.
 
-    Args:
-        ax: with its curves.
-        finite: whether any head has a κ; else a word says why there is nothing to draw.
-        at_floor: whether any head is at the floor.
-        floors: where that is, ascending.
-        xlabel, theme: as for `plot_condition_numbers`.
+    Where no head has a ``finite`` κ a word says why there is nothing to draw: perhaps that all are ``at_floor``.
     """
+    colours = find_theme(theme)
     if finite:
         ax.set_yscale("log")
-        draw_floor(ax, floors, theme)
     else:  # matplotlib has no logarithmic axis without numbers
         what = "every head is at the numerical floor" if at_floor else "nothing was measured"
-        ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=find_theme(theme).text)
-    ax.set_xlabel(xlabel)
+        ax.text(0.5, 0.5, what, ha="center", transform=ax.transAxes, color=colours.text)
+    if finite and floors:
+        for floor in floors:
+            ax.axhline(floor, color=colours.faint, linestyle="--", linewidth=1.0)
+        # Nothing is drawn above the highest, so the word covers no curve, and room is made for it.
+        ax.annotate(
+            "numerical floor", (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
+            textcoords="offset points", fontsize="small", color=colours.text,
+        )  # fmt: skip
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, max(high, floors[-1] * (floors[-1] / low) ** 0.1))
+    ax.set_xlabel("optimizer step")
     ax.set_ylabel("average condition number")
     legend_above(ax)
-
-
-def draw_floor(ax: Axes, floors: Sequence[float], theme: ThemeName = "light") -> None:
-    """Dashed lines where κ is no longer told from infinity, ascending; the highest is named, and room made for it.
-
-    Nothing is drawn above the highest, so the word covers no curve.  The κ axis must be logarithmic already.
-    """
-    if not floors:
-        return
-    for floor in floors:
-        ax.axhline(floor, color=find_theme(theme).faint, linestyle="--", linewidth=1.0)
-    ax.annotate(
-        "numerical floor", (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
-        textcoords="offset points", fontsize="small", color=find_theme(theme).text,
-    )  # fmt: skip
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, max(high, floors[-1] * (floors[-1] / low) ** 0.1))
 
 
 def _resolutions(records: Iterable[HeadRecord]) -> list[float]:
@@ -187,15 +166,6 @@ def _resolutions(records: Iterable[HeadRecord]) -> list[float]:
 def _ceiling(records: Sequence[HeadRecord]) -> float:
     finite = [record.kappa for record in records if math.isfinite(record.kappa)]
     return max([*_resolutions(records)[-1:], *finite], default=math.inf)
-
-
-def _quantiles_over_heads(heads: Iterable[HeadRecord], quantiles: tuple[float, float], ceiling: float) -> Edges:
-    by_step: dict[int, list[float]] = {}
-    for record in heads:
-        if not math.isnan(record.kappa):
-            by_step.setdefault(record.step, []).append(min(record.kappa, ceiling))
-    low, high = quantiles
-    return {step: (quantile(values, low), quantile(values, high)) for step, values in by_step.items()}
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -216,13 +186,9 @@ def plot_band(
     edges: Edges | None = None,
     opacity: float = 0.15,
 ) -> None:
-    """The mean of several curves over the steps that all have, in a band from the lowest to the highest.
+    """The mean of several curves over the steps that all have, in a band from the lowest to the highest, or ``edges``.
 
     A step without finite neighbours, which no line would show, is a dot in a range.
-
-    Args:
-        edges: the band at every step, if it is another.
-        opacity: of the band.
     """
     colour, line = style
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from conditioned_attention.measure.monitoring.records import HeadRecord
+from conditioned_attention.measure.monitoring.records import HeadRecord, spread
 from conditioned_attention.measure.plots.curves import quantile
-from conditioned_attention.measure.plots.style import SCALE, ThemeName, find_theme, named_on_the_first, new_axes, panels
+from conditioned_attention.measure.plots.style import SCALE, ThemeName, find_theme, named_on_the_first, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,12 +86,8 @@ def plot_heat_map(
     >>> ax.images[0].get_array().tolist()  # log10 κ
     [[0.0, 1.0, 2.0, 3.0]]
     """
-    records = list(records)
-    step = last_step(records) if step is None else step
-    grid = layers_by_heads(records, step, field)
-    ax = new_axes(ax, theme, _size([grid]))
-    draw_grids([grid], [ax], theme)
-    return ax
+    grid = layers_by_heads(list(records), step, field)
+    return draw_multiples([grid], None if ax is None else [ax], theme)[0]
 
 
 def plot_heat_maps(
@@ -102,19 +98,15 @@ def plot_heat_maps(
     field: str = "kappa",
     theme: ThemeName = "light",
 ) -> list[Axes]:
-    """`plot_heat_map` at several steps side by side, in the same colours.
+    """`plot_heat_map` at several steps side by side, in the same colours; arguments and errors as there.
 
-    Args:
-        steps: which; default four of them from the first to the last.
-        records, field, theme: as for `plot_heat_map`.
-        axes: where to draw, one for each step; default a new figure.
-
-    Raises:
-        ValueError: as `plot_heat_map`; or ``axes`` are not as many as steps.
+    Default are four steps from the first to the last; ``axes`` must be one for each, or it is a ValueError.
     """
     records = list(records)
-    chosen = _spread_out(records) if steps is None else steps
-    return draw_multiples([layers_by_heads(records, step, field) for step in chosen], axes, theme)
+    if steps is None:
+        known = _steps(records)
+        steps = [known[i] for i in spread(_STEPS, len(known))]
+    return draw_multiples([layers_by_heads(records, step, field) for step in steps], axes, theme)
 
 
 def plot_before_after(
@@ -125,25 +117,16 @@ def plot_before_after(
     field: str = "kappa",
     theme: ThemeName = "light",
 ) -> list[Axes]:
-    """`plot_heat_map` before C and after C side by side, in the same colours.
+    """`plot_heat_map` before C and after C side by side on two axes, in the same colours; else as there.
 
-    Args:
-        field: a number that has both: ``"kappa"``, ``"log_mu"``, ``"floor"``, ``"sigma_max"``, ``"sigma_min"``,
-            ``"stable_rank"``, ``"effective_rank"`` or ``"row_spread"``.
-        records, step, theme: as for `plot_heat_map`.
-        axes: where to draw, two; default a new figure.
-
-    Raises:
-        ValueError: as `plot_heat_map`.
+    ``field`` is a number that has both: ``"kappa"``, ``"log_mu"``, ``"floor"``, ``"sigma_max"``, ``"sigma_min"``,
+    ``"stable_rank"``, ``"effective_rank"`` or ``"row_spread"``.
     """
     if field not in _BEFORE_AND_AFTER:
         raise ValueError(f"field must be one of {', '.join(map(repr, _BEFORE_AND_AFTER))}, got {field!r}")
     records = list(records)
-    step = last_step(records) if step is None else step
-    grids = [
-        layers_by_heads(records, step, f"{field}_{when}", title=f"{when} C, step {step}")
-        for when in ("before", "after")
-    ]
+    found = {when: layers_by_heads(records, step, f"{field}_{when}") for when in ("before", "after")}
+    grids = [replace(grid, title=f"{when} C, {grid.title}") for when, grid in found.items()]
     return draw_multiples(grids, axes, theme, label=_BEFORE_AND_AFTER[field].label)
 
 
@@ -155,18 +138,9 @@ def plot_layers(
     The median counts heads at the numerical floor as larger than all others; a cross marks layers with more than half
     of their heads there.  Of any number of heads, and at any number of steps, this stays readable.
 
-    Args:
-        records, ax, field, theme: as for `plot_heat_map`.
-
-    Raises:
-        ValueError: no records, or an unknown field or theme.
+    Arguments and errors are those of `plot_heat_map`.
     """
-    records = list(records)
-    last_step(records)
-    grid = layers_by_steps(records, field)
-    ax = new_axes(ax, theme, _size([grid]))
-    draw_grids([grid], [ax], theme)
-    return ax
+    return draw_multiples([layers_by_steps(list(records), field)], None if ax is None else [ax], theme)[0]
 
 
 @dataclass(frozen=True)
@@ -188,11 +162,13 @@ class Grid:
     xlabel: str
 
 
-def layers_by_heads(records: Sequence[HeadRecord], step: int, field: str, title: str = "") -> Grid:
+def layers_by_heads(records: Sequence[HeadRecord], step: int | None, field: str, title: str = "") -> Grid:
     """The grid of `plot_heat_map`."""
-    known = sorted({record.step for record in records})
+    known = _steps(records)
+    step = known[-1] if step is None else step
     if step not in known:
-        raise ValueError(f"step must be one that was measured ({_listed(known)}), got {step}")
+        listed = ", ".join(map(str, known if len(known) <= 7 else [*known[:3], "…", *known[-3:]]))
+        raise ValueError(f"step must be one that was measured ({listed}), got {step}")
     chosen = [record for record in records if record.step == step]
     heads = list(range(max(record.head for record in chosen) + 1))
     values, marked = _cells(chosen, lambda record: record.head, heads, field)
@@ -201,7 +177,7 @@ def layers_by_heads(records: Sequence[HeadRecord], step: int, field: str, title:
 
 def layers_by_steps(records: Sequence[HeadRecord], field: str) -> Grid:
     """The grid of `plot_layers`."""
-    steps = sorted({record.step for record in records})
+    steps = _steps(records)
     values, marked = _cells(records, lambda record: record.step, steps, field)
     return Grid(values, marked, steps, "", f"{_find(field).label}, median over heads", "optimizer step")
 
@@ -210,7 +186,8 @@ def _cells(
     records: Iterable[HeadRecord], column_of: Callable[[HeadRecord], Hashable], columns: Sequence[Hashable], field: str
 ) -> tuple[list[list[float]], list[tuple[int, int]]]:
     """The median of what falls into each cell, and which cells are at the floor."""
-    found = _find(field)
+    found, of = _find(field), field.rpartition("_")[2]
+    kappa_of = f"kappa_{of}" if of in ("before", "after") else "kappa"  # of the matrix that the field is about
     cells: dict[tuple[int, Hashable], list[HeadRecord]] = {}
     for record in records:
         cells.setdefault((record.layer, column_of(record)), []).append(record)
@@ -220,17 +197,10 @@ def _cells(
         numbers = [number for record in inside if not math.isnan(number := getattr(record, field))]
         column = columns.index(name)
         values[layer][column] = found.value(quantile(numbers, 0.5)) if numbers else math.nan
-        kappas = [kappa for record in inside if not math.isnan(kappa := _kappa(record, field))]
+        kappas = [kappa for record in inside if not math.isnan(kappa := getattr(record, kappa_of))]
         if kappas and math.isinf(quantile(kappas, 0.5)):
             marked.append((layer, column))
     return values, marked
-
-
-def _kappa(record: HeadRecord, field: str) -> float:
-    """κ of the matrix that the field is about."""
-    if field.endswith("_before"):
-        return record.kappa_before
-    return record.kappa_after if field.endswith("_after") else record.kappa
 
 
 def _find(field: str) -> Field:
@@ -239,30 +209,35 @@ def _find(field: str) -> Field:
     return FIELDS[field]
 
 
-def last_step(records: Sequence[HeadRecord]) -> int:
-    """The last step that was measured; raises ValueError where nothing was."""
+def _steps(records: Sequence[HeadRecord]) -> list[int]:
+    """Those that were measured, ascending; raises ValueError where nothing was."""
     if not records:
         raise ValueError("records must be those of a run that was monitored, got none")
-    return max(record.step for record in records)
-
-
-def _spread_out(records: Sequence[HeadRecord]) -> list[int]:
-    last_step(records)
-    steps = sorted({record.step for record in records})
-    count = min(_STEPS, len(steps))
-    return [steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)]
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps if len(steps) <= 7 else [*steps[:3], "…", *steps[-3:]]))
+    return sorted({record.step for record in records})
 
 
 def draw_multiples(
     grids: Sequence[Grid], axes: Sequence[Axes] | None, theme: ThemeName, label: str | None = None
 ) -> list[Axes]:
-    """A panel a grid, in the same colours; layers are named on the first where all have the same."""
+    """A panel a grid, in the same colours, with one bar that explains them.
+
+    Layers are named on the first panel where all have the same.
+    """
     drawn = panels(axes, len(grids), theme, _size(grids))
-    draw_grids(grids, drawn, theme, label)
+    numbers = [value for grid in grids for row in grid.values for value in row if math.isfinite(value)]
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    for grid, ax in zip(grids, drawn):
+        image = ax.imshow(grid.values, cmap=SCALE, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+        _mark(ax, grid)
+        _name(ax, grid)
+    if numbers:
+        bar = drawn[0].figure.colorbar(image, ax=drawn, pad=0.02)
+        text = find_theme(theme).text
+        bar.set_label(textwrap.fill(grids[0].label if label is None else label, _LABEL), color=text)
+        bar.ax.tick_params(which="both", colors=text)
+        bar.outline.set_edgecolor(text)
+    else:
+        drawn[0].set_title(f"{drawn[0].get_title()} (no number to draw)".strip(), fontsize="medium")
     if len({len(grid.values) for grid in grids}) == 1:
         named_on_the_first(drawn)
     return drawn
@@ -274,24 +249,6 @@ def _size(grids: Sequence[Grid]) -> tuple[float, float]:
     widths = [min(widest, max(1.7, _CELL * len(grid.columns))) for grid in grids]
     height = min(5.0, max(2.0, _CELL * max(len(grid.values) for grid in grids)))
     return sum(widths) + 0.25 * len(grids) + 1.5, height + 1.0
-
-
-def draw_grids(grids: Sequence[Grid], axes: Sequence[Axes], theme: ThemeName, label: str | None = None) -> None:
-    """The grids in common colours, with one bar that explains them."""
-    numbers = [value for grid in grids for row in grid.values for value in row if math.isfinite(value)]
-    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
-    for grid, ax in zip(grids, axes):
-        image = ax.imshow(grid.values, cmap=SCALE, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-        _mark(ax, grid)
-        _name(ax, grid)
-    if not numbers:
-        axes[0].set_title(f"{axes[0].get_title()} (no number to draw)".strip(), fontsize="medium")
-        return
-    bar = axes[0].figure.colorbar(image, ax=list(axes), pad=0.02)
-    text = find_theme(theme).text
-    bar.set_label(textwrap.fill(grids[0].label if label is None else label, _LABEL), color=text)
-    bar.ax.tick_params(which="both", colors=text)
-    bar.outline.set_edgecolor(text)
 
 
 def _mark(ax: Axes, grid: Grid) -> None:

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots.curves import plot_runs_apart
-from conditioned_attention.measure.plots.heat_maps import (
-    draw_multiples,
-    last_step,
-    layers_by_heads,
-    layers_by_steps,
-)
+from conditioned_attention.measure.plots.heat_maps import draw_multiples, layers_by_heads, layers_by_steps
 from conditioned_attention.measure.plots.style import ThemeName, named_on_the_first, panels
 
 if TYPE_CHECKING:
@@ -42,28 +37,22 @@ def side_by_side(
         field: of heat maps, as for `plot_heat_map`.
         theme: ``"light"`` or ``"dark"``.
 
-    Raises:
-        ValueError: no runs, a run without records, an unknown picture, field or theme, or ``axes`` are not as many as
-            runs.
+    Raises ValueError for no runs, a run without records, an unknown picture, field or theme, or ``axes`` that are not
+    as many as runs.
     """
     if picture not in _PICTURES:
         raise ValueError(f"picture must be one of {', '.join(map(repr, _PICTURES))}, got {picture!r}")
     if not runs or not all(runs.values()):
-        raise ValueError(
-            f"runs must have records each, got { ({name: len(records) for name, records in runs.items()}) }"
-        )
+        lengths = {name: len(records) for name, records in runs.items()}
+        raise ValueError(f"runs must have records each, got {lengths}")
     if picture == "curves":
-        return _curves(runs, axes, theme)
+        drawn = panels(axes, len(runs), theme, (0.6 + 3.2 * len(runs), 3.6))
+        plot_runs_apart(runs, drawn, theme)
+        named_on_the_first(drawn, numbers=all(ax.get_yscale() == "log" for ax in drawn))
+        return drawn
     if picture == "layers":
         grids = [replace(layers_by_steps(records, field), title=name) for name, records in runs.items()]
     else:
-        found = [(name, layers_by_heads(records, last_step(records), field)) for name, records in runs.items()]
-        grids = [replace(grid, title=f"{name}, {grid.title}") for name, grid in found]
+        found = {name: layers_by_heads(records, None, field) for name, records in runs.items()}
+        grids = [replace(grid, title=f"{name}, {grid.title}") for name, grid in found.items()]
     return draw_multiples(grids, axes, theme)
-
-
-def _curves(runs: Mapping[str, Sequence[HeadRecord]], axes: Sequence[Axes] | None, theme: ThemeName) -> list[Axes]:
-    drawn = panels(axes, len(runs), theme, (0.6 + 3.2 * len(runs), 3.6))
-    plot_runs_apart(runs, drawn, quantiles=(0.1, 0.9), theme=theme)
-    named_on_the_first(drawn, numbers=all(ax.get_yscale() == "log" for ax in drawn))
-    return drawn

@@ -23,27 +23,22 @@ from conditioned_attention.measure.probing.probe import HeadOutputs
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_QUANTILES = (0.1, 0.5, 0.9)  # the band, and the line in it
 _DOTS = 32  # singular values up to which each gets a dot
 
 
 def plot_spectra(
-    before: Tensor,
-    after: Tensor | None = None,
-    ax: Axes | None = None,
-    *,
-    quantiles: tuple[float, float] = (0.1, 0.9),
-    theme: ThemeName = "light",
+    before: Tensor, after: Tensor | None = None, ax: Axes | None = None, *, theme: ThemeName = "light"
 ) -> Axes:
     """Singular values over the largest, σ_i / σ₁, by i / k with k = min(n, d): the end of the line is at 1 / κ.
 
-    Lines are medians over the matrices, bands reach from quantile to quantile.  Below the dotted line a singular value
-    is not told from rounding.  Matrices that are zero or not finite have no such values and are left out.
+    Lines are medians over the matrices, bands reach from the 10 % to the 90 % quantile.  Below the dotted line a
+    singular value is not told from rounding.  Matrices that are zero or not finite have none and are left out.
 
     Args:
         before: (..., n, d), floating point: one matrix a sample.
         after: the same after C; default none.
         ax: where to draw; default a new figure.
-        quantiles: of the band, two numbers in 0..1.
         theme: ``"light"`` or ``"dark"``.
 
     Raises:
@@ -56,7 +51,7 @@ def plot_spectra(
     [1.0, 0.5, 0.25]
     """
     given, ax = ax, new_axes(ax, theme, (4.8, 3.6))
-    _draw(ax, before, after, quantiles, theme)
+    _draw(ax, before, after, theme)
     legend_above(ax)
     if given is None:
         room_for_legend(ax)
@@ -68,26 +63,22 @@ def plot_head_spectra(
     heads: Sequence[tuple[int, int]],
     axes: Sequence[Axes] | None = None,
     *,
-    quantiles: tuple[float, float] = (0.1, 0.9),
     theme: ThemeName = "light",
 ) -> list[Axes]:
     """`plot_spectra` of chosen heads side by side, on the same scale.
 
     Args:
         outputs: what `conditioned_attention.measure.probing.probe.head_outputs` found in a model.
-        heads: (layer, head) of each panel, from 0.
-        axes: where to draw, one a head; default a new figure.
-        quantiles, theme: as for `plot_spectra`.
-
-    Raises:
-        ValueError: no heads, or one that is not there; or ``axes`` are not as many as heads.
+        heads: (layer, head) of each panel, from 0; ValueError for none, or for one that is not there.
+        axes: where to draw, one a head, or it is a ValueError; default a new figure.
+        theme: as for `plot_spectra`.
     """
     if not heads:
         raise ValueError("heads must name at least one (layer, head), got none")
     chosen = [_head(outputs, layer, head) for layer, head in heads]
     drawn = panels(axes, len(heads), theme, (0.8 + 2.6 * len(heads), 3.4))
     for ax, (layer, head), (before, after) in zip(drawn, heads, chosen):
-        _draw(ax, before, after, quantiles, theme)
+        _draw(ax, before, after, theme)
         ax.set_title(f"layer {layer}, head {head}", fontsize="medium")
     bottom = min(ax.get_ylim()[0] for ax in drawn)
     for ax in drawn:
@@ -110,13 +101,13 @@ def _head(outputs: Sequence[HeadOutputs], layer: int, head: int) -> tuple[Tensor
     return outputs[layer].before[..., head, :, :], outputs[layer].after[..., head, :, :]
 
 
-def _draw(ax: Axes, before: Tensor, after: Tensor | None, quantiles: tuple[float, float], theme: ThemeName) -> None:
+def _draw(ax: Axes, before: Tensor, after: Tensor | None, theme: ThemeName) -> None:
     colours = find_theme(theme)
     lines = [("before C", before, colours.colours[0], "-")]
     lines += [("after C", after, colours.colours[1], "--")] if after is not None else []
     ends: list[float] = []
     for label, matrices, colour, line in lines:
-        low, middle, high, floor = _normalised(label, matrices, quantiles)
+        low, middle, high, floor = _normalised(label, matrices)
         k = len(middle)
         places = [(i + 1) / k for i in range(k)]
         ax.plot(
@@ -134,9 +125,7 @@ def _draw(ax: Axes, before: Tensor, after: Tensor | None, quantiles: tuple[float
     ax.set_ylabel("singular value / largest")
 
 
-def _normalised(
-    name: str, matrices: Tensor, quantiles: tuple[float, float]
-) -> tuple[list[float], list[float], list[float], float]:
+def _normalised(name: str, matrices: Tensor) -> tuple[list[float], list[float], list[float], float]:
     """Low quantile, median and high quantile over the samples of σ_i / σ₁, each of k numbers; and the floor."""
     found = spectrum(matrices)
     k = found.singular_values.shape[-1]
@@ -144,6 +133,6 @@ def _normalised(
     ratios = ratios[ratios.isfinite().all(-1)]
     if not len(ratios):
         raise ValueError(f"the matrices {name} must have one that is finite and not zero")
-    levels = torch.tensor([quantiles[0], 0.5, quantiles[1]], dtype=ratios.dtype, device=ratios.device)
+    levels = torch.tensor(_QUANTILES, dtype=ratios.dtype, device=ratios.device)
     low, middle, high = ratios.quantile(levels, dim=0).tolist()
     return low, middle, high, 1 / found.resolution

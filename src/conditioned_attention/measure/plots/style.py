@@ -83,11 +83,7 @@ def new_axes(ax: Axes | None, theme: ThemeName, size: tuple[float, float] = (6.4
 
 
 def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tuple[float, float]) -> list[Axes]:
-    """``axes``, or those of a new figure, side by side, painted in the theme.
-
-    Raises:
-        ValueError: ``axes`` are not as many as wanted, or the theme is not known.
-    """
+    """``axes``, or those of a new figure, side by side, painted in the theme; ValueError for another number."""
     colours = find_theme(theme)
     if axes is None:
         from matplotlib.figure import Figure
@@ -96,7 +92,13 @@ def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tup
     if len(axes) != number:
         raise ValueError(f"axes must be {number}, one a panel, got {len(axes)}")
     for ax in axes:
-        _paint(ax, colours)
+        ax.figure.set_facecolor(colours.background)
+        ax.set_facecolor(colours.background)
+        ax.tick_params(which="both", colors=colours.text)
+        for spine in ax.spines.values():
+            spine.set_color(colours.text)
+        for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
+            text.set_color(colours.text)
     return list(axes)
 
 
@@ -106,16 +108,6 @@ def named_on_the_first(axes: Sequence[Axes], *, numbers: bool = True) -> None:
         ax.set_ylabel("")
         if numbers:
             ax.tick_params(labelleft=False)
-
-
-def _paint(ax: Axes, theme: Theme) -> None:
-    ax.figure.set_facecolor(theme.background)
-    ax.set_facecolor(theme.background)
-    ax.tick_params(which="both", colors=theme.text)
-    for spine in ax.spines.values():
-        spine.set_color(theme.text)
-    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
-        text.set_color(theme.text)
 
 
 def legend_above(ax: Axes) -> None:

@@ -5,7 +5,7 @@ Shapes: B samples, H heads, N queries, M keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -40,16 +40,10 @@ def attention_weights_spectra(model: nn.Module, probe: Any, layers: Sequence[int
     time, because they were asked for, and decomposed one head after the other.  For long sequences there is
     `conditioned_attention.measure.numbers.attention_weights.attention_spectrum`, which needs queries and keys only.
 
-    Args:
-        model: is left as it was.
-        probe: what it is called with.
-        layers: positions of the calls, from 0.
-
-    Raises:
-        ValueError: no such call, or an attention module whose weights cannot be had; the reason is named.
+    The model is called with ``probe`` and left as it was; ``layers`` are positions of the calls, from 0.  Raises
+    ValueError for one that is not there, or for attention whose weights cannot be had; the reason is named.
 
     >>> import torch
-    >>> from conditioned_attention.measure.probing.attention_weights import attention_weights_spectra
     >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
     >>> found, = attention_weights_spectra(layer, torch.randn(2, 10, 32), [0])
     >>> found.module, found.spectrum.singular_values.shape
@@ -61,31 +55,23 @@ def attention_weights_spectra(model: nn.Module, probe: Any, layers: Sequence[int
     if wrong := [layer for layer in layers if not 0 <= layer < len(names)]:
         raise ValueError(f"layers={wrong}: the forward pass has {len(names)} attention calls, from 0")
     modules = {names[layer] for layer in layers}
-    record = _Record({name: [i for i, n in enumerate(names) if n == name] for name in modules}, set(layers))
+    positions = {name: [i for i, n in enumerate(names) if n == name] for name in modules}
+    found: dict[int, LayerWeights] = {}
+
+    def take(module: str, weights: Tensor) -> None:
+        layer = positions[module].pop(0)
+        if layer in layers:
+            heads = weights.detach().flatten(0, -4)
+            values = [spectrum(head).singular_values.cpu() for head in heads.flatten(0, 1)]  # one after the other
+            together = torch.stack(values).unflatten(0, heads.shape[:2])
+            found[layer] = LayerWeights(layer, module, Spectrum(together, resolution(weights)))
+
     sites = [site for site in find_sites(model) if site.reachable and site.name in modules]
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        stack.callback(install(sites, lambda site: _Reading(site, record)))
+        stack.callback(install(sites, lambda site: _Reading(site, take)))
         call(model, probe)
-    return sorted(record.found, key=lambda weights: weights.layer)
-
-
-class _Record:
-    """Takes the weights of wanted calls apart, as they come."""
-
-    def __init__(self, positions: dict[str, list[int]], wanted: set[int]) -> None:
-        self.positions, self.wanted = positions, wanted
-        self.found: list[LayerWeights] = []
-
-    def take(self, module: str, weights: Tensor) -> None:
-        layer = self.positions[module].pop(0)
-        if layer in self.wanted:
-            self.found.append(LayerWeights(layer, module, _head_by_head(weights.detach().flatten(0, -4))))
-
-
-def _head_by_head(weights: Tensor) -> Spectrum:
-    values = [[spectrum(head).singular_values.cpu() for head in sample] for sample in weights]
-    return Spectrum(torch.stack([torch.stack(sample) for sample in values]), resolution(weights))
+    return [found[layer] for layer in sorted(found)]
 
 
 class _Reading(Passing):
@@ -94,11 +80,11 @@ class _Reading(Passing):
     kind = "reading weights"
     needs_weights = True
 
-    def __init__(self, site: Site, record: _Record) -> None:
+    def __init__(self, site: Site, take: Callable[[str, Tensor], None]) -> None:
         super().__init__(site)
-        self.record = record
+        self.take = take
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         assert weights is not None
-        self.record.take(self.site.name, weights)
+        self.take(self.site.name, weights)
         return super().__call__(output, weights)

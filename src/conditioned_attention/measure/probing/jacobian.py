@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conditioned_attention.measure.numbers.jacobian import JacobianCondition, jacobian_condition
-from conditioned_attention.measure.probing.inputs import attention_inputs
-from conditioned_attention.measure.probing.probe import head_outputs
+from conditioned_attention.measure.probing.probe import attention_inputs, head_outputs
 from conditioned_attention.measure.probing.projections import known_projections, role_matrices
 from conditioned_attention.sites import Site
 from conditioned_attention.sites.corrected import shown
@@ -41,18 +40,11 @@ class JacobianRecord:
 def jacobian_records(model: nn.Module, probe: Any, *, method: str = "auto", steps: int = 300) -> list[JacobianRecord]:
     """`jacobian_condition` of every head of a model, W as the model uses it: with its correction if it has one.
 
-    Of attention that is softmax(q kᵀ / √d) v and nothing more; whether it is, is seen by its output.  Left as it was.
-
-    Args:
-        model: any module.
-        probe: what it is called with, as for `ConditionMonitor`.
-        method, steps: of `jacobian_condition`.
-
-    Raises:
-        ValueError: no projections are known, or attention has something else in it (positions, masks, a bias).
+    Of attention that is softmax(q kᵀ / √d) v of its input and nothing more, which is seen by its output: raises
+    ValueError if there is something else in it (positions, masks, a bias), or if no projections are known.  The model
+    is called with ``probe``, as for `ConditionMonitor`, and left as it was; ``method`` and ``steps`` go on as they are.
 
     >>> import torch
-    >>> from conditioned_attention.measure.probing.jacobian import jacobian_records
     >>> layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     >>> [record.head for record in jacobian_records(layer, torch.randn(1, 5, 16))]
     [0, 1]

@@ -6,7 +6,7 @@ Shapes: B probe samples, H heads, N tokens, D head width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +32,7 @@ Take = Callable[[int, HeadOutputs], None]
 
 
 def head_outputs(model: nn.Module, probe: Any) -> list[HeadOutputs]:
-    """Head outputs of every attention call in one forward pass on ``probe``, in the order of the calls.
-
-    The model is left as it was: modes, buffers, random states and conversion.
-    """
+    """Head outputs of every attention call in one forward pass on ``probe``, in order; the model is left as it was."""
     calls: list[HeadOutputs] = []
     watch_heads(model, probe, lambda _, outputs: calls.append(outputs))
     return calls
@@ -52,6 +49,8 @@ def watch_heads(
 ) -> int:
     """Hands the head outputs of one forward pass to ``take``, call after call, so that no two need to be kept.
 
+    Returns how many calls there were.
+
     Args:
         model: is left as it was: modes, buffers, random states and conversion.
         probe: what it is called with.
@@ -60,9 +59,6 @@ def watch_heads(
         dtype: parameters and inputs of lower precision are taken to this one for the time; None leaves them.
         stop_after: the forward pass ends with this call, where nothing waits for its end: what comes after the last
             attention, a language model's logits above all, may take as long and more memory than the rest.
-
-    Returns:
-        How many calls there were.
     """
     sites = [site for site in find_sites(model) if site.reachable]
     record = _Record(take, layers, stop_after if _may_stop(model) else None)
@@ -77,6 +73,30 @@ def watch_heads(
     return record.calls
 
 
+def attention_inputs(model: nn.Module, probe: Any, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """The first tensor of numbers that each of these modules gets in a forward pass, (batch, …), by its name.
+
+    Of a module that is called several times, what it gets last.  The model is left as it was.
+    """
+    inputs: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        for site in sites:
+            stack.callback(site.module.register_forward_pre_hook(_noting(site, inputs), with_kwargs=True).remove)
+        call(model, probe)
+    return inputs
+
+
+def _noting(site: Site, inputs: dict[str, Tensor]) -> Callable[..., None]:
+    def note(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
+        if (x := next(tensors, None)) is not None:
+            sequence_first = isinstance(attention, nn.MultiheadAttention) and not attention.batch_first
+            inputs[site.name] = (x.transpose(0, 1) if sequence_first and x.dim() == 3 else x).detach()
+
+    return note
+
+
 class _Enough(BaseException):
     """Ends a forward pass; no Exception, which a model might catch."""
 
@@ -89,22 +109,14 @@ def _may_stop(model: nn.Module) -> bool:
     )
 
 
+@dataclass
 class _Record:
-    """Counts the calls of one forward pass and passes on those that are wanted."""
+    """What is wanted of the calls of one forward pass, and how many there were."""
 
-    def __init__(self, take: Take, layers: Container[int] | None, stop_after: int | None) -> None:
-        self.take, self.layers, self.stop_after, self.calls = take, layers, stop_after, 0
-
-    def next_is_wanted(self) -> bool:
-        self.calls += 1
-        return self.layers is None or self.calls - 1 in self.layers
-
-    def pass_on(self, outputs: HeadOutputs) -> None:
-        self.take(self.calls - 1, outputs)
-
-    def stop_if_enough(self) -> None:
-        if self.calls == self.stop_after:
-            raise _Enough
+    take: Take
+    layers: Container[int] | None
+    stop_after: int | None
+    calls: int = 0
 
 
 class Passing(HeadTransform):
@@ -143,12 +155,14 @@ class _Recording(Passing, recorded=False):
         self.record = record
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
-        wanted = self.record.next_is_wanted()
+        record, layer = self.record, self.record.calls
+        record.calls += 1
         result = super().__call__(output, weights)
-        if wanted:
+        if record.layers is None or layer in record.layers:
             after = RowNorm()(output) if self.inner is None else result
-            self.record.pass_on(HeadOutputs(self.site.name, self.inner is not None, output, after))
-        self.record.stop_if_enough()
+            record.take(layer, HeadOutputs(self.site.name, self.inner is not None, output, after))
+        if record.calls == record.stop_after:
+            raise _Enough
         return result
 
 
@@ -201,10 +215,8 @@ def call(model: nn.Module, probe: Any) -> None:
     """Runs the model on a mapping (keywords), a tuple (positional) or one tensor."""
     if isinstance(probe, Mapping):
         model(**probe)
-    elif isinstance(probe, (tuple, list)):
-        model(*probe)
     else:
-        model(probe)
+        model(*(probe if isinstance(probe, (tuple, list)) else (probe,)))
 
 
 @contextmanager
@@ -214,23 +226,21 @@ def at_least(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     Heads that were rounded to bfloat16 have hardly a smallest singular value left.  Sharded parameters (FSDP2) are
     gathered by their own code, which knows nothing of copies: they are left alone.
     """
+    places: list[dict[str, Any]] = [p for m in model.modules() for p in (m._parameters, m._buffers)]
+    changed = [
+        (members, name, tensor)
+        for members in places
+        for name, tensor in members.items()
+        if type(tensor) in (Tensor, nn.Parameter) and _lower(tensor, dtype)
+    ]
     copies: dict[int, Tensor] = {}
-
-    def raised(tensor: Tensor) -> Tensor:
-        if id(tensor) not in copies:  # tied weights stay tied
-            copy = tensor.detach().to(dtype)
-            copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
-        return copies[id(tensor)]
-
-    changed: list[tuple[Any, str, Tensor]] = []
     try:
-        for module in model.modules():
-            for members in (module._parameters, module._buffers):
-                for name, tensor in members.items():
-                    if tensor is not None and type(tensor) in (Tensor, nn.Parameter) and _lower(tensor, dtype):
-                        changed.append((members, name, tensor))
         for members, name, tensor in changed:
-            members[name] = raised(tensor)
+            if id(tensor) not in copies:  # tied weights stay tied
+                copy = tensor.detach().to(dtype)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+            members[name] = copies[id(tensor)]
         yield
     finally:
         for members, name, tensor in changed:

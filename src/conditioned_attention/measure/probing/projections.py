@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,13 +48,22 @@ def projection_records(model: nn.Module) -> list[ProjectionRecord]:
 
     >>> import torch
     >>> from conditioned_attention import spectral_condition
-    >>> from conditioned_attention.measure.probing.projections import projection_records
     >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
     >>> _ = spectral_condition(layer, correction="polar")
     >>> [record.kappa_corrected <= 2 for record in projection_records(layer)]
     [True, True, True]
     """
-    return [record for site, projections in known_projections(model) for record in _records(site, projections)]
+    records = []
+    for site, projections in known_projections(model):
+        plain = role_matrices(site.module, projections)
+        with shown(site.module):
+            corrected = role_matrices(site.module, projections)
+        for role, name in _ROLES.items():
+            values, others = (torch.linalg.svdvals(m[role].double()) for m in (plain, corrected))
+            shape, norm = (plain[role].shape[0], plain[role].shape[1]), float(values.norm())
+            before, after = ((_kappa(found), float(found[-1])) for found in (values, others))
+            records.append(ProjectionRecord(site.name, name, shape, *before, norm, *after))
+    return records
 
 
 @torch.no_grad()
@@ -64,12 +72,8 @@ def value_norm(model: nn.Module) -> float:
 
     The gradient that the preconditioner leaves along the rows does nothing for the loss, and could drive this up.
     """
-    squares = [
-        matrix.double().square().sum()
-        for site, projections in known_projections(model)
-        for role, matrix in role_matrices(site.module, projections).items()
-        if role == "v"
-    ]
+    found = [role_matrices(site.module, projections).get("v") for site, projections in known_projections(model)]
+    squares = [matrix.double().square().sum() for matrix in found if matrix is not None]
     return torch.stack(squares).mean().sqrt().item() if squares else math.nan
 
 
@@ -77,24 +81,6 @@ def known_projections(model: nn.Module) -> list[tuple[Site, Projections]]:
     """Every attention module whose W_Q, W_K and W_V are known, with where they are."""
     pairs = ((site, find_projections(site.module)) for site in find_sites(model))
     return [(site, found) for site, found in pairs if isinstance(found, Projections)]
-
-
-def _records(site: Site, projections: Projections) -> Iterator[ProjectionRecord]:
-    plain = role_matrices(site.module, projections)
-    with shown(site.module):
-        corrected = role_matrices(site.module, projections)
-    for role, name in _ROLES.items():
-        values, others = (torch.linalg.svdvals(m[role].double()) for m in (plain, corrected))
-        yield ProjectionRecord(
-            module=site.name,
-            role=name,
-            shape=(plain[role].shape[0], plain[role].shape[1]),
-            kappa=_kappa(values),
-            smallest=float(values[-1]),
-            norm=float(values.norm()),
-            kappa_corrected=_kappa(others),
-            smallest_corrected=float(others[-1]),
-        )
 
 
 def role_matrices(attention: nn.Module, projections: Projections, *, biases: bool = False) -> dict[str, Tensor]:

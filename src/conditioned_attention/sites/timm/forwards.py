@@ -136,10 +136,11 @@ def _project_beside_mlp(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor,
 def _project_together(module: Any, attention: Tensor, mlp: Tensor) -> Tensor:
     """The sum of the two projections, which may be one on both inputs side by side."""
     shared = getattr(module, "out_proj", None)  # timm 1.0.20 has none
-    if shared is None:
-        y: Tensor = module.attn_out_proj(attention) + module.mlp_out_proj(mlp)
-    else:
+    y: Tensor
+    if shared is not None:
         y = shared(torch.cat((attention, mlp), dim=-1))
+    else:
+        y = module.attn_out_proj(attention) + module.mlp_out_proj(mlp)
     return y
 
 

@@ -5,7 +5,8 @@ Nothing of timm is imported here; the classes that are swapped stand in files of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -13,78 +14,60 @@ from conditioned_attention.sites.hook import Hook, Layout
 from conditioned_attention.sites.site import Mechanism, NoAttention, class_name, plain_class
 from conditioned_attention.sites.swap import derived_reason, swap_in
 
-# class -> the file that holds its conditioned subclass, and that subclass
-_SWAPPED = {
-    "timm.layers.attention.Attention": ("timm.forwards", "ConditionedAttention"),
-    "timm.layers.attention.AttentionRope": ("timm.forwards", "ConditionedAttentionRope"),
-    "timm.layers.attention2d.MultiQueryAttentionV2": ("timm.hybrids", "ConditionedMultiQueryAttentionV2"),
-    "timm.models.beit.Attention": ("timm.forwards", "ConditionedBeitAttention"),
-    "timm.models.efficientformer_v2.Attention2d": ("timm.hybrids", "ConditionedAttention2d"),
-    "timm.models.efficientformer_v2.Attention2dDownsample": ("timm.hybrids", "ConditionedAttention2dDownsample"),
-    "timm.models.efficientvit_msra.CascadedGroupAttention": ("timm.hybrids", "ConditionedCascadedGroupAttention"),
-    "timm.models.eva.EvaAttention": ("timm.forwards", "ConditionedEvaAttention"),
-    "timm.models.hiera.MaskUnitAttention": ("timm.forwards", "ConditionedMaskUnitAttention"),
-    "timm.models.iformer.SHMA": ("timm.iformer", "ConditionedSHMA"),
-    "timm.models.mvitv2.MultiScaleAttention": ("timm.hybrids", "ConditionedMultiScaleAttention"),
-    "timm.models.shvit.SHSA": ("timm.hybrids", "ConditionedSHSA"),
-    "timm.models.swin_transformer.WindowAttention": ("timm.forwards", "ConditionedWindowAttention"),
-    "timm.models.vision_transformer.ParallelScalingBlock": ("timm.forwards", "ConditionedParallelScalingBlock"),
-    "timm.models.volo.OutlookAttention": ("timm.hybrids", "ConditionedOutlookAttention"),
+
+def by_class(table: Mapping[Any, str]) -> dict[str, Any]:
+    """What a table has for each class of timm."""
+    return {f"timm.{name}": what for what, names in table.items() for name in names.split()}
+
+
+# the file that holds their conditioned subclasses -> classes
+_SWAPS = {
+    "timm.forwards": """
+        layers.attention.Attention layers.attention.AttentionRope models.beit.Attention models.eva.EvaAttention
+        models.hiera.MaskUnitAttention models.swin_transformer.WindowAttention
+        models.vision_transformer.ParallelScalingBlock
+    """,
+    "timm.hybrids": """
+        layers.attention2d.MultiQueryAttentionV2 models.efficientformer_v2.Attention2d
+        models.efficientformer_v2.Attention2dDownsample models.efficientvit_msra.CascadedGroupAttention
+        models.mvitv2.MultiScaleAttention models.shvit.SHSA models.volo.OutlookAttention
+    """,
+    "timm.iformer": "models.iformer.SHMA",
 }
+_SWAPPED: dict[str, str] = by_class(_SWAPS)
 
 _TOKENS = Layout("B N H*D")
-_TOKENS_D_FIRST = Layout("B N D*H")
 _IMAGE = Layout("B H*D N")
 _CHANNELS = Layout("B N H*D", along="N")  # attention between channels: a row is one channel over all tokens
 
 _POOL = "it pools tokens into the features of the head, and is converted only if include names it"
 
-# class -> the module that gets the heads
-_HOOKED: dict[str, Hook] = {
-    "timm.layers.attention2d.Attention2d": Hook("proj", layout=_IMAGE),
-    "timm.layers.attention2d.MultiQueryAttention2d": Hook("output", layout=_IMAGE),
-    "timm.layers.attention_pool.AttentionPoolLatent": Hook("proj", opt_in=_POOL),
-    "timm.layers.attention_pool.AttentionPoolPrr": Hook("post_norm", opt_in=_POOL),
-    "timm.layers.attention_pool2d.AttentionPool2d": Hook("drop", opt_in=_POOL),
-    "timm.layers.attention_pool2d.RotAttentionPool2d": Hook("drop", opt_in=_POOL),
-    "timm.layers.bottleneck_attn.BottleneckAttn": Hook("pool", layout=_IMAGE),
-    "timm.layers.halo_attn.HaloAttn": Hook("pool", layout=_IMAGE),
-    "timm.layers.non_local_attn.NonLocalAttn": Hook("z", heads=1, layout=_IMAGE),
-    "timm.models.cait.ClassAttn": Hook("proj"),
-    "timm.models.cait.TalkingHeadAttn": Hook("proj"),
-    "timm.models.convit.GPSA": Hook("proj"),
-    "timm.models.convit.MHSA": Hook("proj"),
-    "timm.models.cpubone.ConvAttention": Hook("o_proj", layout=_IMAGE),
-    "timm.models.crossvit.CrossAttention": Hook("proj"),
-    "timm.models.davit.ChannelAttention": Hook("proj", layout=_CHANNELS),
-    "timm.models.davit.ChannelAttentionV2": Hook("proj", "groups", _CHANNELS),
-    "timm.models.davit.WindowAttention": Hook("proj"),
-    "timm.models.edgenext.CrossCovarianceAttn": Hook("proj", layout=_CHANNELS),
-    "timm.models.efficientformer.Attention": Hook("proj"),
-    "timm.models.fastvit.Attention": Hook("proj"),
-    "timm.models.gcvit.WindowAttentionGlobal": Hook("proj"),
-    "timm.models.gemma4_vit.Gemma4Attention": Hook("o_proj"),
-    "timm.models.hieradet_sam2.MultiScaleAttention": Hook("proj"),
-    "timm.models.lowformer.ConvAttention": Hook("o_proj", layout=_IMAGE),
-    "timm.models.maxxvit.Attention2d": Hook("proj", layout=_IMAGE),
-    "timm.models.maxxvit.AttentionCl": Hook("proj"),
-    "timm.models.metaformer.Attention": Hook("proj"),
-    "timm.models.nest.Attention": Hook("proj", layout=_TOKENS_D_FIRST),
-    "timm.models.nextvit.EfficientAttention": Hook("proj"),
-    "timm.models.pvt_v2.Attention": Hook("proj"),
-    "timm.models.swin_transformer_v2.WindowAttention": Hook("proj"),
-    "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": Hook("proj"),
-    "timm.models.tiny_vit.Attention": Hook("proj"),
-    "timm.models.tnt.Attention": Hook("proj"),
-    "timm.models.twins.GlobalSubSampleAttn": Hook("proj"),
-    "timm.models.twins.LocallyGroupedAttn": Hook("proj"),
-    "timm.models.vision_transformer_relpos.RelPosAttention": Hook("proj"),
-    "timm.models.vision_transformer_sam.Attention": Hook("proj"),
-    "timm.models.visformer.Attention": Hook("proj", layout=_IMAGE),
-    "timm.models.volo.Attention": Hook("proj"),
-    "timm.models.volo.ClassAttention": Hook("proj"),
-    "timm.models.xcit.XCA": Hook("proj", layout=_CHANNELS),
+# the module that gets the heads -> classes
+_SITES: dict[Hook, str] = {
+    Hook("proj"): """
+        models.cait.ClassAttn models.cait.TalkingHeadAttn models.convit.GPSA models.convit.MHSA
+        models.crossvit.CrossAttention models.davit.WindowAttention models.efficientformer.Attention
+        models.fastvit.Attention models.gcvit.WindowAttentionGlobal models.hieradet_sam2.MultiScaleAttention
+        models.maxxvit.AttentionCl models.metaformer.Attention models.nextvit.EfficientAttention models.pvt_v2.Attention
+        models.swin_transformer_v2.WindowAttention models.swin_transformer_v2_cr.WindowMultiHeadAttention
+        models.tiny_vit.Attention models.tnt.Attention models.twins.GlobalSubSampleAttn models.twins.LocallyGroupedAttn
+        models.vision_transformer_relpos.RelPosAttention models.vision_transformer_sam.Attention models.volo.Attention
+        models.volo.ClassAttention
+    """,
+    Hook("proj", layout=_IMAGE): "layers.attention2d.Attention2d models.maxxvit.Attention2d models.visformer.Attention",
+    Hook("proj", layout=_CHANNELS): "models.davit.ChannelAttention models.edgenext.CrossCovarianceAttn models.xcit.XCA",
+    Hook("drop", opt_in=_POOL): "layers.attention_pool2d.AttentionPool2d layers.attention_pool2d.RotAttentionPool2d",
+    Hook("pool", layout=_IMAGE): "layers.bottleneck_attn.BottleneckAttn layers.halo_attn.HaloAttn",
+    Hook("o_proj", layout=_IMAGE): "models.cpubone.ConvAttention models.lowformer.ConvAttention",
+    Hook("output", layout=_IMAGE): "layers.attention2d.MultiQueryAttention2d",
+    Hook("proj", opt_in=_POOL): "layers.attention_pool.AttentionPoolLatent",
+    Hook("post_norm", opt_in=_POOL): "layers.attention_pool.AttentionPoolPrr",
+    Hook("z", heads=1, layout=_IMAGE): "layers.non_local_attn.NonLocalAttn",
+    Hook("proj", "groups", _CHANNELS): "models.davit.ChannelAttentionV2",
+    Hook("o_proj"): "models.gemma4_vit.Gemma4Attention",
+    Hook("proj", layout=Layout("B N D*H")): "models.nest.Attention",
 }
+_HOOKED: dict[str, Hook] = by_class(_SITES)
 
 
 def _levit(module: nn.Module) -> Hook:
@@ -104,37 +87,28 @@ _CHOSEN: dict[str, Callable[[nn.Module], Hook | str]] = {
     "timm.models.levit.AttentionDownsample": _levit,
 }
 
-_GATE = NoAttention("weighs channels or places of its input, and computes no softmax(q kᵀ) v")
-_LINEAR = "is linear attention: there is no softmax(q kᵀ) whose rows could be normalised"
-_DIFFERENTIAL = "normalises every head behind softmax(q kᵀ) v by itself, so that C cancels"
-
-# class -> why its heads cannot be reached, or why it has none
-_REFUSED = {
-    "timm.layers.cbam.ChannelAttn": _GATE,
-    "timm.layers.cbam.LightChannelAttn": _GATE,
-    "timm.layers.cbam.LightSpatialAttn": _GATE,
-    "timm.layers.cbam.SpatialAttn": _GATE,
-    "timm.layers.coord_attn.CoordAttn": _GATE,
-    "timm.layers.coord_attn.EfficientLocalAttn": _GATE,
-    "timm.layers.coord_attn.SimpleCoordAttn": _GATE,
-    "timm.layers.coord_attn.StripAttn": _GATE,
-    "timm.layers.diff_attention.DiffAttention": _DIFFERENTIAL,
-    "timm.layers.global_context.GlobalContext": _GATE,
-    "timm.layers.lambda_layer.LambdaLayer": _LINEAR,
-    "timm.layers.non_local_attn.BatNonLocalAttn": _GATE,
-    "timm.layers.non_local_attn.BilinearAttnTransform": _GATE,
-    "timm.layers.selective_kernel.SelectiveKernelAttn": _GATE,
-    "timm.layers.split_attn.SplitAttn": _GATE,
-    "timm.models.coat.FactorAttnConvRelPosEnc": _LINEAR,
-    "timm.models.csatv2.SpatialTransformerBlock": "has one head of width 1, of which C would leave only the sign",
-    "timm.models.efficientvim.HSMSSD": NoAttention("is a state space model, without softmax(q kᵀ) v"),
-    "timm.models.efficientvit_mit.LiteMLA": _LINEAR,
-    "timm.models.mobilevit.LinearSelfAttention": _LINEAR,
-    "timm.models.nextvit.ConvAttention": NoAttention("is a convolution"),
-    "timm.models.swiftformer.EfficientAdditiveAttention": _LINEAR,
-    "timm.models.mvitv2.MultiScaleAttentionPoolFirst": "does not run in timm itself: its keys are not transposed",
-    "timm.models.vision_transformer.DiffParallelScalingBlock": _DIFFERENTIAL,
+# why heads cannot be reached, or why there are none -> classes
+_REFUSALS: dict[str, str] = {
+    NoAttention("weighs channels or places of its input, and computes no softmax(q kᵀ) v"): """
+        layers.cbam.ChannelAttn layers.cbam.LightChannelAttn layers.cbam.LightSpatialAttn layers.cbam.SpatialAttn
+        layers.coord_attn.CoordAttn layers.coord_attn.EfficientLocalAttn layers.coord_attn.SimpleCoordAttn
+        layers.coord_attn.StripAttn layers.global_context.GlobalContext layers.non_local_attn.BatNonLocalAttn
+        layers.non_local_attn.BilinearAttnTransform layers.selective_kernel.SelectiveKernelAttn
+        layers.split_attn.SplitAttn
+    """,
+    "normalises every head behind softmax(q kᵀ) v by itself, so that C cancels": """
+        layers.diff_attention.DiffAttention models.vision_transformer.DiffParallelScalingBlock
+    """,
+    "is linear attention: there is no softmax(q kᵀ) whose rows could be normalised": """
+        layers.lambda_layer.LambdaLayer models.coat.FactorAttnConvRelPosEnc models.efficientvit_mit.LiteMLA
+        models.mobilevit.LinearSelfAttention models.swiftformer.EfficientAdditiveAttention
+    """,
+    "has one head of width 1, of which C would leave only the sign": "models.csatv2.SpatialTransformerBlock",
+    NoAttention("is a state space model, without softmax(q kᵀ) v"): "models.efficientvim.HSMSSD",
+    NoAttention("is a convolution"): "models.nextvit.ConvAttention",
+    "does not run in timm itself: its keys are not transposed": "models.mvitv2.MultiScaleAttentionPoolFirst",
 }
+_REFUSED: dict[str, str] = by_class(_REFUSALS)
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
@@ -142,7 +116,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:
-        return swap_in(*_SWAPPED[name])
+        return swap_in(_SWAPPED[name], cls)
     found = _CHOSEN[name](module) if name in _CHOSEN else _HOOKED.get(name) or _REFUSED.get(name)
     if isinstance(found, Hook):
         return found.missing(module) or found

@@ -5,11 +5,12 @@ Nothing of torchvision is imported here.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from conditioned_attention.sites.projections import NORMED, Projection, Projections
+from conditioned_attention.sites.projections import NORMED, Projection, Projections, made_by
 
 
 def multihead_attention(module: nn.MultiheadAttention) -> Projections:
@@ -20,34 +21,24 @@ def multihead_attention(module: nn.MultiheadAttention) -> Projections:
     return Projections(apart, module.num_heads)
 
 
-def swin(module: Any) -> Projections:
-    """``qkv`` as [Q | K | V]."""
-    return Projections((Projection("qkv"),), module.num_heads)
-
-
-def cosines(module: Any) -> Projections:
-    """``qkv`` as [Q | K | V], where queries and keys are then made as long as 1."""
-    return Projections((Projection("qkv"),), module.num_heads, NORMED)
+def fused(module: Any, path: str = "qkv", heads: str = "num_heads", remark: str = "") -> Projections:
+    """One weight [Q | K | V]."""
+    return made_by(module, {path: "qkv"}, getattr(module, heads), remark)
 
 
 def mvit(module: Any) -> Projections:
     """``qkv`` as [Q | K | V], where queries or keys and values may be pooled, which ends in a norm."""
     pooled = module.pool_q is not None or module.pool_k is not None
-    return Projections((Projection("qkv"),), module.num_heads, NORMED if pooled else "")
-
-
-def maxvit(module: Any) -> Projections:
-    """``to_qkv`` as [Q | K | V]."""
-    return Projections((Projection("to_qkv"),), module.n_heads)
+    return fused(module, remark=NORMED if pooled else "")
 
 
 # class -> what makes its queries, keys and values
 FOUND = {
     "torch.nn.modules.activation.MultiheadAttention": multihead_attention,
     "conditioned_attention.modules.MultiheadAttention": multihead_attention,
-    "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": maxvit,
-    "torchvision.models.swin_transformer.ShiftedWindowAttention": swin,
-    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": cosines,
+    "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": partial(fused, path="to_qkv", heads="n_heads"),
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": fused,
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": partial(fused, remark=NORMED),  # cosines
     "torchvision.models.video.mvit.MultiscaleAttention": mvit,
-    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": swin,
+    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": fused,
 }

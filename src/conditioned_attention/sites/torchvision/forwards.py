@@ -93,12 +93,7 @@ def _in_windows(
 
 
 def _heads(
-    transform: HeadTransform,
-    qkv: Tensor,
-    number: int,
-    bias: Tensor,
-    dropout_p: float,
-    factor: Tensor | None = None,
+    transform: HeadTransform, qkv: Tensor, number: int, bias: Tensor, dropout_p: float, factor: Tensor | None = None
 ) -> Tensor:
     """Transformed heads (B·W, N, C) of ``qkv`` (B·W, N, 3·C); with ``factor`` (H, 1, 1) logits are cosines times it."""
     q, k, v = qkv.unflatten(-1, (3, number, -1)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -11,12 +11,12 @@ from conditioned_attention.sites.hook import Hook
 from conditioned_attention.sites.site import Mechanism, class_name, plain_class
 from conditioned_attention.sites.swap import derived_reason, swap_in
 
-# class -> its conditioned subclass in `forwards`
+# classes with a conditioned subclass in `forwards`
 _SWAPPED = {
-    "torchvision.models.swin_transformer.ShiftedWindowAttention": "ConditionedShiftedWindowAttention",
-    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "ConditionedShiftedWindowAttentionV2",
-    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": "ConditionedShiftedWindowAttention3d",
-    "torchvision.models.video.mvit.MultiscaleAttention": "ConditionedMultiscaleAttention",
+    "torchvision.models.swin_transformer.ShiftedWindowAttention",
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2",
+    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d",
+    "torchvision.models.video.mvit.MultiscaleAttention",
 }
 
 # class -> the module that gets the heads
@@ -28,7 +28,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:
-        return swap_in("torchvision.forwards", _SWAPPED[name])
+        return swap_in("torchvision.forwards", cls)
     if name in _HOOKED:
         return _HOOKED[name].missing(module) or _HOOKED[name]
     return derived_reason(cls, {*_SWAPPED, *_HOOKED})

@@ -14,18 +14,11 @@ from torch import nn
 
 from conditioned_attention.sites.projections import NORMED, Projection, Projections
 
-_APART = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("query_proj", "key_proj", "value_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("linear_q", "linear_k", "linear_v"),
-    ("project_q", "project_k", "project_v"),
-    ("q_head", "k_head", "v_head"),
-    ("to_q", "to_k", "to_v"),
-    ("Wq", "Wk", "Wv"),
-    ("q", "k", "v"),
-)
+_NAMES = """
+    q_proj k_proj v_proj, query key value, query_proj key_proj value_proj, q_lin k_lin v_lin,
+    linear_q linear_k linear_v, project_q project_k project_v, q_head k_head v_head, to_q to_k to_v, Wq Wk Wv, q k v
+"""
+_APART = tuple(tuple(names.split()) for names in _NAMES.split(","))
 
 RELATIVE = "keys or queries that stand for relative positions stay as they are"
 
@@ -54,10 +47,7 @@ _REMARKS: tuple[tuple[str, str], ...] = (
         "pos_q_proj pos_key_proj pos_query_proj relative_position_embedding relative_pos_embeddings rel_attn_embed "
         "gru_rel_pos_const gru_rel_pos_linear global_relative_attention_bias rel_pos_h rel_pos_w",
     ),
-    (
-        "keys and values pass through a convolution as well",
-        "sequence_reduction spatial_reduction sr k_sconv v_sconv",
-    ),
+    ("keys and values pass through a convolution as well", "sequence_reduction spatial_reduction sr k_sconv v_sconv"),
     (
         "queries or values go into a convolution beside the attention too",
         "conv fsmn key_conv_attn_layer conv_kernel_layer conv_out_layer",

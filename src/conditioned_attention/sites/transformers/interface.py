@@ -188,11 +188,8 @@ def _eager_function(cls: Any) -> Callable[..., Any] | None:
 
 
 def _base_function(module: nn.Module, name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] | None
-    if name == "eager":
-        function = _eager_function(type(module))
-    else:
-        function = inspect.unwrap(type(module).forward).__globals__[_TABLE][name]
+    cls: Any = type(module)
+    function = _eager_function(cls) if name == "eager" else inspect.unwrap(cls.forward).__globals__[_TABLE][name]
     if function is None:
         raise ValueError(f"{type(module).__qualname__} has no {name} attention function")
     return function
@@ -226,11 +223,9 @@ def _with_queries(
     transform: HeadTransform, query: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """The arguments of an attention function with the queries and keys that the transform makes of its own."""
-    if "key" in kwargs:
-        query, key = transform.queries(query, kwargs["key"])
-        return query, args, {**kwargs, "key": key}
-    query, key = transform.queries(query, args[0])
-    return query, (key, *args[1:]), kwargs
+    by_name = "key" in kwargs
+    query, key = transform.queries(query, kwargs["key"] if by_name else args[0])
+    return (query, args, {**kwargs, "key": key}) if by_name else (query, (key, *args[1:]), kwargs)
 
 
 class _Seen:

@@ -12,32 +12,26 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from conditioned_attention.sites.projections import NORMED, Projection, Projections
+from conditioned_attention.sites.projections import NORMED, Projection, Projections, made_by
+from conditioned_attention.sites.site import NoAttention
 from conditioned_attention.sites.transformers.by_name import RELATIVE, apart, heads_of, recognise, remark_of
+from conditioned_attention.sites.transformers.heads import _REFUSED, NO_SOFTMAX, by_class
 
 __all__ = ["FOUND", "recognise"]
 
-_CONVOLVED = "the input of the projections passes through convolutions first"
 _QKV = ("query", "key", "value")
 
 
-def _these(weights: dict[str, str], module: Any) -> Projections:
-    """Weights with equal numbers of rows for each of their roles: ``{"qkv": "qkv"}`` is [Q | K | V]."""
-    paths = tuple(Projection(path, roles) for path, roles in weights.items())
-    return Projections(paths, heads_of(module), remark_of(module))
-
-
-def _head_by_head(path: str, module: Any) -> Projections:
-    """(Q K V)(Q K V)..., once for each head."""
-    heads = heads_of(module)
-    return Projections((Projection(path, groups=heads),), heads, remark_of(module))
+def _these(places: Any, module: Any) -> Projections:
+    """The weights of a module at ``places``, as in `made_by`."""
+    return made_by(module, places, heads_of(module), remark_of(module))
 
 
 def _fewer_keys(path: str, module: Any) -> Projections:
     """[Q | K | V] with fewer key heads than query heads."""
     heads = heads_of(module)
     keys = (getattr(module, "kv_heads", 0) or module.num_key_value_heads) * module.head_dim
-    return Projections((Projection(path, sizes=(heads * module.head_dim, keys, keys)),), heads)
+    return made_by(module, {path: ("qkv", (heads * module.head_dim, keys, keys))}, heads)
 
 
 def _gpt2(module: Any) -> Projections:
@@ -49,7 +43,7 @@ def _gpt_bigcode(module: Any) -> Projections | str:
     """[Q | K | V] where there is one key head, else head by head."""
     if module.is_cross_attention:
         return "does not run as cross-attention in transformers itself: it splits keys and values at a wrong width"
-    return _fewer_keys("c_attn", module) if module.multi_query else _head_by_head("c_attn", module)
+    return _fewer_keys("c_attn", module) if module.multi_query else _these({"c_attn": "H*qkv"}, module)
 
 
 def _falcon(module: Any) -> Projections:
@@ -66,19 +60,11 @@ def _codegen(module: Any) -> Projections:
 
 def _levit(module: Any) -> Projections:
     """Head by head, with values wider than keys; the queries apart where they are of fewer tokens."""
-    width, heads = module.key_dim, heads_of(module)
-    sizes = (width, width, module.attention_ratio * width)
+    width, values = module.key_dim, module.attention_ratio * module.key_dim
+    places: dict[str, Any] = {"queries_keys_values.linear": ("H*qkv", (width, width, values))}
     if hasattr(module, "queries"):
-        weights = (Projection("queries.linear", "q"), Projection("keys_values.linear", "kv", sizes[1:], heads))
-        return Projections(weights, heads, NORMED)
-    return Projections((Projection("queries_keys_values.linear", "qkv", sizes, heads),), heads, NORMED)
-
-
-def _with_gate(module: Any) -> Projections:
-    """``q_proj`` makes a query and a gate for each head."""
-    heads = heads_of(module)
-    weights = (Projection("q_proj", "q-", groups=heads), Projection("k_proj", "k"), Projection("v_proj", "v"))
-    return Projections(weights, heads, remark_of(module))
+        places = {"queries.linear": "q", "keys_values.linear": ("H*kv", (width, values))}
+    return made_by(module, places, heads_of(module), NORMED)
 
 
 def _for_other_tokens(more: dict[str, str], module: Any) -> Projections | str:
@@ -96,7 +82,7 @@ def _layoutlmv2(module: Any) -> Projections | str:
 
 def _cvt(module: Any) -> Projections:
     weights = {"projection_query": "q", "projection_key": "k", "projection_value": "v"}
-    return replace(_these(weights, module), remark=_CONVOLVED)
+    return made_by(module, weights, heads_of(module), "the input of the projections passes through convolutions first")
 
 
 def _xlnet(module: Any) -> Projections:
@@ -106,14 +92,12 @@ def _xlnet(module: Any) -> Projections:
 
 def _channels(module: Any) -> Projections:
     """Attention between channels, in groups."""
-    return Projections((Projection("qkv"),), module.groups)
+    return made_by(module, {"qkv": "qkv"}, module.groups)
 
 
-# what makes queries, keys and values -> classes; ``bert.BertAttention`` is transformers.models.bert.modeling_bert's
-_LISTED: tuple[tuple[Callable[[Any], Projections | str], str], ...] = (
-    (
-        partial(_these, {"qkv": "qkv"}),
-        """
+# what makes queries, keys and values -> classes
+_LISTED: dict[Callable[[Any], Projections | str], str] = {
+    partial(_these, {"qkv": "qkv"}): """
         blip.BlipAttention blip_2.Blip2Attention cohere_compass.CohereCompassVisionAttention
         deepseek_ocr2.DeepseekOcr2SamVisionAttention deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention
         dots3_note.Dots3NoteVisionAttention ernie4_5_vl_moe.Ernie4_5_VLMoeVisionAttention
@@ -130,103 +114,71 @@ _LISTED: tuple[tuple[Callable[[Any], Projections | str], str], ...] = (
         sam_hq.SamHQVisionSdpaAttention seggpt.SegGptAttention slanext.SLANeXtVisionAttention
         timesformer.TimesformerSelfAttention unlimited_ocr.UnlimitedOcrSamVisionAttention
         unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention vitdet.VitDetAttention
-        """,
-    ),
-    (_channels, "florence2.Florence2VisionChannelAttention"),
-    (partial(_these, {"Wqkv": "qkv"}), "modernbert.ModernBertAttention mpt.MptAttention"),
-    (partial(_these, {"att_proj": "qkv"}), "bark.BarkSelfAttention bark.BarkSelfFlashAttention2"),
-    (partial(_these, {"c_attn": "qkv"}), "openai.Attention"),
-    (partial(_these, {"to_q": "q", "to_kv": "kv"}), "granite_speech.GraniteSpeechConformerAttention"),
-    (partial(_these, {"to_q": "q", "to_kv": "kv"}), "granite_speech_plus.GraniteSpeechPlusConformerAttention"),
-    (_gpt2, "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention imagegpt.ImageGPTAttention"),
-    (_gpt_bigcode, "gpt_bigcode.GPTBigCodeAttention"),
-    (
-        partial(_head_by_head, "query_key_value"),
-        """
+    """,
+    _channels: "florence2.Florence2VisionChannelAttention",
+    partial(_these, {"Wqkv": "qkv"}): "modernbert.ModernBertAttention mpt.MptAttention",
+    partial(_these, {"att_proj": "qkv"}): "bark.BarkSelfAttention bark.BarkSelfFlashAttention2",
+    partial(_these, {"c_attn": "qkv"}): "openai.Attention",
+    partial(_these, {"to_q": "q", "to_kv": "kv"}): "granite_speech.GraniteSpeechConformerAttention",
+    partial(_these, {"to_q": "q", "to_kv": "kv"}): "granite_speech_plus.GraniteSpeechPlusConformerAttention",
+    _gpt2: "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention imagegpt.ImageGPTAttention",
+    _gpt_bigcode: "gpt_bigcode.GPTBigCodeAttention",
+    partial(_these, {"query_key_value": "H*qkv"}): """
         bloom.BloomAttention gpt_neox.GPTNeoXAttention gpt_neox_japanese.GPTNeoXJapaneseAttention
         persimmon.PersimmonAttention
-        """,
-    ),
-    (partial(_head_by_head, "in_proj"), "deberta.DisentangledSelfAttention"),
-    (partial(_head_by_head, "proj"), "esm.modeling_esmfold.EsmFoldSelfAttention"),
-    (partial(_fewer_keys, "qkv_proj"), "phi3.Phi3Attention phi4_multimodal.Phi4MultimodalAttention"),
-    (partial(_fewer_keys, "Wqkv"), "dbrx.DbrxAttention"),
-    (partial(_fewer_keys, "qkv"), "exaone4_5.Exaone4_5_VisionAttention"),
-    (_falcon, "falcon.FalconAttention falcon.FalconFlashAttention2"),
-    (_codegen, "codegen.CodeGenAttention"),
-    (_levit, "levit.LevitAttention levit.LevitAttentionSubsample"),
-    (_layoutlmv2, "layoutlmv2.LayoutLMv2SelfAttention"),
-    (_cvt, "cvt.CvtSelfAttention"),
-    (_xlnet, "xlnet.XLNetRelativeAttention"),
-    (
-        _with_gate,
-        """
+    """,
+    partial(_these, {"in_proj": "H*qkv"}): "deberta.DisentangledSelfAttention",
+    partial(_these, {"proj": "H*qkv"}): "esm.modeling_esmfold.EsmFoldSelfAttention",
+    partial(_fewer_keys, "qkv_proj"): "phi3.Phi3Attention phi4_multimodal.Phi4MultimodalAttention",
+    partial(_fewer_keys, "Wqkv"): "dbrx.DbrxAttention",
+    partial(_fewer_keys, "qkv"): "exaone4_5.Exaone4_5_VisionAttention",
+    _falcon: "falcon.FalconAttention falcon.FalconFlashAttention2",
+    _codegen: "codegen.CodeGenAttention",
+    _levit: "levit.LevitAttention levit.LevitAttentionSubsample",
+    _layoutlmv2: "layoutlmv2.LayoutLMv2SelfAttention",
+    _cvt: "cvt.CvtSelfAttention",
+    _xlnet: "xlnet.XLNetRelativeAttention",
+    # a query and a gate for each head
+    partial(_these, {"q_proj": "H*q-", "k_proj": "k", "v_proj": "v"}): """
         qwen3_5.Qwen3_5Attention qwen3_5_moe.Qwen3_5MoeAttention qwen3_next.Qwen3NextAttention
         qwen4_exp.Qwen4ExpTextAttention
-        """,
-    ),
-    (partial(apart, ("q", "k", "v"), heads=1), "chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock"),
-    (
-        partial(_for_other_tokens, {"query_global": "q", "key_global": "k", "value_global": "v"}),
-        "led.LEDEncoderSelfAttention longformer.LongformerSelfAttention",
-    ),
-    (
-        partial(_for_other_tokens, {"w2e_query": "q", "e2w_query": "q", "e2e_query": "q"}),
-        "luke.LukeSelfAttention",
-    ),
-)
+    """,
+    partial(apart, ("q", "k", "v"), heads=1): "chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock",
+    partial(_for_other_tokens, {"query_global": "q", "key_global": "k", "value_global": "v"}): """
+        led.LEDEncoderSelfAttention longformer.LongformerSelfAttention
+    """,
+    partial(_for_other_tokens, {"w2e_query": "q", "e2w_query": "q", "e2e_query": "q"}): "luke.LukeSelfAttention",
+}
 
 # why W + λ I has no place -> classes
-_REFUSALS: tuple[tuple[str, str], ...] = (
-    (
-        "is linear attention, without softmax(q kᵀ)",
-        """
+_REFUSALS: dict[str, str] = {
+    "is linear attention, without softmax(q kᵀ)": """
         bailing_hybrid.BailingHybridDeltaAttention glm5_next.Glm5NextTextLinearAttention
         kimi_linear.KimiLinearDeltaAttention minimax.MiniMaxLightningAttention
         mobilevitv2.MobileViTV2LinearSelfAttention olmo_hybrid.OlmoHybridGatedDeltaNet
-        """,
-    ),
-    (
-        "does not compute softmax(q kᵀ) v",
-        """
-        groupvit.GroupViTAssignAttention mra.MraSelfAttention swiftformer.SwiftFormerEfficientAdditiveAttention
-        yoso.YosoSelfAttention
-        """,
-    ),
-    (
-        "computes weights, and no heads",
-        """
-        conditional_detr.ConditionalDetrMHAttentionMap dab_detr.DabDetrMHAttentionMap detr.DetrMHAttentionMap
-        maskformer.MaskFormerDetrMHAttentionMap visual_bert.VisualBertRegionToPhraseAttention
-        """,
-    ),
-    (
-        "attends in both directions at once, so that its queries are keys as well",
-        "grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention",
-    ),
-    (
-        "adds projections of content and of position",
-        "conditional_detr.ConditionalDetrDecoderSelfAttention conditional_detr.ConditionalDetrDecoderCrossAttention",
-    ),
-    ("gets its queries, keys and values from the layer around it", "dab_detr.DabDetrAttention"),
-    ("has a trained query in place of W_Q", "aimv2.Aimv2AttentionPoolingHead"),
-    ("projects twice: its own projections stand before those of a MultiheadAttention", "aria.AriaCrossAttention"),
-    ("makes its queries with experts", "jetmoe.JetMoeAttention"),
-    ("makes queries and keys of each other, with convolutions", "zaya.ZayaAttention"),
-    ("has a second stream, for layout, with projections of another width", "lilt.LiltSelfAttention"),
-    ("makes queries and keys with one weight", "reformer.LSHSelfAttention"),
-    ("attends to points in space as well", "esm.modeling_esmfold.EsmFoldInvariantPointAttention"),
-    ("has no queries and keys", "esmfold2.EsmFold2MSAPairWeightedAveraging"),
-)
-
-
-def _full(name: str) -> str:
-    model, _, cls = name.partition(".")
-    return f"transformers.models.{model}.{cls if '.' in cls else f'modeling_{model}.{cls}'}"
+    """,
+    "computes weights, and no heads": "visual_bert.VisualBertRegionToPhraseAttention",
+    "attends in both directions at once, so that its queries are keys as well": """
+        grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention
+    """,
+    "adds projections of content and of position": """
+        conditional_detr.ConditionalDetrDecoderSelfAttention conditional_detr.ConditionalDetrDecoderCrossAttention
+    """,
+    "gets its queries, keys and values from the layer around it": "dab_detr.DabDetrAttention",
+    "has a trained query in place of W_Q": "aimv2.Aimv2AttentionPoolingHead",
+    "projects twice: its own projections stand before those of a MultiheadAttention": "aria.AriaCrossAttention",
+    "makes its queries with experts": "jetmoe.JetMoeAttention",
+    "makes queries and keys of each other, with convolutions": "zaya.ZayaAttention",
+    "has a second stream, for layout, with projections of another width": "lilt.LiltSelfAttention",
+    "makes queries and keys with one weight": "reformer.LSHSelfAttention",
+    "attends to points in space as well": "esm.modeling_esmfold.EsmFoldInvariantPointAttention",
+    "has no queries and keys": "esmfold2.EsmFold2MSAPairWeightedAveraging",
+}
 
 
 # class -> what makes its queries, keys and values, or why that is no place for W + λ I
 FOUND: dict[str, Callable[[Any], Projections | str] | str] = {
-    **{_full(name): find for find, names in _LISTED for name in names.split()},
-    **{_full(name): reason for reason, names in _REFUSALS for name in names.split()},
+    **by_class(_LISTED),
+    **{name: reason for name, reason in _REFUSED.items() if reason == NO_SOFTMAX or isinstance(reason, NoAttention)},
+    **by_class(_REFUSALS),
 }

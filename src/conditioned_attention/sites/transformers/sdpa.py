@@ -69,15 +69,6 @@ def attend_like_sdpa(
     grouped = groups > 1 and _module.use_gqa_in_sdpa(attention_mask, key, value)
     if groups > 1 and not grouped:
         key, value = (_module.repeat_kv(tensor, groups) for tensor in (key, value))
-    heads = attend(
-        transform,
-        query,
-        key,
-        value,
-        attention_mask,
-        dropout,
-        attention_mask is None and causal(module, is_causal),
-        scale=scaling,
-        enable_gqa=grouped,
-    )
+    flag = attention_mask is None and causal(module, is_causal)
+    heads = attend(transform, query, key, value, attention_mask, dropout, flag, scale=scaling, enable_gqa=grouped)
     return heads.transpose(1, 2).contiguous(), None

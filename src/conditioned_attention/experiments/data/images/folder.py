@@ -18,7 +18,7 @@ _JPEG, _TIFF, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".tif", ".tiff"), (
 SUFFIXES = (*_JPEG, ".png", ".webp", ".avif", ".bmp", ".gif", *_TIFF, *_NETPBM, ".jp2", ".tga")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # so that sources of the same files are equal
 class FileReader:
     """Decodes the image in one of these files."""
 

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,23 +83,19 @@ def saved_images(
     return ImageSource([str(c) for c in classes], names, labels, train, evaluation, reader, _stamp(root, chosen))
 
 
-def _is_image(feature: Any) -> bool:
+def _is(kind: str, feature: Any) -> bool:
     import datasets
 
-    return isinstance(feature, datasets.Image)
+    return isinstance(feature, getattr(datasets, kind))
+
+
+_is_image, _is_class_label = partial(_is, "Image"), partial(_is, "ClassLabel")
 
 
 def _holds_images(feature: Any) -> bool:
     """Images, or encoded files that were not declared as such."""
-    return (
-        _is_image(feature) or isinstance(feature, dict) or getattr(feature, "dtype", "") in ("binary", "large_binary")
-    )
-
-
-def _is_class_label(feature: Any) -> bool:
-    import datasets
-
-    return isinstance(feature, datasets.ClassLabel)
+    binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
+    return binary or _is_image(feature) or isinstance(feature, dict)
 
 
 def _is_label(feature: Any) -> bool:

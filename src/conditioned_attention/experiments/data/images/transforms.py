@@ -12,16 +12,11 @@ from conditioned_attention.environment import needs
 Augment = Literal["none", "light", "strong"]
 
 
+_LIGHT: dict[str, Any] = {"is_training": True, "color_jitter": None}
 _AUGMENT: dict[str, dict[str, Any]] = {
     "none": {"is_training": False},
-    "light": {"is_training": True, "color_jitter": None},
-    "strong": {
-        "is_training": True,
-        "color_jitter": None,
-        "auto_augment": "rand-m9-mstd0.5-inc1",
-        "re_prob": 0.25,
-        "re_mode": "pixel",
-    },
+    "light": _LIGHT,
+    "strong": {**_LIGHT, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"},
 }
 
 

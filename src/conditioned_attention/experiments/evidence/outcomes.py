@@ -1,0 +1,58 @@
+"""Other numbers that runs can be compared by, where final scores are too close to a limit to tell runs apart.
+
+Near 100 % the last few samples decide: the mean over the run still says who learned faster, and the loss who is surer.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.statistics import History, Summary, scores
+
+SATURATED = 5.0  # per cent that are left to the limit of a percentage
+
+Runs = Mapping[str, Mapping[int, History]]
+
+
+def saturated(rows: list[Summary], metric: Metric) -> bool:
+    """Whether a variant's mean final score leaves less than 5 per cent to the best that a percentage can be."""
+    return metric.limit is not None and any(abs(metric.limit - row.final.mean) < SATURATED for row in rows)
+
+
+def mean_score(history: History) -> float:
+    """Of all evaluations of a run, which are the same for every variant; nan if one was not finite, or is alone."""
+    return statistics.fmean(scores(history)) if len(history) > 1 else math.nan
+
+
+def final_loss(history: History) -> float:
+    """The evaluation loss of the weights that a run ended with, on its test set if it has one; nan if unknown."""
+    last = history[-1]
+    chosen = next((row for row in history if row.get("step") == last.get("selected_step", last.get("step"))), last)
+    loss = last.get("test_eval_loss", chosen.get("eval_loss"))
+    return math.nan if loss is None else float(loss)
+
+
+def other_outcomes(runs: Runs, metric: Metric) -> list[tuple[Metric, dict[str, dict[int, list[dict[str, Any]]]]]]:
+    """The same runs with another score, as histories of one row; only outcomes that some run has.
+
+    Returns:
+        ``mean … over the run``, with the direction of ``metric``, and ``evaluation loss at the end``.
+    """
+    values: dict[Metric, Callable[[History], float]] = {
+        Metric(f"mean {metric.name} over the run", metric.higher_is_better): mean_score,
+        Metric("evaluation loss at the end", higher_is_better=False): final_loss,
+    }
+    found = []
+    for other, value in values.items():
+        of = {name: {seed: value(history) for seed, history in by_seed.items()} for name, by_seed in runs.items()}
+        finite = {
+            name: {seed: [{"score": v}] for seed, v in by_seed.items() if math.isfinite(v)}
+            for name, by_seed in of.items()
+        }
+        if any(finite.values()):
+            found.append((other, finite))
+    return found

@@ -1,0 +1,7 @@
+"""What processes of tests need, imported by their server: see `tests.processes`."""
+
+import accelerate  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import transformers  # noqa: F401
+
+import tests.experiments.tiny  # noqa: F401
