@@ -35,12 +35,12 @@ class InContextRegressionRecipe:
     dimension: int = 5
     points: int = 32
     noise: float = 0.0
-    samples: int = 128_000
+    samples: int = 64_000
     eval_samples: int = 1024
     model: GPT = field(default_factory=lambda: GPT(context=64, hidden_size=64, layers=4, heads=2))
     training: Training = field(
         default_factory=lambda: Training(
-            epochs=1, batch_size=64, lr=1e-3, weight_decay=0.0, evaluate_every=0.1, monitor_every=0.5
+            epochs=1, batch_size=32, lr=1e-3, weight_decay=0.0, warmup=0.2, evaluate_every=0.1, monitor_every=0.5
         )
     )
 
