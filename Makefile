@@ -14,7 +14,7 @@ demo: $(READY)
 
 # The pictures of docs/gallery.md, of real runs (minutes).
 gallery: $(READY)
-	$(BIN)/conditioned-attention compare digits --epochs 12 --variants baseline preconditioned qk_norm --seeds 3 \
+	$(BIN)/conditioned-attention compare digits --init library --epochs 12 --variants baseline preconditioned qk_norm --seeds 3 \
 	  --monitor-every 1 --no-cost --folder runs/gallery
 	$(BIN)/python -m tests.gallery runs/gallery
 
