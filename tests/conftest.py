@@ -4,6 +4,9 @@ import gc
 import math
 import os
 
+# Two workers share two cores: NumPy's threads and those of processes of tests would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -36,6 +39,7 @@ def seeded():
 
 def pytest_configure():
     gc.disable()  # while the tests are collected
+    torch.manual_seed(0)  # of what modules draw as they are imported
 
 
 def pytest_collection_finish():

@@ -19,21 +19,17 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def execute(path, folder, shorter=()):
+def execute(path, folder):
     """A notebook as stored, run anew by a kernel that works in an empty folder, with the package of this checkout.
 
     Args:
         path: of the notebook.
         folder: what is not there yet; Jupyter and IPython keep their own files beside the working folder in it.
-        shorter: pairs of words in the code, and words instead that take less time.
 
     Returns:
         The notebook with its new outputs; a cell that raises raises CellExecutionError.
     """
     notebook = nbformat.read(path, as_version=4)
-    for words, instead in shorter:
-        (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and words in cell.source]
-        cell.source = cell.source.replace(words, instead)
     work = Path(folder) / "work"
     work.mkdir(parents=True)
     client = NotebookClient(

@@ -12,7 +12,6 @@ from tests.notebooks import NOTEBOOKS, ROOT, execute, pictures, sources, text
 
 STORED = {path: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
 EXACT = {"what_the_theorem_says"}  # float64 and no training: the same digits on every machine
-SHORTER = {"convert_and_watch_a_vit": [("split(25)", "split(100)")]}
 
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -34,13 +33,13 @@ def test_there_are_notebooks():
     assert [path.stem for path in NOTEBOOKS] == ["convert_and_watch_a_vit", "what_the_theorem_says"]
 
 
-@notebooks
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem in EXACT else pytest.mark.slow, id=path.stem) for path in NOTEBOOKS],
+)
 def test_a_notebook_runs(path, tmp_path):
-    """From a fresh kernel, so that its asserts hold; it warns of nothing and writes nothing to where it runs.
-
-    Where it trains, it takes fewer steps here.
-    """
-    fresh = execute(path, tmp_path / "run", SHORTER.get(path.stem, ()))
+    """From a fresh kernel, so that its asserts hold; it warns of nothing and writes nothing to where it runs."""
+    fresh = execute(path, tmp_path / "run")
     assert kinds(fresh) == kinds(STORED[path])
     assert warned(fresh) == []
     assert list((tmp_path / "run" / "work").iterdir()) == []

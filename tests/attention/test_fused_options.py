@@ -192,13 +192,16 @@ FEW = {
     "three queries, bfloat16": {"n": 3, "dtype": BRAIN},
     "float16, odd widths": {"n": 2, "dtype": HALF, "widths": (20, 33)},
     "padding": {"n": 2, "mask": padding(2)},
-    "a bias of the heads": {"n": 2, "mask": torch.randn(1, 4, 1, KEYS, device=DEVICE)},
+    "a bias of the heads": {"n": 2, "mask": draw((1, 4, 1, KEYS))[0]},
     "rows of the weights, through": {"n": 1, "rows": "weights", "gradient": "through"},
 }
+FEW_SLOW = {"one query", "float16, odd widths"}
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in FEW_SLOW else ()) for name in FEW]
+)
 def test_few_queries_take_the_keys_in_parts(name, monkeypatch):
     case = dict(FEW[name])
     n, dtype, (d, e) = case.pop("n"), case.pop("dtype", SINGLE), case.pop("widths", (16, 16))

@@ -53,7 +53,7 @@ import conditioned_attention
 UNKNOWN = 'attn_implementation="conditioned_attention"` is not supported'
 
 
-@pytest.mark.parametrize("imports", [OURS_FIRST, OURS_LAST])
+@pytest.mark.parametrize("imports", [OURS_FIRST, pytest.param(OURS_LAST, marks=pytest.mark.slow)])
 def test_in_a_new_process_a_checkpoint_says_what_to_do(imports, tmp_path):
     model = build("llama")
     precondition(model)

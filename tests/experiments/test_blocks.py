@@ -83,7 +83,7 @@ def test_family_wise_error_and_power_by_simulation():
     Without a difference one is found in 5 % of comparisons; one that "could have been seen" in four of five, by Holm's
     correction of paired t tests in less than a half of that.
     """
-    rng, n = np.random.default_rng(3), 500
+    rng, n = np.random.default_rng(3), 300
     critical, df = critical_value(8, 32), 32
     gain = detectable(critical * math.sqrt(2 / 5), critical, df)
     false = found = by_holm = took_part = 0
