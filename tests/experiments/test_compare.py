@@ -147,7 +147,7 @@ def test_a_folder_refuses_runs_of_other_settings(tmp_path):
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    recipe = Digits(VisionTransformer(layers=2), Training(epochs=2, lr=3e-3))
+    recipe = Digits(VisionTransformer(layers=2, hidden_size=32, heads=4), Training(epochs=2, lr=3e-3))
     result = compare_recipe(recipe, ["baseline", "preconditioned"], 2, folder, progress=False)
     write_report(result, folder)
     return folder, result
