@@ -7,7 +7,7 @@ import pytest
 
 from conditioned_attention.experiments.data.text.files import read_texts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from conditioned_attention.experiments.variants.changes import MeanOfC, Spectral
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import read_json
 from conditioned_attention.storage.json_lines import JsonLines
-from tests.experiments.test_resume import Killed
 from tests.experiments.tiny import OFTEN, TinyDigits
+from tests.experiments.training.test_resume import Killed
 
 BASELINE = VARIANTS["baseline"]
 SHORT = Training(epochs=2, batch_size=30, monitor_every=0)

@@ -41,8 +41,8 @@ from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import find_projections, find_sites
 from conditioned_attention.sites.site import transform_of
 from conditioned_attention.storage.json_lines import JsonLines
-from tests.experiments.test_resume import Killed, assert_same_run, kill_at, without_time
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
+from tests.experiments.training.test_resume import Killed, assert_same_run, kill_at, without_time
 from tests.models import build, inputs, output
 
 each_variant = pytest.mark.parametrize("name", VARIANTS)

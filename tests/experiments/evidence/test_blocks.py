@@ -16,7 +16,7 @@ from conditioned_attention.experiments.evidence.statistics import holm, paired_i
 from conditioned_attention.experiments.evidence.tables import difference_table
 from conditioned_attention.experiments.report.write import read_report, to_json
 
-RESULTS = Path(__file__).parents[2] / "results"
+RESULTS = Path(__file__).parents[3] / "results"
 UP = Metric("accuracy (%)")
 
 # Two-sided, 5 %: C. W. Dunnett, New tables for multiple comparisons with a control, Biometrics 20 (1964), for 1, 2, … 9

@@ -238,7 +238,7 @@ def test_real_wandb_without_a_login_does_not_stop_the_run(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     code = f"""
 from pathlib import Path
-from tests.experiments.test_trackers import run
+from tests.experiments.training.test_trackers import run
 run(Path({str(tmp_path)!r}), ["wandb"])
 print("the end")
 """

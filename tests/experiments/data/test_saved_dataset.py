@@ -15,7 +15,7 @@ from conditioned_attention.experiments.recipes.image_folder import ImageFolder
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
-from tests.experiments.test_image_folder import TINY
+from tests.experiments.recipes.test_image_folder import TINY
 from tests.test_cli import call
 
 datasets = pytest.importorskip("datasets")

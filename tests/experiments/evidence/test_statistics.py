@@ -212,7 +212,7 @@ def test_committed_numbers_come_out_again(name, tmp_path):
     def numbers(sentence):
         return sorted(re.findall(r"[+-]?\d[\d.e-]*", seen.sub("", sentence)))
 
-    committed = Path(__file__).parents[2] / "results" / name / "results.json"
+    committed = Path(__file__).parents[3] / "results" / name / "results.json"
     before = json.loads(committed.read_text())
     shutil.copy(committed, tmp_path)
     now = json.loads(json.dumps(to_json(read_report(tmp_path))))
