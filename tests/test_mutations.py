@@ -308,6 +308,8 @@ MUTATIONS = [
     ("outcomes, never saturated", "experiments/evidence/outcomes.py", "abs(metric.limit - row.final.mean) < SATURATED", "abs(metric.limit - row.final.mean) < 0", OUTCOMES),
     ("tuning, the baseline's edge unsaid", "experiments/evidence/tuning.py", "any(first in names for names in at_edge.values())", "False", TUNING),
     ("tuning, an edge said too late", "experiments/commands.py", "for warning in tuning.warnings():", "for warning in ():", TUNING),
+    ("trainer's loss withdrawn", "measure/monitoring/callbacks.py", "control.should_log = asked", "pass", WATCHING),
+    ("another model watched", "measure/monitoring/callbacks.py", "due.check(model)", "pass", WATCHING),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 

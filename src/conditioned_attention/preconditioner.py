@@ -155,7 +155,7 @@ def row_norm(rows: Tensor, eps: float, *, gradient: str = "stopped") -> Tensor:
     # threshold and clamp pass no gradient where they act: exactly "nothing removed below eps".  Norms that overflow
     # count as the largest number there is, so that a row divided and multiplied by it is not NaN.
     largest = torch.finfo(dtype).max
-    if eps > 1.0:
+    if eps > 1.0 or torch.onnx.is_in_onnx_export():  # its exporter of traced models knows no threshold but 0 for 0
         return torch.where(norm == 0, 1.0, norm.clamp(eps, largest))
     return torch.threshold(norm, 0.0, 1.0).clamp(eps, largest)
 

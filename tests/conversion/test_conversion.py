@@ -126,6 +126,20 @@ def test_compiles_without_a_graph_break(name, rows):
     assert (output(model) == expected).all()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_is_traced_for_onnx_is_the_converted_model(tmp_path):
+    """By the exporter of traced models, and run by ONNX's own reference implementation."""
+    reference = pytest.importorskip("onnx.reference")
+    model = build("timm_vit")
+    plain = output(model)
+    precondition(model)
+    x = inputs(model)["x"]
+    torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=False, opset_version=17, input_names=["x"])
+    (found,) = reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), output(model), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(output(model), plain, rtol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "clip", "vit"])
 def test_sdpa_and_eager_agree(name):
     """Masks reach both, as booleans or as numbers, and weights are the ones that are multiplied."""

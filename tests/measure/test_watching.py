@@ -355,32 +355,62 @@ def test_numbers_for_a_tracker():
     assert middle == pytest.approx(math.log10(sorted(r.kappa for r in monitor.records[:8])[3]), abs=0.2)
 
 
-def test_in_hugging_faces_trainer(tmp_path):
+def trainer_of(folder, **options):
+    """Hugging Face's Trainer of a small ViT with dropout, six steps."""
     from transformers import Trainer, TrainingArguments
 
-    model = build("vit")
     data = [{"pixel_values": image, "labels": i % 2} for i, image in enumerate(images().repeat(6, 1, 1, 1))]
-    monitor = ConditionMonitor(model, {"pixel_values": images()}, every=4)
     arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=6,
-        per_device_train_batch_size=2,
-        report_to=[],
-        logging_steps=1,
-        use_cpu=True,
+        output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, report_to=[], logging_steps=2, use_cpu=True
     )
-    trainer = Trainer(model, arguments, train_dataset=data)
-    trainer.add_callback(monitor.trainer_callback(trainer))
-    trainer.train()
+    return Trainer(args=arguments, train_dataset=data, **options)
+
+
+def with_dropout():
+    model = build("vit")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.2
+    return model
+
+
+def test_in_hugging_faces_trainer(tmp_path):
+    """Its numbers are logged; the trainer's own, weights and random numbers are those of a run without it."""
+    trainers, chances = [], []
+    for watched in (False, True):
+        trainer = trainer_of(tmp_path, model=with_dropout())
+        if watched:
+            monitor = ConditionMonitor(trainer.model, {"pixel_values": images()}, every=4)
+            trainer.add_callback(monitor.trainer_callback(trainer))
+        trainer.train()
+        trainers.append(trainer)
+        chances.append(torch.get_rng_state())
     assert sorted({record.step for record in monitor.records}) == [0, 4, 6]
-    logged = {
-        row["step"]: row["conditioning/log10_kappa"]
-        for row in trainer.state.log_history
-        if "conditioning/log10_kappa" in row
-    }
+    plain, watched = (trainer.state.log_history for trainer in trainers)
+    logged = {row["step"]: row["conditioning/log10_kappa"] for row in watched if "conditioning/log10_kappa" in row}
     assert logged == {
         step: summary([r for r in monitor.records if r.step == step])["log10_kappa"] for step in (0, 4, 6)
     }
+    own = [[(row["step"], row["loss"]) for row in rows if "loss" in row] for rows in (plain, watched)]
+    assert own[0] == own[1]
+    assert [step for step, _ in own[0]] == [2, 4, 6]
+    assert torch.equal(*chances)
+    assert all(map(torch.equal, *(trainer.model.state_dict().values() for trainer in trainers)))
+    assert trainers[1].model.training == trainers[0].model.training
+    assert all(p.requires_grad for p in trainers[1].model.parameters())
+
+
+def test_another_model_than_the_trained_one_is_noticed(tmp_path):
+    trainer = trainer_of(tmp_path, model_init=with_dropout)
+    monitor = ConditionMonitor(trainer.model, {"pixel_values": images()})
+    trainer.add_callback(monitor.trainer_callback(trainer))
+    with pytest.raises(ValueError, match="A Trainer with model_init builds another model"):
+        trainer.train()
+    part = trainer_of(tmp_path, model=with_dropout())
+    monitor = ConditionMonitor(part.model.vit, {"pixel_values": images()}, every=6)
+    part.add_callback(monitor.trainer_callback())
+    part.train()
+    assert monitor.records
 
 
 def test_in_lightning(tmp_path):
@@ -407,6 +437,11 @@ def test_in_lightning(tmp_path):
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(images().repeat(4, 1, 1, 1)))
     assert sorted({record.step for record in monitor.records}) == [0, 2, 3]
+    other = ConditionMonitor(build("timm_vit"), images())
+    with pytest.raises(ValueError, match="is not part of the Classifier that is trained"):
+        lightning.Trainer(callbacks=[other.lightning_callback()], accelerator="cpu", logger=False).fit(
+            module, torch.utils.data.DataLoader(images())
+        )
     rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
     kept = {int(row["step"]): float(row["conditioning/log10_kappa"]) for row in rows}
     assert set(kept) == {0, 2, 3}

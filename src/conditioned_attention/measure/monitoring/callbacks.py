@@ -10,6 +10,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
+from torch import nn
+
 from conditioned_attention.measure.monitoring.records import HeadRecord, summary
 
 _PREFIX = "conditioning/"
@@ -17,6 +19,10 @@ _PREFIX = "conditioning/"
 
 class Monitor(Protocol):
     """What a callback needs of a monitor."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that it watches."""
 
     @property
     def every(self) -> int:
@@ -32,6 +38,16 @@ class _Due:
     def __init__(self, monitor: Monitor) -> None:
         self.monitor, self.measured = monitor, -1
 
+    def check(self, trained: nn.Module) -> None:
+        """Raises ValueError if what is trained has nothing to do with what the monitor watches."""
+        watched = self.monitor.model
+        if not any(m is watched for m in trained.modules()) and not any(m is trained for m in watched.modules()):
+            raise ValueError(
+                f"the monitor watches a {type(watched).__name__} that is not part of the {type(trained).__name__} that "
+                "is trained, so its numbers would never change.  A Trainer with model_init builds another model when "
+                "train() begins: give it model= instead, and make the monitor of the same model"
+            )
+
     def numbers(self, step: int, *, last: bool = False) -> dict[str, float]:
         """What trackers take of the measurement; κ at the floor is no number.  Empty where none is due."""
         if step == self.measured or not (last or step % self.monitor.every == 0):
@@ -45,7 +61,10 @@ def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
     """A callback for Hugging Face's Trainer: ``trainer.add_callback(monitor.trainer_callback(trainer))``.
 
     It measures before the first step, every ``every`` steps, and at the end.  Given the trainer, a few numbers of every
-    measurement go wherever its own go: its log and its trackers.
+    measurement go wherever its own go: its log and its trackers.  What the trainer logs, and its random numbers, are
+    those of a run without the callback.
+
+    Raises ValueError, when training begins, if the monitor watches another model than the one that is trained.
     """
     from transformers import TrainerCallback
 
@@ -57,9 +76,15 @@ def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, last: bool = False, **kwargs: Any) -> None:
             numbers = due.numbers(state.global_step, last=last)
             if trainer is not None and numbers:
+                asked = control.should_log  # for the trainer's own numbers, after this; log() withdraws it
                 trainer.log(numbers)
+                control.should_log = asked
 
-        on_train_begin, on_train_end = on_step_end, partialmethod(on_step_end, last=True)
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            due.check(model)
+            self.on_step_end(args, state, control)
+
+        on_train_end = partialmethod(on_step_end, last=True)
 
     return MonitorCallback()
 
@@ -68,6 +93,8 @@ def lightning_callback(monitor: Monitor) -> Any:
     """A callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers.
 
     Under the name that was imported first: ``lightning.pytorch`` or ``pytorch_lightning``.
+
+    Raises ValueError, when training begins, if the monitor watches another model than the one that is trained.
     """
     base = _lightning().Callback
     due = _Due(monitor)
@@ -80,7 +107,11 @@ def lightning_callback(monitor: Monitor) -> Any:
             for logger in trainer.loggers if numbers else ():
                 logger.log_metrics(numbers, step=trainer.global_step)
 
-        on_train_start, on_train_end = on_train_batch_end, partialmethod(on_train_batch_end, last=True)
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            due.check(pl_module)
+            self.on_train_batch_end(trainer)
+
+        on_train_end = partialmethod(on_train_batch_end, last=True)
 
     return MonitorCallback()
 
