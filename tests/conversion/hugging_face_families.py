@@ -31,6 +31,11 @@ from its default config (with few experts), and every attention class in it is l
 *interface*: through transformers' own attention interface; *hook* and *class swap*: a class with attention of its own.
 A class that is not in a table is refused, and a report says so: nothing is converted in part without a word.
 
+**Nystromformer**: transformers' own forward (5.23) raises for every mask of padding when there are fewer landmarks
+than tokens, and mixes the examples of a batch whose length is half of `segment_means_seq_len`, without a word.
+Converted, it masks padding as its authors do (queries, keys and convolved values are 0), and refuses other lengths and
+masks.
+
 | model types | attention class | how |
 |---|---|---|
 {rows}

@@ -86,28 +86,59 @@ def nystromformer(landmarks, segment):
     return tiny("nystromformer", num_landmarks=landmarks, segment_means_seq_len=segment, conv_kernel_size=3).encoder
 
 
+def nystrom_by_hand(attention, x, seen, landmarks, normalise):
+    """Xiong et al. 2021 as its authors compute it: (B, N, H*D); ``seen`` (B, N) is 0 for padding."""
+    b, n, d = *x.shape[:2], 8
+    q, k, v = (p(x).view(b, n, 4, d).transpose(1, 2) for p in (attention.query, attention.key, attention.value))
+    shown = seen[:, None, :, None]
+    hidden = (1 - seen)[:, None, None] * torch.finfo(x.dtype).min
+    if landmarks == n:
+        rows, convolved = (q @ k.mT / d**0.5 + hidden).softmax(-1) @ v, v
+    else:
+        q, k, convolved = q * shown / d**0.25, k * shown / d**0.25, v * shown
+        of_q, of_k = (t.unflatten(2, (landmarks, -1)).mean(3) for t in (q, k))
+        inverse = attention.iterative_inv((of_q @ of_k.mT).softmax(-1))
+        rows = (q @ of_k.mT).softmax(-1) @ (inverse @ ((of_q @ k.mT + hidden).softmax(-1) @ v))
+    rows = F.normalize(rows, dim=-1) if normalise else rows
+    return (rows + attention.conv(convolved)).transpose(1, 2).flatten(2)
+
+
 @pytest.mark.parametrize(("landmarks", "segment"), [(8, 8), (4, 8)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_nystromformer_adds_its_convolution_to_scaled_rows(landmarks, segment, masked):
     attention = nystromformer(landmarks, segment).layer[0].attention.self
-    x = torch.randn(2, 8, 32, dtype=torch.float64)
-    mask = torch.zeros(2, 1, 1, 8, dtype=torch.float64)
-    mask[0, ..., 6:] = torch.finfo(torch.float64).min
-    arguments = (x, mask if masked else None)
-    plain = attention(*arguments)[0]
-    values = attention.value(x).view(2, 8, 4, 8).transpose(1, 2)
-    attention.conv_kernel_size = None
-    rows = attention(*arguments)[0].view(2, 8, 4, 8)
-    attention.conv_kernel_size = 3
-    expected = F.normalize(rows, dim=-1) + attention.conv(values).transpose(1, 2)
+    x, seen = torch.randn(2, 8, 32, dtype=torch.float64), torch.ones(2, 8, dtype=torch.float64)
+    if masked:
+        seen[0, 5:] = 0
+    mask = ((1 - seen) * torch.finfo(torch.float64).min)[:, None, None].expand(2, 1, 8, 8) if masked else None
+    plain, expected = (nystrom_by_hand(attention, x, seen, landmarks, normalise) for normalise in (False, True))
+    if not masked or landmarks == segment:
+        torch.testing.assert_close(attention(x, mask)[0], plain)
+    else:
+        with pytest.raises(RuntimeError, match="must match"):  # transformers' own forward takes no padding
+            attention(x, mask)
     precondition(attention)
-    result, weights = attention(*arguments, output_attentions=True)
-    torch.testing.assert_close(result, expected.flatten(2))
+    result, weights = attention(x, mask, output_attentions=True)
+    torch.testing.assert_close(result, expected)
     assert (result - plain).abs().max() > 0.01 * plain.abs().max()
     assert weights.shape[-1] == landmarks
     restore(attention)
     with pytest.raises(ValueError, match="does not give its attention weights"):
         precondition(attention, rows="weights")
+
+
+def test_nystromformer_refuses_what_its_landmarks_cannot_do():
+    """transformers' own forward mixes the examples of a batch of half the length, without a word."""
+    attention = nystromformer(4, 8).layer[0].attention.self
+    short = torch.randn(2, 4, 32, dtype=torch.float64)
+    plain = attention(short)[0]
+    assert (attention(torch.cat([short[:1], -short[1:]]))[0] - plain)[0].abs().max() > 0
+    precondition(attention)
+    with pytest.raises(ValueError, match="exactly segment_means_seq_len=8 tokens, got 4"):
+        attention(short)
+    causal = torch.full((8, 8), -1e9, dtype=torch.float64).triu(1).expand(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="no mask but padding"):
+        attention(torch.randn(2, 8, 32, dtype=torch.float64), causal)
 
 
 @pytest.mark.parametrize("model_type", ["xlnet", "convbert"])

@@ -213,6 +213,28 @@ def test_compiles_without_a_graph_break(name):
     assert_equal({key.removeprefix("_orig_mod."): tensor for key, tensor in compiled.items()}, expected)
 
 
+@each_model
+def test_an_ensemble_by_vmap(name):
+    """Stacked parameters: PyTorch's attention takes no stacked bias that wants a gradient, so C's does without."""
+    (first, x), (second, _) = build(name), build(name)
+    for parameter in second.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    precondition(first)
+    precondition(second)
+    parameters, buffers = torch.func.stack_module_state([first, second])
+
+    def outputs(parameters):
+        run = partial(torch.func.functional_call, copy.deepcopy(first).to("meta"))
+        return torch.func.vmap(lambda p, b: run((p, b), (x,)))(parameters, buffers)
+
+    for found, model in zip(outputs(parameters), (first, second), strict=True):
+        torch.testing.assert_close(found, model(x))
+    gradients = torch.func.grad(lambda p: weigh(outputs(p)))(parameters)
+    weighed = weigh(torch.stack([first(x), second(x)]))
+    for name, gradient in zip(parameters, torch.autograd.grad(weighed, list(first.parameters())), strict=True):
+        torch.testing.assert_close(gradients[name][0], gradient)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("autocast", [True, False])
 def test_bfloat16(name, autocast):

@@ -21,9 +21,11 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     Memory: one more tensor of the output's size than plain attention.  A transform that reads the weights makes
     them explicit, B · H · N · M numbers in float32.
     """
-    if transform.needs_weights:
-        return _attend_by_weights(transform, arguments)
     query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _ = arguments
+    # Under vmap PyTorch does not see that a mask wants a gradient, and takes a kernel that has none for it.
+    hides_gradient = attn_mask is not None and torch._C._are_functorch_transforms_active()
+    if transform.needs_weights or hides_gradient:
+        return _attend_by_weights(transform, arguments)
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

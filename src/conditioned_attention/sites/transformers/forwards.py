@@ -25,7 +25,16 @@ from conditioned_attention.sites.swap import swapped_for
 
 @swapped_for(NystromformerSelfAttention, weights=False, queries=False)
 class ConditionedNystromformer(NystromformerSelfAttention):
-    """The rows of F Z B v are scaled before the convolution of the values is added to them."""
+    """The rows of F Z B v are scaled before the convolution of the values is added to them.
+
+    With fewer landmarks than tokens, padding is masked as its authors do it (Xiong et al. 2021, arXiv 2102.03902):
+    queries, keys and the values that are convolved are 0 there, before means are taken.  transformers' own forward
+    raises for every mask of padding, and mixes the examples of a batch if they are shorter than
+    ``segment_means_seq_len``; such lengths are refused here.
+
+    Raises:
+        ValueError: inputs of another length than ``segment_means_seq_len``, or a mask that is not padding.
+    """
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False
@@ -35,11 +44,19 @@ class ConditionedNystromformer(NystromformerSelfAttention):
             for projection in (self.query, self.key, self.value)
         )
         width = math.sqrt(math.sqrt(self.attention_head_size))
-        q, k = q / width, k / width
+        q, k, convolved = q / width, k / width, v
         if self.num_landmarks == self.seq_len:
             weights = _masked(q @ k.mT, attention_mask).softmax(-1)
             heads = weights @ v
         else:
+            if q.shape[-2] != self.seq_len:
+                raise ValueError(
+                    f"Nystromformer takes means over segments of inputs of exactly segment_means_seq_len="
+                    f"{self.seq_len} tokens, got {q.shape[-2]}: pad them to that length, and say so in attention_mask"
+                )
+            attention_mask, seen = _padding(attention_mask)
+            if seen is not None:
+                q, k, convolved = q * seen, k * seen, v * seen
             q_landmarks, k_landmarks = self._landmarks(q), self._landmarks(k)
             to_landmarks = (q @ k_landmarks.mT).softmax(-1)
             inverse = self.iterative_inv((q_landmarks @ k_landmarks.mT).softmax(-1))  # type: ignore[no-untyped-call]
@@ -47,7 +64,7 @@ class ConditionedNystromformer(NystromformerSelfAttention):
             heads = weights @ (_masked(q_landmarks @ k.mT, attention_mask).softmax(-1) @ v)
         heads = behind(self.__dict__[TRANSFORM], heads)
         if self.conv_kernel_size is not None:
-            heads = heads + self.conv(v)
+            heads = heads + self.conv(convolved)
         output = heads.transpose(1, 2).flatten(2)
         return (output, weights) if output_attentions else (output,)
 
@@ -55,6 +72,17 @@ class ConditionedNystromformer(NystromformerSelfAttention):
         """Means over segments: (B, H, N, D) to (B, H, L, D)."""
         segments = (self.num_landmarks, self.seq_len // self.num_landmarks, self.attention_head_size)
         return x.reshape(-1, self.num_attention_heads, *segments).mean(-2)
+
+
+def _padding(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The mask as (B, 1, 1, N), to be added to scores, and 1 where there is a token as (B, 1, N, 1), 0 where not."""
+    if attention_mask is None:
+        return None, None
+    keys = attention_mask[..., :1, :]
+    if not torch.compiler.is_compiling() and (attention_mask != keys).any():
+        raise ValueError("Nystromformer's landmarks know no mask but padding: the same keys hidden from every query")
+    seen = (keys == 0).to(keys.dtype).mT
+    return keys, seen
 
 
 def _masked(scores: Tensor, attention_mask: Tensor | None) -> Tensor:
