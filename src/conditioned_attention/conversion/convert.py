@@ -40,7 +40,10 @@ def precondition(
     strict: bool = False,
     guard: bool = False,
 ) -> ConversionReport:
-    """Switches the attention of a model to preconditioned attention, in place.
+    """Switches the attention of a model to preconditioned attention, in place: before it is trained.
+
+    Weights that were trained without C do not fit: a trained model is ruined until it is trained again
+    (docs/conversion.md, "When to convert").
 
     Everything is checked before anything is changed.  Parameters, buffers and state_dict keys stay what they are, so
     a checkpoint does not know that it was conditioned: see `conditioning` and `apply_conditioning`.
