@@ -310,6 +310,7 @@ MUTATIONS = [
     ("tuning, an edge said too late", "experiments/commands.py", "for warning in tuning.warnings():", "for warning in ():", TUNING),
     ("trainer's loss withdrawn", "measure/monitoring/callbacks.py", "control.should_log = asked", "pass", WATCHING),
     ("another model watched", "measure/monitoring/callbacks.py", "due.check(model)", "pass", WATCHING),
+    ("trained weights, nothing said", "conversion/convert.py", "getattr(parameter, _LOADED, False)", "False", PERSISTENCE),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
 ]  # fmt: skip
 

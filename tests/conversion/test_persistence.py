@@ -40,6 +40,24 @@ def test_hugging_face_checkpoint_remembers(name, tmp_path):
     assert (output(again) == output(plain)).all()
 
 
+def test_trained_weights_are_warned_of(tmp_path, recwarn):
+    model = build("bert")
+    precondition(model)
+    restore(model)
+    assert not [w for w in recwarn if "trained with C" in str(w.message)]
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"does not say that it was trained with C; if it was not, .*restore\(model\) takes C away"
+    ):
+        precondition(loaded)
+    loaded.save_pretrained(tmp_path / "conditioned")
+    recwarn.clear()
+    apply_conditioning(type(model).from_pretrained(tmp_path / "conditioned"))
+    precondition(type(model)(loaded.config.from_pretrained(tmp_path)))  # its shape alone
+    assert not [w for w in recwarn if "trained with C" in str(w.message)]
+
+
 # The library may be imported before transformers or after it; without it a checkpoint is refused by its name.
 OURS_FIRST = "import conditioned_attention; from transformers import AutoModelForCausalLM"
 OURS_LAST = """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.conversion.change import Change, carry_out
 from conditioned_attention.conversion.check import already, check_module
 from conditioned_attention.conversion.guard import check_room, put_guard
@@ -28,6 +29,8 @@ from conditioned_attention.sites import (
 )
 from conditioned_attention.sites.corrected import spectral_of, uncorrect
 
+_LOADED = "_is_hf_initialized"  # transformers marks the parameters that from_pretrained has filled
+
 
 def precondition(
     model: nn.Module,
@@ -43,7 +46,8 @@ def precondition(
     """Switches the attention of a model to preconditioned attention, in place: before it is trained.
 
     Weights that were trained without C do not fit: a trained model is ruined until it is trained again
-    (docs/conversion.md, "When to convert").
+    (docs/conversion.md, "When to convert").  A UserWarning says so where ``from_pretrained`` of transformers has filled
+    them; of other libraries' weights nothing tells.
 
     Everything is checked before anything is changed.  Parameters, buffers and state_dict keys stay what they are, so
     a checkpoint does not know that it was conditioned: see `conditioning` and `apply_conditioning`.
@@ -85,7 +89,13 @@ def precondition(
     ['layers.1.attention']
     """
     transform = RowNorm(rows, gradient, eps)
-    return convert(model, transform, include=include, exclude=exclude, strict=strict, guard=guard)
+    report = convert(model, transform, include=include, exclude=exclude, strict=strict, guard=guard)
+    if any(getattr(parameter, _LOADED, False) for parameter in model.parameters()):
+        warn(
+            "these weights come from a checkpoint that does not say that it was trained with C; if it was not, what "
+            "the model computes is ruined until it is trained again: restore(model) takes C away (docs/conversion.md)"
+        )
+    return report
 
 
 def convert(
