@@ -42,6 +42,7 @@ vo-*) dose --vo-scale "${name#vo-}" "$@" ;;         # the same of W_V and W_O
 
 n-over-d-3.1) regime --patch-size 1 --hidden-size 63 --heads 3 "$@" ;;            # 65 tokens, heads of 21
 n-over-d-0.53) regime --heads 2 "$@" ;;                                           # 17 tokens, heads of 32
+wide-heads) regime --hidden-size 128 --heads 2 "$@" ;;                           # heads of 64, as in a ViT-B
 depth-4) regime --layers 4 "$@" ;;
 depth-12) regime --layers 12 "$@" ;;
 
