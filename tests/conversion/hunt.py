@@ -1,0 +1,265 @@
+"""Random models in random sequences of what people do to models, held against the outside oracle.
+
+    python -m tests.conversion.hunt SECONDS [SEED]
+
+After every step the model computes what the plain one computes under the oracle if it is converted, and what the plain
+one computes if it is not; or the library has refused, in an error of its own, and then nothing has changed; or the
+sequence fails in the same way on a model that is never converted.  What is found is printed with the sequence that
+leads to it.
+"""
+
+import copy
+import io
+import random
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+import conditioned_attention
+from conditioned_attention import apply_conditioning, conditioning, precondition, restore
+from tests.models import MODELS, build, inputs, output
+from tests.oracle import NormalisedHeads
+
+LIBRARY = str(Path(conditioned_attention.__file__).parent)
+REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError)
+HUGGING_FACE = {"bert", "gpt2", "llama", "t5", "clip", "vit"}
+
+
+class Wrapped(nn.Module):
+    """A model inside a module of the user's own."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs):
+        return self.model(*args, **kwargs)
+
+
+class Situation:
+    """A model, whether it is to compute with C, and a plain twin of the same weights."""
+
+    def __init__(self, name):
+        self.name, self.model, self.twin, self.conditioned = name, build(name), build(name), False
+
+    @property
+    def core(self):
+        """The model without what has been put around it."""
+        model = self.model
+        while True:
+            if isinstance(model, Wrapped):
+                model = model.model
+            elif hasattr(model, "_orig_mod"):
+                model = model._orig_mod
+            elif type(model).__name__ == "PeftModel":
+                model = model.base_model.model
+            else:
+                return model
+
+    @torch.no_grad()
+    def check(self):
+        """Raises AssertionError if the model is not what it should be."""
+        with NormalisedHeads() if self.conditioned else nullcontext():
+            expected = output(self.twin)
+        found = self.model(**inputs(self.twin))
+        found = found if isinstance(found, torch.Tensor) else found[0]
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert error < 1e-4, f"off by {error:.2g}: it should {'' if self.conditioned else 'not '}be conditioned"
+        assert bool(conditioning(self.core)["transforms"]) == self.conditioned, "the record says something else"
+
+
+def convert(s):
+    precondition(s.model, strict=True)
+    s.conditioned = True
+
+
+def convert_with_guard(s):
+    precondition(s.model, guard=True)
+    s.conditioned = True
+
+
+def take_back(s):
+    restore(s.model)
+    s.conditioned = False
+
+
+def deepcopied(s):
+    s.model = copy.deepcopy(s.model)
+
+
+def pickled(s):
+    file = io.BytesIO()
+    torch.save(s.model, file)
+    file.seek(0)
+    s.model = torch.load(file, weights_only=False)
+
+
+def loaded_into_a_fresh_one(s):
+    fresh = build(s.name)
+    state, record = s.core.state_dict(), conditioning(s.core)
+    if "conditioned_attention" in state:
+        apply_conditioning(fresh, state)
+    elif s.conditioned:
+        apply_conditioning(fresh, record)
+    fresh.load_state_dict(state)
+    s.model = fresh
+
+
+def saved_and_loaded(s):
+    with tempfile.TemporaryDirectory() as folder:
+        s.core.save_pretrained(folder)
+        loaded = type(s.core).from_pretrained(folder).eval()
+    if s.conditioned:
+        apply_conditioning(loaded)
+    s.model = loaded
+
+
+def compiled(s):
+    torch.compiler.reset()
+    s.model = torch.compile(s.core, backend="eager")
+
+
+def averaged(s):
+    s.model = torch.optim.swa_utils.AveragedModel(s.core).module
+
+
+def wrapped(s):
+    s.model = Wrapped(s.model)
+
+
+def hooked(s):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    for module in list(s.core.modules()):
+        add_hook_to_module(module, ModelHook())
+
+
+def unhooked(s):
+    from accelerate.hooks import remove_hook_from_module
+
+    remove_hook_from_module(s.core, recurse=True)
+
+
+def offloaded(s):
+    from accelerate import cpu_offload
+
+    cpu_offload(s.core, execution_device=torch.device("cpu"))
+
+
+def frozen(s):
+    s.model.requires_grad_(False)
+
+
+def trained(s):
+    """The same change of the weights here and there."""
+    twin = dict(s.twin.named_parameters())
+    with torch.no_grad():
+        for name, parameter in s.core.named_parameters():
+            if name in twin:
+                change = 0.05 * torch.randn_like(parameter)
+                parameter += change
+                twin[name] += change
+
+
+def with_lora(s):
+    from peft import LoraConfig, get_peft_model
+
+    s.model = get_peft_model(s.core, LoraConfig(target_modules="all-linear"))
+
+
+def merged(s):
+    if type(s.model).__name__ == "PeftModel":
+        s.model = s.model.merge_and_unload()
+
+
+def checkpointing(s):
+    s.core.gradient_checkpointing_enable()
+
+
+ALWAYS = (
+    convert, convert_with_guard, take_back, deepcopied, pickled, loaded_into_a_fresh_one, compiled, averaged, wrapped,
+    hooked, unhooked, frozen, trained,
+)  # fmt: skip
+OF_HUGGING_FACE = (saved_and_loaded, with_lora, merged, checkpointing, offloaded)
+
+
+def step(situation, operation):
+    """One operation, and what it leaves behind; a refusal of the library's own changes nothing."""
+    before = situation.conditioned, situation.model
+    try:
+        operation(situation)
+        situation.check()
+    except REFUSALS as error:
+        if not _is_of_the_library(error):
+            raise
+        situation.conditioned, situation.model = before
+
+
+def _is_of_the_library(error):
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].filename.startswith(LIBRARY)
+
+
+def draw(seed):
+    """A model, and three operations one after the other, behind what is often a conversion."""
+    chance = random.Random(seed)
+    name = chance.choice(list(MODELS))
+    choices = ALWAYS + (OF_HUGGING_FACE if name in HUGGING_FACE else ())
+    first = chance.choice((convert, convert_with_guard, chance.choice(choices)))
+    return name, [first, *chance.choices(choices, k=3)]
+
+
+def follow(name, operations, seed=0):
+    """Raises, with the sequence in a note, if the operations leave a wrong model."""
+    torch.manual_seed(seed)
+    situation = Situation(name)
+    for count, operation in enumerate(operations, 1):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                step(situation, operation)
+        except Exception as error:
+            if _fails_when_plain(name, operations[:count], type(error)):
+                return
+            error.add_note(f"seed {seed}, {name}: {', '.join(o.__name__ for o in operations[:count])}")
+            raise
+
+
+def _fails_when_plain(name, operations, error):
+    situation = Situation(name)
+    try:
+        for operation in operations:
+            if operation not in (convert, convert_with_guard, take_back):
+                operation(situation)
+                situation.check()
+    except error:
+        return True
+    return False
+
+
+def main():
+    transformers.utils.logging.set_verbosity_error()
+    seconds, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    end, found, first = time.monotonic() + seconds, {}, seed
+    while time.monotonic() < end:
+        try:
+            follow(*draw(seed), seed)
+        except Exception as error:
+            kind = f"{type(error).__name__}: {str(error)[:160]}"
+            found.setdefault(kind, []).append(error.__notes__[0])
+        seed += 1
+    print(f"{seed - first} sequences, {sum(map(len, found.values()))} wrong")
+    for kind, notes in sorted(found.items(), key=lambda item: -len(item[1])):
+        print(f"{len(notes)} × {kind}", *notes[:3], sep="\n    ")
+
+
+if __name__ == "__main__":
+    main()
