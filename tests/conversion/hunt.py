@@ -24,7 +24,8 @@ import transformers
 from torch import nn
 
 import conditioned_attention
-from conditioned_attention import apply_conditioning, conditioning, precondition, restore
+from conditioned_attention import apply_conditioning, conditioning, fold, precondition, restore, spectral_condition
+from tests.conversion.by_hand import STRENGTH, rectangular_identity, weights_by_hand
 from tests.models import MODELS, build, inputs, output
 from tests.oracle import NormalisedHeads
 
@@ -45,10 +46,11 @@ class Wrapped(nn.Module):
 
 
 class Situation:
-    """A model, whether it is to compute with C, and a plain twin of the same weights."""
+    """A model, whether it is to compute with C and with W + λ I, and a plain twin of the same weights."""
 
     def __init__(self, name):
-        self.name, self.model, self.twin, self.conditioned = name, build(name), build(name), False
+        self.name, self.model, self.twin = name, build(name), build(name)
+        self.conditioned = self.corrected = False
 
     @property
     def core(self):
@@ -67,13 +69,17 @@ class Situation:
     @torch.no_grad()
     def check(self):
         """Raises AssertionError if the model is not what it should be."""
+        plain = weights_by_hand(copy.deepcopy(self.twin), rectangular_identity) if self.corrected else self.twin
         with NormalisedHeads() if self.conditioned else nullcontext():
-            expected = output(self.twin)
+            expected = output(plain)
         found = self.model(**inputs(self.twin))
         found = found if isinstance(found, torch.Tensor) else found[0]
         error = (found - expected).abs().max() / expected.abs().max()
-        assert error < 1e-4, f"off by {error:.2g}: it should {'' if self.conditioned else 'not '}be conditioned"
-        assert bool(conditioning(self.core)["transforms"]) == self.conditioned, "the record says something else"
+        should = f"C: {self.conditioned}, λ: {self.corrected}"
+        assert error < 1e-4, f"off by {error:.2g}; it should be with {should}"
+        kinds = {each["kind"] for each in conditioning(self.core)["transforms"] if not each.get("folded")}
+        said = "row_norm" in kinds, "spectral" in kinds
+        assert said == (self.conditioned, self.corrected), f"the record says {said}; it should be {should}"
 
 
 def convert(s):
@@ -86,9 +92,21 @@ def convert_with_guard(s):
     s.conditioned = True
 
 
+def correct(s):
+    spectral_condition(s.model, STRENGTH)
+    s.corrected = True
+
+
+def folded(s):
+    fold(s.model)
+    if s.corrected:
+        weights_by_hand(s.twin, rectangular_identity)
+    s.corrected = False
+
+
 def take_back(s):
     restore(s.model)
-    s.conditioned = False
+    s.conditioned = s.corrected = False
 
 
 def deepcopied(s):
@@ -107,7 +125,7 @@ def loaded_into_a_fresh_one(s):
     state, record = s.core.state_dict(), conditioning(s.core)
     if "conditioned_attention" in state:
         apply_conditioning(fresh, state)
-    elif s.conditioned:
+    elif s.conditioned or s.corrected:
         apply_conditioning(fresh, record)
     fresh.load_state_dict(state)
     s.model = fresh
@@ -117,7 +135,7 @@ def saved_and_loaded(s):
     with tempfile.TemporaryDirectory() as folder:
         s.core.save_pretrained(folder)
         loaded = type(s.core).from_pretrained(folder).eval()
-    if s.conditioned:
+    if s.conditioned or s.corrected:
         apply_conditioning(loaded)
     s.model = loaded
 
@@ -185,22 +203,22 @@ def checkpointing(s):
 
 
 ALWAYS = (
-    convert, convert_with_guard, take_back, deepcopied, pickled, loaded_into_a_fresh_one, compiled, averaged, wrapped,
-    hooked, unhooked, frozen, trained,
+    convert, convert_with_guard, correct, folded, take_back, deepcopied, pickled, loaded_into_a_fresh_one, compiled,
+    averaged, wrapped, hooked, unhooked, frozen, trained,
 )  # fmt: skip
 OF_HUGGING_FACE = (saved_and_loaded, with_lora, merged, checkpointing, offloaded)
 
 
 def step(situation, operation):
     """One operation, and what it leaves behind; a refusal of the library's own changes nothing."""
-    before = situation.conditioned, situation.model
+    before = situation.conditioned, situation.corrected, situation.model
     try:
         operation(situation)
         situation.check()
     except REFUSALS as error:
         if not _is_of_the_library(error):
             raise
-        situation.conditioned, situation.model = before
+        situation.conditioned, situation.corrected, situation.model = before
 
 
 def _is_of_the_library(error):
@@ -213,7 +231,7 @@ def draw(seed):
     chance = random.Random(seed)
     name = chance.choice(list(MODELS))
     choices = ALWAYS + (OF_HUGGING_FACE if name in HUGGING_FACE else ())
-    first = chance.choice((convert, convert_with_guard, chance.choice(choices)))
+    first = chance.choice((convert, convert_with_guard, correct, chance.choice(choices)))
     return name, [first, *chance.choices(choices, k=3)]
 
 
@@ -237,7 +255,7 @@ def _fails_when_plain(name, operations, error):
     situation = Situation(name)
     try:
         for operation in operations:
-            if operation not in (convert, convert_with_guard, take_back):
+            if operation not in (convert, convert_with_guard, correct, folded, take_back):
                 operation(situation)
                 situation.check()
     except error:

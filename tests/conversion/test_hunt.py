@@ -2,7 +2,19 @@
 
 import pytest
 
-from tests.conversion.hunt import compiled, convert, deepcopied, draw, follow, hooked, take_back, trained, wrapped
+from tests.conversion.hunt import (
+    compiled,
+    convert,
+    correct,
+    deepcopied,
+    draw,
+    follow,
+    hooked,
+    offloaded,
+    take_back,
+    trained,
+    wrapped,
+)
 
 # What the hunt has found: accelerate's hooks before a conversion, and between it and its end
 FOUND = [
@@ -18,11 +30,17 @@ def test_what_was_found_stays_mended(name, operations):
     follow(name, operations)
 
 
+@pytest.mark.xfail(strict=True, reason="accelerate's offload takes W away before λ I is added to it: NaN")
+def test_what_is_not_mended_yet():
+    follow("llama", (correct, offloaded))
+
+
 def seeds():
-    """Some, without torch.compile, in the quick suite."""
-    for seed in range(60):
-        quick = seed < 16 and compiled not in draw(seed)[1]
-        yield pytest.param(seed, marks=() if quick else pytest.mark.slow)
+    """In the quick suite those without torch.compile."""
+    for seed in range(100):
+        operations = draw(seed)[1]
+        if not {correct, offloaded} <= set(operations):
+            yield pytest.param(seed, marks=pytest.mark.slow if compiled in operations else ())
 
 
 @pytest.mark.parametrize("seed", seeds())
