@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.fx
@@ -36,7 +36,7 @@ def forward_of(module: nn.Module) -> Any:
 def end_of(module: nn.Module, forward: Any) -> Any:
     """The function that a forward on the instance comes down to, if it holds a method of this module; else itself."""
     *_, last = _layers(module, forward)
-    return last.__func__ if _bound_to(module, last) else forward
+    return last.__func__ if _is_bound(module, last) else forward
 
 
 def replaced(module: nn.Module, cls: type[nn.Module]) -> str:
@@ -66,8 +66,8 @@ def rebind(module: nn.Module, before: type, after: type) -> None:
 def can_rebind(module: nn.Module, cls: type) -> bool:
     """Whether the forward on the instance calls the class's by way of its ``__dict__`` alone."""
     forward = module.__dict__["forward"]
-    method = module.__dict__.get("_old_forward") if _is_of_accelerate(forward) else forward
-    return _bound_to(module, method) and method.__func__ is cls.forward  # type: ignore[attr-defined]
+    method: Any = module.__dict__.get("_old_forward") if _is_of_accelerate(forward) else forward
+    return _is_bound(module, method) and method.__func__ is getattr(cls, "forward", None)
 
 
 def name_of(forward: Any) -> str:
@@ -143,8 +143,8 @@ def _layers(module: nn.Module, forward: Any) -> Iterator[Any]:
 
 def _path(module: nn.Module, forward: Any, depth: int) -> list[Any] | None:
     """From what a forward holds to the method of this module; None if it holds none."""
-    if depth == 0 or _bound_to(module, forward):
-        return [] if _bound_to(module, forward) else None
+    if depth == 0 or _is_bound(module, forward):
+        return [] if _is_bound(module, forward) else None
     for inner in _held(module, forward):
         further = _path(module, inner, depth - 1)
         if further is not None:
@@ -177,12 +177,12 @@ def _is_of_accelerate(forward: Any) -> bool:
     return isinstance(forward, partial) and getattr(forward.func, "__module__", None) == "accelerate.hooks"
 
 
-def _bound_to(module: nn.Module, method: Any) -> bool:
+def _is_bound(module: nn.Module, method: Any) -> TypeGuard[MethodType]:
     return isinstance(method, MethodType) and method.__self__ is module
 
 
 def _rebound(module: nn.Module, value: Any, before: type, after: type) -> Any:
-    if not _bound_to(module, value):
+    if not _is_bound(module, value):
         return value
     name = value.__func__.__name__
     return MethodType(getattr(after, name), module) if value.__func__ is getattr(before, name, None) else value

@@ -90,12 +90,15 @@ class Hook(Mechanism):
         heads: the number of heads, or the attribute (a path with dots) of the attention module that holds it.
         layout: how the heads lie in that tensor.
         opt_in: why such modules are left alone unless they are asked for; empty if they are not.
+        width: the attribute that holds the width of a head, where the module's own forward makes of the channels that
+            there are as many heads of this width as fit.
     """
 
     at: str | None
     heads: str | int = "num_heads"
     layout: Layout = Layout()
     opt_in: str = ""
+    width: str = ""
 
     name: ClassVar[str] = "hook"
     guarded: ClassVar[bool] = False  # skip_nnmodule_hook_guards, which is PyTorch's default
@@ -139,6 +142,10 @@ class Hook(Mechanism):
         """What was given, or what the attribute of the module holds; None if there is none."""
         return self.heads if isinstance(self.heads, int) else _attribute(module, self.heads)
 
+    def heads_in(self, module: nn.Module, x: Tensor) -> Any:
+        """The number of heads that lie in a tensor, as the module has it at this call: some may have been pruned."""
+        return x.shape[-1] // _attribute(module, self.width) if self.width else self.number_of_heads(module)
+
     def put_on(self, module: nn.Module, transform: HeadTransform) -> None:
         """Puts hooks at all that takes part."""
         module.__dict__[TRANSFORM] = transform
@@ -180,7 +187,7 @@ class _Rewrite:
                 f"the heads should reach this {type(module).__qualname__} as its first positional argument, "
                 "and it was called with keywords only"
             )
-        heads = self.hook.number_of_heads(self.attention)
+        heads = self.hook.heads_in(self.attention, args[0])
         return (_apply(self.hook.layout, self.transform, args[0], heads), *args[1:])
 
 
@@ -228,12 +235,13 @@ class _Follow:
 
 def _raise_if_replaced(module: nn.Module) -> None:
     """A forward that came after the conversion may give anything to the module behind the heads, or return it."""
-    if "forward" in module.__dict__ and not torch.compiler.is_compiling():
-        if reason := replaced(module, plain_class(module)):
-            raise RuntimeError(
-                f"this {type(module).__qualname__} was converted, but {reason}: take that forward off, or call "
-                "restore(model)"
-            )
+    if "forward" not in module.__dict__ or torch.compiler.is_compiling():
+        return
+    if reason := replaced(module, plain_class(module)):
+        raise RuntimeError(
+            f"this {type(module).__qualname__} was converted, but {reason}: take that forward off, or call "
+            "restore(model)"
+        )
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -195,27 +195,23 @@ def _attend(
     if module.fused_attn:
         dropout_p = drop.p if drop is not None and module.training else 0.0
         return attend(transform, q, k, v, attn_mask, dropout_p=dropout_p, is_causal=is_causal)
-    check_rows(transform, causal=is_causal, masked=_is_boolean(attn_mask))
     q, k = transform.queries(q, k)
-    logits = (q * module.scale) @ k.transpose(-2, -1)
-    if is_causal or attn_mask is not None:
-        logits = _masked(logits, attn_mask, is_causal)
+    logits = _masked((q * module.scale) @ k.transpose(-2, -1), transform, attn_mask, is_causal)
     softmax = getattr(module, "softmax", None)  # Swin has one
     weights = logits.softmax(dim=-1) if softmax is None else softmax(logits)
     weights = weights if drop is None else drop(weights)
     return behind(transform, weights @ v, weights)
 
 
-def _masked(logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Logits (B, H, N, N) under one of the two, as timm does it: the causal mask comes first."""
+def _masked(logits: Tensor, transform: HeadTransform, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Logits (B, H, N, M) under one of the two, as timm does it: the causal mask comes first."""
+    boolean = attn_mask is not None and attn_mask.dtype == torch.bool
+    check_rows(transform, causal=is_causal, masked=boolean)
     if is_causal:
         return logits + logits.new_full(logits.shape[-2:], -math.inf).triu_(1)
-    assert attn_mask is not None
-    return logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
-
-
-def _is_boolean(attn_mask: Tensor | None) -> bool:
-    return attn_mask is not None and attn_mask.dtype == torch.bool
+    if attn_mask is None:
+        return logits
+    return logits.masked_fill(~attn_mask, -math.inf) if boolean else logits + attn_mask
 
 
 def _side_by_side(heads: Tensor) -> Tensor:
@@ -241,5 +237,5 @@ def _gated_projection(module: Any, heads: Tensor, gate: Tensor | None) -> Tensor
 
 
 # One node for torch.fx, because they check their arguments.
-for _name in ("attend", "behind", "_masked", "_is_boolean"):
+for _name in ("attend", "behind", "_masked"):
     torch.fx.wrap(_name)

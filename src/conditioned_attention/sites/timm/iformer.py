@@ -36,7 +36,7 @@ class ConditionedSHMA(SHMA):
         return y
 
     def _head(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The transformed head (B, N, D); with ``fused_attn`` False its weights (B, N, N) pass through ``attn_drop``."""
+        """The transformed head (B, N, D); without ``fused_attn`` its weights (B, N, N) pass through ``attn_drop``."""
         transform: HeadTransform = self.__dict__[TRANSFORM]
         if self.fused_attn:
             q, k, v = (t.unsqueeze(1) for t in (q, k, v))

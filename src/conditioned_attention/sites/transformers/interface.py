@@ -186,7 +186,6 @@ def _calls_the_interface(module: nn.Module, forward: Any = None) -> FunctionType
 def _function(forward: Any) -> FunctionType | None:
     """What a decorated function is, if its file knows transformers' table of attention functions."""
     function: Any = inspect.unwrap(forward)
-    function = getattr(function, "__func__", function)
     return function if inspect.isfunction(function) and _TABLE in function.__globals__ else None
 
 
