@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 OPERATOR, MODULES = "tests/attention/test_operator.py tests/attention/test_lean.py", "tests/test_modules.py"
 CONVERSION = "tests/conversion/test_conversion.py"
 HOOK, SDPA = "tests/conversion/test_hook.py", "tests/conversion/test_transformers_sdpa.py"
+INSTANCE, HUGGING_FACE = "tests/conversion/test_instance_forward.py", "tests/conversion/test_hugging_face.py"
+FORWARDS = "tests/conversion/test_timm_forwards.py"
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
 TIMM, PERSISTENCE = "tests/conversion/test_timm.py", "tests/conversion/test_persistence.py"
 INSPECTION, VERSIONS = "tests/test_inspection.py", "tests/conversion/test_versions.py"
@@ -86,7 +88,24 @@ MUTATIONS = [
     ("hook, left on what was wrapped", "sites/hook.py", "self.hook.put_on(module, module.__dict__[TRANSFORM])", "pass", HOOK),
     ("hook, behind those of others", "sites/hook.py", "hooks.move_to_end(HOOK_KEY, last=False)", "pass", HOOK),
     ("hook, heads and width exchanged", "sites/hook.py", "y = y.unflatten(i, (-1, heads))", "y = y.unflatten(i, (heads, -1))", HOOK),
-    ("hook, passed by unnoticed", "sites/hook.py", "if not self.rewrite.passed:", "if False:", HOOK),
+    ("hook, passed by unnoticed", "sites/forward.py", "        raise RuntimeError(\n            f\"{self.missing}", "        print(\n            f\"{self.missing}", HOOK),
+    ("hook, number of heads kept", "sites/hook.py", "self.hook.heads_in(self.attention, args[0])", "self.__dict__.setdefault('heads', self.hook.heads_in(self.attention, args[0]))", HOOK),
+    ("hook, heads that nobody counted", "sites/hook.py", "if self.width else", "if False else", HUGGING_FACE),
+    ("hook, another forward later", "sites/hook.py", "    if reason := replaced(module, plain_class(module)):\n        raise", "    if False:\n        raise", INSTANCE),
+    ("hook, another forward before", "sites/hook.py", "        if reason := replaced(site.module, plain_class(site.module)):\n", "        if reason := '':\n", INSTANCE),
+    ("swap, methods stay behind", "sites/swap.py", "rebind(site.module, self.plain, self.conditioned)", "pass", INSTANCE),
+    ("swap, methods not taken back", "sites/swap.py", "            return plain(self, *args, **kwargs)", "            pass", SURVIVAL),
+    ("swap, another forward", "sites/swap.py", "if reason := self._passed_by(site.module):", "if False:", INSTANCE),
+    ("swap, another forward later", "sites/swap.py", "        reached(self)\n        return", "        reached(self)\n        self._forward_hooks.pop(-2)\n        return", INSTANCE),
+    ("interface, another forward", "sites/transformers/interface.py", "if _calls_the_interface(site.module) is None:", "if False:", INSTANCE),
+    ("interface, functions of another file", "sites/transformers/interface.py", "module.__dict__.get(_FORWARD) or ", "", INSTANCE),
+    ("forward, reached once and for all", "sites/forward.py", "module.__dict__[_REACHED].under is forward_of(module):", "module.__dict__[_REACHED].under is not None:", INSTANCE),
+    ("forward, what copies have reached", "sites/forward.py", "return Reached, ()", "return object.__reduce__(self)", INSTANCE),
+    ("forward, of another module", "sites/forward.py", "isinstance(method, MethodType) and method.__self__ is module", "isinstance(method, MethodType)", INSTANCE),
+    ("forward, of a library's class", "sites/forward.py", "if package in _LIBRARIES and", "if False and", INSTANCE),
+    ("timm, attn_drop passed by", "sites/timm/forwards.py", "    if module.fused_attn:\n", "    if True:\n", FORWARDS),
+    ("timm, softmax passed by", "sites/timm/forwards.py", "logits.softmax(dim=-1) if softmax is None else softmax(logits)", "logits.softmax(dim=-1)", FORWARDS),
+    ("iFormer, attn_drop passed by", "sites/timm/iformer.py", "        if self.fused_attn:\n", "        if True:\n", FORWARDS),
     ("hook, shared projection", "sites/table.py", "sites = _without_shared(sites)", "pass", HOOK),
     ("timm, heads and width exchanged", "sites/timm/heads.py", '"B N D*H"', '"B N H*D"', TIMM),
     ("timm, tokens for channels", "sites/timm/heads.py", ', along="N"', "", TIMM),

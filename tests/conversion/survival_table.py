@@ -7,6 +7,7 @@ from tests.conversion.survivors import SURVIVORS
 FILE = Path(__file__).parents[2] / "docs" / "survival.md"
 
 _SWAPS = [name for name in SURVIVORS if name.startswith("class swap")]
+_PRECONDITIONED = [name for name, survivor in SURVIVORS.items() if survivor.change == "precondition"]
 _FUSED = [name for name, survivor in SURVIVORS.items() if len(survivor.qkv) == 1]
 _VIT, _SWIN, _TORCH, _LLAMA, _GPT2, _POLAR = [n for n, s in SURVIVORS.items() if s.change != "precondition"]
 
@@ -25,6 +26,28 @@ NO = {
             "cannot be restored: it has become a FSDP",
         )
         for name in _SWAPS
+    },
+    **{
+        ("torch.compile of the attention's forward, then conversion; restore", name): (
+            "convert first, or compile the model or module (`module.compile()`)",
+            "its forward has become torch.compile of a method: convert first",
+        )
+        for name in _SWAPS
+    },
+    **{
+        ("another forward (MethodType), then conversion", name): (
+            "what it computes is not known",
+            "its forward has been replaced by tests.conversion.test_survival.put_another_forward",
+        )
+        for name in _PRECONDITIONED
+    },
+    **{
+        ("another forward (MethodType) on the attention of a converted model", name): (
+            "what it computes is not known; raises when it is called, `restore` works",
+            "was converted",
+        )
+        for name in _PRECONDITIONED
+        if not name.startswith("interface")  # which it still calls
     },
     **{
         ("restore of a quantized model", name): ("the plain model does not run quantized", "must be Tensor, not method")
@@ -87,7 +110,7 @@ they are merged, is found by the test and told by nobody.
 
 """
 
-_PRECONDITIONED = """## Given to `precondition`
+_GIVEN_TO_PRECONDITION = """## Given to `precondition`
 
 There is one small model for every way in which heads are reached; a report's `mechanism` tells which one a module has.
 
@@ -113,6 +136,20 @@ Also good to know:
   forwards as they are.
 - A weight of W_Q, W_K, W_V that is replaced after `spectral_condition` (`torch.nn.utils.parametrize`, weight norm,
   pruning, `quantize_dynamic`) makes the next call an error; `restore` works.  One that is replaced before is refused.
+- A forward on the instance (`module.forward = …`) that is accelerate's, or the module's own method, goes along with a
+  conversion.  A wrapper around the method (torch.compile, activation checkpointing, a decorator) is exact where the
+  mechanism is "hook" or "interface"; for a class swap convert first, and wrap then.  A function that is something else
+  is refused by name, and so is one put on the class of a library; on the interface one that calls
+  `ALL_ATTENTION_FUNCTIONS` itself is converted.  One that comes after the conversion raises when the module is called.
+- Where timm's `fused_attn` is False, converted modules call `attn_drop` (and Swin's `softmax`) on the weights as timm
+  does, so hooks on them read, and change, what they did before.
+- Heads may be pruned before or after conversion: their number is read at each call, where the module's own forward
+  reads it.
+- Nothing can notice: a block that computes attention itself and never calls the attention module, or that calls
+  `attention.forward(x)` past the hooks of one whose mechanism is "hook" and whose heads are its output; a wrapper that
+  holds the module's method and calls it only sometimes, or, before a hook, not at all; a compiled function that was
+  handed such a forward after conversion, until the model runs once uncompiled; heads pruned from a class that was
+  registered with their number, and not with the name of an attribute.
 - Distributed rows are two processes on CPUs (gloo), compared with one process: with one half of the batch each, or
   under tensor parallelism with half of the heads.  Where q, k and v are one weight nothing was tried: `ColwiseParallel`
   would cut it between them.
@@ -122,7 +159,7 @@ Also good to know:
 def page(things):
     heads = [name for name, survivor in SURVIVORS.items() if survivor.change == "precondition"]
     weights = [name for name in SURVIVORS if name not in heads]
-    return _TEXT + _PRECONDITIONED + _table(things, heads) + _CORRECTED + _table(things, weights) + _NOTES
+    return _TEXT + _GIVEN_TO_PRECONDITION + _table(things, heads) + _CORRECTED + _table(things, weights) + _NOTES
 
 
 def _table(things, names):

@@ -137,6 +137,24 @@ def test_heads_that_are_returned():
     assert not torch.allclose(attention(X)[0], y)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_heads_that_are_pruned_after_conversion(model, compiled):
+    """Their number is asked at each call; taken at conversion, it would cut two heads of 8 into four of 4."""
+    run = torch.compile(model, backend="eager") if compiled else model
+    precondition(model, strict=True)
+    run(X)
+    for attention in (model[0], model[2]):
+        rows = torch.cat([torch.arange(8), torch.arange(16, 24)])
+        for part in attention.qkv.weight, attention.qkv.bias:
+            part.data = part.data.unflatten(0, (3, 32))[:, rows].flatten(0, 1)
+        attention.out.weight.data = attention.out.weight.data[:, rows]
+        attention.heads = 2
+    ours = run(X)
+    restore(model)
+    assert (ours - model(X)).abs().max() > 0.01 * ours.abs().max(), "the comparison would be vacuous"
+    torch.testing.assert_close(ours, oracle(model))
+
+
 class Named(NamedTuple):
     heads: torch.Tensor
     weights: str

@@ -6,9 +6,11 @@ import json
 import os
 import pickle
 from contextlib import nullcontext, suppress
+from types import MethodType
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -232,6 +234,86 @@ def adapted_then_converted(name, targets):
     check_adapted(wrapped, name, targets)
 
 
+def attention_of(model, name):
+    return model.get_submodule(SURVIVORS[name].attention)
+
+
+def hooked_by_accelerate(name):
+    model = converted(name)
+    add_hook_to_module(attention_of(model, name), ModelHook())
+    assert_conditioned(model, name)
+    restore(model)
+    assert_plain(model, name)
+    remove_hook_from_module(attention_of(model, name))
+    assert_plain(model, name)
+    convert(model, name)
+    assert_conditioned(model, name)
+
+
+def hooked_by_accelerate_first(name):
+    model = build(name)
+    add_hook_to_module(attention_of(model, name), ModelHook())
+    convert(model, name)
+    assert_conditioned(model, name)
+    copied = copy.deepcopy(model)
+    restore(copied)
+    assert_plain(copied, name)
+    remove_hook_from_module(attention_of(model, name))  # leaves the method in the instance's __dict__
+    model = pickle.loads(pickle.dumps(model))
+    assert_conditioned(model, name)
+    restore(model)
+    assert_plain(model, name)
+
+
+def compiled_method(name):
+    torch.compiler.reset()
+    model = converted(name)
+    attention = attention_of(model, name)
+    attention.forward = torch.compile(attention.forward, backend="eager")
+    assert_conditioned(model, name)
+    restore(model)
+    assert_plain(model, name)
+    convert(model, name)
+    assert_conditioned(model, name)
+
+
+def compiled_method_first(name):
+    torch.compiler.reset()
+    model = build(name)
+    attention = attention_of(model, name)
+    attention.forward = torch.compile(attention.forward, backend="eager")
+    assert_plain(model, name)
+    convert(model, name)
+    assert_conditioned(model, name)
+    restore(model)
+    assert_plain(model, name)
+
+
+def put_another_forward(model, name):
+    """One that computes the same, of which nobody can know that it does."""
+    attention, known = attention_of(model, name), type(attention_of(build(name), name)).forward
+    attention.forward = MethodType(lambda self, *args, **kwargs: known(self, *args, **kwargs), attention)
+
+
+def another_forward(name):
+    model = converted(name)
+    assert_conditioned(model, name)
+    put_another_forward(model, name)
+    try:
+        assert_conditioned(model, name)
+    finally:
+        restore(model)
+        assert_plain(model, name)
+
+
+def another_forward_first(name):
+    model = build(name)
+    put_another_forward(model, name)
+    assert_plain(model, name)
+    convert(model, name)
+    assert_conditioned(model, name)
+
+
 def lora_on_qkv(name):
     converted_then_adapted(name, SURVIVORS[name].qkv)
 
@@ -261,6 +343,12 @@ THINGS = {
     "activation checkpointing, reentrant": checkpointed,
     "activation checkpointing, not reentrant": checkpointed_without_reentry,
     "torch.func.functional_call": functional_call,
+    "accelerate's hooks on the attention of a converted model; restore": hooked_by_accelerate,
+    "accelerate's hooks, then conversion; copies; hooks taken off; restore": hooked_by_accelerate_first,
+    "torch.compile of the attention's forward in a converted model; restore": compiled_method,
+    "torch.compile of the attention's forward, then conversion; restore": compiled_method_first,
+    "another forward (MethodType) on the attention of a converted model": another_forward,
+    "another forward (MethodType), then conversion": another_forward_first,
     "LoRA (PEFT) on q, k, v of a converted model; merge": lora_on_qkv,
     "LoRA on q, k, v, then conversion; merge": lora_on_qkv_first,
     "LoRA on the output projection of a converted model; merge": lora_on_the_output,

@@ -4,11 +4,14 @@ import inspect
 from dataclasses import dataclass, field
 
 import pytest
+import timm
 import torch
+from timm.utils.attention_extract import AttentionExtract
 from torch import nn
 
 from conditioned_attention import precondition, restore
 from conditioned_attention.conversion import convert
+from tests.conversion.called import calls, leaves, spoiled
 from tests.models import Identity
 from tests.oracle import NormalisedHeads
 
@@ -252,6 +255,51 @@ def test_rows_of_the_output(name, fused):
     assert type(module) is cls
     again = results(name, module)
     assert all((again[key] == plain[key]).all() for key in plain)
+
+
+@each_path
+def test_the_same_modules_are_called_as_in_timm(name, fused):
+    """With the same shapes, so that whatever looks at them, or changes them, finds them."""
+    module = prepare(name, fused)
+    expected = calls(module, lambda module: results(name, module))
+    precondition(module, strict=True)
+    ours = calls(module, lambda module: results(name, module))
+    assert [call for call in expected if call not in ours] == []
+    assert {called for called, _ in ours} == {called for called, _ in expected}
+
+
+@each_path
+def test_hooks_that_change_something_have_their_effect(name, fused):
+    module = prepare(name, fused)
+    hooked = {called for called, _ in calls(module, lambda module: results(name, module))} & set(leaves(module))
+    expected = {}
+    for path in hooked:
+        with spoiled(module, path), NormalisedHeads():
+            expected[path] = results(name, module)
+    precondition(module, strict=True)
+    for path in hooked:
+        with spoiled(module, path):
+            assert_equal(results(name, module), expected[path])
+
+
+@pytest.mark.parametrize("method", ["hook", "fx"])
+def test_maps_are_extracted_as_from_the_plain_model(method):
+    """By timm's own tool, after `fused_attn` was set to False."""
+    torch.manual_seed(1)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2).double().eval()
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    images = random(2, 3, 32, 32)
+    with NormalisedHeads():
+        expected = AttentionExtract(model, method="hook")(images)
+    plain = AttentionExtract(model, method="hook")(images)
+    precondition(model, strict=True)
+    ours = AttentionExtract(model, method=method)(images)
+    assert len(ours) == 2
+    for found, map_ in zip(ours.values(), expected.values()):
+        torch.testing.assert_close(found, map_)
+    last, last_of_plain = list(expected.values())[-1], list(plain.values())[-1]
+    assert not torch.allclose(last, last_of_plain, rtol=1e-3), "the comparison would be vacuous"
 
 
 @each_case

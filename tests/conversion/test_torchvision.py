@@ -22,6 +22,7 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, 
 
 from conditioned_attention import precondition, restore
 from conditioned_attention.conversion import convert
+from tests.conversion.called import calls
 from tests.models import Identity, vectors, weigh
 from tests.oracle import NormalisedHeads
 
@@ -124,6 +125,17 @@ def test_without_c_it_is_the_stock_model(name):
     stock = results(model, x)
     convert(model, Identity(), strict=True)
     assert_equal(results(model, x), stock)
+
+
+@each_model
+def test_modules_are_called_as_in_torchvision(name):
+    """And `qkv` and `proj` of Swin, whose weights it reads, for their hooks and adapters."""
+    model, x = build(name)
+    expected = calls(model, lambda model: model(x))
+    precondition(model, strict=True)
+    ours = calls(model, lambda model: model(x))
+    assert [call for call in expected if call not in ours] == []
+    assert {path.rpartition(".")[2] for path, _ in ours if (path, _) not in expected} <= {"qkv", "proj"}
 
 
 @pytest.mark.parametrize("cls", [ShiftedWindowAttention, ShiftedWindowAttentionV2])

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
-from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site
+from conditioned_attention.sites.forward import demand, demand_no_more, reached, replaced
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class
 
 ALONG = ("D", "N")
 
@@ -89,12 +90,15 @@ class Hook(Mechanism):
         heads: the number of heads, or the attribute (a path with dots) of the attention module that holds it.
         layout: how the heads lie in that tensor.
         opt_in: why such modules are left alone unless they are asked for; empty if they are not.
+        width: the attribute that holds the width of a head, where the module's own forward makes of the channels that
+            there are as many heads of this width as fit.
     """
 
     at: str | None
     heads: str | int = "num_heads"
     layout: Layout = Layout()
     opt_in: str = ""
+    width: str = ""
 
     name: ClassVar[str] = "hook"
     guarded: ClassVar[bool] = False  # skip_nnmodule_hook_guards, which is PyTorch's default
@@ -106,8 +110,8 @@ class Hook(Mechanism):
         module = site.module
         if module.__dict__.pop(TRANSFORM, None) is None:
             return False
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            hooks.pop(HOOK_KEY, None)
+        module._forward_pre_hooks.pop(HOOK_KEY, None)
+        demand_no_more(module)
         if (target := self.target(module)) is not None:
             _take_off(target)
         return True
@@ -126,6 +130,8 @@ class Hook(Mechanism):
         return found if isinstance(found, nn.Module) else None
 
     def refusal(self, site: Site, transform: HeadTransform) -> str:
+        if reason := replaced(site.module, plain_class(site.module)):
+            return reason
         if transform.needs_weights:
             return "its heads are reached by a hook, which never sees the attention weights: take rows='output'"
         if transform.changes_queries:
@@ -136,10 +142,14 @@ class Hook(Mechanism):
         """What was given, or what the attribute of the module holds; None if there is none."""
         return self.heads if isinstance(self.heads, int) else _attribute(module, self.heads)
 
+    def heads_in(self, module: nn.Module, x: Tensor) -> Any:
+        """The number of heads that lie in a tensor, as the module has it at this call: some may have been pruned."""
+        return x.shape[-1] // _attribute(module, self.width) if self.width else self.number_of_heads(module)
+
     def put_on(self, module: nn.Module, transform: HeadTransform) -> None:
         """Puts hooks at all that takes part."""
         module.__dict__[TRANSFORM] = transform
-        rewrite = _Rewrite(transform, self.layout, self.number_of_heads(module))
+        rewrite = _Rewrite(self, module, transform)
         if self.at is None:
             put_first(module._forward_hooks, _OnOutput(self, rewrite))
             return
@@ -147,10 +157,10 @@ class Hook(Mechanism):
         assert target is not None  # `missing` has looked
         _take_off(target)
         # Three hooks: one changes the heads; one, before each call, puts it back where somebody has put another module
-        # in the target's place; one, behind, sees whether heads came by at all.
+        # in the target's place; one, behind, sees whether heads came by at all (`demand`).
         put_first(target._forward_pre_hooks, rewrite)
         put_first(module._forward_pre_hooks, _Follow(self))
-        put_first(module._forward_hooks, _MustPass(self.at, rewrite))
+        demand(module, f"no heads came to {self.at!r}", "register the class at another site")
 
 
 def hook_of(module: nn.Module) -> Hook | None:
@@ -162,24 +172,23 @@ def hook_of(module: nn.Module) -> Hook | None:
     return None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Rewrite:
-    """Stands before the submodule behind the heads."""
+    """Stands before the submodule behind the heads of ``attention``, which is asked for their number at each call."""
 
+    hook: Hook
+    attention: nn.Module
     transform: HeadTransform
-    layout: Layout
-    heads: int
-    passed: bool = False  # whether heads have come by
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not torch.compiler.is_compiling():
-            self.passed = True
+        reached(self.attention)
         if not args:
             raise TypeError(
                 f"the heads should reach this {type(module).__qualname__} as its first positional argument, "
                 "and it was called with keywords only"
             )
-        return (_apply(self.layout, self.transform, args[0], self.heads), *args[1:])
+        heads = self.hook.heads_in(self.attention, args[0])
+        return (_apply(self.hook.layout, self.transform, args[0], heads), *args[1:])
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,7 @@ class _OnOutput:
     rewrite: _Rewrite
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        _raise_if_replaced(module)
         if isinstance(output, tuple):
             changed = self.rewrite(module, output)
             return type(output)(*changed) if hasattr(output, "_fields") else changed  # a named tuple stays one
@@ -202,26 +212,6 @@ class _OnOutput:
 
 
 @dataclass(frozen=True)
-class _MustPass:
-    """Stands behind an attention module whose heads should have come by `_Rewrite`, and once looks whether they have.
-
-    A forward that reads the weight of its projection, instead of calling it, would run plain without a word.
-    """
-
-    at: str
-    rewrite: _Rewrite
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if torch.compiler.is_compiling() or not isinstance(output[0] if isinstance(output, tuple) else output, Tensor):
-            return  # a trace of torch.fx calls the module later
-        if not self.rewrite.passed:
-            raise RuntimeError(
-                f"no heads came to {self.at!r} in the forward of this {type(module).__qualname__}, which does not call "
-                "that module; so it runs plain, although it was converted. Register the class at another site"
-            )
-
-
-@dataclass(frozen=True)
 class _Follow:
     """Stands before the attention module, and sees to it that `_Rewrite` is where the heads arrive.
 
@@ -231,6 +221,7 @@ class _Follow:
     hook: Hook
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        _raise_if_replaced(module)
         target = self.hook.target(module)
         if target is not None and _rewrites(target):
             return
@@ -240,6 +231,17 @@ class _Follow:
                 "convert again with precondition(model), or run the model once before torch.compile"
             )
         self.hook.put_on(module, module.__dict__[TRANSFORM])
+
+
+def _raise_if_replaced(module: nn.Module) -> None:
+    """A forward that came after the conversion may give anything to the module behind the heads, or return it."""
+    if "forward" not in module.__dict__ or torch.compiler.is_compiling():
+        return
+    if reason := replaced(module, plain_class(module)):
+        raise RuntimeError(
+            f"this {type(module).__qualname__} was converted, but {reason}: take that forward off, or call "
+            "restore(model)"
+        )
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -2,18 +2,33 @@
 
 No module is ever built as such a subclass.  Instances of the library's own class are switched to it and back, which
 keeps parameters, hooks, state_dict keys and ``isinstance``; it pickles by name, and compiles like any other class.
+
+A method that somebody has put on the instance goes along where it can (`rebind`); a wrapper around the conditioned
+method, which cannot, computes what the plain class does once the module is restored.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
+from conditioned_attention.sites.forward import (
+    can_rebind,
+    demand,
+    demand_no_more,
+    end_of,
+    name_of,
+    reached,
+    rebind,
+    replaced,
+)
 from conditioned_attention.sites.site import Mechanism, Site, class_name
 
 _SWAP = "_class_swap"
@@ -42,6 +57,8 @@ class Swap(Mechanism):
         if not isinstance(site.module, self.conditioned):
             # Python lets an object change its class for one of the same layout; nothing in the object is touched.
             site.module.__class__ = self.conditioned
+            rebind(site.module, self.plain, self.conditioned)
+            demand(site.module, "its conditioned attention was not reached")
             self.switched(site.module)
 
     def uninstall(self, site: Site) -> bool:
@@ -50,6 +67,8 @@ class Swap(Mechanism):
             return False
         del module.__dict__[TRANSFORM]
         module.__class__ = self.plain
+        rebind(module, self.conditioned, self.plain)
+        demand_no_more(module)
         self.switched_back(module)
         return True
 
@@ -65,11 +84,23 @@ class Swap(Mechanism):
     def refusal(self, site: Site, transform: HeadTransform) -> str:
         if type(site.module) is not self.plain and not isinstance(site.module, self.conditioned):
             return f"it has become a {type(site.module).__qualname__}: convert before fully_shard or parametrize"
+        if reason := self._passed_by(site.module):
+            return reason
         if transform.needs_weights and not self.weights:
             return f"{self.plain.__qualname__} does not give its attention weights to {transform}"
         if transform.changes_queries and not self.queries:
             return f"{self.plain.__qualname__} does not give its queries and keys to {transform}"
         return ""
+
+    def _passed_by(self, module: nn.Module) -> str:
+        """Why the conditioned forward would not run; empty if it will."""
+        forward = module.__dict__.get("forward")
+        if forward is not None and end_of(module, forward) is self.conditioned.forward:
+            return ""
+        reason = replaced(module, self.plain)
+        if reason or forward is None or can_rebind(module, self.plain):
+            return reason
+        return f"its forward has become {name_of(forward)}: convert first, and put that around it then"
 
     def stuck(self, module: nn.Module) -> str:
         if isinstance(module, self.conditioned) and type(module) is not self.conditioned:
@@ -87,10 +118,32 @@ def swapped_for(
 
     def decorate(conditioned: M) -> M:
         _swaps[plain] = mechanism(plain, conditioned, weights, queries)
+        for name in _written_again(plain, conditioned):
+            setattr(conditioned, name, _either(getattr(conditioned, name), getattr(plain, name)))
         setattr(conditioned, _SWAP, _swaps[plain])
         return conditioned
 
     return decorate
+
+
+def _written_again(plain: type, conditioned: type) -> set[str]:
+    """The methods of a class that its conditioned side has of its own."""
+    above = conditioned.__mro__[: conditioned.__mro__.index(plain)]
+    names = {name for cls in above for name, value in vars(cls).items() if inspect.isfunction(value)}
+    return {name for name in names if hasattr(plain, name) and not name.startswith("__")}
+
+
+def _either(conditioned: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The conditioned method, or the plain one on a module that has been restored: a wrapper may hold on to it."""
+
+    @wraps(conditioned)
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.__dict__.get(TRANSFORM) is None:
+            return plain(self, *args, **kwargs)
+        reached(self)
+        return conditioned(self, *args, **kwargs)
+
+    return method
 
 
 def swap_of(cls: type) -> Swap | None:

@@ -1,11 +1,15 @@
 """timm's much-used attention classes with their forward written again, so that the heads pass through a transform.
 
-All of them give the whole of attention to `attend`, whatever ``fused_attn`` says, with an additive bias as its mask.
+With ``fused_attn`` all of attention goes to `attend`, with an additive bias as its mask.  Without, the softmax is
+written out as in timm, and passes through the same modules: a hook on ``attn_drop`` is how attention maps are read and
+heads switched off.
+
 Imported only for models that hold one of them.  Shapes: B batch, H heads, N tokens, D head width, C channels.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,8 +23,8 @@ from timm.models.swin_transformer import WindowAttention
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor
 
-from conditioned_attention.functional import attend
-from conditioned_attention.preconditioner import TRANSFORM
+from conditioned_attention.functional import attend, behind
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, check_rows
 from conditioned_attention.sites.swap import swapped_for
 
 
@@ -101,7 +105,7 @@ class ConditionedMaskUnitAttention(MaskUnitAttention):
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)  # (B · windows, H, N, D)
         if self.q_stride > 1:
             q = q.unflatten(2, (self.q_stride, -1)).amax(dim=2)
-        heads = attend(self.__dict__[TRANSFORM], q, k, v).unflatten(0, (b, windows))
+        heads = _attend(self, q, k, v).unflatten(0, (b, windows))
         y: Tensor = self.proj(heads.permute(0, 3, 1, 2, 4).reshape(b, -1, self.dim_out))
         return y
 
@@ -182,10 +186,32 @@ def _rotate(module: Any, q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None) -
     return rotated(q), rotated(k)
 
 
-def _attend(module: Any, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool = False) -> Tensor:
+def _attend(
+    module: Any, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
     """The head outputs (B, H, N, D), transformed."""
-    dropout_p = module.attn_drop.p if module.training else 0.0
-    return attend(module.__dict__[TRANSFORM], q, k, v, attn_mask, dropout_p=dropout_p, is_causal=is_causal)
+    transform: HeadTransform = module.__dict__[TRANSFORM]
+    drop = getattr(module, "attn_drop", None)  # Hiera has none
+    if module.fused_attn:
+        dropout_p = drop.p if drop is not None and module.training else 0.0
+        return attend(transform, q, k, v, attn_mask, dropout_p=dropout_p, is_causal=is_causal)
+    q, k = transform.queries(q, k)
+    logits = _masked((q * module.scale) @ k.transpose(-2, -1), transform, attn_mask, is_causal)
+    softmax = getattr(module, "softmax", None)  # Swin has one
+    weights = logits.softmax(dim=-1) if softmax is None else softmax(logits)
+    weights = weights if drop is None else drop(weights)
+    return behind(transform, weights @ v, weights)
+
+
+def _masked(logits: Tensor, transform: HeadTransform, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Logits (B, H, N, M) under one of the two, as timm does it: the causal mask comes first."""
+    boolean = attn_mask is not None and attn_mask.dtype == torch.bool
+    check_rows(transform, causal=is_causal, masked=boolean)
+    if is_causal:
+        return logits + logits.new_full(logits.shape[-2:], -math.inf).triu_(1)
+    if attn_mask is None:
+        return logits
+    return logits.masked_fill(~attn_mask, -math.inf) if boolean else logits + attn_mask
 
 
 def _side_by_side(heads: Tensor) -> Tensor:
@@ -210,4 +236,6 @@ def _gated_projection(module: Any, heads: Tensor, gate: Tensor | None) -> Tensor
     return y
 
 
-torch.fx.wrap("attend")  # one node for torch.fx, because it checks its arguments
+# One node for torch.fx, because they check their arguments.
+for _name in ("attend", "behind", "_masked"):
+    torch.fx.wrap(_name)

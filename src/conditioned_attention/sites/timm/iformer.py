@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from timm.models.iformer import SHMA
 from torch import Tensor
 
-from conditioned_attention.functional import attend
-from conditioned_attention.preconditioner import TRANSFORM
+from conditioned_attention.functional import attend, behind
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 from conditioned_attention.sites.swap import swapped_for
 
 
@@ -30,10 +30,21 @@ class ConditionedSHMA(SHMA):
 
     def _attend(self, x: Tensor) -> Tensor:
         v, gate = self.gate_act(self.v_gate(x)).chunk(2, dim=1)
-        q, k, v = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (self.q(x), self.k(x), v))  # (B, 1, N, D)
-        head = attend(self.__dict__[TRANSFORM], q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
-        y: Tensor = self.proj(head.squeeze(1).transpose(1, 2).reshape(gate.shape) * gate)
+        q, k, v = (t.flatten(2).transpose(1, 2) for t in (self.q(x), self.k(x), v))  # (B, N, D)
+        head = self._head(q, k, v)
+        y: Tensor = self.proj(head.transpose(1, 2).reshape(gate.shape) * gate)
         return y
+
+    def _head(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The transformed head (B, N, D); without ``fused_attn`` its weights (B, N, N) pass through ``attn_drop``."""
+        transform: HeadTransform = self.__dict__[TRANSFORM]
+        if self.fused_attn:
+            q, k, v = (t.unsqueeze(1) for t in (q, k, v))
+            return attend(transform, q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0).squeeze(1)
+        q, k = (t.squeeze(1) for t in transform.queries(q.unsqueeze(1), k.unsqueeze(1)))
+        weights = self.attn_drop(((q * self.scale) @ k.transpose(1, 2)).softmax(dim=-1))
+        return behind(transform, (weights @ v).unsqueeze(1), weights.unsqueeze(1)).squeeze(1)
 
 
 torch.fx.wrap("attend")  # one node for torch.fx, because it checks its arguments
+torch.fx.wrap("behind")

@@ -38,18 +38,23 @@ _SWAPPED: dict[str, str] = by_class(_SWAPS)
 # where the heads are -> classes
 _SITES: dict[Hook, str] = {
     Hook(None, "num_attention_heads"): """
-        big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention
-        blip.modeling_blip_text.BlipTextSelfAttention bros.BrosSelfAttention canine.CanineSelfAttention
-        clap.ClapAudioSelfAttention data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention
-        data2vec.modeling_data2vec_vision.Data2VecVisionSelfAttention deberta.DisentangledSelfAttention
-        deberta_v2.DisentangledSelfAttention donut.modeling_donut_swin.DonutSwinSelfAttention flava.FlavaSelfAttention
-        git.GitSelfAttention glpn.GLPNEfficientSelfAttention layoutlmv2.LayoutLMv2SelfAttention
-        layoutlmv3.LayoutLMv3SelfAttention lxmert.LxmertAttention
-        maskformer.modeling_maskformer_swin.MaskFormerSwinSelfAttention megatron_bert.MegatronBertSelfAttention
-        mobilevit.MobileViTSelfAttention pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention
-        pvt.PvtEfficientSelfAttention rembert.RemBertSelfAttention roformer.RoFormerSelfAttention
+        bros.BrosSelfAttention canine.CanineSelfAttention clap.ClapAudioSelfAttention
+        deberta.DisentangledSelfAttention deberta_v2.DisentangledSelfAttention
+        donut.modeling_donut_swin.DonutSwinSelfAttention layoutlmv2.LayoutLMv2SelfAttention
+        layoutlmv3.LayoutLMv3SelfAttention maskformer.modeling_maskformer_swin.MaskFormerSwinSelfAttention
+        pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention pvt.PvtEfficientSelfAttention
         superglue.SuperGlueSelfAttention swin2sr.Swin2SRSelfAttention swinv2.Swinv2SelfAttention
-        tapas.TapasSelfAttention vilt.ViltSelfAttention visual_bert.VisualBertSelfAttention
+    """,
+    # Their forwards go by the width of a head, and leave the number to what the weights give.
+    Hook(None, "num_attention_heads", width="attention_head_size"): """
+        big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention
+        blip.modeling_blip_text.BlipTextSelfAttention
+        data2vec.modeling_data2vec_vision.Data2VecVisionSdpaSelfAttention
+        data2vec.modeling_data2vec_vision.Data2VecVisionSelfAttention flava.FlavaSelfAttention
+        git.GitSelfAttention glpn.GLPNEfficientSelfAttention lxmert.LxmertAttention
+        megatron_bert.MegatronBertSelfAttention mobilevit.MobileViTSelfAttention rembert.RemBertSelfAttention
+        roformer.RoFormerSelfAttention tapas.TapasSelfAttention vilt.ViltSelfAttention
+        visual_bert.VisualBertSelfAttention
     """,
     Hook(None): """
         cvt.CvtSelfAttention led.LEDEncoderSelfAttention longformer.LongformerSelfAttention
@@ -84,12 +89,12 @@ _SITES: dict[Hook, str] = {
     Hook("dense", "num_attention_heads"): "gpt_neox_japanese.GPTNeoXJapaneseAttention tvp.TvpAttention",
     Hook("out_lin", "n_heads"): "flaubert.MultiHeadAttention xlm.MultiHeadAttention",
     Hook("o", "n_heads"): "longt5.LongT5LocalAttention longt5.LongT5TransientGlobalAttention",
-    Hook("o", "num_attention_heads"): "mpnet.MPNetSelfAttention",
+    Hook("o", "num_attention_heads", width="attention_head_size"): "mpnet.MPNetSelfAttention",
     Hook("c_proj", "n_head"): "openai.Attention",
     Hook("c_proj"): "imagegpt.ImageGPTAttention",
     Hook("activation", "num_attention_heads"): "levit.LevitAttention levit.LevitAttentionSubsample",
     # On the interface, in a file that compares the implementation's name.
-    Hook("o_proj", "config.num_attention_heads"): "gemma4.Gemma4TextAttention",
+    Hook("o_proj", "config.num_attention_heads", width="head_dim"): "gemma4.Gemma4TextAttention",
     Hook("projection"): "blip.BlipAttention",
     Hook("post"): "gemma4.Gemma4AudioAttention",
     Hook("attention_out"): "cpmant.CpmAntAttention",

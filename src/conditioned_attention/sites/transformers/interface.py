@@ -23,8 +23,17 @@ from torch import Tensor, nn
 
 from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, check_rows
+from conditioned_attention.sites.forward import (
+    demand,
+    demand_no_more,
+    end_of,
+    forward_of,
+    name_of,
+    reached,
+    replaced,
+)
 from conditioned_attention.sites.hook import put_first
-from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, transform_of
+from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class, transform_of
 from conditioned_attention.sites.transformers import bytecode, source
 from conditioned_attention.sites.transformers.marker import MARKER, NAME, PREFIX, is_conditioned
 from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, causal, look_up, stands_in_for
@@ -36,6 +45,7 @@ _BASES = (*_WITH_WEIGHTS, *_FLASH, "flex_attention")
 
 _TABLE = "ALL_ATTENTION_FUNCTIONS"  # of transformers, imported into every model file that uses it
 _REGISTRATION = "_head_registration"
+_FORWARD = "_head_forward"  # of a conditioned module: the function on the instance that calls the interface
 
 # Files that read "eager" only to honour this flag, which the modules carry.
 _UPCAST_FLAG = "reorder_and_upcast_attn"
@@ -46,9 +56,10 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
 
     It is told by what its forward calls, not by its class.
     """
-    forward = _forward(type(module))
-    if forward is None or _TABLE not in (reading := _read(forward)).own.names:
+    forward = _calls_the_interface(module) or _calls_the_interface(module, type(module).forward)
+    if forward is None:
         return None
+    reading = _read(forward)
     name = _implementation(module)
     if name is None:
         return "it has no config that names an attention implementation"
@@ -87,13 +98,19 @@ class Interface(Mechanism):
             _users(config, site).add(site.module)
         site.module.__dict__[TRANSFORM] = transform
         site.module.__dict__[_REGISTRATION] = _register()
+        forward = _calls_the_interface(site.module)
+        if forward is not None and forward is not _function(type(site.module).forward):
+            site.module.__dict__[_FORWARD] = forward
+        demand(site.module, "no attention function of transformers was called")
         put_first(site.module._forward_pre_hooks, _raise_if_renamed)
 
     def uninstall(self, site: Site) -> bool:
         """The names in its configs are taken back as well, if nothing else needs them."""
         if site.module.__dict__.pop(TRANSFORM, None) is None:
             return False
-        site.module.__dict__.pop(_REGISTRATION, None)
+        for name in (_REGISTRATION, _FORWARD):
+            site.module.__dict__.pop(name, None)
+        demand_no_more(site.module)
         site.module._forward_pre_hooks.pop(HOOK_KEY, None)
         for config in _configs(site):
             users = _users(config, site)
@@ -107,12 +124,15 @@ class Interface(Mechanism):
         return is_conditioned(_implementation(module))
 
     def refusal(self, site: Site, transform: HeadTransform) -> str:
+        if _calls_the_interface(site.module) is None:
+            reason = replaced(site.module, plain_class(site.module))
+            return reason or f"{name_of(forward_of(site.module))} does not call the attention interface any more"
         if not transform.needs_weights:
             return ""
         base = (_implementation(site.module) or "").removeprefix(PREFIX)
         if base not in _WITH_WEIGHTS:
             return f"{base} never builds the attention weights: take rows='output', or call set_attn_implementation"
-        if _eager_function(type(site.module)) is None:
+        if _eager_function(site.module) is None:
             return f"{type(site.module).__qualname__} has no eager function to take the weights from"
         return ""
 
@@ -157,10 +177,16 @@ def _implementation(module: nn.Module) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _forward(cls: type) -> FunctionType | None:
-    """The forward of a class, if its file knows transformers' table of attention functions."""
-    forward: Any = inspect.unwrap(getattr(cls, "forward", None))  # type: ignore[arg-type]
-    return forward if inspect.isfunction(forward) and _TABLE in forward.__globals__ else None
+def _calls_the_interface(module: nn.Module, forward: Any = None) -> FunctionType | None:
+    """The function that runs when the module is called, or this one, if it mentions transformers' table."""
+    function = _function(end_of(module, forward_of(module)) if forward is None else forward)
+    return function if function is not None and _TABLE in _read(function).own.names else None
+
+
+def _function(forward: Any) -> FunctionType | None:
+    """What a decorated function is, if its file knows transformers' table of attention functions."""
+    function: Any = inspect.unwrap(forward)
+    return function if inspect.isfunction(function) and _TABLE in function.__globals__ else None
 
 
 def _read(function: FunctionType) -> Reading:
@@ -179,17 +205,21 @@ def _reads_the_name(module: nn.Module, reading: Reading, name: str) -> bool:
     return any("_attn_implementation" in each.names and name in each.judged for each in reading.all)
 
 
-def _eager_function(cls: Any) -> Callable[..., Any] | None:
-    """The module-level eager function that the class itself would fall back to."""
-    # Found at each call, where torch.compile looks on and could not follow the reading of a file.
-    function: Any = inspect.unwrap(cls.forward)
+def _caller(module: Any) -> Any:
+    """The function that calls the interface for a module; found at each call, where torch.compile looks on."""
+    return module.__dict__.get(_FORWARD) or inspect.unwrap(type(module).forward)
+
+
+def _eager_function(module: nn.Module) -> Callable[..., Any] | None:
+    """The module-level eager function that its forward would fall back to."""
+    # Not by the reading of a file, which torch.compile could not follow.
+    function = _caller(module)
     names = [name for name in function.__code__.co_names if name.endswith("eager_attention_forward")]
     return function.__globals__.get(names[0]) if names else None
 
 
 def _base_function(module: nn.Module, name: str) -> Callable[..., Any]:
-    cls: Any = type(module)
-    function = _eager_function(cls) if name == "eager" else inspect.unwrap(cls.forward).__globals__[_TABLE][name]
+    function = _eager_function(module) if name == "eager" else _caller(module).__globals__[_TABLE][name]
     if function is None:
         raise ValueError(f"{type(module).__qualname__} has no {name} attention function")
     return function
@@ -204,6 +234,7 @@ def _conditioned(
     """
     transform = transform_of(module)
     if transform is not None:
+        reached(module)
         mask = kwargs.get("attention_mask", args[2] if len(args) > 2 else None)
         check_rows(transform, masked=mask is not None)
     if transform is not None and transform.needs_weights:
