@@ -23,7 +23,7 @@ AUTO = "auto"
 
 def spectral_condition(
     model: nn.Module,
-    strength: float | str | None = None,
+    strength: float | str = AUTO,
     *,
     correction: str = "identity",
     per_head: bool = False,
@@ -41,9 +41,9 @@ def spectral_condition(
     Args:
         model: any module that contains attention of a known class; it may be converted by `precondition` as well,
             before or after.
-        strength: λ.  None: what the paper takes, 10 for ``"identity"`` and 1 for ``"polar"``.  ``"auto"``: d^(-1/4) for
-            heads of width d, with which ``"identity"`` adds about 1 to the logit of a token with itself for inputs of
-            unit root mean square, as layer norms make them; 1 for ``"polar"``.
+        strength: λ.  ``"auto"``: d^(-1/4) for heads of width d, with which ``"identity"`` adds about 1 to the logit of
+            a token with itself for inputs of unit root mean square, as layer norms make them; 1 for ``"polar"``, as
+            the paper.  Its 10 for ``"identity"`` saturates the softmax of most models, and warns.
         correction: ``"identity"``, C = λ I_k with the rectangular identity; or ``"polar"``, C = λ σ_max(W) U Vᵀ for
             W = U S Vᵀ, computed once from the weights as they are now, so that κ(W + C) ≤ 1 + 1/λ.  Trained weights do
             not tell what it was, so it is kept in buffers ``…_correction``, the one exception to unchanged
@@ -158,7 +158,7 @@ def _check_precision(site: Site, projections: Projections, spectral: Spectral) -
 class SpectralChange(Change):
     """The correction of query, key and value projections, as a change of a model."""
 
-    strength: float | str | None
+    strength: float | str
     correction: str
     per_head: bool
     roles: str = "qkv"
@@ -166,16 +166,13 @@ class SpectralChange(Change):
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, str) and self.strength != AUTO:
-            raise ValueError(f"strength={self.strength!r} is unknown; valid are a number, {AUTO!r} and None")
+            raise ValueError(f"strength={self.strength!r} is unknown; valid are a number and {AUTO!r}")
         self._spectral(64)  # raises for what is wrong whatever the module
 
     def _spectral(self, width: int) -> Spectral:
         strength = self.strength
-        if strength == AUTO and self.correction == "identity":
-            strength = auto_strength(width)
-        elif strength is None or strength == AUTO:
-            strength = PUBLISHED.get(self.correction, 1.0)
-        assert not isinstance(strength, str)
+        if isinstance(strength, str):
+            strength = auto_strength(width) if self.correction == "identity" else PUBLISHED["polar"]
         return Spectral(strength, self.correction, self.per_head, roles=self.roles)
 
     def against(self, site: Site) -> str:

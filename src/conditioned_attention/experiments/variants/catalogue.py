@@ -25,9 +25,9 @@ from conditioned_attention.sites.learned import (
     QKNormWithTemperature,
     SigmoidGate,
 )
-from conditioned_attention.spectral import ON_LOGITS
+from conditioned_attention.spectral import ON_LOGITS, PUBLISHED
 
-_AUTO = Spectral(strength="auto")
+_AUTO = Spectral()
 _ON_LOGITS = Spectral(strength=ON_LOGITS, roles="qk")
 
 VARIANTS = {
@@ -41,10 +41,10 @@ VARIANTS = {
         Variant("preconditioned_learned", (Heads(LearnedPowerNorm()),), "C^α, a learned α for each head that starts at 0"),
         Variant("d_optimal", (Heads(DOptimal()),), "C, refined by 1 step towards a D-optimal design; not for causal models"),
         Variant("spectral", (_AUTO,), "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)"),
-        Variant("spectral_published", (Spectral(),), "W + 10 I, the λ of the paper"),
+        Variant("spectral_published", (Spectral(strength=PUBLISHED["identity"]),), "W + 10 I, the λ of the paper"),
         Variant("spectral_polar", (Spectral(correction="polar"),), "W + σ_max(W) U Vᵀ: κ at most 2 at the start"),
         Variant("spectral_qk", (_ON_LOGITS,), "W + λ I for queries and keys alone, λ = 1: logits of deviation 1"),
-        Variant("identity_init", (SpectralStart(strength="auto"),), "control: spectral's λ I at the start only"),
+        Variant("identity_init", (SpectralStart(),), "control: spectral's λ I at the start only"),
         Variant("preconditioned+spectral", (_AUTO, Heads()), "both methods, λ = d^(-1/4)"),
         Variant("head_l2", (Heads(RowNorm(gradient="through")),), "control: rows to unit length, ordinary gradient"),
         Variant("head_rmsnorm", (Heads(HeadRMSNorm()),), "control: RMSNorm of each head's row without gain, ordinary gradient"),

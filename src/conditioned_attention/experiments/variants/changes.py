@@ -86,7 +86,7 @@ class ClippedLogits(Change):
 class Spectral(Change):
     """W + λ I or another correction of the projections; the arguments of `spectral_condition`."""
 
-    strength: float | str | None = None
+    strength: float | str = "auto"
     correction: str = "identity"
     per_head: bool = False
     roles: str = "qkv"
