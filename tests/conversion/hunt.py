@@ -3,9 +3,9 @@
     python -m tests.conversion.hunt SECONDS [SEED]
 
 After every step the model computes what the plain one computes under the oracle if it is converted, and what the plain
-one computes if it is not; or the library has refused, in an error of its own, and then nothing has changed; or the
-sequence fails in the same way on a model that is never converted.  What is found is printed with the sequence that
-leads to it.
+one computes if it is not.  An operation may be refused by an error of the library's own, which must leave the model as
+it was; a model that refuses to run so ends its sequence; and what fails in the same way on a model that is never
+converted does not count.  What is found is printed with the sequence that leads to it.
 """
 
 import copy
@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -210,15 +211,26 @@ OF_HUGGING_FACE = (saved_and_loaded, with_lora, merged, checkpointing, offloaded
 
 
 def step(situation, operation):
-    """One operation, and what it leaves behind; a refusal of the library's own changes nothing."""
+    """One operation, and a look at what it leaves: "done", "refused", or "stopped" if the model will not run."""
     before = situation.conditioned, situation.corrected, situation.model
+    refused = _refuses(operation, situation)
+    if refused:
+        situation.conditioned, situation.corrected, situation.model = before
+    if _refuses(Situation.check, situation):
+        assert not refused, "what was refused has changed the model: it refuses to run"
+        return "stopped"
+    return "refused" if refused else "done"
+
+
+def _refuses(function, situation):
+    """Whether the library raises an error of its own; other errors pass."""
     try:
-        operation(situation)
-        situation.check()
+        function(situation)
     except REFUSALS as error:
         if not _is_of_the_library(error):
             raise
-        situation.conditioned, situation.corrected, situation.model = before
+        return True
+    return False
 
 
 def _is_of_the_library(error):
@@ -236,19 +248,22 @@ def draw(seed):
 
 
 def follow(name, operations, seed=0):
-    """Raises, with the sequence in a note, if the operations leave a wrong model."""
+    """What became of each operation; raises, with the sequence in a note, if they leave a wrong model."""
     torch.manual_seed(seed)
-    situation = Situation(name)
+    situation, outcomes = Situation(name), []
     for count, operation in enumerate(operations, 1):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                step(situation, operation)
+                outcomes.append(step(situation, operation))
         except Exception as error:
             if _fails_when_plain(name, operations[:count], type(error)):
-                return
+                return [*outcomes, "fails when plain"]
             error.add_note(f"seed {seed}, {name}: {', '.join(o.__name__ for o in operations[:count])}")
             raise
+        if outcomes[-1] == "stopped":
+            break
+    return outcomes
 
 
 def _fails_when_plain(name, operations, error):
@@ -266,15 +281,15 @@ def _fails_when_plain(name, operations, error):
 def main():
     transformers.utils.logging.set_verbosity_error()
     seconds, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    end, found, first = time.monotonic() + seconds, {}, seed
+    end, found, first, outcomes = time.monotonic() + seconds, {}, seed, Counter()
     while time.monotonic() < end:
         try:
-            follow(*draw(seed), seed)
+            outcomes.update(follow(*draw(seed), seed))
         except Exception as error:
             kind = f"{type(error).__name__}: {str(error)[:160]}"
             found.setdefault(kind, []).append(error.__notes__[0])
         seed += 1
-    print(f"{seed - first} sequences, {sum(map(len, found.values()))} wrong")
+    print(f"{seed - first} sequences, {sum(map(len, found.values()))} wrong; operations: {dict(outcomes)}")
     for kind, notes in sorted(found.items(), key=lambda item: -len(item[1])):
         print(f"{len(notes)} × {kind}", *notes[:3], sep="\n    ")
 
