@@ -19,12 +19,12 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
     """``transform(softmax(q kᵀ · scale) v)``, (B, H, N, E), on arguments that `functional` has checked.
 
     Memory: one more tensor of the output's size than plain attention.  A transform that reads the weights makes
-    them explicit, B · H · N · M numbers in float32.
+    them explicit, B · H · N · M numbers in float32; so does an additive mask under a transform of functorch.
     """
     query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _ = arguments
-    # Under vmap PyTorch does not see that a mask wants a gradient, and takes a kernel that has none for it.
-    hides_gradient = attn_mask is not None and torch._C._are_functorch_transforms_active()
-    if transform.needs_weights or hides_gradient:
+    # Under vmap PyTorch does not see that an additive mask wants a gradient, and takes a kernel that has none for it.
+    additive = attn_mask is not None and attn_mask.is_floating_point()
+    if transform.needs_weights or (additive and torch._C._are_functorch_transforms_active()):
         return _attend_by_weights(transform, arguments)
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
