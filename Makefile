@@ -26,7 +26,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(READY) weights
-	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 # On a machine with a GPU: the tests of the kernels, then every case on it, 8 minutes in all; a second call goes on.
 # With an environment that is there already: make bench-gpu READY= BIN=/some/venv/bin
