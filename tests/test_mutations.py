@@ -14,7 +14,8 @@ from tests.triton_interpreter import KERNELS_RUN
 SOURCE = Path(conditioned_attention.__file__).parent
 ROOT = Path(__file__).parents[1]
 
-OPERATOR, MODULES = "tests/attention/test_operator.py tests/attention/test_lean.py", "tests/test_modules.py"
+OPERATOR = " ".join(f"tests/attention/test_{name}.py" for name in ("operator", "lean", "lean_surroundings"))
+MODULES = "tests/test_modules.py"
 CONVERSION = "tests/conversion/test_conversion.py"
 HOOK, SDPA = "tests/conversion/test_hook.py", "tests/conversion/test_transformers_sdpa.py"
 INSTANCE, HUGGING_FACE = "tests/conversion/test_instance_forward.py", "tests/conversion/test_hugging_face.py"
