@@ -12,11 +12,11 @@ Shapes: B batch, H heads, N queries, M keys, D head width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary, WeakSet, finalize
+from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,8 @@ class Interface(Mechanism):
                 setattr(config, NAME, PREFIX + getattr(config, NAME))
             _users(config, site).add(site.module)
         site.module.__dict__[TRANSFORM] = transform
-        site.module.__dict__[_REGISTRATION] = _register()
+        _register()
+        site.module.__dict__[_REGISTRATION] = _Registered(site.module, _configs(site))
         put_first(site.module._forward_pre_hooks, _raise_if_renamed)
 
     def uninstall(self, site: Site) -> bool:
@@ -137,12 +138,19 @@ _conditioned_modules: dict[int, WeakSet[nn.Module]] = {}
 
 
 def _users(config: Any, site: Site) -> WeakSet[nn.Module]:
+    if id(config) in _conditioned_modules:
+        return _conditioned_modules[id(config)]
+    # In a model that an earlier version has pickled, modules are conditioned that nobody has put here.
+    readers = (part for part in (*site.parents, site.module) if getattr(part, "config", None) is config)
+    inside = (module for part in readers for module in part.modules() if _REGISTRATION in module.__dict__)
+    return _add_users(config, inside)
+
+
+def _add_users(config: Any, modules: Iterable[nn.Module]) -> WeakSet[nn.Module]:
     if id(config) not in _conditioned_modules:
-        # In a copy of a converted model, or one that was unpickled, modules are conditioned that nobody has put here.
-        readers = (part for part in (*site.parents, site.module) if getattr(part, "config", None) is config)
-        inside = (module for part in readers for module in part.modules() if _REGISTRATION in module.__dict__)
-        _conditioned_modules[id(config)] = WeakSet(inside)
+        _conditioned_modules[id(config)] = WeakSet()
         finalize(config, _conditioned_modules.pop, id(config), None)
+    _conditioned_modules[id(config)].update(modules)
     return _conditioned_modules[id(config)]
 
 
@@ -273,13 +281,17 @@ _FUNCTIONS = {base: partial(_conditioned, base) for base in _BASES}
 
 
 class _Registered:
-    """Travels in the pickle of a conditioned module, so that the process that loads it knows the functions too."""
+    """Travels with a conditioned module, so that its copies are known to read their configs, and the functions too."""
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        return _register, ()
+    def __init__(self, module: nn.Module | None = None, configs: Sequence[Any] = ()) -> None:
+        self._module, self._configs = module if module is None else ref(module), configs
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _register, (None if self._module is None else self._module(), self._configs)
 
 
-def _register() -> _Registered:
+def _register(module: nn.Module | None = None, configs: Sequence[Any] = ()) -> _Registered:
+    """Makes transformers know the functions; in the process, or the copy, where a conditioned module is made again."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -287,4 +299,7 @@ def _register() -> _Registered:
     for base in ALL_MASK_ATTENTION_FUNCTIONS.keys() & set(_BASES):
         AttentionInterface.register(PREFIX + base, _FUNCTIONS[base])
         AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    return _Registered()
+    if module is not None:
+        for config in configs:
+            _add_users(config, [module])
+    return _Registered(module, configs)

@@ -62,16 +62,32 @@ def marked(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def settled(model: nn.Module) -> Iterator[None]:
-    """Gives every part that is still marked the implementation that transformers would choose for it.
+    """Gives every config that is still marked the implementation that transformers would choose for its model.
 
-    For good, unless the block raises: then the marks are put back.
+    Modules inside of a model may read another config object than the model does (those of an EncoderDecoderModel): each
+    gets what the innermost model around it would have.  For good, unless the block raises: then the marks are put back.
     """
-    models = [part for part in marked(model) if hasattr(part, "get_correct_attn_implementation")]
-    for part in models:
-        setattr(part.config, NAME, part.get_correct_attn_implementation(None))
+    configs = [(config, _chosen(part)) for part, config in _marked_configs(model, None) if part is not None]
+    for config, name in configs:
+        setattr(config, NAME, name)
     try:
         yield
     except BaseException:
-        for part in models:
-            setattr(part.config, NAME, MARKER)
+        for config, _ in configs:
+            setattr(config, NAME, MARKER)
         raise
+
+
+def _marked_configs(module: Any, around: Any) -> Iterator[tuple[Any, Any]]:
+    """Every marked config, with the innermost model whose modules read it; None if there is none."""
+    inside = module if hasattr(module, "get_correct_attn_implementation") else around
+    if getattr(getattr(module, "config", None), NAME, None) == MARKER:
+        yield inside, module.config
+    for child in module.children():
+        yield from _marked_configs(child, inside)
+
+
+def _chosen(model: Any) -> str:
+    """The implementation that transformers chooses for a model of this class."""
+    name: str = model.get_correct_attn_implementation(None)
+    return name
