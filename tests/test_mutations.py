@@ -19,6 +19,7 @@ CONVERSION = "tests/conversion/test_conversion.py"
 HOOK, SDPA = "tests/conversion/test_hook.py", "tests/conversion/test_transformers_sdpa.py"
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
 TIMM, PERSISTENCE = "tests/conversion/test_timm.py", "tests/conversion/test_persistence.py"
+GUARD, ATTENTIONS = "tests/conversion/test_guard.py", "tests/conversion/test_output_attentions.py"
 PARTS, STALE = "tests/conversion/test_parts.py", "tests/conversion/test_stale_records.py"
 INSPECTION, VERSIONS = "tests/test_inspection.py", "tests/conversion/test_versions.py"
 SPECTRAL, CONTROLS = "tests/conversion/test_spectral.py", "tests/test_controls.py"
@@ -115,8 +116,15 @@ MUTATIONS = [
     ("copies that ask the original", "conversion/persistence.py", "relink(model, configs)", "pass", "tests/conversion/test_copies.py"),
     ("copies that share no config", "sites/transformers/interface.py", "_add_users(config, [module])", "pass", "tests/conversion/test_copies.py"),
     ("names with wrappers", "conversion/names.py", "if part not in _INSIDE)", "if True)", STALE),
+    ("partial, of nothing", "conversion/names.py", "self._partial and len(missing) < len(names)", "self._partial", PARTS),
+    ("names of the whole for its parts", "conversion/names.py", "if self._loose and None in found:", "if False:", PARTS),
+    ("a config inside stays marked", "sites/transformers/marker.py", "yield from _marked_configs(child, inside)", "yield from _marked_configs(child, None)", PARTS),
+    ("attentions not asked for", "sites/transformers/attentions.py", "if kwargs.get(\"output_attentions\") is not None or", "if True or", ATTENTIONS),
+    ("attentions in the config", "sites/transformers/attentions.py", "        setattr(config, _FLAG, False)\n", "", ATTENTIONS),
+    ("a guard of one version ago", "conversion/guard.py", "            state_dict[_without_wrappers(name)] = torch.zeros_like(buffer)", "            pass", GUARD),
+    ("the guard on a wrapper", "conversion/persistence.py", "        inner = unwrap(within)", "        break", GUARD),
     ("adapters not told", "conversion/persistence.py", "    tell_adapters(model)\n", "", "tests/conversion/test_adapters.py"),
-    ("marks not put back", "sites/transformers/marker.py", "setattr(part.config, NAME, MARKER)", "pass", PERSISTENCE),
+    ("marks not put back", "sites/transformers/marker.py", "            vars(config).update(attributes)", "            pass", PERSISTENCE),
     ("mark not known", "__init__.py", "watch()  #", "pass  #", PERSISTENCE),
     ("temporary conversion stays", "conversion/report.py", "self._undo()", "pass", CONVERSION),
     ("changed implementation unnoticed", "sites/transformers/interface.py", "if not is_conditioned(name):", "if False:", CONVERSION),

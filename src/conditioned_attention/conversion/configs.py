@@ -110,6 +110,13 @@ def _first_record(config: Any, models: Sequence[nn.Module]) -> dict[str, Any]:
     return next((record for record in records if record["transforms"]), records[0])
 
 
+def unknown_around(model: nn.Module) -> bool:
+    """Whether a model of a kind that stands inside of others was converted by itself: their configs do not know."""
+    config: Any = getattr(model, "config", None)
+    remembered = vars(config).get(CONFIG_KEY) if getattr(config, "base_config_key", "") else None
+    return isinstance(remembered, Remembered) and all(other is model for other in remembered.models)
+
+
 def _record_for(config: Any, model: Any) -> dict[str, Any]:
     """The record of a model, or of the part of it that reads this config, by the names that the part has alone."""
     if getattr(model, "config", None) is config:
@@ -159,17 +166,18 @@ def _borrows_config(module: nn.Module) -> bool:
 
 
 def remembered_in(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
-    """The outermost modules whose configs, or the configs of whose adapters, remember a conversion; what they say."""
+    """The outermost models whose configs, or the configs of whose adapters, remember a conversion; what they say."""
     parts = _outermost(model, lambda part: _remembers(part) is not None)
-    return [(part, record) for _, part in parts if (record := _remembers(part)) is not None]
+    return [found for _, part in parts if (found := _remembers(part)) is not None]
 
 
-def _remembers(part: nn.Module) -> Mapping[str, Any] | None:
-    if _borrows_config(part):
-        return None
-    own = vars(part.config).get(CONFIG_KEY) if hasattr(getattr(part, "config", None), "__dict__") else None
-    said = [getattr(adapter, "auto_mapping", None) or {} for _, adapter in _adapters_on(part)]
-    return own or next((mapping[CONFIG_KEY] for mapping in said if CONFIG_KEY in mapping), None)
+def _remembers(part: Any) -> tuple[nn.Module, Mapping[str, Any]] | None:
+    base = part.get_base_model() if _borrows_config(part) and hasattr(part, "get_base_model") else part
+    config = None if _borrows_config(base) else getattr(base, "config", None)
+    if CONFIG_KEY in getattr(config, "__dict__", {}):
+        return base, getattr(config, CONFIG_KEY)
+    adapters = [(base, getattr(config, "auto_mapping", None) or {}) for base, config in _adapters_on(part)]
+    return next(((base, said[CONFIG_KEY]) for base, said in adapters if CONFIG_KEY in said), None)
 
 
 def _adapters_on(part: Any) -> list[tuple[nn.Module, Any]]:

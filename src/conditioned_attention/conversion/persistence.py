@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.conversion.check import Settings, already, check_module
 from conditioned_attention.conversion.configs import (
     CONFIG_KEY,
@@ -19,6 +20,7 @@ from conditioned_attention.conversion.configs import (
     relink,
     remembered_in,
     tell_adapters,
+    unknown_around,
 )
 from conditioned_attention.conversion.guard import is_guarded, put_guard, refresh_guards, take_guard
 from conditioned_attention.conversion.names import Lookup, bare_name
@@ -73,14 +75,15 @@ def apply_conditioning(
     True
     """
     check_module(model)
-    record, guarded = (None, False) if data is None else record_from(data)
-    plans = remembered_in(model) if record is None else [(model, record)]
+    given = None if data is None else record_from(data)
+    plans = remembered_in(model) if given is None else [(model, given.record)]
+    loose = given is None or given.loose
     if not plans:
         raise ValueError(
             f"no data given, and no config in the model remembers a {CONFIG_KEY!r} entry, nor does that of an adapter"
         )
     with settled(model), ExitStack() as undo:
-        planned = [pair for part, said in plans for pair in _plan(part, said, loose=record is None, partial=partial)]
+        planned = [pair for part, said in plans for pair in _plan(part, said, loose=loose, partial=partial)]
         heads = {site: done for site, done in planned if isinstance(done, HeadTransform)}
         corrections = {site: done for site, done in planned if isinstance(done, Spectral)}
         undo.callback(install([*heads], heads.__getitem__))
@@ -88,7 +91,7 @@ def apply_conditioning(
         correct_sites(new, corrections.__getitem__, loading=True)
         undo.pop_all()
     forget_compiled([*heads])
-    if guarded:
+    if given is not None and given.guarded:
         put_guard(stays(model))
     remember(model)
 
@@ -165,6 +168,12 @@ class Asked:
 
     def __call__(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
         _bring_up_to_date(module)
+        if prefix and unknown_around(module):
+            warn(
+                f"{prefix.rstrip('.')} was converted by itself, so the config of a model around it does not say so: "
+                "what save_pretrained of that writes would run plain until apply_conditioning. Convert the whole with "
+                "include= instead, or call conditioning(whole) and keep what it returns"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _asked_of_a_copy, (self._model(), self._configs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +16,22 @@ from conditioned_attention.conversion.record import FORMAT
 _DEEP = 3  # {"epoch": …, "model": {"state_dict": {…}}}
 
 
-def record_from(data: Mapping[str, Any] | str | Path) -> tuple[Mapping[str, Any], bool]:
-    """The record, and whether it comes from a state_dict with a guard.
+class Found(NamedTuple):
+    """A record, and what is known of where it was.
+
+    Attributes:
+        guarded: it comes from a state_dict with a guard.
+        loose: its names may begin with more than those of the model: torch.distributed.checkpoint joins the keys of
+            dictionaries inside of dictionaries.
+    """
+
+    record: Any
+    guarded: bool = False
+    loose: bool = False
+
+
+def record_from(data: Mapping[str, Any] | str | Path) -> Found:
+    """The record that is given, or in what is given.
 
     Raises TypeError for another type, ValueError where nothing says how a model was conditioned.
     """
@@ -26,7 +40,7 @@ def record_from(data: Mapping[str, Any] | str | Path) -> tuple[Mapping[str, Any]
     if not isinstance(data, Mapping):
         raise ValueError(f"this is not what conditioning() of this version returns (format {FORMAT}): {data!r:.200}")
     if "format" in data:
-        return data, False
+        return Found(data)
     found = [record for state_dict in _state_dicts(data) if (record := record_in(state_dict)) is not None]
     if not found:
         raise ValueError(
@@ -38,7 +52,7 @@ def record_from(data: Mapping[str, Any] | str | Path) -> tuple[Mapping[str, Any]
             f"the dictionaries inside of data, which has the keys {[*data][:5]}, say that they were conditioned in "
             "different ways: give the one that the model is to load"
         )
-    return found[0], True
+    return Found(found[0], guarded=True)
 
 
 def _state_dicts(data: Mapping[Any, Any], deep: int = _DEEP) -> Iterator[Mapping[str, Any]]:
@@ -49,7 +63,7 @@ def _state_dicts(data: Mapping[Any, Any], deep: int = _DEEP) -> Iterator[Mapping
             yield from _state_dicts(value, deep - 1)
 
 
-def _from_path(path: Path) -> tuple[Mapping[str, Any], bool]:
+def _from_path(path: Path) -> Found:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
     if path.is_dir():
@@ -73,13 +87,13 @@ def _in_json(read: Any) -> Any:
     return read
 
 
-def _from_folder(folder: Path) -> tuple[Mapping[str, Any], bool]:
+def _from_folder(folder: Path) -> Found:
     """What save_pretrained has written, or torch.distributed.checkpoint, whose keys are enough."""
     if (folder / ".metadata").exists():
         from torch.distributed.checkpoint.filesystem import FileSystemReader
 
         keys = FileSystemReader(folder).read_metadata().state_dict_metadata
-        return record_from(dict.fromkeys(keys))
+        return record_from(dict.fromkeys(keys))._replace(loose=True)
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).exists():
             return record_from(_in_json(json.loads((folder / name).read_text())))

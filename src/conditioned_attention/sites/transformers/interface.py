@@ -26,6 +26,7 @@ from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, check
 from conditioned_attention.sites.hook import put_first
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, transform_of
 from conditioned_attention.sites.transformers import bytecode, source
+from conditioned_attention.sites.transformers.attentions import give_back, hold
 from conditioned_attention.sites.transformers.marker import MARKER, NAME, PREFIX, is_conditioned
 from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, causal, look_up, stands_in_for
 from conditioned_attention.sites.transformers.source import Reading
@@ -76,7 +77,7 @@ class Interface(Mechanism):
         def undo() -> None:
             take_back()
             for config in renamed:  # also where a transform stays that no longer acted, because of another name
-                _make_plain(config)
+                _make_plain(config, site)
 
         return undo
 
@@ -84,6 +85,7 @@ class Interface(Mechanism):
         for config in _configs(site):
             if getattr(config, NAME) in _BASES:
                 setattr(config, NAME, PREFIX + getattr(config, NAME))
+                hold(config, site.parents)
             _users(config, site).add(site.module)
         site.module.__dict__[TRANSFORM] = transform
         _register()
@@ -100,7 +102,7 @@ class Interface(Mechanism):
             users = _users(config, site)
             users.discard(site.module)
             if not users:
-                _make_plain(config)
+                _make_plain(config, site)
         return True
 
     def acts(self, module: nn.Module) -> bool:
@@ -128,8 +130,9 @@ def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
         )
 
 
-def _make_plain(config: Any) -> None:
+def _make_plain(config: Any, site: Site) -> None:
     setattr(config, NAME, getattr(config, NAME).removeprefix(PREFIX))
+    give_back(config, site.parents)
 
 
 # Models built from one config object share it.  Which conditioned modules read a config is kept here and not on the

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from conditioned_attention._on_import import on_import
+from conditioned_attention.sites.transformers.attentions import HELD, give_back
 
 MARKER = "conditioned_attention"
 
@@ -67,14 +68,16 @@ def settled(model: nn.Module) -> Iterator[None]:
     Modules inside of a model may read another config object than the model does (those of an EncoderDecoderModel): each
     gets what the innermost model around it would have.  For good, unless the block raises: then the marks are put back.
     """
-    configs = [(config, _chosen(part)) for part, config in _marked_configs(model, None) if part is not None]
+    configs = [(config, _chosen(part, config)) for part, config in _marked_configs(model, None) if part is not None]
+    before = [dict(vars(config)) for config, _ in configs]
     for config, name in configs:
         setattr(config, NAME, name)
+        give_back(config)
     try:
         yield
     except BaseException:
-        for config, _ in configs:
-            setattr(config, NAME, MARKER)
+        for (config, _), attributes in zip(configs, before):
+            vars(config).update(attributes)
         raise
 
 
@@ -87,7 +90,7 @@ def _marked_configs(module: Any, around: Any) -> Iterator[tuple[Any, Any]]:
         yield from _marked_configs(child, inside)
 
 
-def _chosen(model: Any) -> str:
-    """The implementation that transformers chooses for a model of this class."""
-    name: str = model.get_correct_attn_implementation(None)
+def _chosen(model: Any, config: Any) -> str:
+    """The implementation that transformers chooses for a model of this class; eager, if it shows attention weights."""
+    name: str = model.get_correct_attn_implementation("eager" if getattr(config, HELD, False) else None)
     return name
