@@ -145,8 +145,8 @@ These run without C and say nothing, because nothing of ours is there when they 
   record of the part. A warning says so where the part is of a kind that stands inside of others;
 - a converted block that is moved into an unguarded model: it computes with C there, and the record of that model is
   made only if somebody asks `conditioning` for it;
-- a Hugging Face checkpoint that is loaded, and saved again without `apply_conditioning` in between: transformers drops the
-  mark that makes it raise; the record stays, and `apply_conditioning` finds it;
+- a Hugging Face checkpoint that is loaded, and saved again without `apply_conditioning` in between: transformers drops
+  the mark that makes it raise; the record stays, and `apply_conditioning` finds it;
 - a model that is built from the config object of a converted one;
 - a model of a Hugging Face class that asks neither for attention functions nor for masks, loaded without
   `apply_conditioning`.

@@ -206,6 +206,25 @@ def test_guards_of_earlier_versions(tmp_path):
     assert torch.equal(output(whole["backbone"]), output(model))
 
 
+def test_a_guard_of_an_earlier_version_that_was_averaged():
+    state = old_guard(guarded())
+    state["conditioned_attention"] = state["conditioned_attention"] - 1
+    with pytest.raises(ValueError, match="damages it"):
+        apply_conditioning(vit(), state)
+
+
+def test_an_attention_module_alone():
+    model, loaded = build("torch_mha"), build("torch_mha")
+    precondition(model, guard=True)
+    state = model.state_dict()
+    assert [key for key in state if key.startswith(GUARD)]
+    apply_conditioning(loaded, state)
+    loaded.load_state_dict(state)
+    assert torch.equal(output(loaded), output(model))
+    with pytest.raises(RuntimeError, match="does not say that it was conditioned"):
+        loaded.load_state_dict(build("torch_mha").state_dict(), strict=False)
+
+
 def test_a_module_that_an_earlier_version_pickled():
     model = vit()
     precondition(model)

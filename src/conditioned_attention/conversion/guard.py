@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -101,11 +101,24 @@ def _said_in(state_dict: Mapping[str, Any], prefix: str = "") -> _Said:
         if last.startswith(GUARD):
             said.setdefault(plain_name(owner), set()).add(last.removeprefix(GUARD))
         elif _is_old(last, value):
-            for entry in entries_of(json.loads(bytes(value.cpu().tolist()))):
+            for entry in _old_entries(value):
                 word = _word_of({key: value for key, value in entry.items() if key != "modules"})
                 for name in entry["modules"]:
                     said.setdefault(plain_name(f"{owner}.{name}".strip(".")), set()).add(word)
     return said
+
+
+def _old_entries(content: Tensor) -> Sequence[Mapping[str, Any]]:
+    """What an earlier version's guard says.  Raises ValueError where arithmetic has gone over its bytes."""
+    try:
+        record = json.loads(bytes(content.cpu().tolist()))
+    except ValueError as error:
+        raise ValueError(
+            f"the buffer {OLD_GUARD!r} that an earlier version put into this state_dict is no longer what it was: an "
+            "average of buffers (EMA, soups) damages it. Take it out, and give apply_conditioning the record of the "
+            f"model, as conditioning(model) returns it ({error})"
+        ) from error
+    return entries_of(record)
 
 
 def _is_old(last: str, value: Any) -> bool:
