@@ -22,6 +22,8 @@ INSTANCE, HUGGING_FACE = "tests/conversion/test_instance_forward.py", "tests/con
 FORWARDS = "tests/conversion/test_timm_forwards.py"
 TORCHVISION, SURVIVAL = "tests/conversion/test_torchvision.py", "tests/conversion/test_survival.py"
 TIMM, PERSISTENCE = "tests/conversion/test_timm.py", "tests/conversion/test_persistence.py"
+GUARD, ATTENTIONS = "tests/conversion/test_guard.py", "tests/conversion/test_output_attentions.py"
+PARTS, STALE = "tests/conversion/test_parts.py", "tests/conversion/test_stale_records.py"
 INSPECTION, VERSIONS = "tests/test_inspection.py", "tests/conversion/test_versions.py"
 SPECTRAL, CONTROLS = "tests/conversion/test_spectral.py", "tests/test_controls.py"
 LEARNED, VARIANTS = "tests/sites/test_learned.py", "tests/experiments/variants/test_variants.py"
@@ -124,11 +126,25 @@ MUTATIONS = [
     ("transformers, causal flag lost", "sites/transformers/sdpa.py", "attention_mask is None and causal(module, is_causal)", "False", SDPA),
     ("transformers, mask lost", "sites/transformers/sdpa.py", "key, value, attention_mask, dropout, flag", "key, value, None, dropout, flag", SDPA),
     ("transformers, scale lost", "sites/transformers/sdpa.py", "scale=scaling", "scale=None", SDPA),
-    ("guard compares nothing", "conversion/guard.py", "elif _record(theirs) != _record(module._buffers[GUARD])", "elif False", PERSISTENCE),
-    ("guard not demanded", "conversion/guard.py", "if theirs is None:", "if False:", PERSISTENCE),
-    ("guard does not follow", "conversion/persistence.py", "for part in [part for part in model.modules() if is_guarded(part)]", "for part in []", PERSISTENCE),
-    ("checkpoint without its mark", "conversion/persistence.py", "config.attn_implementation = MARKER", "pass", PERSISTENCE),
-    ("marks not put back", "sites/transformers/marker.py", "setattr(part.config, NAME, MARKER)", "pass", PERSISTENCE),
+    ("guard compares nothing", "conversion/guard.py", "if any(said.get(name, ours.get(name, set())) != ours.get(name, set()) for name in {*said, *ours}):", "if False:", PERSISTENCE),
+    ("guard not demanded", "conversion/guard.py", "elif any(words and name in brought and name not in said for name, words in ours.items()):", "elif False:", PERSISTENCE),
+    ("guard demanded of adapters", "conversion/guard.py", " - _of_adapters(attention)", "", GUARD),
+    ("guard does not follow", "conversion/persistence.py", "    refresh_guards(model)\n", "", PERSISTENCE),
+    ("checkpoint without its mark", "conversion/configs.py", "setattr(config, _ATTENTION, mark)", "pass", PERSISTENCE),
+    ("parts without records", "conversion/configs.py", "waiting += vars(config).values()", "pass", PARTS),
+    ("records of long ago", "conversion/configs.py", "self.update(_first_record(config, models))", "pass", STALE),
+    ("copies that ask the original", "conversion/persistence.py", "relink(model, configs)", "pass", "tests/conversion/test_copies.py"),
+    ("copies that share no config", "sites/transformers/interface.py", "_add_users(config, [module])", "pass", "tests/conversion/test_copies.py"),
+    ("names with wrappers", "conversion/names.py", "if part not in _INSIDE)", "if True)", STALE),
+    ("partial, of nothing", "conversion/names.py", "self._partial and len(missing) < len(names)", "self._partial", PARTS),
+    ("names of the whole for its parts", "conversion/names.py", "if self._loose and None in found:", "if False:", GUARD),
+    ("a config inside stays marked", "sites/transformers/marker.py", "yield from _marked_configs(child, inside)", "yield from _marked_configs(child, None)", PARTS),
+    ("attentions not asked for", "sites/transformers/attentions.py", "if kwargs.get(\"output_attentions\") is not None or", "if True or", ATTENTIONS),
+    ("attentions in the config", "sites/transformers/attentions.py", "        setattr(config, _FLAG, False)\n", "", ATTENTIONS),
+    ("a guard of one version ago", "conversion/guard.py", "            state_dict[_without_wrappers(name)] = torch.zeros_like(buffer)", "            pass", GUARD),
+    ("the guard on a wrapper", "conversion/persistence.py", "        inner = unwrap(within)", "        break", GUARD),
+    ("adapters not told", "conversion/persistence.py", "    tell_adapters(model)\n", "", "tests/conversion/test_adapters.py"),
+    ("marks not put back", "sites/transformers/marker.py", "            vars(config).update(attributes)", "            pass", PERSISTENCE),
     ("mark not known", "__init__.py", "watch()  #", "pass  #", PERSISTENCE),
     ("temporary conversion stays", "conversion/report.py", "self._undo()", "pass", CONVERSION),
     ("changed implementation unnoticed", "sites/transformers/interface.py", "if not is_conditioned(name):", "if False:", CONVERSION),

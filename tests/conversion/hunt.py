@@ -124,7 +124,7 @@ def pickled(s):
 def loaded_into_a_fresh_one(s):
     fresh = build(s.name)
     state, record = s.core.state_dict(), conditioning(s.core)
-    if "conditioned_attention" in state:
+    if any("conditioned_attention" in key for key in state):
         apply_conditioning(fresh, state)
     elif s.conditioned or s.corrected:
         apply_conditioning(fresh, record)

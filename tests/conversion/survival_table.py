@@ -71,6 +71,10 @@ NO = {
         "C is in the state_dict: `apply_conditioning`, then load",
         r"Unexpected key\(s\) in state_dict: .*weight_correction",
     ),
+    ("LoRA saved alone, loaded onto the plain model, `apply_conditioning`", _POLAR): (
+        "C is in the state_dict of the base model: load that too",
+        "load the checkpoint's state_dict into the model",
+    ),
     **{
         (f"LoRA {thing}; merge", name): ("the model passes its adapters by, as the plain one does", "does not call its")
         for name, things in {
@@ -153,6 +157,36 @@ Also good to know:
 - Distributed rows are two processes on CPUs (gloo), compared with one process: with one half of the batch each, or
   under tensor parallelism with half of the heads.  Where q, k and v are one weight nothing was tried: `ColwiseParallel`
   would cut it between them.
+- Rows about records go by the guard (`precondition(model, guard=True)`), or for `spectral_condition` by what
+  `conditioning(model)` returns.  A record says what is true when the state_dict, or the config, is written: a block
+  that was dropped, doubled or moved is recorded where it stands then.  A record of a model around the one that is
+  loaded, or of a part of it, fits with `apply_conditioning(model, partial=True)`.
+- Non-persistent buffers of a model that is built on meta, and the ties of its weights, are its own affair, as without
+  conversion.  `AveragedModel(use_buffers=True)` damages integer buffers (Swin's indices), converted or not.
+
+## What nothing can notice
+
+These run without C and say nothing, because nothing of ours is there when they happen:
+
+- a checkpoint without config.json and without a guard: weights do not tell;
+- a guarded checkpoint loaded into a *plain* model with `strict=False`, as Trainer does to resume, by
+  `from_pretrained` (which lists the guard as UNEXPECTED), or by `torch.distributed.checkpoint`, which reads the keys
+  that the model asks for and no others; there, give `apply_conditioning(model, folder)` the folder first;
+- `DefaultLoadPlanner(allow_partial_load=True)`, which leaves what is missing as it is, into a model that is
+  conditioned otherwise;
+- an adapter loaded without `apply_conditioning(model)` afterwards; PEFT puts no field of ours into
+  adapter_config.json where `task_type` is None, which is a warning when the model is converted, or when its
+  state_dict is made;
+- a part of a Hugging Face model converted by itself, `precondition(whole.vision_model)`, when the whole is saved:
+  config.json of the whole says nothing, so what is loaded runs plain until `apply_conditioning`, which finds the
+  record of the part. A warning says so where the part is of a kind that stands inside of others;
+- a converted block that is moved into an unguarded model: it computes with C there, and the record of that model is
+  made only if somebody asks `conditioning` for it;
+- a Hugging Face checkpoint that is loaded, and saved again without `apply_conditioning` in between: transformers drops
+  the mark that makes it raise; the record stays, and `apply_conditioning` finds it;
+- a model that is built from the config object of a converted one;
+- a model of a Hugging Face class that asks neither for attention functions nor for masks, loaded without
+  `apply_conditioning`.
 """
 
 

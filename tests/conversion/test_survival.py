@@ -6,18 +6,22 @@ import json
 import os
 import pickle
 from contextlib import nullcontext, suppress
+from tempfile import TemporaryDirectory
 from types import MethodType
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from filelock import FileLock
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from conditioned_attention import conditioning, restore
+from conditioned_attention import apply_conditioning, conditioning, precondition, restore
 from conditioned_attention.sites.projections import as_matrix
 from tests.conversion import ranks, survival_table
 from tests.conversion.survivors import (
@@ -330,6 +334,105 @@ def lora_on_the_output_first(name):
     adapted_then_converted(name, SURVIVORS[name].proj)
 
 
+def recorded(name):
+    """A converted model, and what tells `apply_conditioning` how: its guard, or where it can have none its record."""
+    model = converted(name)
+    if SURVIVORS[name].change == "precondition":
+        precondition(model, guard=True)
+        return model, model.state_dict()
+    return model, conditioning(model)
+
+
+def averaged(name):
+    model, _ = recorded(name)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9999), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(model)
+    state, loaded = average.module.state_dict(), build(name)
+    integers = {key: value for key, value in model.state_dict().items() if not value.is_floating_point()}
+    state.update(integers)  # AveragedModel rounds the averages of Swin's indices down, converted or not
+    apply_conditioning(loaded, state if SURVIVORS[name].change == "precondition" else conditioning(average.module))
+    loaded.load_state_dict(state)
+    assert_conditioned(loaded, name)
+    model.load_state_dict(state)
+    assert_conditioned(model, name)
+
+
+def on_meta(name):
+    model, data = recorded(name)
+    with torch.device("meta"):
+        loaded = SURVIVORS[name].build().eval()
+    apply_conditioning(loaded, data)
+    loaded.load_state_dict(model.state_dict(), assign=True)
+    for module, plain in zip(loaded.modules(), model.modules()):
+        for key in module._non_persistent_buffers_set:  # which no state_dict brings
+            module._buffers[key] = plain._buffers[key]
+    if hasattr(loaded, "tie_weights"):  # assign=True has untied them
+        loaded.tie_weights()
+    assert_conditioned(loaded.requires_grad_(), name)
+
+
+def saved_by_distributed_checkpoint(name):
+    model, data = recorded(name)
+    loaded = build(name)
+    for parameter in loaded.parameters():
+        nn.init.ones_(parameter)
+    apply_conditioning(loaded, data)
+    with TemporaryDirectory() as folder:
+        dcp.save(model.state_dict(), checkpoint_id=folder)
+        state = loaded.state_dict()
+        dcp.load(state, checkpoint_id=folder)
+    loaded.load_state_dict(state)
+    assert_conditioned(loaded, name)
+
+
+def change_places(model, name):
+    """The two blocks of a model."""
+    places = [
+        (model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in SURVIVORS[name].blocks
+    ]
+    (first, one), (second, two) = places
+    first._modules[one], second._modules[two] = second._modules[two], first._modules[one]
+    return model
+
+
+def rearranged(name):
+    """The record follows a module that has moved since it was converted."""
+    model, _ = recorded(name)
+    restore(model.get_submodule(SURVIVORS[name].blocks[1]))
+    change_places(model, name)
+    loaded, state = change_places(build(name), name), model.state_dict()
+    apply_conditioning(loaded, state if SURVIVORS[name].change == "precondition" else conditioning(model))
+    loaded.load_state_dict(state)
+    assert (run(loaded, name) == run(model, name)).all()
+    plain = change_places(build(name), name)
+    assert (run(plain, name) - run(model, name)).norm() > 0.01 * run(plain, name).norm()
+
+
+def wrapped_for_checkpointing(name):
+    model = build(name)
+    inside = [model.get_submodule(path) for path in SURVIVORS[name].blocks]
+    apply_activation_checkpointing(model, check_fn=lambda module: any(module is block for block in inside))
+    convert(model, name)
+    loaded = build(name)
+    apply_conditioning(loaded, conditioning(model))
+    loaded.load_state_dict(model.state_dict())
+    assert_conditioned(loaded, name)
+    assert_close(run(model, name), truth(name)[0])
+
+
+def adapter_alone(name):
+    """Put on the plain model again, and that converted as the adapter's config says."""
+    torch.manual_seed(2)
+    options = {"target_modules": SURVIVORS[name].qkv, "init_lora_weights": False, "task_type": "FEATURE_EXTRACTION"}
+    wrapped = get_peft_model(converted(name), LoraConfig(r=2, **options)).eval()
+    with TemporaryDirectory() as folder:
+        wrapped.save_pretrained(folder)
+        loaded = PeftModel.from_pretrained(build(name), folder).eval()
+    apply_conditioning(loaded)
+    assert_close(run(loaded.get_base_model(), name), run(wrapped.get_base_model(), name))
+
+
 THINGS = {
     "copy.deepcopy": deep_copied,
     "pickle": pickled,
@@ -353,6 +456,12 @@ THINGS = {
     "LoRA on q, k, v, then conversion; merge": lora_on_qkv_first,
     "LoRA on the output projection of a converted model; merge": lora_on_the_output,
     "LoRA on the output projection, then conversion; merge": lora_on_the_output_first,
+    "LoRA saved alone, loaded onto the plain model, `apply_conditioning`": adapter_alone,
+    "averages of weights and buffers (AveragedModel), loaded into a plain and into a converted model": averaged,
+    "built on the meta device, `apply_conditioning`, filled with assign=True": on_meta,
+    "saved and loaded by torch.distributed.checkpoint": saved_by_distributed_checkpoint,
+    "a converted block changes places with a plain one; its record": rearranged,
+    "checkpoint_wrapper on every block, then conversion; its record": wrapped_for_checkpointing,
     "quantize_dynamic of a converted model": quantized,
     "restore of a quantized model": quantized_and_restored,
 }

@@ -10,8 +10,8 @@ from torch import nn
 from conditioned_attention._warnings import warn
 from conditioned_attention.conversion.change import Change, carry_out
 from conditioned_attention.conversion.check import already, check_module
-from conditioned_attention.conversion.guard import check_room, put_guard
-from conditioned_attention.conversion.persistence import conditioning, remember
+from conditioned_attention.conversion.guard import put_guard
+from conditioned_attention.conversion.persistence import remember, stays
 from conditioned_attention.conversion.report import ConversionReport, row_for
 from conditioned_attention.conversion.selection import Patterns
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
@@ -25,7 +25,6 @@ from conditioned_attention.sites import (
     reset_compiled,
     settled,
     uninstall,
-    unwrap,
 )
 from conditioned_attention.sites.corrected import spectral_of, uncorrect
 
@@ -62,10 +61,11 @@ def precondition(
         exclude: glob patterns over module names that are left alone, after ``include``.
         rows, gradient, eps: as in `preconditioned_attention`.
         strict: raise if an attention module that was not excluded cannot be converted.
-        guard: add a buffer ``conditioned_attention`` with the record of the conversion to the model, the one exception
-            to unchanged keys.  Its ``state_dict`` then tells how it was conditioned: a plain model does not load it
-            with ``strict=True``, `apply_conditioning` reads it, and this model refuses one that is plain or was
-            conditioned otherwise, also with ``strict=False``.
+        guard: add a buffer to every converted module, whose name says what was done to it, the one exception to
+            unchanged keys.  The ``state_dict`` then tells how it was conditioned: a plain model does not load it with
+            ``strict=True``, `apply_conditioning` reads it, and this model refuses one that is plain or was conditioned
+            otherwise, also with ``strict=False``.  Of a model inside of a wrapper (DistributedDataParallel, PEFT's)
+            the model is guarded, which stays when the wrapper goes.
 
     Returns:
         A report with one row for every attention module: what was done, how, and why not.  In a ``with`` statement it
@@ -75,8 +75,8 @@ def precondition(
         TypeError: ``model`` is not a module, or a pattern is not a string.
         ValueError: nothing to convert; a pattern that matches no attention; an unknown option; a module that was
             already converted with other options; a Hugging Face checkpoint of a conditioned model, for which there is
-            `apply_conditioning`; with ``strict``, an attention module that cannot be converted; with ``guard``, a model
-            that has something else by the buffer's name.  The model is then unchanged.
+            `apply_conditioning`; with ``strict``, an attention module that cannot be converted.  The model is then
+            unchanged.
 
     >>> from transformers import ViTConfig, ViTModel
     >>> from conditioned_attention import precondition, restore
@@ -109,12 +109,10 @@ def convert(
 ) -> ConversionReport:
     """`precondition` with any head transform, as the controls of a comparison need."""
     check_module(model)
-    inner = unwrap(model)
-    if guard:
-        check_room(inner)
     report = carry_out(model, HeadChange(transform), include, exclude, strict)
     if guard:
-        put_guard(inner, conditioning(inner))
+        put_guard(stays(model))
+        remember(model)
     return report
 
 

@@ -1,73 +1,133 @@
-"""The guard: a buffer that makes a plain state_dict say how it was conditioned.
+"""The guard: buffers that make a plain state_dict say how it was conditioned.
 
-It holds the record of `conditioning` as bytes.  With it a plain model refuses the checkpoint under ``strict=True`` (an
-unexpected key), a conditioned model refuses a plain one, and models that were conditioned differently refuse each
-other's.
+Every conditioned attention module of a guarded model has one, and what was done to the module is in the buffer's
+*name*: ``blocks.0.attn.conditioned_attention__call_apply_conditioning_before_load_state_dict__row_5fnorm_20…``.  Its
+number means nothing.  So averages of state_dicts and of buffers cannot hurt the record, a model on the meta device has
+it, it goes where the module goes, and whoever loads a checkpoint by keys compares it, torch.distributed.checkpoint
+too.  With it a plain model refuses the checkpoint under ``strict=True`` (unexpected keys, which say what to do), a
+conditioned model refuses a plain one, and models that were conditioned differently refuse each other's.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.conversion.check import Settings
+from conditioned_attention.conversion.names import all_names, bare_name, plain_name
+from conditioned_attention.conversion.record import FORMAT, entries_of, settings_of
+from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.site import HOOK_KEY
 
-GUARD = "conditioned_attention"
+# An identifier, and with the settings and the module's path short enough for the name of a file: some offload so.
+GUARD = "conditioned_attention__call_apply_conditioning_before_load_state_dict__"
 
-_WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and torch.compile
+# Of earlier versions: one buffer on the model, whose bytes are the record in JSON.
+OLD_GUARD = "conditioned_attention"
+
+# What a module says in a state_dict: the settings, in the words of `_word`
+_Said = dict[str, set[str]]
 
 
-def check_room(model: nn.Module) -> None:
-    """Raises ValueError if the model uses the buffer's name for something else."""
-    if hasattr(model, GUARD) and not is_guarded(model):
-        raise ValueError(f"guard=True needs the name {GUARD!r}, which this {type(model).__name__} has already")
-
-
-def put_guard(model: nn.Module, record: Mapping[str, Any]) -> None:
-    """Adds the buffer, or writes another record into it."""
-    tensors = (*model.parameters(), *model.buffers())
-    content = torch.frombuffer(bytearray(json.dumps(record, sort_keys=True), "utf-8"), dtype=torch.uint8)
+def put_guard(model: nn.Module) -> None:
+    """From now on the model is guarded: its state_dict says how it is conditioned, and it compares what it loads."""
     if not is_guarded(model):
         # Registered, because torch wraps it; then moved to a key of ours: torch counts from 0 in each process anew, and
         # where the model is unpickled the next hook would take this one's place.
         handle = model.register_load_state_dict_pre_hook(_compare)
         hooks = model._load_state_dict_pre_hooks
         hooks[HOOK_KEY] = hooks.pop(handle.id)
-    model.register_buffer(GUARD, content.to(tensors[0].device) if tensors else content)
+    refresh_guards(model)
 
 
 def take_guard(model: nn.Module) -> None:
-    """Removes the buffer, if it is there."""
-    if is_guarded(model):
-        delattr(model, GUARD)
-        del model._load_state_dict_pre_hooks[HOOK_KEY]
+    """The model is no longer guarded."""
+    model._load_state_dict_pre_hooks.pop(HOOK_KEY, None)
 
 
 def is_guarded(module: nn.Module) -> bool:
-    """Whether the module has a guard of its own."""
-    return GUARD in module._buffers and HOOK_KEY in module._load_state_dict_pre_hooks
+    """Whether the module, as a whole, was given a guard."""
+    return HOOK_KEY in module._load_state_dict_pre_hooks
 
 
-def records_in(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the guards in a state_dict say, each with the name of the module that it belongs to."""
+def refresh_guards(model: nn.Module) -> None:
+    """Gives the modules of guarded models the buffers that tell what is true now, and takes away others."""
+    inside = {id(m) for root in model.modules() if is_guarded(root) for m in root.modules()}
+    wanted: dict[int, set[str]] = {}
+    for site in find_sites(model):
+        if id(site.module) in inside or guards_on(site.module):
+            wanted[id(site.module)] = {GUARD + _word(settings) for settings in settings_of(site)}
+    for module in model.modules():
+        present, names = {*guards_on(module)}, wanted.get(id(module), set())
+        for name in present - names:
+            delattr(module, name)
+        for name in sorted(names - present):
+            module.register_buffer(name, torch.zeros(1, device=_device(module)))
+
+
+def guards_on(module: nn.Module) -> list[str]:
+    """The names of the guard's buffers on a module."""
+    old = [name for name, value in module._buffers.items() if is_guarded(module) and _is_old(name, value)]
+    return old + [name for name in module._buffers if name.startswith(GUARD)]
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+
+
+def record_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the guards in a state_dict say, as `conditioning` would; None if there are none."""
+    modules: dict[str, list[str]] = {}
+    for name, words in _said_in(state_dict).items():
+        for word in sorted(words):
+            modules.setdefault(word, []).append(name)
+    entries = [{**_entry(word), "modules": names} for word, names in modules.items()]
+    return {"format": FORMAT, "transforms": entries} if entries else None
+
+
+def _said_in(state_dict: Mapping[str, Any], prefix: str = "") -> _Said:
+    """The words of every module below a prefix."""
+    said: _Said = {}
     for key, value in state_dict.items():
-        owner, _, last = key.rpartition(".")
-        if last == GUARD and isinstance(value, Tensor) and value.dtype == torch.uint8:
-            yield ".".join(part for part in owner.split(".") if part not in _WRAPPERS), _record(value)
+        owner, _, last = key.removeprefix(prefix).rpartition(".")
+        if not key.startswith(prefix):
+            continue
+        if last.startswith(GUARD):
+            said.setdefault(plain_name(owner), set()).add(last.removeprefix(GUARD))
+        elif _is_old(last, value):
+            for entry in _old_entries(value):
+                word = _word_of({key: value for key, value in entry.items() if key != "modules"})
+                for name in entry["modules"]:
+                    said.setdefault(plain_name(f"{owner}.{name}".strip(".")), set()).add(word)
+    return said
 
 
-def _record(content: Tensor) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(bytes(content.cpu().tolist()))
-    return record
+def _old_entries(content: Tensor) -> Sequence[Mapping[str, Any]]:
+    """What an earlier version's guard says.  Raises ValueError where arithmetic has gone over its bytes."""
+    try:
+        record = json.loads(bytes(content.cpu().tolist()))
+    except ValueError as error:
+        raise ValueError(
+            f"the buffer {OLD_GUARD!r} that an earlier version put into this state_dict is no longer what it was: an "
+            "average of buffers (EMA, soups) damages it. Take it out, and give apply_conditioning the record of the "
+            f"model, as conditioning(model) returns it ({error})"
+        ) from error
+    return entries_of(record)
+
+
+def _is_old(last: str, value: Any) -> bool:
+    return last == OLD_GUARD and isinstance(value, Tensor) and value.dtype == torch.uint8
 
 
 def _compare(
     module: nn.Module,
-    state_dict: Mapping[str, Any],
+    state_dict: dict[str, Any],
     prefix: str,
     local_metadata: Any,
     strict: bool,
@@ -76,14 +136,82 @@ def _compare(
     errors: list[str],
 ) -> None:
     """A hook before a guarded module loads a state_dict: an error if that was conditioned otherwise, or not at all."""
-    theirs = state_dict.get(prefix + GUARD)
-    if theirs is None:
+    refresh_guards(module)
+    sites = all_names(module, find_sites(module))
+    ours = {bare_name(name): {_word(settings) for settings in settings_of(site)} for name, site in sites.items()}
+    said = {bare_name(name): words for name, words in _said_in(state_dict, prefix).items()}
+    brought = {bare_name(name) for name, site in sites.items() if _brings(state_dict, prefix, site.module, module)}
+    if any(said.get(name, ours.get(name, set())) != ours.get(name, set()) for name in {*said, *ours}):
+        errors.append(
+            "this checkpoint was conditioned otherwise than the model that loads it: call restore(model), "
+            f"apply_conditioning(model, state_dict), and load it then.  It says {record_in(state_dict)}"
+        )
+    elif any(words and name in brought and name not in said for name, words in ours.items()):
         errors.append(
             "this checkpoint does not say that it was conditioned, and the model that loads it is. If it comes from a "
             "plain model: load it before precondition(model), or restore(model) first"
         )
-    elif _record(theirs) != _record(module._buffers[GUARD]):  # type: ignore[arg-type]
-        errors.append(
-            "this checkpoint was conditioned otherwise than the model that loads it: call restore(model), "
-            f"apply_conditioning(model, state_dict), and load it then.  It says {_record(theirs)}"
-        )
+    _translate(module, state_dict, prefix)
+
+
+def _brings(state_dict: Mapping[str, Any], prefix: str, attention: nn.Module, model: nn.Module) -> bool:
+    """Whether a state_dict has weights of an attention module, and not those of its adapters alone."""
+    ours = {id(parameter) for parameter in attention.parameters()} - _of_adapters(attention)
+    names = (name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in ours)
+    return any(prefix + plain in state_dict for name in names for plain in (name, _without_wrappers(name)))
+
+
+def _without_wrappers(name: str) -> str:
+    """As torch's own wrappers name it in a state_dict."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_fsdp_wrapped_module.", "")
+
+
+def _of_adapters(attention: nn.Module) -> set[int]:
+    """The parameters that PEFT's layers have beside those of the layer that they wrap."""
+    layers = [layer for layer in attention.modules() if isinstance(getattr(layer, "base_layer", None), nn.Module)]
+    own = {id(p) for layer in layers for p in layer.parameters()}
+    return own - {id(p) for layer in layers for p in layer.base_layer.parameters()}  # type: ignore[union-attr]
+
+
+def _translate(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Puts buffers of this version in the place of an earlier one's, so that strict loading finds what it expects."""
+    old = [
+        key for key, value in state_dict.items() if key.startswith(prefix) and _is_old(key.rpartition(".")[2], value)
+    ]
+    for key in old:
+        del state_dict[key]
+    for name, buffer in module.named_buffers(prefix=prefix.rstrip("."), remove_duplicate=False) if old else ():
+        if name.rpartition(".")[2].startswith(GUARD):
+            state_dict[_without_wrappers(name)] = torch.zeros_like(buffer)
+
+
+def _word(settings: Settings) -> str:
+    return _word_of({"kind": settings.kind, **asdict(settings)})  # type: ignore[arg-type]
+
+
+def _word_of(entry: Mapping[str, Any]) -> str:
+    """An entry of a record, without its modules, as an identifier: ``row_5fnorm_20eps_3d1e_2d06…``."""
+    options = " ".join(f"{key}={_spelled(value)}" for key, value in sorted(entry.items()) if key != "kind")
+    return re.sub(r"[^a-zA-Z0-9]", lambda found: f"_{ord(found[0]):02x}", f"{entry['kind']} {options}".strip())
+
+
+def _entry(word: str) -> dict[str, Any]:
+    """The other way round."""
+    try:
+        kind, *options = re.sub(r"_(..)", lambda found: chr(int(found[1], 16)), word).split(" ")
+        pairs = [option.split("=", 1) for option in options]
+        return {"kind": kind, **{key: _read(value) for key, value in pairs}}
+    except ValueError as error:
+        raise ValueError(f"this version does not know a guard of this spelling: {GUARD}{word}") from error
+
+
+def _spelled(value: Any) -> str:
+    plain = isinstance(value, str) and value.isidentifier() and _read(value) == value
+    return value if plain else json.dumps(value, separators=(",", ":")).replace(" ", r"\u0020")
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from conditioned_attention.conversion import apply_conditioning
-from conditioned_attention.conversion.persistence import CONFIG_KEY
+from conditioned_attention.conversion.configs import CONFIG_KEY
 from conditioned_attention.environment import check_torchvision
 
 

@@ -12,11 +12,11 @@ Shapes: B batch, H heads, N queries, M keys, D head width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary, WeakSet, finalize
+from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from conditioned_attention.sites.forward import (
 from conditioned_attention.sites.hook import put_first
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_class, transform_of
 from conditioned_attention.sites.transformers import bytecode, source
+from conditioned_attention.sites.transformers.attentions import give_back, hold
 from conditioned_attention.sites.transformers.marker import MARKER, NAME, PREFIX, is_conditioned
 from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, causal, look_up, stands_in_for
 from conditioned_attention.sites.transformers.source import Reading
@@ -87,7 +88,7 @@ class Interface(Mechanism):
         def undo() -> None:
             take_back()
             for config in renamed:  # also where a transform stays that no longer acted, because of another name
-                _make_plain(config)
+                _make_plain(config, site)
 
         return undo
 
@@ -95,9 +96,11 @@ class Interface(Mechanism):
         for config in _configs(site):
             if getattr(config, NAME) in _BASES:
                 setattr(config, NAME, PREFIX + getattr(config, NAME))
+                hold(config, site.parents)
             _users(config, site).add(site.module)
         site.module.__dict__[TRANSFORM] = transform
-        site.module.__dict__[_REGISTRATION] = _register()
+        _register()
+        site.module.__dict__[_REGISTRATION] = _Registered(site.module, _configs(site))
         forward = _calls_the_interface(site.module)
         if forward is not None and forward is not _function(type(site.module).forward):
             site.module.__dict__[_FORWARD] = forward
@@ -116,7 +119,7 @@ class Interface(Mechanism):
             users = _users(config, site)
             users.discard(site.module)
             if not users:
-                _make_plain(config)
+                _make_plain(config, site)
         return True
 
     def acts(self, module: nn.Module) -> bool:
@@ -147,8 +150,9 @@ def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
         )
 
 
-def _make_plain(config: Any) -> None:
+def _make_plain(config: Any, site: Site) -> None:
     setattr(config, NAME, getattr(config, NAME).removeprefix(PREFIX))
+    give_back(config, site.parents)
 
 
 # Models built from one config object share it.  Which conditioned modules read a config is kept here and not on the
@@ -157,12 +161,19 @@ _conditioned_modules: dict[int, WeakSet[nn.Module]] = {}
 
 
 def _users(config: Any, site: Site) -> WeakSet[nn.Module]:
+    if id(config) in _conditioned_modules:
+        return _conditioned_modules[id(config)]
+    # In a model that an earlier version has pickled, modules are conditioned that nobody has put here.
+    readers = (part for part in (*site.parents, site.module) if getattr(part, "config", None) is config)
+    inside = (module for part in readers for module in part.modules() if _REGISTRATION in module.__dict__)
+    return _add_users(config, inside)
+
+
+def _add_users(config: Any, modules: Iterable[nn.Module]) -> WeakSet[nn.Module]:
     if id(config) not in _conditioned_modules:
-        # In a copy of a converted model, or one that was unpickled, modules are conditioned that nobody has put here.
-        readers = (part for part in (*site.parents, site.module) if getattr(part, "config", None) is config)
-        inside = (module for part in readers for module in part.modules() if _REGISTRATION in module.__dict__)
-        _conditioned_modules[id(config)] = WeakSet(inside)
+        _conditioned_modules[id(config)] = WeakSet()
         finalize(config, _conditioned_modules.pop, id(config), None)
+    _conditioned_modules[id(config)].update(modules)
     return _conditioned_modules[id(config)]
 
 
@@ -304,13 +315,17 @@ _FUNCTIONS = {base: partial(_conditioned, base) for base in _BASES}
 
 
 class _Registered:
-    """Travels in the pickle of a conditioned module, so that the process that loads it knows the functions too."""
+    """Travels with a conditioned module, so that its copies are known to read their configs, and the functions too."""
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        return _register, ()
+    def __init__(self, module: nn.Module | None = None, configs: Sequence[Any] = ()) -> None:
+        self._module, self._configs = module if module is None else ref(module), configs
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _register, (None if self._module is None else self._module(), self._configs)
 
 
-def _register() -> _Registered:
+def _register(module: nn.Module | None = None, configs: Sequence[Any] = ()) -> _Registered:
+    """Makes transformers know the functions; in the process, or the copy, where a conditioned module is made again."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -318,4 +333,7 @@ def _register() -> _Registered:
     for base in ALL_MASK_ATTENTION_FUNCTIONS.keys() & set(_BASES):
         AttentionInterface.register(PREFIX + base, _FUNCTIONS[base])
         AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    return _Registered()
+    if module is not None:
+        for config in configs:
+            _add_users(config, [module])
+    return _Registered(module, configs)

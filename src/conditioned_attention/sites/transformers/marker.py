@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from conditioned_attention._on_import import on_import
+from conditioned_attention.sites.transformers.attentions import HELD, give_back
 
 MARKER = "conditioned_attention"
 
@@ -62,16 +63,34 @@ def marked(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def settled(model: nn.Module) -> Iterator[None]:
-    """Gives every part that is still marked the implementation that transformers would choose for it.
+    """Gives every config that is still marked the implementation that transformers would choose for its model.
 
-    For good, unless the block raises: then the marks are put back.
+    Modules inside of a model may read another config object than the model does (those of an EncoderDecoderModel): each
+    gets what the innermost model around it would have.  For good, unless the block raises: then the marks are put back.
     """
-    models = [part for part in marked(model) if hasattr(part, "get_correct_attn_implementation")]
-    for part in models:
-        setattr(part.config, NAME, part.get_correct_attn_implementation(None))
+    configs = [(config, _chosen(part, config)) for part, config in _marked_configs(model, None) if part is not None]
+    before = [dict(vars(config)) for config, _ in configs]
+    for config, name in configs:
+        setattr(config, NAME, name)
+        give_back(config)
     try:
         yield
     except BaseException:
-        for part in models:
-            setattr(part.config, NAME, MARKER)
+        for (config, _), attributes in zip(configs, before):
+            vars(config).update(attributes)
         raise
+
+
+def _marked_configs(module: Any, around: Any) -> Iterator[tuple[Any, Any]]:
+    """Every marked config, with the innermost model whose modules read it; None if there is none."""
+    inside = module if hasattr(module, "get_correct_attn_implementation") else around
+    if getattr(getattr(module, "config", None), NAME, None) == MARKER:
+        yield inside, module.config
+    for child in module.children():
+        yield from _marked_configs(child, inside)
+
+
+def _chosen(model: Any, config: Any) -> str:
+    """The implementation that transformers chooses for a model of this class; eager, if it shows attention weights."""
+    name: str = model.get_correct_attn_implementation("eager" if getattr(config, HELD, False) else None)
+    return name

@@ -1,0 +1,102 @@
+"""Where a record may be: given as data, in a state_dict, or in a file or folder that holds either."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from conditioned_attention.conversion.configs import CONFIG_KEY
+from conditioned_attention.conversion.guard import record_in
+from conditioned_attention.conversion.record import FORMAT
+
+_DEEP = 3  # {"epoch": …, "model": {"state_dict": {…}}}
+
+
+class Found(NamedTuple):
+    """A record, and what is known of where it was.
+
+    Attributes:
+        guarded: it comes from a state_dict with a guard.
+        loose: its names may begin with more than those of the model: torch.distributed.checkpoint joins the keys of
+            dictionaries inside of dictionaries.
+    """
+
+    record: Any
+    guarded: bool = False
+    loose: bool = False
+
+
+def record_from(data: Mapping[str, Any] | str | Path) -> Found:
+    """The record that is given, or in what is given.
+
+    Raises TypeError for another type, ValueError where nothing says how a model was conditioned.
+    """
+    if isinstance(data, (str, Path)):
+        return _from_path(Path(data))
+    if not isinstance(data, Mapping):
+        raise ValueError(f"this is not what conditioning() of this version returns (format {FORMAT}): {data!r:.200}")
+    if "format" in data:
+        return Found(data)
+    found = [record for state_dict in _state_dicts(data) if (record := record_in(state_dict)) is not None]
+    if not found:
+        raise ValueError(
+            f"data is neither what conditioning() of this version returns (format {FORMAT}) nor the state_dict of a "
+            f"model that was converted with guard=True; it has the keys {[*data][:5]}"
+        )
+    if any(record != found[0] for record in found):
+        raise ValueError(
+            f"the dictionaries inside of data, which has the keys {[*data][:5]}, say that they were conditioned in "
+            "different ways: give the one that the model is to load"
+        )
+    return Found(found[0], guarded=True)
+
+
+def _state_dicts(data: Mapping[Any, Any], deep: int = _DEEP) -> Iterator[Mapping[str, Any]]:
+    """The dictionary, and those inside of it, as checkpoints have them: {"state_dict": …, "state_dict_ema": …}."""
+    yield {key: value for key, value in data.items() if isinstance(key, str)}
+    for value in data.values() if deep else ():
+        if isinstance(value, Mapping):
+            yield from _state_dicts(value, deep - 1)
+
+
+def _from_path(path: Path) -> Found:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix == ".json":
+        return record_from(_in_json(json.loads(path.read_text())))
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(str(path), "pt") as file:  # values only where an earlier version's guard needs them
+            keys = [*file.keys()]
+            return record_from({key: file.get_tensor(key) if CONFIG_KEY in key else None for key in keys})
+    return record_from(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+
+
+def _in_json(read: Any) -> Any:
+    """A record by itself, or the one in a config.json or an adapter_config.json."""
+    for holder in (read, read.get("auto_mapping")) if isinstance(read, dict) else ():
+        if isinstance(holder, dict) and CONFIG_KEY in holder:
+            return holder[CONFIG_KEY]
+    return read
+
+
+def _from_folder(folder: Path) -> Found:
+    """What save_pretrained has written, or torch.distributed.checkpoint, whose keys are enough."""
+    if (folder / ".metadata").exists():
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+        keys = FileSystemReader(folder).read_metadata().state_dict_metadata
+        return record_from(dict.fromkeys(keys))._replace(loose=True)
+    for name in ("config.json", "adapter_config.json"):
+        if (folder / name).exists():
+            return record_from(_in_json(json.loads((folder / name).read_text())))
+    raise ValueError(
+        f"the folder {str(folder)!r} has neither a config.json nor what torch.distributed.checkpoint writes"
+    )
