@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from conditioned_attention._warnings import warn
+from conditioned_attention.conversion.addition import Addition, find_additions
 from conditioned_attention.conversion.change import Change, carry_out
 from conditioned_attention.conversion.check import already, check_module
 from conditioned_attention.conversion.persistence import remember
 from conditioned_attention.conversion.report import ConversionReport
 from conditioned_attention.conversion.selection import Patterns
 from conditioned_attention.sites import Site, correct_sites, find_projections, find_sites, reset_compiled
-from conditioned_attention.sites.corrected import fold_into, largest_correction, spectral_of, uncorrect
+from conditioned_attention.sites.corrected import set_folded, spectral_of, uncorrect
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, Spectral, auto_strength, self_logit, swamps
 
@@ -132,26 +133,28 @@ def _refold(model: nn.Module, *, folded: bool) -> list[str]:
                 raise ValueError(f"{site.name} cannot be {'folded' if folded else 'unfolded'}: {reason}")
             assert isinstance(projections, Projections)
             plans.append((site, projections))
-            if folded:
-                _check_precision(site, projections, spectral)
     if not plans:
         raise ValueError(f"there is nothing to {'fold: no projection is corrected' if folded else 'unfold'}")
+    additions = find_additions(model, plans)
+    if folded:
+        for addition in additions:
+            _check_precision(addition)
+    for addition in additions:
+        addition.carry_out(1 if folded else -1)
     for site, projections in plans:
-        fold_into(site.module, projections, folded=folded)
+        set_folded(site.module, projections, folded=folded)
     reset_compiled()
     remember(model)
     return [site.name for site, _ in plans]
 
 
-def _check_precision(site: Site, projections: Projections, spectral: Spectral) -> None:
-    for projection in projections.of(spectral.roles).weights:
-        weight = getattr(projection.owner(site.module), projection.parameter)
-        largest = largest_correction(site.module, projection, spectral)
-        if swamps(largest, weight):
-            raise ValueError(
-                f"{site.name}: adding {largest:.3g} to {weight.dtype} weights would round away more than a tenth of "
-                "what they are there: fold a float32 copy of the model"
-            )
+def _check_precision(addition: Addition) -> None:
+    largest = addition.correction.largest(addition.owner)
+    if swamps(largest, addition.weight):
+        raise ValueError(
+            f"{addition.name}: adding {largest:.3g} to {addition.weight.dtype} weights would round away more than a "
+            "tenth of what they are there: fold a float32 copy of the model"
+        )
 
 
 @dataclass(frozen=True)

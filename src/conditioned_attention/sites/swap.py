@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 from torch import nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
-from conditioned_attention.sites.site import Mechanism, Site, class_name
+from conditioned_attention.sites.site import Mechanism, Site, bare_class, class_name, set_class
 
 _SWAP = "_class_swap"
 _swaps: dict[type, Swap] = {}  # by the plain class
@@ -41,7 +41,7 @@ class Swap(Mechanism):
         site.module.__dict__[TRANSFORM] = transform
         if not isinstance(site.module, self.conditioned):
             # Python lets an object change its class for one of the same layout; nothing in the object is touched.
-            site.module.__class__ = self.conditioned
+            set_class(site.module, self.conditioned)
             self.switched(site.module)
 
     def uninstall(self, site: Site) -> bool:
@@ -49,7 +49,7 @@ class Swap(Mechanism):
         if not isinstance(module, self.conditioned):
             return False
         del module.__dict__[TRANSFORM]
-        module.__class__ = self.plain
+        set_class(module, self.plain)
         self.switched_back(module)
         return True
 
@@ -63,7 +63,7 @@ class Swap(Mechanism):
         return isinstance(module, self.conditioned)
 
     def refusal(self, site: Site, transform: HeadTransform) -> str:
-        if type(site.module) is not self.plain and not isinstance(site.module, self.conditioned):
+        if bare_class(site.module) is not self.plain and not isinstance(site.module, self.conditioned):
             return f"it has become a {type(site.module).__qualname__}: convert before fully_shard or parametrize"
         if transform.needs_weights and not self.weights:
             return f"{self.plain.__qualname__} does not give its attention weights to {transform}"
@@ -72,7 +72,7 @@ class Swap(Mechanism):
         return ""
 
     def stuck(self, module: nn.Module) -> str:
-        if isinstance(module, self.conditioned) and type(module) is not self.conditioned:
+        if isinstance(module, self.conditioned) and bare_class(module) is not self.conditioned:
             return (
                 f"it has become a {type(module).__qualname__} since it was converted "
                 "(torch.nn.utils.parametrize and fully_shard change classes): undo that before restore"
