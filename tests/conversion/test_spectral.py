@@ -309,7 +309,7 @@ def test_fold_and_unfold(options):
 def test_fold_refuses_weights_that_would_be_lost():
     model = build("timm_vit").to(torch.bfloat16)
     with pytest.warns(UserWarning, match="adds about 283 to the logit of a token with itself"):
-        spectral_condition(model)
+        spectral_condition(model, 10)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"adding 10 to torch.bfloat16 weights would round away more than a tenth"):
         fold(model)

@@ -116,7 +116,7 @@ def test_the_identity_of_the_paper_conditions_fresh_weights():
     """Theorem 3.8 wants λ ≥ 2 and gives κ(W + λ I) < κ(W); λ = 10 leaves a σ_min of nearly 10."""
     for model in (timm_vit(), gpt2(), nn.MultiheadAttention(64, 4)):
         with pytest.warns(UserWarning, match="adds about"):
-            spectral_condition(model)
+            spectral_condition(model, 10)
         for record in projection_records(model):
             assert record.kappa_corrected < 1.5 < record.kappa
             assert record.smallest < 1 < 8 < record.smallest_corrected < 11

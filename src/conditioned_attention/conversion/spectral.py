@@ -14,6 +14,7 @@ from conditioned_attention.conversion.check import already, check_module
 from conditioned_attention.conversion.persistence import remember
 from conditioned_attention.conversion.report import ConversionReport
 from conditioned_attention.conversion.selection import Patterns
+from conditioned_attention.conversion.shared import Holders, against_sharing, holders_in
 from conditioned_attention.sites import Site, correct_sites, find_projections, find_sites, reset_compiled
 from conditioned_attention.sites.corrected import set_folded, spectral_of, uncorrect
 from conditioned_attention.sites.projections import Projections
@@ -24,7 +25,7 @@ AUTO = "auto"
 
 def spectral_condition(
     model: nn.Module,
-    strength: float | str | None = None,
+    strength: float | str | None = AUTO,
     *,
     correction: str = "identity",
     per_head: bool = False,
@@ -42,9 +43,10 @@ def spectral_condition(
     Args:
         model: any module that contains attention of a known class; it may be converted by `precondition` as well,
             before or after.
-        strength: λ.  None: what the paper takes, 10 for ``"identity"`` and 1 for ``"polar"``.  ``"auto"``: d^(-1/4) for
-            heads of width d, with which ``"identity"`` adds about 1 to the logit of a token with itself for inputs of
-            unit root mean square, as layer norms make them; 1 for ``"polar"``.
+        strength: λ.  ``"auto"``: d^(-1/4) for heads of width d, with which ``"identity"`` adds about 1 to the logit of a
+            token with itself for inputs of unit root mean square, as layer norms make them; 1 for ``"polar"``.  The
+            paper's λ for ``"identity"`` is 10, with which attention looks at little but the token itself: ask for it by
+            number.  None: the paper's, 10 or 1.
         correction: ``"identity"``, C = λ I_k with the rectangular identity; or ``"polar"``, C = λ σ_max(W) U Vᵀ for
             W = U S Vᵀ, computed once from the weights as they are now, so that κ(W + C) ≤ 1 + 1/λ.  Trained weights do
             not tell what it was, so it is kept in buffers ``…_correction``, the one exception to unchanged
@@ -60,7 +62,9 @@ def spectral_condition(
     Raises:
         TypeError: ``model`` is not a module, or an option is of a wrong type.
         ValueError: nothing to correct; an unknown option; a module that is corrected otherwise already; with
-            ``strict``, an attention module that cannot be corrected.  The model is then unchanged.
+            ``strict``, an attention module that cannot be corrected.  The model is then unchanged.  (Not correctable
+            are weights that a quantizer has replaced, projections that another module has as well, and adapters that
+            multiply W.)
 
     Warns:
         UserWarning: λ is so large that attention would look at the token itself and little else.
@@ -68,7 +72,7 @@ def spectral_condition(
     >>> import torch
     >>> from conditioned_attention import restore, spectral_condition
     >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
-    >>> spectral_condition(layer, 0.3).converted
+    >>> spectral_condition(layer).converted
     ['self_attn']
     >>> restore(layer).names("restored")
     ['self_attn']
@@ -80,8 +84,9 @@ def spectral_condition(
 def fold(model: nn.Module) -> list[str]:
     """Makes corrections part of the weights: W becomes W + C, and the model runs without hooks, as one of its kind.
 
-    The sum is taken in float32 (float64 for float64 weights).  For other programs that read the weights; train before,
-    as weight decay would act on C as well from now on.  `conditioning` remembers it, and `unfold` takes it back.
+    The sum is taken in float32 (float64 for float64 weights), and once for a weight that several modules share.  For
+    other programs that read or replace the weights, as quantizers and adapters that multiply do; train before, as weight
+    decay would act on C as well from now on.  `conditioning` remembers it, and `unfold` takes it back.
 
     Args:
         model: a module that was given to `spectral_condition`.
@@ -92,7 +97,8 @@ def fold(model: nn.Module) -> list[str]:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: nothing is corrected; a weight is no longer a parameter; half-precision weights would lose more
-            than a tenth of themselves to rounding at λ.  Nothing is changed then.
+            than a tenth of themselves to rounding at λ; a weight is that of another module of the model too, which has
+            no C or another.  Nothing is changed then.
 
     >>> import torch
     >>> from conditioned_attention import fold, spectral_condition, unfold
@@ -166,6 +172,7 @@ class SpectralChange(Change):
     per_head: bool
     roles: str = "qkv"
     plans: dict[int, tuple[Projections, Spectral]] = field(default_factory=dict, repr=False)
+    holders: dict[int, Holders] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, str) and self.strength != AUTO:
@@ -189,6 +196,11 @@ class SpectralChange(Change):
             return found
         if reason := found.against(site.module):
             return f"{reason}; call spectral_condition(model) and fold(model) before that is done to it"
+        root = site.parents[0] if site.parents else site.module
+        if id(root) not in self.holders:
+            self.holders[id(root)] = holders_in(root)
+        if reason := against_sharing(site.module, found, self.holders[id(root)]):
+            return reason
         try:
             widths = found.head_widths(site.module)
         except ValueError as error:

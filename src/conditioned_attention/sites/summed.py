@@ -82,6 +82,8 @@ def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Modu
     """The class derived from ``plain``, under its name: tables, and what prints a model, know it by that."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for correction in self.__dict__.get(_CORRECTIONS, {}).values():
+            _must_be_held(self, correction)
         if torch.compiler.is_compiling():
             return plain.forward(self, *args, **kwargs)
         before = _thread.sums.get(id(self))
@@ -111,6 +113,12 @@ def _new(plain: type[nn.Module], parameters: tuple[str, ...]) -> nn.Module:
     """An instance without anything in it, for pickle and copy."""
     cls = _summed(plain, parameters)
     return object.__new__(cls)
+
+
+def _must_be_held(owner: nn.Module, correction: Correction) -> None:
+    """Raises RuntimeError where a property has come over ours, as torch.nn.utils.parametrize puts it there."""
+    if held(owner, correction.projection.parameter) is None:
+        raise RuntimeError(f"{correction.projection.replaced_in(owner)}: call fold(model) before that is done to it")
 
 
 def _property(parameter: str) -> property:
