@@ -118,7 +118,7 @@ def test_kinds_of_lora(kind):
 
 
 def assert_exact_but_for_first_weights(config):
-    """PiSSA and OLoRA begin with directions of W, which are not those of W + C; the model stays what it was all the same."""
+    """PiSSA and OLoRA begin with directions of W, which are not those of W + C; the model stays what it was."""
     model = corrected()
     before = output(model, **INPUTS)
     wrapped, fresh = adapt(model, config)
@@ -170,7 +170,9 @@ def test_other_adapters_that_are_there_before_are_refused(kind, named):
     )
     wrapped, _ = adapt(build(), config)
     before = output(wrapped, **INPUTS)
-    with pytest.raises(ValueError, match=rf"an adapter around it \({named} of PEFT\).*call spectral_condition\(model\)"):
+    with pytest.raises(
+        ValueError, match=rf"an adapter around it \({named} of PEFT\).*call spectral_condition\(model\)"
+    ):
         spectral_condition(wrapped, STRENGTH)
     assert torch.equal(output(wrapped, **INPUTS), before)
 

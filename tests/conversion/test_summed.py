@@ -27,7 +27,6 @@ def beit():
     return timm.create_model("beit_base_patch16_224", img_size=32, depth=2, num_heads=4, embed_dim=32, num_classes=9)
 
 
-
 IMAGE = models.vectors(2, 3, 32, 32)
 # model -> (how it is built, what it is called with): projections that are called, read, packed and transposed
 KINDS = {

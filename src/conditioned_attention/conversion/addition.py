@@ -104,8 +104,10 @@ def _range(weight: Tensor) -> tuple[int, int]:
 
 def _local(weight: Tensor) -> Tensor:
     """This process's part of a weight that is spread over devices."""
-    return weight.to_local() if hasattr(weight, "to_local") else weight  # type: ignore[no-any-return, operator]
+    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 def _untie(parameter: str) -> str:
-    return f"give each of them a parameter of its own, as by module.{parameter} = nn.Parameter(module.{parameter}.clone())"
+    return (
+        f"give each of them a parameter of its own, as by module.{parameter} = nn.Parameter(module.{parameter}.clone())"
+    )

@@ -43,10 +43,10 @@ def spectral_condition(
     Args:
         model: any module that contains attention of a known class; it may be converted by `precondition` as well,
             before or after.
-        strength: λ.  ``"auto"``: d^(-1/4) for heads of width d, with which ``"identity"`` adds about 1 to the logit of a
-            token with itself for inputs of unit root mean square, as layer norms make them; 1 for ``"polar"``.  The
-            paper's λ for ``"identity"`` is 10, with which attention looks at little but the token itself: ask for it by
-            number.  None: the paper's, 10 or 1.
+        strength: λ.  ``"auto"``: d^(-1/4) for heads of width d, with which ``"identity"`` adds about 1 to the logit of
+            a token with itself for inputs of unit root mean square, as layer norms make them; 1 for ``"polar"``.  The
+            paper's λ for ``"identity"`` is 10, with which attention looks at little but the token itself: ask for it
+            by number.  None: the paper's, 10 or 1.
         correction: ``"identity"``, C = λ I_k with the rectangular identity; or ``"polar"``, C = λ σ_max(W) U Vᵀ for
             W = U S Vᵀ, computed once from the weights as they are now, so that κ(W + C) ≤ 1 + 1/λ.  Trained weights do
             not tell what it was, so it is kept in buffers ``…_correction``, the one exception to unchanged
@@ -85,8 +85,8 @@ def fold(model: nn.Module) -> list[str]:
     """Makes corrections part of the weights: W becomes W + C, and the model runs without hooks, as one of its kind.
 
     The sum is taken in float32 (float64 for float64 weights), and once for a weight that several modules share.  For
-    other programs that read or replace the weights, as quantizers and adapters that multiply do; train before, as weight
-    decay would act on C as well from now on.  `conditioning` remembers it, and `unfold` takes it back.
+    other programs that read or replace the weights, as quantizers and adapters that multiply do; train before, as
+    weight decay would act on C as well from now on.  `conditioning` remembers it, and `unfold` takes it back.
 
     Args:
         model: a module that was given to `spectral_condition`.

@@ -1,9 +1,9 @@
 """Lets an attention module compute with W + C, C fixed, while the parameter stays W.
 
-Each module that owns a weight of W_Q, W_K or W_V adds C where it is computed with (see `summed`).  So it does not matter
-whether the attention module calls the projection or reads the weight, nor who else runs it at the same time; parameters
-and state_dict keys stay what they are.  The gradient reaches W; weight decay, which acts on the parameter, acts on W
-alone.
+Each module that owns a weight of W_Q, W_K or W_V adds C where it is computed with (see `summed`).  So it does not
+matter whether the attention module calls the projection or reads the weight, nor who else runs it at the same time;
+parameters and state_dict keys stay what they are.  The gradient reaches W; weight decay, which acts on the parameter,
+acts on W alone.
 
 Where something else has taken the place of a module or of its weight since (torch.nn.utils.parametrize, a quantizer),
 a hook before the attention module raises.

@@ -70,7 +70,8 @@ class Projection:
     def replaced_in(self, owner: nn.Module) -> str:
         """The same, of the module that should own it."""
         return (
-            f"{self.path}.{self.parameter}".lstrip(".") + f" is no parameter of its {type(owner).__qualname__}, so C would not reach it: "
+            f"{self.path}.{self.parameter}".lstrip(".")
+            + f" is no parameter of its {type(owner).__qualname__}, so C would not reach it: "
             "torch.nn.utils.parametrize, weight norm, pruning and quantize_dynamic put something else in its place"
         )
 

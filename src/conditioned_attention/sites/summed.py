@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any
 
@@ -49,7 +49,7 @@ def add(owner: nn.Module, correction: Correction) -> None:
     corrections = owner.__dict__.setdefault(_CORRECTIONS, {})
     if corrections.setdefault(parameter, correction) != correction:
         raise ValueError(f"two attention modules share this {type(owner).__qualname__} and want it corrected otherwise")
-    owner.__class__ = _summed(bare_class(owner), tuple(corrections))
+    owner.__class__ = _summed(bare_class(owner), tuple(corrections))  # type: ignore[arg-type]
 
 
 def take_off(owner: nn.Module, parameter: str) -> None:
@@ -77,7 +77,7 @@ def seen(owners: Iterable[nn.Module], *, corrected: bool) -> Iterator[None]:
         _thread.shown = before
 
 
-@lru_cache(maxsize=None)
+@cache
 def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
     """The class derived from ``plain``, under its name: tables, and what prints a model, know it by that."""
 
@@ -98,7 +98,7 @@ def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Modu
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         constructor, args, *state = plain.__reduce_ex__(self, protocol)
-        if type(self) is not _summed(plain, parameters):  # but derived from it, by fully_shard
+        if type(self) is not derived:  # but derived from it, by fully_shard
             return constructor, args, *state
         return _new, (plain, parameters), *state
 
@@ -106,13 +106,13 @@ def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Modu
     marks = {PLAIN: plain, DERIVE: partial(_summed, parameters=parameters)}
     properties = {parameter: _property(parameter) for parameter in parameters}
     content = {**names, **marks, **properties, "forward": forward, "__reduce_ex__": reduce}
-    return type(plain.__name__, (plain,), content)
+    derived = type(plain.__name__, (plain,), content)
+    return derived
 
 
 def _new(plain: type[nn.Module], parameters: tuple[str, ...]) -> nn.Module:
     """An instance without anything in it, for pickle and copy."""
-    cls = _summed(plain, parameters)
-    return object.__new__(cls)
+    return object.__new__(_summed(plain, parameters))  # type: ignore[arg-type]  # it says that classes have no hash
 
 
 def _must_be_held(owner: nn.Module, correction: Correction) -> None:
@@ -140,7 +140,7 @@ def _read(owner: nn.Module, parameter: str) -> Tensor | None:
     weight = held(owner, parameter)
     if weight is None and parameter not in owner._parameters:
         raise AttributeError(f"{type(owner).__name__!r} object has no attribute {parameter!r}")
-    correction = owner.__dict__.get(_CORRECTIONS, {}).get(parameter)
+    correction: Correction | None = owner.__dict__.get(_CORRECTIONS, {}).get(parameter)
     if weight is None or correction is None:
         return weight
     if torch.compiler.is_compiling():

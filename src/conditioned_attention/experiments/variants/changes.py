@@ -84,7 +84,7 @@ class ClippedLogits(Change):
 
 @dataclass(frozen=True)
 class Spectral(Change):
-    """W + λ I or another correction of the projections; the arguments of `spectral_condition`, λ the paper's if None."""
+    """W + λ I or another correction of the projections; what `spectral_condition` takes; None is the paper's λ."""
 
     strength: float | str | None = None
     correction: str = "identity"
