@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-# Tuners of PEFT that add to what the projection returns; tests/conversion/test_adapters.py asks every one that PEFT has.
+# Tuners of PEFT that add to what the projection returns; tests/conversion/test_adapters.py asks every one that it has.
 _ADDING = {"lora", "adalora", "loha", "lokr", "vera", "fourierft", "randlora", "vblora", "c3a", "waveft"}
 _SHARED = {"tuners_utils", "lycoris_utils", "_buffer_dict", "mixed"}  # files for tuners of every kind
 _ADVICE = "which is not exact on a weight that is W + C: call fold(model) before the adapter is made"

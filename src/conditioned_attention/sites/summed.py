@@ -97,10 +97,9 @@ def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Modu
                 _thread.sums[id(self)] = before
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        constructor, args, *state = plain.__reduce_ex__(self, protocol)
-        if type(self) is not derived:  # but derived from it, by fully_shard
-            return constructor, args, *state
-        return _new, (plain, parameters), *state
+        reduced: Any = plain.__reduce_ex__(self, protocol)
+        # or else it is of a class derived from this one, by fully_shard
+        return (_new, (plain, parameters), *reduced[2:]) if type(self) is derived else reduced
 
     names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
     marks = {PLAIN: plain, DERIVE: partial(_summed, parameters=parameters)}
