@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate import cpu_offload
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -292,3 +293,30 @@ def test_a_shared_attention_module_is_corrected_once():
     spectral_condition(model, STRENGTH)
     assert_same(output(model), output(weights_by_hand(by_hand, rectangular_identity)))
     assert conditioning(model)["transforms"][0]["modules"] == ["blocks.0.attn"]
+
+
+@pytest.mark.parametrize("first", ["conversion", "offload"])
+@pytest.mark.parametrize("kind", ["called: Llama", "called, one weight: timm ViT", "transposed: GPT-2"])
+@torch.no_grad()
+def test_weights_that_are_moved_in_each_call(kind, first):
+    """accelerate's hooks put the parameters on the device before a layer runs, and away again."""
+    model, expected = build(kind), run(weights_by_hand(build(kind), rectangular_identity), kind)
+    for step in (first, "conversion" if first == "offload" else "offload"):
+        if step == "offload":
+            cpu_offload(model, torch.device("cpu"))
+        else:
+            spectral_condition(model, STRENGTH, strict=True)
+    for _ in range(2):
+        assert_same(run(model, kind), expected)
+    restore(model)
+    assert_same(run(model, kind), run(build(kind), kind))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["called, one weight: timm ViT", "read: torchvision Swin"])
+@torch.no_grad()
+def test_torch_jit_trace(kind):
+    model = build(kind)
+    spectral_condition(model, STRENGTH)
+    traced = torch.jit.trace(model, tuple(KINDS[kind][1].values()))
+    assert_same(run(traced, kind), run(weights_by_hand(build(kind), rectangular_identity), kind))

@@ -96,7 +96,7 @@ def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[tuple[Any,
     """
     along, across = matrix.stride()
     start = rows.start * along  # the matrix is fresh memory: it begins at its beginning
-    columns = matrix.shape[1]
+    columns = int(matrix.shape[1])  # torch.jit traces sizes as tensors
     if width is not None:
         shape = (rows.groups, rows.size // width, min(width, columns))
         return [(shape, (rows.step * along, width * along, along + across), start)]

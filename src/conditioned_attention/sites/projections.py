@@ -82,7 +82,7 @@ class Projection:
     def rows_of(self, owner: nn.Module) -> dict[str, Rows]:
         """The same, of the module that owns the weight."""
         weight = held(owner, self.parameter)
-        total = as_matrix(owner, getattr(owner, self.parameter) if weight is None else weight).shape[0]
+        total = int(as_matrix(owner, getattr(owner, self.parameter) if weight is None else weight).shape[0])
         sizes = self.sizes or (total // (self.groups * len(self.roles)),) * len(self.roles)
         step = sum(sizes)
         if step * self.groups != total or len(sizes) != len(self.roles):
