@@ -126,7 +126,7 @@ MUTATIONS = [
     ("corrected, a constant in traces", "sites/summed.py", "if parameter in owner._parameters:\n", "if False:\n", SUMMED),
     ("corrected, a projection of others", "conversion/shared.py", "if other is not holder]", "if False]", SUMMED),
     ("corrected, another module in its place", "sites/corrected.py", "if not is_added(owner, correction):", "if False:", ADAPTERS),
-    ("corrected, quantized later", "sites/corrected.py", "if reason := not_to_add_to(weight):", "if False:", ADAPTERS),
+    ("corrected, quantized later", "sites/summed.py", "if reason := not_to_add_to(weight):", "if False:", ADAPTERS),
     ("adapters, all let in", "sites/adapters.py", 'tuner not in ("", *_SHARED, *_ADDING):', "False:", ADAPTERS),
     ("adapters, DoRA let in", "sites/adapters.py", 'name == "peft.tuners.lora.dora" or', "False or", ADAPTERS),
     ("adapters, merged with C", "sites/adapters.py", "return len(functions) > 1 or", "return False and", ADAPTERS),

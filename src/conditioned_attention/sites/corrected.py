@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from conditioned_attention.sites.correction import SUFFIX, Correction, corrections_for
-from conditioned_attention.sites.projections import Projections, not_to_add_to
+from conditioned_attention.sites.projections import Projections
 from conditioned_attention.sites.site import HOOK_KEY
 from conditioned_attention.sites.summed import add, is_added, seen, take_off
 from conditioned_attention.spectral import Spectral
@@ -118,8 +118,7 @@ class _Look:
             self._close(attention)
         for correction in self.corrections:
             projection = correction.projection
-            weight = projection.weight(attention)
-            if weight is None:
+            if projection.weight(attention) is None:
                 raise _lost(attention, projection.replaced(attention))
             if torch.compiler.is_compiling():
                 continue
@@ -128,8 +127,6 @@ class _Look:
             if not is_added(owner, correction):
                 cls = f"{type(owner).__module__}.{type(owner).__qualname__}"
                 raise _lost(attention, f"another {cls}, or another class, has come in the place of that of {where}")
-            if reason := not_to_add_to(weight):
-                raise _lost(attention, f"{where} {reason}")
 
     def _close(self, attention: nn.Module) -> None:
         """Raises RuntimeError unless the corrections have come."""

@@ -155,7 +155,8 @@ def _sum(owner: nn.Module, weight: Tensor, correction: Correction) -> Tensor:
     parameter, sums = correction.projection.parameter, _thread.sums.get(id(owner), {})
     if parameter not in sums:
         if reason := not_to_add_to(weight):
-            raise RuntimeError(f"a corrected weight {reason}: call fold(model) before that is done to it")
+            where = f"{correction.projection.path}.{parameter}".lstrip(".")
+            raise RuntimeError(f"{where}, which is corrected, {reason}: call fold(model) before that is done to it")
         if parameter in owner._parameters:
             weight = nn.Module.__getattr__(owner, parameter)  # type: ignore[assignment]  # a proxy, under torch.fx
         sums[parameter] = weight + correction.of(owner)
