@@ -8,6 +8,7 @@ FILE = Path(__file__).parents[2] / "docs" / "survival.md"
 
 _SWAPS = [name for name in SURVIVORS if name.startswith("class swap")]
 _PRECONDITIONED = [name for name, survivor in SURVIVORS.items() if survivor.change == "precondition"]
+_PACKED = ["class swap: torch.nn.TransformerEncoder"]
 _FUSED = [name for name, survivor in SURVIVORS.items() if len(survivor.qkv) == 1]
 _VIT, _SWIN, _TORCH, _LLAMA, _GPT2, _POLAR = [n for n, s in SURVIVORS.items() if s.change != "precondition"]
 
@@ -60,12 +61,23 @@ NO = {
         )
         for name in ("class swap: torch.nn.TransformerEncoder", _TORCH)
     },
+    ("quantize_dynamic of a converted model", _SWIN): (
+        "the plain model does not run quantized",
+        "must be Tensor, not method",
+    ),
     **{
-        ("quantize_dynamic of a converted model", name): (
-            "`fold` before `quantize_dynamic`",
-            r"weight is no parameter of its Linear, so C would not reach it.*call fold\(model\) before it",
+        ("DoRA (PEFT) on q, k, v of a converted model; merge", name): (
+            "`fold` before the adapter is made",
+            r"an adapter of PEFT \(DoRA\) reads the weight of a corrected projection.*call fold\(model\)",
         )
-        for name in (_VIT, _SWIN, _LLAMA, _POLAR)
+        for name in (_VIT, _SWIN, _LLAMA, _GPT2, _POLAR)
+    },
+    **{
+        ("DoRA (PEFT) on q, k, v of a converted model; merge", name): (
+            "PEFT has no DoRA for packed weights",
+            "MultiheadAttention does not support",
+        )
+        for name in (*_PACKED, _TORCH)
     },
     ("state_dict saved, loaded into a plain model, converted again", _POLAR): (
         "C is in the state_dict: `apply_conditioning`, then load",
@@ -138,8 +150,17 @@ Also good to know:
 - A forward that reads the weight of a projection without calling it, as those of torchvision's Swin and of
   `torch.nn.MultiheadAttention` do, passes an adapter on it by until that is merged.  `spectral_condition` leaves
   forwards as they are.
-- A weight of W_Q, W_K, W_V that is replaced after `spectral_condition` (`torch.nn.utils.parametrize`, weight norm,
-  pruning, `quantize_dynamic`) makes the next call an error; `restore` works.  One that is replaced before is refused.
+- A weight of W_Q, W_K, W_V that is replaced after `spectral_condition` by a property (`torch.nn.utils.parametrize`,
+  LoRA on parameters), by a quantizer (torchao, quanto) or with its module makes the next call an error; `restore`
+  works.  One that hooks set (pruning, the older weight and spectral norms) gets C on top.  One that is replaced before
+  is refused.
+- `quantize_dynamic` takes modules of exactly `torch.nn.Linear`: it leaves projections that `spectral_condition` has
+  corrected in floating point.  `fold` before it, to have them quantized.
+- Adapters of PEFT that add to what a projection gives (LoRA, AdaLoRA, LoHa, LoKr, VeRA, …) are exact on corrected
+  projections; all others (DoRA, IA3, OFT, …) are refused when they are made.
+- Attention that is called past `nn.Module.__call__`, by `attn.forward(x)`, computes with W + C, also with weights that
+  it reads; hooks, of whomever, do not run then.
+- `fold` adds C once to a weight that several modules share, and is refused where one of them is not corrected.
 - A forward on the instance (`module.forward = …`) that is accelerate's, or the module's own method, goes along with a
   conversion.  A wrapper around the method (torch.compile, activation checkpointing, a decorator) is exact where the
   mechanism is "hook" or "interface"; for a class swap convert first, and wrap then.  A function that is something else
@@ -149,11 +170,6 @@ Also good to know:
   does, so hooks on them read, and change, what they did before.
 - Heads may be pruned before or after conversion: their number is read at each call, where the module's own forward
   reads it.
-- Nothing can notice: a block that computes attention itself and never calls the attention module, or that calls
-  `attention.forward(x)` past the hooks of one whose mechanism is "hook" and whose heads are its output; a wrapper that
-  holds the module's method and calls it only sometimes, or, before a hook, not at all; a compiled function that was
-  handed such a forward after conversion, until the model runs once uncompiled; heads pruned from a class that was
-  registered with their number, and not with the name of an attribute.
 - Distributed rows are two processes on CPUs (gloo), compared with one process: with one half of the batch each, or
   under tensor parallelism with half of the heads.  Where q, k and v are one weight nothing was tried: `ColwiseParallel`
   would cut it between them.
@@ -168,6 +184,18 @@ Also good to know:
 
 These run without C and say nothing, because nothing of ours is there when they happen:
 
+- a block that computes attention itself and never calls the attention module, or that calls
+  `attention.forward(x)` past the hooks of one whose mechanism is "hook" and whose heads are its output; a wrapper that
+  holds the module's method and calls it only sometimes, or, before a hook, not at all; a compiled function that was
+  handed such a forward after conversion, until the model runs once uncompiled; heads pruned from a class that was
+  registered with their number, and not with the name of an attribute;
+- programs that change W in place by a factor, and the layer before it by its inverse (SmoothQuant, AWQ), or that prune
+  by the size of W, look at W and not at W + C: `fold` first;
+- somebody who calls `F.linear(x, attn.qkv.weight)` outside of the attention's own forward gets W: only forwards get
+  W + C; so does a forward that an instance was given under another name, where it is called past `nn.Module.__call__`
+  and reads the weight;
+- modules outside of a part that is given to `spectral_condition` or `fold`, which share its weights: they are not seen;
+- `quantize_dynamic` says nothing of the projections with a correction that it leaves;
 - a checkpoint without config.json and without a guard: weights do not tell;
 - a guarded checkpoint loaded into a *plain* model with `strict=False`, as Trainer does to resume, by
   `from_pretrained` (which lists the guard as UNEXPECTED), or by `torch.distributed.checkpoint`, which reads the keys

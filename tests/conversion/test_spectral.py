@@ -156,7 +156,7 @@ def test_copies_pickles_and_whole_files():
 
 
 def test_an_interrupt_in_forward_adds_nothing_twice():
-    """It passes by the hooks that hide W + C again."""
+    """It passes by hooks behind the module."""
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -326,11 +326,23 @@ def test_a_large_polar_correction_is_refused_too():
     assert fold(model) == ["blocks.0.attn", "blocks.1.attn"]
 
 
+@pytest.mark.parametrize(
+    ("args", "correction", "strength"),
+    [
+        ((), "identity", 8**-0.25),
+        (("auto",), "identity", 8**-0.25),
+        ((10,), "identity", 10),
+        ((), "polar", 1),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:strength=10 adds")
+def test_the_default_strength(args, correction, strength):
+    model = build("timm_vit")
+    spectral_condition(model, *args, correction=correction)
+    assert conditioning(model)["transforms"][0]["strength"] == pytest.approx(strength)
+
+
 def test_the_strength():
-    for given in ((), ("auto",)):
-        model = build("timm_vit")
-        spectral_condition(model, *given)
-        assert conditioning(model)["transforms"][0]["strength"] == pytest.approx(8**-0.25)
     assert self_logit(auto_strength(64), 64) == pytest.approx(1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -422,22 +434,54 @@ def weight_norm_of_old(module):
         torch.nn.utils.weight_norm(module)
 
 
-# what puts something else in the place of a weight -> how it is undone
-REPLACED = {
+# what puts something else in the place of a weight -> how it is undone: by a property of the class,
+PARAMETRIZED = {
     "parametrizations.weight_norm": (parametrizations.weight_norm, remove_parametrizations),
     "parametrizations.orthogonal": (parametrizations.orthogonal, None),
-    "utils.weight_norm": (weight_norm_of_old, torch.nn.utils.remove_weight_norm),
-    "utils.spectral_norm": (torch.nn.utils.spectral_norm, None),
-    "prune": (lambda module: prune.random_unstructured(module, "weight", 0.5), None),
 }
+# or by a hook that sets the weight before each call
+SET_BY_HOOKS = {
+    "utils.weight_norm": (weight_norm_of_old, torch.nn.utils.remove_weight_norm),
+    "utils.spectral_norm": (torch.nn.utils.spectral_norm, torch.nn.utils.remove_spectral_norm),
+    "prune": (lambda module: prune.random_unstructured(module, "weight", 0.5), prune.remove),
+}
+REPLACED = PARAMETRIZED | SET_BY_HOOKS
 
 
 def projection_of(name, model):
     return model.blocks[0].attn.qkv if name == "timm_vit" else model.model.layers[0].self_attn.k_proj
 
 
+def take_out(kind, module):
+    undo = REPLACED[kind][1]
+    undo(module) if undo is torch.nn.utils.remove_spectral_norm else undo(module, "weight")
+
+
 @pytest.mark.parametrize("name", ["timm_vit", "llama"])
-@pytest.mark.parametrize("kind", REPLACED)
+@pytest.mark.parametrize("kind", SET_BY_HOOKS)
+def test_a_weight_that_a_hook_sets_gets_c(kind, name):
+    """What the hook makes of W takes the place of W in W + C."""
+    model, by_hand, plain = build(name), build(name), build(name)
+    spectral_condition(model, STRENGTH)
+    for each in (model, by_hand, plain):
+        torch.manual_seed(3), REPLACED[kind][0](projection_of(name, each))
+        output(each)
+    take_out(kind, projection_of(name, by_hand))
+    weights_by_hand(by_hand, rectangular_identity)
+    for _ in range(2):
+        assert_same(output(model), output(by_hand))
+    where = "qkv" if name == "timm_vit" else "k_proj"
+    with pytest.raises(ValueError, match=rf"cannot be folded: {where}\.weight is no parameter of its"):
+        fold(model)
+    take_out(kind, projection_of(name, model))
+    assert_same(output(model), output(by_hand))
+    restore(model)
+    take_out(kind, projection_of(name, plain))
+    assert_same(output(model), output(plain))
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "llama"])
+@pytest.mark.parametrize("kind", PARAMETRIZED)
 def test_a_weight_that_is_replaced_later_is_no_silent_w(kind, name):
     replace, undo = REPLACED[kind]
     model, plain = build(name), build(name)
@@ -487,16 +531,18 @@ def _of_all(name):
 
 
 def test_quantized_weights():
-    """Of `quantize_dynamic`: a method by the name of the weight; folded before, it keeps W + C."""
+    """Of `quantize_dynamic`: a method by the name of the weight; it leaves what is corrected; folded before, not."""
     model = build("timm_vit")
     spectral_condition(model, STRENGTH)
     truth, plain = output(model), output(build("timm_vit"))
-    with pytest.raises(RuntimeError, match=r"since then qkv\.weight is no parameter of its Linear, so C would not"):
-        output(quantize_dynamic(model))
+    quantized = quantize_dynamic(model)
+    assert (output(quantized) - truth).norm() < 0.2 * (plain - truth).norm()
+    assert torch.equal(quantized.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
     with pytest.raises(ValueError, match=r"blocks\.0\.attn: qkv\.weight is no parameter of its Linear"):
         spectral_condition(quantize_dynamic(build("timm_vit")), STRENGTH, strict=True)
     fold(model)
     quantized = quantize_dynamic(model)
+    assert callable(quantized.blocks[0].attn.qkv.weight)
     assert (output(quantized) - truth).norm() < 0.2 * (plain - truth).norm()
     with pytest.raises(ValueError, match=r"blocks\.0\.attn cannot be unfolded: qkv\.weight is no parameter"):
         unfold(quantized)

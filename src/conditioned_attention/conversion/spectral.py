@@ -8,17 +8,22 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from conditioned_attention._warnings import warn
+from conditioned_attention.conversion.addition import Addition, find_additions
 from conditioned_attention.conversion.change import Change, carry_out
 from conditioned_attention.conversion.check import already, check_module
 from conditioned_attention.conversion.persistence import remember
 from conditioned_attention.conversion.report import ConversionReport
 from conditioned_attention.conversion.selection import Patterns
+from conditioned_attention.conversion.shared import Holders, against_sharing, holders_in
 from conditioned_attention.sites import Site, correct_sites, find_projections, find_sites, reset_compiled
-from conditioned_attention.sites.corrected import fold_into, largest_correction, spectral_of, uncorrect
+from conditioned_attention.sites.corrected import set_folded, spectral_of, uncorrect
 from conditioned_attention.sites.projections import Projections
 from conditioned_attention.spectral import PUBLISHED, SATURATED, Spectral, auto_strength, self_logit, swamps
 
 AUTO = "auto"
+NO_VALUES = (
+    "has no values here (it is on the meta device, where also accelerate's offload leaves weights between calls)"
+)
 
 
 def spectral_condition(
@@ -59,7 +64,9 @@ def spectral_condition(
     Raises:
         TypeError: ``model`` is not a module, or an option is of a wrong type.
         ValueError: nothing to correct; an unknown option; a module that is corrected otherwise already; with
-            ``strict``, an attention module that cannot be corrected.  The model is then unchanged.
+            ``strict``, an attention module that cannot be corrected.  The model is then unchanged.  (Not correctable
+            are weights that a quantizer has replaced, projections that another module has as well, and adapters that
+            multiply W.)
 
     Warns:
         UserWarning: λ is so large that attention would look at the token itself and little else.
@@ -67,7 +74,7 @@ def spectral_condition(
     >>> import torch
     >>> from conditioned_attention import restore, spectral_condition
     >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
-    >>> spectral_condition(layer, 0.3).converted
+    >>> spectral_condition(layer).converted
     ['self_attn']
     >>> restore(layer).names("restored")
     ['self_attn']
@@ -79,8 +86,9 @@ def spectral_condition(
 def fold(model: nn.Module) -> list[str]:
     """Makes corrections part of the weights: W becomes W + C, and the model runs without hooks, as one of its kind.
 
-    The sum is taken in float32 (float64 for float64 weights).  For other programs that read the weights; train before,
-    as weight decay would act on C as well from now on.  `conditioning` remembers it, and `unfold` takes it back.
+    The sum is taken in float32 (float64 for float64 weights), and once for a weight that several modules share.  For
+    other programs that read or replace the weights, as quantizers and adapters that multiply do; train before, as
+    weight decay would act on C as well from now on.  `conditioning` remembers it, and `unfold` takes it back.
 
     Args:
         model: a module that was given to `spectral_condition`.
@@ -90,8 +98,9 @@ def fold(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is corrected; a weight is no longer a parameter; half-precision weights would lose more
-            than a tenth of themselves to rounding at λ.  Nothing is changed then.
+        ValueError: nothing is corrected; a weight is no longer a parameter, or has no values (on the meta device, or
+            offloaded); half-precision weights would lose more than a tenth of themselves to rounding at λ; a weight is
+            that of another module of the model too, which has no C or another.  Nothing is changed then.
 
     >>> import torch
     >>> from conditioned_attention import fold, spectral_condition, unfold
@@ -114,7 +123,7 @@ def unfold(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is folded; a weight is no longer a parameter.  Nothing is changed then.
+        ValueError: nothing is folded; a weight is no longer a parameter, or has no values.  Nothing is changed then.
     """
     return _refold(model, folded=False)
 
@@ -132,26 +141,35 @@ def _refold(model: nn.Module, *, folded: bool) -> list[str]:
                 raise ValueError(f"{site.name} cannot be {'folded' if folded else 'unfolded'}: {reason}")
             assert isinstance(projections, Projections)
             plans.append((site, projections))
-            if folded:
-                _check_precision(site, projections, spectral)
     if not plans:
         raise ValueError(f"there is nothing to {'fold: no projection is corrected' if folded else 'unfold'}")
+    additions = find_additions(model, plans)
+    for addition in additions:
+        _check(addition, folded=folded)
+    for addition in additions:
+        addition.carry_out(1 if folded else -1)
     for site, projections in plans:
-        fold_into(site.module, projections, folded=folded)
+        set_folded(site.module, projections, folded=folded)
     reset_compiled()
     remember(model)
     return [site.name for site, _ in plans]
 
 
-def _check_precision(site: Site, projections: Projections, spectral: Spectral) -> None:
-    for projection in projections.of(spectral.roles).weights:
-        weight = getattr(projection.owner(site.module), projection.parameter)
-        largest = largest_correction(site.module, projection, spectral)
-        if swamps(largest, weight):
-            raise ValueError(
-                f"{site.name}: adding {largest:.3g} to {weight.dtype} weights would round away more than a tenth of "
-                "what they are there: fold a float32 copy of the model"
-            )
+def _check(addition: Addition, *, folded: bool) -> None:
+    """Raises ValueError for a weight to which C cannot be added, or not without loss."""
+    if addition.weight.is_meta:
+        raise ValueError(
+            f"{addition.name}: {addition.correction.projection.parameter} of its {type(addition.owner).__qualname__} "
+            f"{NO_VALUES}: fold before that is done to it, or have them loaded"
+        )
+    if not folded:
+        return
+    largest = addition.correction.largest(addition.owner)
+    if swamps(largest, addition.weight):
+        raise ValueError(
+            f"{addition.name}: adding {largest:.3g} to {addition.weight.dtype} weights would round away more than a "
+            "tenth of what they are there: fold a float32 copy of the model"
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +181,7 @@ class SpectralChange(Change):
     per_head: bool
     roles: str = "qkv"
     plans: dict[int, tuple[Projections, Spectral]] = field(default_factory=dict, repr=False)
+    holders: dict[int, Holders] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, str) and self.strength != AUTO:
@@ -183,6 +202,13 @@ class SpectralChange(Change):
             return found
         if reason := found.against(site.module):
             return f"{reason}; call spectral_condition(model) and fold(model) before that is done to it"
+        root = site.parents[0] if site.parents else site.module
+        if id(root) not in self.holders:
+            self.holders[id(root)] = holders_in(root)
+        if reason := against_sharing(site.module, found, self.holders[id(root)]):
+            return reason
+        if self.correction == "polar" and any(matrix.is_meta for _, matrix, _ in found.matrices(site.module)):
+            return f"a weight {NO_VALUES}, and the polar correction is computed from them: correct before that is done"
         try:
             widths = found.head_widths(site.module)
         except ValueError as error:

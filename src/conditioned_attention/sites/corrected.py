@@ -1,35 +1,34 @@
 """Lets an attention module compute with W + C, C fixed, while the parameter stays W.
 
-While the module runs, each of its projections shows W + C under the name of its weight, by an entry in its
-``__dict__``, which Python looks up before the registered parameters.  So it does not matter whether the module calls
-the projection or reads the weight, and parameters, state_dict keys and classes stay what they are.  The gradient
-reaches W; weight decay, which acts on the parameter, acts on W alone.
+Each module that owns a weight of W_Q, W_K or W_V adds C where it is computed with (see `summed`).  So it does not
+matter whether the attention module calls the projection or reads the weight, nor who else runs it at the same time;
+parameters and state_dict keys stay what they are.  The gradient reaches W; weight decay, which acts on the parameter,
+acts on W alone.
 
-A property of the class comes before that entry, and a hook may overwrite it.  Where something else has taken the place
-of the parameter (torch.nn.utils.parametrize, weight norm, quantize_dynamic), the module raises.
+Where something else has taken the place of a module or of its weight since (torch.nn.utils.parametrize, a quantizer),
+a hook before the attention module raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from conditioned_attention.sites.hook import put_around, take_around
-from conditioned_attention.sites.projections import Projection, Projections, Rows, as_matrix, whole
+from conditioned_attention.sites.correction import SUFFIX, Correction, corrections_for
+from conditioned_attention.sites.projections import Projections
 from conditioned_attention.sites.site import HOOK_KEY
-from conditioned_attention.spectral import Spectral, polar_correction
+from conditioned_attention.sites.summed import add, is_added, seen, take_off
+from conditioned_attention.spectral import Spectral
 
 SPECTRAL = "_spectral"  # attribute of an attention module: how it is corrected.  Plain data: no key of the state_dict
 _KEY = HOOK_KEY - 1
 _OPEN = "_spectral_open"  # on it while a state_dict has not brought the corrections yet
-_SHOWN = "_spectral_shown"  # on it while it runs: what is shown, where, and in place of what
-_SUFFIX = "_correction"  # of the buffer beside a weight whose correction cannot be computed again
 
 
 def spectral_of(attention: nn.Module) -> Spectral | None:
@@ -37,11 +36,10 @@ def spectral_of(attention: nn.Module) -> Spectral | None:
     return attention.__dict__.get(SPECTRAL)
 
 
-def corrections_of(attention: nn.Module) -> Corrections:
-    """What a corrected module computes with."""
-    show: Any = attention._forward_pre_hooks[_KEY]
-    corrections: Corrections = show.corrections
-    return corrections
+def corrections_of(attention: nn.Module) -> tuple[Correction, ...]:
+    """What a corrected module computes with; nothing if it is not corrected, or C is part of W."""
+    look: Any = attention._forward_pre_hooks.get(_KEY)
+    return () if look is None else look.corrections
 
 
 def correct(
@@ -53,16 +51,15 @@ def correct(
     """
     corrections = corrections_for(attention, projections, spectral)
     if spectral.correction == "polar":
-        for projection in corrections.projections.weights:
-            correction = corrections.polar(attention, projection, spectral)
+        for owner, correction in corrections:
+            kept = correction.polar(owner)
             if loading:
-                correction.fill_(torch.nan)
+                kept.fill_(torch.nan)
                 attention.__dict__[_OPEN] = True
-            projection.owner(attention).register_buffer(projection.parameter + _SUFFIX, correction)
+            owner.register_buffer(correction.projection.parameter + SUFFIX, kept)
     attention.__dict__[SPECTRAL] = spectral
     if not spectral.folded:
-        put_around(attention, _KEY, _Show(corrections), _hide_after)
-
+        _put_on(attention, corrections)
     return partial(uncorrect, attention, projections)
 
 
@@ -71,199 +68,81 @@ def uncorrect(attention: nn.Module, projections: Projections | None = None) -> b
     if attention.__dict__.pop(SPECTRAL, None) is None:
         return False
     attention.__dict__.pop(_OPEN, None)
-    _hide(attention)  # an interrupt, which is no Exception, passes by the hook that does
-    show: Any = attention._forward_pre_hooks.get(_KEY)
-    take_around(attention, _KEY)
-    for projection in (projections or show.corrections.projections).weights:
-        projection.owner(attention)._buffers.pop(projection.parameter + _SUFFIX, None)
+    weights = projections.weights if projections else tuple(c.projection for c in corrections_of(attention))
+    _take_off(attention)
+    for projection in weights:
+        projection.owner(attention)._buffers.pop(projection.parameter + SUFFIX, None)
     return True
 
 
-@torch.no_grad()
-def fold_into(attention: nn.Module, projections: Projections, *, folded: bool) -> None:
-    """Adds C to the weights themselves and takes the hooks off, or subtracts it and puts them on; in float32."""
-    spectral: Spectral = attention.__dict__[SPECTRAL]
-    corrections = corrections_for(attention, projections, spectral)
-    _hide(attention)
-    for projection in corrections.projections.weights:
-        weight = projection.weight(attention)
-        assert weight is not None
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        correction = corrections.of(attention, projection, spectral).to(exact)
-        weight.copy_(weight.to(exact) + (correction if folded else -correction))
-    attention.__dict__[SPECTRAL] = replace(spectral, folded=folded)
+def _put_on(attention: nn.Module, corrections: list[tuple[nn.Module, Correction]]) -> None:
+    for owner, correction in corrections:
+        add(owner, correction)
+    attention._forward_pre_hooks[_KEY] = _Look(tuple(correction for _, correction in corrections))
+
+
+def _take_off(attention: nn.Module) -> None:
+    for correction in corrections_of(attention):
+        take_off(correction.projection.owner(attention), correction.projection.parameter)
+    attention._forward_pre_hooks.pop(_KEY, None)
+
+
+def set_folded(attention: nn.Module, projections: Projections, *, folded: bool) -> None:
+    """The module computes with its weights as they are, because C is part of them now; or with W + C again."""
+    spectral = replace(attention.__dict__[SPECTRAL], folded=folded)
+    attention.__dict__[SPECTRAL] = spectral
     if folded:
-        take_around(attention, _KEY)
+        _take_off(attention)
     else:
-        put_around(attention, _KEY, _Show(corrections), _hide_after)
-
-
-def largest_correction(attention: nn.Module, projection: Projection, spectral: Spectral) -> float:
-    """The largest entry of C for one weight."""
-    if spectral.correction == "identity":
-        return spectral.strength
-    kept = projection.owner(attention)._buffers[projection.parameter + _SUFFIX]
-    assert kept is not None
-    return float(kept.abs().max())
+        _put_on(attention, corrections_for(attention, projections, spectral))
 
 
 @contextmanager
-def shown(attention: nn.Module) -> Iterator[None]:
-    """Within the block projections show what the module computes with: W + C if it is corrected, and W if not."""
-    show: Any = attention._forward_pre_hooks.get(_KEY)
-    if show is None:  # not corrected, or C is part of W
-        yield
-        return
-    show(attention, ())
-    try:
-        yield
-    finally:
-        _hide_after(attention, (), None)
+def shown(attention: nn.Module, *, corrected: bool = True) -> Iterator[None]:
+    """Within the block projections show, in this thread, what the module computes with: W + C if it is corrected.
 
-
-@dataclass(frozen=True)
-class Corrections:
-    """C for the projections of an attention module, from its settings.
-
-    Attributes:
-        projections: where those of W_Q, W_K and W_V are that are corrected.
-        widths: the rows of one head, for each role.
+    Or W, and projections that are called compute with that, where ``corrected`` is False.
     """
-
-    projections: Projections
-    widths: Mapping[str, int] = field(hash=False)
-
-    def of(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
-        """C for one weight, as it is now: in its shape, its dtype and on its devices."""
-        owner = projection.owner(attention)
-        kept = owner._buffers.get(projection.parameter + _SUFFIX)
-        correction = self.identity(attention, projection, spectral) if spectral.correction == "identity" else kept
-        assert correction is not None
-        return _like(correction, getattr(owner, projection.parameter))
-
-    @torch.no_grad()
-    def identity(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
-        """λ I_k for every role in a weight, in the weight's shape."""
-        owner = projection.owner(attention)
-        weight = getattr(owner, projection.parameter)
-        correction = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
-        matrix = as_matrix(owner, correction)
-        for role, rows in _corrected_rows(attention, projection, spectral):
-            for place in _diagonals(matrix, rows, self.widths[role] if spectral.per_head else None):
-                correction.as_strided(*place).fill_(spectral.strength)
-        return correction
-
-    @torch.no_grad()
-    def polar(self, attention: nn.Module, projection: Projection, spectral: Spectral) -> Tensor:
-        """λ σ_max(W) · U Vᵀ for every role in a weight, in the weight's shape."""
-        owner = projection.owner(attention)
-        weight = whole(getattr(owner, projection.parameter))
-        correction = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-        source, target = as_matrix(owner, weight), as_matrix(owner, correction)
-        for role, rows in _corrected_rows(attention, projection, spectral):
-            indices = rows.indices()
-            width = self.widths[role] if spectral.per_head else rows.count
-            blocks = source[indices].unflatten(0, (-1, width))
-            target[indices] = polar_correction(blocks, spectral.strength).flatten(0, 1)
-        return correction
-
-
-def corrections_for(attention: nn.Module, projections: Projections, spectral: Spectral) -> Corrections:
-    """C for the weights of an attention module that hold a role to correct."""
-    return Corrections(projections.of(spectral.roles), projections.head_widths(attention))
-
-
-def _corrected_rows(attention: nn.Module, projection: Projection, spectral: Spectral) -> list[tuple[str, Rows]]:
-    return [(role, rows) for role, rows in projection.rows(attention).items() if role in spectral.roles]
+    with seen([c.projection.owner(attention) for c in corrections_of(attention)], corrected=corrected):
+        yield
 
 
 @dataclass(frozen=True)
-class _Show:
-    """A hook before the attention module: its projections show W + C until `_hide_after`."""
+class _Look:
+    """A hook before the attention module: raises if one of its projections would compute without C."""
 
-    corrections: Corrections
+    corrections: tuple[Correction, ...]
 
     def __call__(self, attention: nn.Module, args: tuple[Any, ...]) -> None:
-        spectral = attention.__dict__[SPECTRAL]
         if _OPEN in attention.__dict__:
             self._close(attention)
-        attention.__dict__[_SHOWN] = shown = []
-        for projection in self.corrections.projections.weights:
-            owner, weight = projection.owner(attention), projection.weight(attention)
-            if weight is None:
-                raise _replaced(attention, projection)
-            corrected = weight + self.corrections.of(attention, projection, spectral)
-            # Where nn.Module's __getattr__ is not asked: an instance's own __dict__ comes before _parameters.
-            owner.__dict__[projection.parameter] = corrected
-            shown.append((projection, weight, corrected))
+        for correction in self.corrections:
+            projection = correction.projection
+            if projection.weight(attention) is None:
+                raise _lost(attention, projection.replaced(attention))
+            if torch.compiler.is_compiling():
+                continue
+            owner = projection.owner(attention)
+            where = f"{projection.path}.{projection.parameter}".lstrip(".")
+            if not is_added(owner, correction):
+                cls = f"{type(owner).__module__}.{type(owner).__qualname__}"
+                raise _lost(attention, f"another {cls}, or another class, has come in the place of that of {where}")
 
     def _close(self, attention: nn.Module) -> None:
         """Raises RuntimeError unless the corrections have come."""
-        for projection in self.corrections.projections.weights:
-            kept = projection.owner(attention)._buffers[projection.parameter + _SUFFIX]
+        for projection in (correction.projection for correction in self.corrections):
+            kept = projection.owner(attention)._buffers[projection.parameter + SUFFIX]
             if torch.compiler.is_compiling() or kept is None or kept.isnan().any():
                 raise RuntimeError(
-                    f"the correction {projection.parameter + _SUFFIX!r} of {projection.path!r} is not there yet: after "
+                    f"the correction {projection.parameter + SUFFIX!r} of {projection.path!r} is not there yet: after "
                     "apply_conditioning(model), load the checkpoint's state_dict into the model"
                     + (", and run it once before torch.compile" if torch.compiler.is_compiling() else "")
                 )
-        del attention.__dict__[_OPEN]
+        attention.__dict__.pop(_OPEN, None)
 
 
-def _hide_after(attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """A hook behind the attention module: its projections show W again."""
-    lost = _hide(attention)
-    if lost:
-        raise _replaced(attention, lost[0])
-
-
-def _hide(attention: nn.Module) -> list[Projection]:
-    """The projections show W again; those are returned that something else has come over meanwhile."""
-    lost = []
-    for projection, weight, corrected in attention.__dict__.pop(_SHOWN, ()):
-        owner = projection.owner(attention)
-        if owner.__dict__.get(projection.parameter) is not corrected:
-            lost.append(projection)
-        elif projection.parameter in owner._parameters:
-            del owner.__dict__[projection.parameter]
-        else:
-            owner.__dict__[projection.parameter] = weight
-    return lost
-
-
-def _replaced(attention: nn.Module, projection: Projection) -> RuntimeError:
+def _lost(attention: nn.Module, what: str) -> RuntimeError:
     return RuntimeError(
-        f"this {type(attention).__qualname__} was given to spectral_condition, and since then "
-        f"{projection.replaced(attention)}. Undo that, or call restore(model); to have it with C, call fold(model) "
-        "before it"
+        f"this {type(attention).__qualname__} was given to spectral_condition, and since then {what}. Undo that, or "
+        "call restore(model); to have it with C, call fold(model) before it"
     )
-
-
-def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[tuple[Any, Any, int]]:
-    """Sizes, strides and offsets of the entries that are 1 in I_k.
-
-    One identity over all rows of a role, or one for every ``width`` rows.
-    """
-    along, across = matrix.stride()
-    start = rows.start * along  # the matrix is fresh memory: it begins at its beginning
-    columns = matrix.shape[1]
-    if width is not None:
-        shape = (rows.groups, rows.size // width, min(width, columns))
-        return [(shape, (rows.step * along, width * along, along + across), start)]
-    step = rows.step * along + rows.size * across
-    whole, rest = divmod(min(rows.count, columns), rows.size)
-    found: list[tuple[Any, Any, int]] = [((whole, rows.size), (step, along + across), start)]
-    if rest:
-        found.append(((rest,), (along + across,), start + whole * step))
-    return found
-
-
-def _like(correction: Tensor, weight: Tensor) -> Tensor:
-    """The correction in the dtype of the weight, and spread over the same devices under tensor parallelism."""
-    mesh = getattr(weight, "device_mesh", None)
-    if mesh is None:
-        return correction.to(weight.dtype)
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(weight, DTensor)
-    return distribute_tensor(correction.to(weight.dtype), mesh, weight.placements, src_data_rank=None)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conditioned_attention.sites.corrected import corrections_of, shown, spectral_of
+from conditioned_attention.sites.corrected import corrections_of, shown
 from conditioned_attention.sites.projections import Projection, as_matrix
 from conditioned_attention.spectral import Spectral
 
@@ -21,9 +21,8 @@ def check_effect(attention: nn.Module) -> None:
     For C = λ I_k this is λ x[..., :k] in the rows of each role that is corrected and nothing in others; for the polar
     correction κ(W + C) ≤ 1 + 1/λ is checked.  Weights without values (meta) or spread over devices are not looked at.
     """
-    spectral, corrections = spectral_of(attention), corrections_of(attention)
-    assert spectral is not None
-    for projection in corrections.projections.weights:
+    for correction in corrections_of(attention):
+        projection, spectral = correction.projection, correction.spectral
         owner = projection.owner(attention)
         weight = getattr(owner, projection.parameter)
         if weight.is_meta or hasattr(weight, "device_mesh"):
@@ -32,7 +31,7 @@ def check_effect(attention: nn.Module) -> None:
         # without the user's autocast, which would round what is compared
         available = torch.amp.is_autocast_available(weight.device.type)
         with torch.autocast(weight.device.type, enabled=False) if available else nullcontext():
-            right = look(attention, projection, corrections.widths, spectral)
+            right = look(attention, projection, correction.widths, spectral)
         if not right:
             raise RuntimeError(
                 f"the correction of {projection.path or type(attention).__qualname__}.{projection.parameter} does not "
@@ -46,7 +45,8 @@ def _gains_identity(attention: nn.Module, projection: Projection, widths: Any, s
     matrix = as_matrix(owner, getattr(owner, projection.parameter))
     own = torch.Generator(matrix.device).manual_seed(0)  # so that conversion draws nothing from the user's
     x = torch.randn(3, matrix.shape[1], dtype=matrix.dtype, device=matrix.device, generator=own)
-    before = _project(owner, projection, x)
+    with shown(attention, corrected=False):
+        before = _project(owner, projection, x)
     with shown(attention):
         gain = (_project(owner, projection, x) - before).double()
     expected = torch.zeros_like(gain)

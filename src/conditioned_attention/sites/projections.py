@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from conditioned_attention.sites.adapters import adapter_against
+
 ROLES = "qkv"
 NORMED = "its weights are corrected before the norm that follows them"  # remark
 
@@ -49,9 +51,7 @@ class Projection:
 
         None: it has become a property, a method, or nothing.
         """
-        owner = self.owner(attention)
-        found = owner._parameters.get(self.parameter)
-        return owner.__dict__.get(self.parameter) if found is None else found
+        return held(self.owner(attention), self.parameter)
 
     def against(self, attention: nn.Module) -> str:
         """Why C cannot be added to the weight; empty if it can."""
@@ -60,20 +60,29 @@ class Projection:
         if weight is None:
             return self.replaced(attention)
         where = f"{self.path}.{self.parameter}".lstrip(".")
-        return "" if weight.is_floating_point() else f"{where} is of {weight.dtype}, to which C cannot be added"
+        reason = not_to_add_to(weight)
+        return f"{where} {reason}" if reason else adapter_against(attention.get_submodule(self.path))
 
     def replaced(self, attention: nn.Module) -> str:
         """What is to be said of a weight that is no parameter, and computed anew in every call."""
+        return self.replaced_in(self.owner(attention))
+
+    def replaced_in(self, owner: nn.Module) -> str:
+        """The same, of the module that should own it."""
         return (
             f"{self.path}.{self.parameter}".lstrip(".")
-            + f" is no parameter of its {type(self.owner(attention)).__qualname__}, so C would not reach it: "
+            + f" is no parameter of its {type(owner).__qualname__}, so C would not reach it: "
             "torch.nn.utils.parametrize, weight norm, pruning and quantize_dynamic put something else in its place"
         )
 
     def rows(self, attention: nn.Module) -> dict[str, Rows]:
         """The rows of each role, in the weight as a matrix (out, in)."""
-        owner = self.owner(attention)
-        total = as_matrix(owner, getattr(owner, self.parameter)).shape[0]
+        return self.rows_of(self.owner(attention))
+
+    def rows_of(self, owner: nn.Module) -> dict[str, Rows]:
+        """The same, of the module that owns the weight."""
+        weight = held(owner, self.parameter)
+        total = int(as_matrix(owner, getattr(owner, self.parameter) if weight is None else weight).shape[0])
         sizes = self.sizes or (total // (self.groups * len(self.roles)),) * len(self.roles)
         step = sum(sizes)
         if step * self.groups != total or len(sizes) != len(self.roles):
@@ -166,6 +175,22 @@ def made_by(
             making = (making[0], [getattr(module, name) for name in making[1].split()])
         weights.append(weight_at(path, making, heads))  # type: ignore[arg-type]
     return Projections(tuple(weights), heads, remark)
+
+
+def held(owner: nn.Module, parameter: str) -> Tensor | None:
+    """The parameter of this name, or the tensor that is set in its place; None if there is neither."""
+    found = owner._parameters.get(parameter)
+    return owner.__dict__.get(parameter) if found is None else found
+
+
+def not_to_add_to(weight: Tensor) -> str:
+    """Why C cannot be added to this weight; empty if it can."""
+    if not weight.is_floating_point() or weight.dtype.itemsize == 1:
+        return f"is of {weight.dtype}, to which C cannot be added"
+    cls = type(weight)
+    if cls.__torch_dispatch__ is not Tensor.__torch_dispatch__ and not cls.__module__.startswith("torch."):
+        return f"is a {cls.__module__}.{cls.__qualname__}, as quantizers put them in place, to which C cannot be added"
+    return ""
 
 
 def as_matrix(owner: nn.Module, weight: Tensor) -> Tensor:

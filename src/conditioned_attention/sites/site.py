@@ -135,12 +135,31 @@ def active_transform(site: Site) -> HeadTransform | None:
 _DERIVED = ("torch.distributed.fsdp", "torch.nn.utils.parametrize")
 
 
+# In the class that `summed` derives from another: the other, and what derives its like from any class.
+PLAIN, DERIVE = "_summed_plain", "_summed_derive"
+
+
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """The module's class, without those that ``fully_shard`` and ``torch.nn.utils.parametrize`` have put over it."""
+    """The module's class, without those that ``fully_shard`` and ``torch.nn.utils.parametrize`` have put over it.
+
+    And without ours that makes its weights read as W + C.
+    """
     cls = type(module)
-    while cls.__module__.startswith(_DERIVED) and len(cls.__bases__) <= 2:
+    while PLAIN in vars(cls) or (cls.__module__.startswith(_DERIVED) and len(cls.__bases__) <= 2):
         cls = cls.__bases__[-1]
     return cls
+
+
+def bare_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class, without ours that makes its weights read as W + C if that is the outermost."""
+    plain: type[nn.Module] = vars(type(module)).get(PLAIN, type(module))
+    return plain
+
+
+def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Gives a module another class; its weights read as W + C afterwards as they did before."""
+    derive = vars(type(module)).get(DERIVE)
+    module.__class__ = cls if derive is None else derive(cls)
 
 
 def class_name(cls: type) -> str:

@@ -29,7 +29,7 @@ from conditioned_attention.sites.forward import (
     rebind,
     replaced,
 )
-from conditioned_attention.sites.site import Mechanism, Site, class_name
+from conditioned_attention.sites.site import Mechanism, Site, bare_class, class_name, set_class
 
 _SWAP = "_class_swap"
 _swaps: dict[type, Swap] = {}  # by the plain class
@@ -56,7 +56,7 @@ class Swap(Mechanism):
         site.module.__dict__[TRANSFORM] = transform
         if not isinstance(site.module, self.conditioned):
             # Python lets an object change its class for one of the same layout; nothing in the object is touched.
-            site.module.__class__ = self.conditioned
+            set_class(site.module, self.conditioned)
             rebind(site.module, self.plain, self.conditioned)
             demand(site.module, "its conditioned attention was not reached")
             self.switched(site.module)
@@ -66,7 +66,7 @@ class Swap(Mechanism):
         if not isinstance(module, self.conditioned):
             return False
         del module.__dict__[TRANSFORM]
-        module.__class__ = self.plain
+        set_class(module, self.plain)
         rebind(module, self.conditioned, self.plain)
         demand_no_more(module)
         self.switched_back(module)
@@ -82,7 +82,7 @@ class Swap(Mechanism):
         return isinstance(module, self.conditioned)
 
     def refusal(self, site: Site, transform: HeadTransform) -> str:
-        if type(site.module) is not self.plain and not isinstance(site.module, self.conditioned):
+        if bare_class(site.module) is not self.plain and not isinstance(site.module, self.conditioned):
             return f"it has become a {type(site.module).__qualname__}: convert before fully_shard or parametrize"
         if reason := self._passed_by(site.module):
             return reason
@@ -103,7 +103,7 @@ class Swap(Mechanism):
         return f"its forward has become {name_of(forward)}: convert first, and put that around it then"
 
     def stuck(self, module: nn.Module) -> str:
-        if isinstance(module, self.conditioned) and type(module) is not self.conditioned:
+        if isinstance(module, self.conditioned) and bare_class(module) is not self.conditioned:
             return (
                 f"it has become a {type(module).__qualname__} since it was converted "
                 "(torch.nn.utils.parametrize and fully_shard change classes): undo that before restore"

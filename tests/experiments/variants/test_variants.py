@@ -489,3 +489,12 @@ def test_without_a_monitor_nothing_is_written_about_projections(tmp_path):
     assert not {"value_growth", "log10_kappa_weights"} & row.keys()
     assert JsonLines(tmp_path / "projections.jsonl").read() == []
     assert json.loads(json.dumps(row)) == row
+
+
+@pytest.mark.filterwarnings("ignore:strength=10 adds")
+def test_the_published_strength_stays_ten():
+    """Whatever `spectral_condition` takes by itself; runs are resumed by the name."""
+    for name, strength in (("spectral_published", 10), ("spectral_polar", 1), ("spectral", 8**-0.25)):
+        model = build("timm_vit")
+        VARIANTS[name].apply(model)
+        assert conditioning(model)["transforms"][0]["strength"] == pytest.approx(strength), name

@@ -1,0 +1,178 @@
+"""A module whose weight is W + C for those that compute with it, and W for everybody else.
+
+It is an instance of a class derived from its own, with a property by the name of the weight.  The property adds C anew
+whenever it is asked, so that nothing that threads share changes in a call.  Who asks decides: the forward of the module
+itself, and that of the attention module that it belongs to, get W + C, whether the projection is called or its weight
+is read; optimizers, state_dict, adapters that are merged, and the user get the parameter.  In compiled code there are
+forwards alone, and always W + C.
+
+What the module computes stays what it was without its correction, so a class that something else has been derived from
+since (``fully_shard``) can be left behind.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conditioned_attention.sites.adapters import keeps_weights
+from conditioned_attention.sites.correction import Correction
+from conditioned_attention.sites.projections import held, not_to_add_to
+from conditioned_attention.sites.site import DERIVE, PLAIN, bare_class
+
+_CORRECTIONS = "_corrections"  # on the module: by the name of each weight, its `Correction`
+_CALL = nn.Module._call_impl.__code__
+
+
+class _Thread(threading.local):
+    """What holds in one thread alone, by the id of the module that owns the weights."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, dict[str, Tensor]] = {}  # of a module whose forward runs: W + C, so that it is added once
+        self.shown: dict[int, bool] = {}  # whether W + C or W is to be seen now
+
+
+_thread = _Thread()
+
+
+def add(owner: nn.Module, correction: Correction) -> None:
+    """From now on the module computes with W + C for this weight."""
+    parameter = correction.projection.parameter
+    corrections = owner.__dict__.setdefault(_CORRECTIONS, {})
+    if corrections.setdefault(parameter, correction) != correction:
+        raise ValueError(f"two attention modules share this {type(owner).__qualname__} and want it corrected otherwise")
+    owner.__class__ = _summed(bare_class(owner), tuple(corrections))  # type: ignore[arg-type]
+
+
+def take_off(owner: nn.Module, parameter: str) -> None:
+    """The module computes with W again."""
+    corrections = owner.__dict__.get(_CORRECTIONS, {})
+    corrections.pop(parameter, None)
+    if not corrections:
+        owner.__dict__.pop(_CORRECTIONS, None)
+        owner.__class__ = bare_class(owner)
+
+
+def is_added(owner: nn.Module, correction: Correction) -> bool:
+    """Whether it is on the module, and nobody has given that another class since."""
+    ours = any(PLAIN in vars(cls) for cls in type(owner).__mro__)
+    return ours and owner.__dict__.get(_CORRECTIONS, {}).get(correction.projection.parameter) == correction
+
+
+@contextmanager
+def seen(owners: Iterable[nn.Module], *, corrected: bool) -> Iterator[None]:
+    """Within the block these modules show W + C, or W, to whoever asks in this thread."""
+    before, _thread.shown = _thread.shown, {**_thread.shown, **{id(owner): corrected for owner in owners}}
+    try:
+        yield
+    finally:
+        _thread.shown = before
+
+
+@cache
+def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
+    """The class derived from ``plain``, under its name: tables, and what prints a model, know it by that."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for correction in self.__dict__.get(_CORRECTIONS, {}).values():
+            _must_be_held(self, correction)
+        if torch.compiler.is_compiling():
+            return plain.forward(self, *args, **kwargs)
+        before = _thread.sums.get(id(self))
+        _thread.sums[id(self)] = {}
+        try:
+            return plain.forward(self, *args, **kwargs)
+        finally:
+            if before is None:
+                del _thread.sums[id(self)]
+            else:
+                _thread.sums[id(self)] = before
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        reduced: Any = plain.__reduce_ex__(self, protocol)
+        # or else it is of a class derived from this one, by fully_shard
+        return (_new, (plain, parameters), *reduced[2:]) if type(self) is derived else reduced
+
+    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+    marks = {PLAIN: plain, DERIVE: partial(_summed, parameters=parameters)}
+    properties = {parameter: _property(parameter) for parameter in parameters}
+    content = {**names, **marks, **properties, "forward": forward, "__reduce_ex__": reduce}
+    derived = type(plain.__name__, (plain,), content)
+    return derived
+
+
+def _new(plain: type[nn.Module], parameters: tuple[str, ...]) -> nn.Module:
+    """An instance without anything in it, for pickle and copy."""
+    return object.__new__(_summed(plain, parameters))  # type: ignore[arg-type]  # it says that classes have no hash
+
+
+def _must_be_held(owner: nn.Module, correction: Correction) -> None:
+    """Raises RuntimeError where a property has come over ours, as torch.nn.utils.parametrize puts it there."""
+    if held(owner, correction.projection.parameter) is None:
+        raise RuntimeError(f"{correction.projection.replaced_in(owner)}: call fold(model) before that is done to it")
+
+
+def _property(parameter: str) -> property:
+    def get(owner: nn.Module) -> Tensor | None:
+        return _read(owner, parameter)
+
+    def put(owner: nn.Module, value: Any) -> None:  # where it is no parameter: nn.Module registers those
+        owner.__dict__[parameter] = value
+
+    def delete(owner: nn.Module) -> None:
+        if parameter not in owner.__dict__:
+            raise AttributeError(parameter)
+        del owner.__dict__[parameter]
+
+    return property(get, put, delete)
+
+
+def _read(owner: nn.Module, parameter: str) -> Tensor | None:
+    weight = held(owner, parameter)
+    if weight is None and parameter not in owner._parameters:
+        raise AttributeError(f"{type(owner).__name__!r} object has no attribute {parameter!r}")
+    correction: Correction | None = owner.__dict__.get(_CORRECTIONS, {}).get(parameter)
+    if weight is None or correction is None:
+        return weight
+    if torch.compiler.is_compiling():
+        return weight + correction.of(owner)
+    shown = _thread.shown.get(id(owner))
+    if shown is None:
+        shown = id(owner) in _thread.sums or _computes(sys._getframe(2), owner, correction)
+    return _sum(owner, weight, correction) if shown else weight
+
+
+def _sum(owner: nn.Module, weight: Tensor, correction: Correction) -> Tensor:
+    """W + C; once for a call of the owner's forward."""
+    parameter, sums = correction.projection.parameter, _thread.sums.get(id(owner), {})
+    if parameter not in sums:
+        if reason := not_to_add_to(weight):
+            where = f"{correction.projection.path}.{parameter}".lstrip(".")
+            raise RuntimeError(f"{where}, which is corrected, {reason}: call fold(model) before that is done to it")
+        if parameter in owner._parameters:
+            weight = nn.Module.__getattr__(owner, parameter)  # type: ignore[assignment]  # a proxy, under torch.fx
+        sums[parameter] = weight + correction.of(owner)
+    return sums[parameter]
+
+
+def _computes(frame: FrameType | None, owner: nn.Module, correction: Correction) -> bool:
+    """Whether a weight is read in a call of the module that owns it, or of its attention module.
+
+    The stack tells, which is of this thread alone.
+    """
+    while frame is not None and not keeps_weights(frame):
+        code = frame.f_code
+        if (code is _CALL or code.co_name == "forward") and code.co_argcount:
+            called = frame.f_locals.get(code.co_varnames[0])
+            if called is owner or isinstance(called, correction.attention):
+                return True
+        frame = frame.f_back
+    return False
