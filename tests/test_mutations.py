@@ -327,6 +327,7 @@ MUTATIONS = [
     ("fused, a mask a head, in parts", "attention/fused/launch.py", "(per_head and mask.shape[1] > 1)", "False", FUSED_OPTIONS),
     ("fused, negative scales", "attention/fused/launch.py", "SCALED=options.scale <= 0 or (mask", "SCALED=(mask", FUSED_OPTIONS),
     ("fused, a seed for ever", "attention/fused/attend.py", "torch.randint(2**62, (1,), device=query.device)", "torch.zeros(1, dtype=torch.int64, device=query.device)", FUSED_OPTIONS),
+    ("fused, k qᵀ by other numbers", "attention/triton/blocks.py", "return tl.trans(dot(query, tl.trans(key), OPT))", "return dot(key, tl.trans(query), OPT)", FUSED),
     ("fused, empty not refused", "attention/arguments.py", "if tensor.numel() == 0:", "if False:", FUSED),
     ("fused, second derivatives dropped", "attention/fused/attend.py", "_may_call_directly() and not torch.is_grad_enabled()", "_may_call_directly()", FUSED),
     ("fused, modes passed over", "attention/fused/attend.py", "return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())", "return True", FUSED),

@@ -47,6 +47,8 @@ class Case:
         keep[:, 0] = True
         if self.mask == "bool":
             return keep
+        if self.mask == "few keys":  # itself, and two of those before it
+            return (keep.cumsum(-1) < 3) & keep | torch.eye(n, m, dtype=torch.bool)
         if self.mask == "float":
             return torch.randn(n, m, generator=generator).to(self.dtype)
         if self.mask == "fully masked rows":
@@ -115,6 +117,7 @@ CASES = [
     Case("bias of the heads", mask="heads"),
     Case("bias of the queries", mask="queries"),
     Case("logits of 3000", logits=3000.0),
+    Case("few keys, logits of 10", (2, 1, 17, 60), causal=True, mask="few keys", logits=10.0),
     Case("rows below eps", values=1e-8),
     Case("large values", values=1e6, layout="heads inside"),
     Case("bfloat16", dtype=torch.bfloat16),

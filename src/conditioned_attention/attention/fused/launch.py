@@ -268,7 +268,7 @@ def _compiled_for(inputs: Inputs, options: Options, blocks: Blocks, per_head: bo
         SCALED=options.scale <= 0 or (mask is not None and mask.dtype != torch.bool),
         PACKED=inputs.queries_from is not None,
         PRECISION="tf32" if single and _may_use_tf32() else "ieee",
-        UPCAST=interpreted() and query.dtype == torch.bfloat16,
+        INTERPRETED=interpreted(),
     )  # fmt: skip
     warps = blocks.warps if mask is None and options.dropout_p == 0 else 8  # both take registers
     return {"OPT": opt, "num_warps": warps, "num_stages": blocks.stages}

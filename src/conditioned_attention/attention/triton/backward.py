@@ -20,6 +20,7 @@ from conditioned_attention.attention.triton.blocks import (
     dot,
     first_row,
     head_of,
+    keys_down,
     keys_of,
     load,
     query_block,
@@ -114,7 +115,7 @@ def _keys_and_values_from_queries(
     for start_n in tl.range(first, last, OPT.BLOCK_N):
         n = start_n + tl.arange(0, OPT.BLOCK_N)
         query, gradient, log_sum, inner, along, row = _rows_of(start_n, queries, upstream, rows, N, OPT)
-        logits = dot(key, tl.trans(query), OPT) * (scale * LOG2_E)
+        logits = keys_down(key, query, OPT) * (scale * LOG2_E)
         mask_rows = tl.cast(n, tl.int64)[None, :] * mask_strides[2]
         logits = restrict(logits, mask, mask_rows, mask_strides[3], n[None, :], m[:, None], N, M, window, OPT, GUARDED)
         weights = tl.exp2(logits - log_sum[None, :])

@@ -37,7 +37,7 @@ class Options:
             positive.
         PACKED: sequences of different lengths, one after the other.
         PRECISION: of the products of float32, "ieee" or "tf32".
-        UPCAST: turn bfloat16 into float32 first, because Triton's interpreter takes its bits for integers.
+        INTERPRETED: products are NumPy's, in Triton's interpreter.
     """
 
     D: int
@@ -57,7 +57,7 @@ class Options:
     SCALED: bool
     PACKED: bool
     PRECISION: str
-    UPCAST: bool
+    INTERPRETED: bool
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # Triton's compiler takes no other numbers than its own
@@ -126,10 +126,22 @@ def store(head, strides, start, count, rows, width):
 @triton.jit
 def dot(a, b, OPT: tl.constexpr):
     """The product in float32."""
-    if OPT.UPCAST:
+    if OPT.INTERPRETED:  # which takes the bits of bfloat16 for integers
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=OPT.PRECISION)
     else:
         return tl.dot(a, b, input_precision=OPT.PRECISION)
+
+
+@triton.jit
+def keys_down(key, query, OPT: tl.constexpr):
+    """k qᵀ, to the bit as q kᵀ was in the forward pass.
+
+    Else the weight of a row's only key would not be 1.  A GPU adds up both in one order; NumPy does not.
+    """
+    if OPT.INTERPRETED:
+        return tl.trans(dot(query, tl.trans(key), OPT))
+    else:
+        return dot(key, tl.trans(query), OPT)
 
 
 @triton.jit
