@@ -3,9 +3,10 @@
     python -m tests.conversion.hunt SECONDS [SEED]
 
 After every step the model computes what the plain one computes under the oracle if it is converted, and what the plain
-one computes if it is not.  An operation may be refused by an error of the library's own, which must leave the model as
-it was; a model that refuses to run so ends its sequence; and what fails in the same way on a model that is never
-converted does not count.  What is found is printed with the sequence that leads to it.
+one computes if it is not; at the end its gradients are those of that one, too.  An operation may be refused by an error
+of the library's own, which must leave the model as it was; a model that refuses to run so ends its sequence; and what
+fails in the same way on a model that is never converted does not count.  What is found is printed with the sequence
+that leads to it.
 """
 
 import copy
@@ -27,7 +28,7 @@ from torch import nn
 import conditioned_attention
 from conditioned_attention import apply_conditioning, conditioning, fold, precondition, restore, spectral_condition
 from tests.conversion.by_hand import STRENGTH, rectangular_identity, weights_by_hand
-from tests.models import MODELS, build, inputs, output
+from tests.models import MODELS, build, inputs, output, weigh
 from tests.oracle import NormalisedHeads
 
 LIBRARY = str(Path(conditioned_attention.__file__).parent)
@@ -67,20 +68,44 @@ class Situation:
             else:
                 return model
 
-    @torch.no_grad()
-    def check(self):
-        """Raises AssertionError if the model is not what it should be."""
+    @property
+    def should(self):
+        return f"it should be with C: {self.conditioned}, λ: {self.corrected}"
+
+    def outputs(self):
+        """(what comes out, what should, the model of which it should)."""
         plain = weights_by_hand(copy.deepcopy(self.twin), rectangular_identity) if self.corrected else self.twin
         with NormalisedHeads() if self.conditioned else nullcontext():
             expected = output(plain)
         found = self.model(**inputs(self.twin))
-        found = found if isinstance(found, torch.Tensor) else found[0]
+        return found if isinstance(found, torch.Tensor) else found[0], expected, plain
+
+    @torch.no_grad()
+    def check(self):
+        """Raises AssertionError if the model is not what it should be."""
+        found, expected, _ = self.outputs()
         error = (found - expected).abs().max() / expected.abs().max()
-        should = f"C: {self.conditioned}, λ: {self.corrected}"
-        assert error < 1e-4, f"off by {error:.2g}; it should be with {should}"
+        assert error < 1e-4, f"off by {error:.2g}; {self.should}"
         kinds = {each["kind"] for each in conditioning(self.core)["transforms"] if not each.get("folded")}
         said = "row_norm" in kinds, "spectral" in kinds
-        assert said == (self.conditioned, self.corrected), f"the record says {said}; it should be {should}"
+        assert said == (self.conditioned, self.corrected), f"the record says {said}; {self.should}"
+
+    def check_gradients(self):
+        """Raises AssertionError if the parameters that both have do not get the gradients that they should."""
+        ours = {name: p for name, p in self.core.named_parameters() if p.requires_grad and not p.is_meta}
+        names = [name for name, _ in self.twin.named_parameters() if name in ours]
+        if not names:
+            return
+        found, expected, plain = self.outputs()
+        theirs = dict(plain.named_parameters())
+        gradients = [
+            torch.autograd.grad(weigh(result), [of[name] for name in names], allow_unused=True)
+            for result, of in ((found, ours), (expected, theirs))
+        ]
+        for name, one, other in zip(names, *gradients):
+            assert (one is None) == (other is None), f"{name} has one gradient of two; {self.should}"
+            largest = 0 if other is None else other.abs().max()
+            assert other is None or (one - other).abs().max() <= 1e-3 * largest + 1e-5, f"d {name}; {self.should}"
 
 
 def convert(s):
@@ -251,6 +276,7 @@ def follow(name, operations, seed=0):
     """What became of each operation; raises, with the sequence in a note, if they leave a wrong model."""
     torch.manual_seed(seed)
     situation, outcomes = Situation(name), []
+    operations = [*operations, Situation.check_gradients]
     for count, operation in enumerate(operations, 1):
         try:
             with warnings.catch_warnings():
@@ -262,8 +288,8 @@ def follow(name, operations, seed=0):
             error.add_note(f"seed {seed}, {name}: {', '.join(o.__name__ for o in operations[:count])}")
             raise
         if outcomes[-1] == "stopped":
-            break
-    return outcomes
+            return outcomes
+    return outcomes[:-1]
 
 
 def _fails_when_plain(name, operations, error):
