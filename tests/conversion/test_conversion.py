@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block, DiffParallelScalingBlock
 from torch import nn
 from transformers import YosoConfig, YosoModel
 
-from conditioned_attention import ConditionMonitor, conditioning, precondition, reference, restore
+from conditioned_attention import ConditionMonitor, conditioning, precondition, reference, restore, spectral_condition
 from conditioned_attention.controls import HeadRMSNorm
 from conditioned_attention.conversion import convert
 from conditioned_attention.measure.probing.probe import head_outputs
@@ -138,6 +138,19 @@ def test_what_is_traced_for_onnx_is_the_converted_model(tmp_path):
     (found,) = reference.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), output(model), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(output(model), plain, rtol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_model_is_refused():
+    traced = torch.jit.trace(build("timm_vit"), (inputs(build("timm_vit"))["x"],))
+    for change in (precondition, spectral_condition):
+        with pytest.raises(
+            ValueError, match=r"blocks\.1\.attn: torch.jit has traced or scripted it: convert the model"
+        ):
+            change(traced)
+    both = nn.Sequential(traced, build("timm_vit"))
+    precondition(both)
+    assert restore(both).names("restored") == ["1.blocks.0.attn", "1.blocks.1.attn"]
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "clip", "vit"])

@@ -74,7 +74,7 @@ def refresh_guards(model: nn.Module) -> None:
 def guards_on(module: nn.Module) -> list[str]:
     """The names of the guard's buffers on a module."""
     old = [name for name, value in module._buffers.items() if is_guarded(module) and _is_old(name, value)]
-    return old + [name for name in module._buffers if name.startswith(GUARD)]
+    return old + [name for name, _ in module._buffers.items() if name.startswith(GUARD)]  # what torch.jit has, too
 
 
 def _device(module: nn.Module) -> torch.device | None:

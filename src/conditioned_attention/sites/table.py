@@ -47,6 +47,7 @@ _PROJECTIONS = {
 }
 
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+_OF_JIT = "torch.jit has traced or scripted it: convert the model, and do that then"
 _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn|mhsa", re.IGNORECASE)
 
 
@@ -133,6 +134,8 @@ def _recognise(name: str, module: nn.Module, parents: tuple[nn.Module, ...]) -> 
 
 def _look_up(module: nn.Module) -> Mechanism | str | None:
     """The way to its heads, or the reason why there is none; None for what is no attention."""
+    if isinstance(module, torch.jit.ScriptModule):  # its forward is a program; asking its class for it is an error
+        return _OF_JIT if _LOOKS_LIKE_ATTENTION.search(str(getattr(module, "original_name", ""))) else None
     already = swap_of(type(module)) or hook_of(module)
     if already is not None:
         return already
@@ -148,6 +151,8 @@ def _look_up(module: nn.Module) -> Mechanism | str | None:
 
 def find_projections(attention: nn.Module) -> Projections | str:
     """What an attention module makes its queries, keys and values with; the reason if that is not known."""
+    if isinstance(attention, torch.jit.ScriptModule):
+        return _OF_JIT
     swap = swap_of(type(attention))
     cls = plain_class(attention) if swap is None else swap.plain
     package = cls.__module__.partition(".")[0]
