@@ -13,11 +13,24 @@ from conditioned_attention.environment import needs
 
 @dataclass(frozen=True)
 class TimmModel:
-    """A model of timm by its name, with fresh weights."""
+    """A model of timm by its name, with fresh weights.
+
+    Attributes:
+        name: as timm knows it.
+        drop_path: probability with which a residual branch is left out in training; timm lets it grow linearly over
+            the depth up to this, and in XCiT it is the same everywhere.
+        dropout: of what the dense layers behind attention and in the MLPs give, and of the position embeddings; for
+            models that have these, such as ViT and DeiT.
+    """
 
     name: str
+    drop_path: float = 0.0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         timm = _timm()
         if not timm.is_model(self.name):
             near = difflib.get_close_matches(self.name, timm.list_models(), n=5)
@@ -26,6 +39,10 @@ class TimmModel:
     def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
         """The model; it maps images (B, C, H, W) to logits (B, classes).  Many models of timm take one size only."""
         sizes: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
+        if self.drop_path:
+            sizes["drop_path_rate"] = self.drop_path
+        if self.dropout:
+            sizes |= {"proj_drop_rate": self.dropout, "pos_drop_rate": self.dropout}
         try:
             model: nn.Module = _timm().create_model(self.name, img_size=image_size, **sizes)
         except TypeError as error:

@@ -119,7 +119,7 @@ def _without_data(task: Task, variant: Variant) -> nn.Module:
             f"the model of {type(task).__name__} cannot be built without data (on PyTorch's meta device), which an "
             f"estimate needs: {error}"
         ) from error
-    variant.apply_structure(model)
+    variant.leaving(task.left_alone).apply_structure(model)
     return model
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from conditioned_attention.experiments.data.images.mixing import Mixing
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
@@ -29,15 +30,21 @@ class ImageClassification(Task):
         model: what is trained.
         classes: how many.
         notes: what a report should say about the data, such as images that are left out.
+        mixing: how training images are blended, and labels softened; default not at all.
     """
 
     metric = Metric("accuracy (%)")
 
     def __init__(
-        self, data: tuple[Dataset[Any], Dataset[Any]], model: ImageModel, classes: int = 10, notes: Sequence[str] = ()
+        self,
+        data: tuple[Dataset[Any], Dataset[Any]],
+        model: ImageModel,
+        classes: int = 10,
+        notes: Sequence[str] = (),
+        mixing: Mixing | None = None,
     ) -> None:
         self._train, self._eval = data
-        self._model, self._classes = model, classes
+        self._model, self._classes, self._mixing = model, classes, mixing or Mixing()
         self.notes = list(notes)
 
     def build_model(self) -> nn.Module:
@@ -53,9 +60,14 @@ class ImageClassification(Task):
     def collate(self, items: Any) -> Any:
         return items if isinstance(items, tuple) else super().collate(items)  # `ImageArrays` hands out batches
 
+    def collate_train(self, items: Any) -> Any:
+        images, labels = self.collate(items)
+        return self._mixing(images, labels, self._classes) if self._mixing.mixes else (images, labels)
+
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         images, labels = batch
-        return F.cross_entropy(_logits(model(images)), labels)
+        smoothing = 0.0 if self._mixing.mixes else self._mixing.smoothing  # mixed labels are smooth already
+        return F.cross_entropy(_logits(model(images)), labels, label_smoothing=smoothing)
 
     def evaluator(self) -> Evaluator:
         return _Accuracy(self._classes)

@@ -46,6 +46,7 @@ class Task(ABC):
     metric: Metric
     tokens_per_sample: int = 1  # the unit of budgets and throughput; 1 where samples are counted
     causal: bool = False  # whether a token may know nothing of later ones, as a transform that mixes rows would let it
+    left_alone: tuple[str, ...] = ()  # patterns of names of attention modules that no variant changes
     notes: Sequence[str] = ()  # what a report should say about the data, such as items that are left out
 
     @abstractmethod

@@ -94,6 +94,7 @@ class _Run:
     ) -> None:
         from accelerate.utils import send_to_device
 
+        variant = variant.leaving(task.left_alone)
         self.task, self.settings, self.variant, self.seed = task, settings, variant, seed
         self.folder, self.launch = folder, launch
 

@@ -25,7 +25,10 @@ def build_optimizer(
     Raises:
         ValueError: timm has no such optimizer, or torch no Muon.
     """
-    still = {name for name, _ in model.named_parameters() if not _decays_by_name(name, model, no_weight_decay)}
+    inside = settings.optimizer != "timm"  # timm asks the model alone, so temperatures of XCiT decay there
+    still = {
+        name for name, _ in model.named_parameters() if not _decays_by_name(name, model, no_weight_decay, inside=inside)
+    }
     if settings.optimizer == "timm":
         return _timm(model, settings, still)
     groups = parameter_groups(model, settings.weight_decay, still)
@@ -47,10 +50,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, still: Collection[st
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _decays_by_name(name: str, model: nn.Module, patterns: Iterable[str]) -> bool:
+def _decays_by_name(name: str, model: nn.Module, patterns: Iterable[str], *, inside: bool) -> bool:
     """Whether neither the task nor the module that holds a parameter, nor one around it, keeps it from decaying.
 
-    timm's models name whole parameters (``cls_token``) or ends of their names (``relative_position_bias_table``).
+    Not ``inside``: of the modules the model alone is asked.  timm's models name whole parameters (``cls_token``) or
+    ends of their names (``relative_position_bias_table``).
     """
     if any(fnmatch(name, pattern) for pattern in patterns):
         return False
@@ -61,7 +65,7 @@ def _decays_by_name(name: str, model: nn.Module, patterns: Iterable[str]) -> boo
         if any(fnmatch(path, pattern) or fnmatch(path.rpartition(".")[2], pattern) for pattern in named):
             return False
         child, dot, path = path.partition(".")
-        if not dot:
+        if not dot or not inside:
             return True
         module = module._modules[child]
 

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
 from conditioned_attention.experiments.training.settings import Training
 
@@ -28,6 +39,9 @@ def build_schedule(
         return OneCycleLR(optimizer, max_lr=settings.lr, total_steps=ticks, pct_start=share, anneal_strategy="linear")
     if settings.schedule == "constant":
         return LinearLR(optimizer, start_factor=1.0, end_factor=1.0, total_iters=ticks)
+    start = 1 / (warmup + 1) if settings.warmup_from is None else settings.warmup_from / settings.lr
+    if settings.cosine_from == "run" or settings.schedule_lag:
+        return LambdaLR(optimizer, _cosine(settings, ticks, warmup, start))
     rest = max(1, ticks - warmup)
     after: LRScheduler
     if settings.schedule == "cosine":
@@ -43,6 +57,20 @@ def build_schedule(
         after = MultiStepLR(optimizer, turns, gamma=settings.gamma)
     if warmup == 0:
         return after
-    start = 1 / (warmup + 1) if settings.warmup_from is None else settings.warmup_from / settings.lr
     rise = LinearLR(optimizer, start_factor=start, total_iters=warmup)
     return SequentialLR(optimizer, [rise, after], milestones=[warmup])
+
+
+def _cosine(settings: Training, ticks: int, warmup: int, start: float) -> Callable[[int], float]:
+    """The rate as a share of the highest, at each tick: timm's ``CosineLRScheduler``."""
+    begin = warmup if settings.cosine_from == "warmup" else 0
+    low = settings.final_lr
+
+    def share(tick: int) -> float:
+        tick = max(0, tick - settings.schedule_lag)
+        if tick < warmup:
+            return start + (1 - start) * tick / warmup
+        way = min(1.0, (tick - begin) / max(1, ticks - begin))
+        return low + (1 - low) * (1 + math.cos(math.pi * way)) / 2
+
+    return share

@@ -78,6 +78,10 @@ class Schedule:
         milestones: of ``"milestones"``, in ascending order, as shares of the run.
         gamma: of ``"milestones"``.
         schedule_per: whether the rate moves with every step, or stays for an epoch and moves between two.
+        cosine_from: whether the half cosine begins when the ``"warmup"`` ends, or with the ``"run"``, so that the
+            warm-up ends a little below the top, as in timm without ``warmup_prefix``.
+        schedule_lag: of ``"cosine"``, so many steps (or epochs) that the rate is late.  The loops of DeiT, XCiT and
+            Swin tell timm's scheduler the number of the epoch or step that has ended, and not of the next: 1.
     """
 
     schedule: Literal["cosine", "one_cycle", "triangle", "milestones", "constant"] = "cosine"
@@ -88,10 +92,17 @@ class Schedule:
     milestones: tuple[float, ...] = added(())
     gamma: float = added(0.1)
     schedule_per: Literal["step", "epoch"] = added("step")
+    cosine_from: Literal["warmup", "run"] = added("warmup")
+    schedule_lag: int = added(0)
 
     def __post_init__(self) -> None:
         check_choices(self)
         _positive(self, "warmup_from", "gamma")
+        for name, usual in (("cosine_from", "warmup"), ("schedule_lag", 0)):
+            if self.schedule != "cosine" and getattr(self, name) != usual:
+                raise ValueError(f"{name}={getattr(self, name)!r} goes with schedule='cosine', not {self.schedule!r}")
+        if self.schedule_lag < 0:
+            raise ValueError(f"schedule_lag must not be negative, got {self.schedule_lag}")
         if not (0 <= self.final_lr <= 1 and 0 <= self.warmup < 1):
             raise ValueError(f"final_lr must be in [0, 1] and warmup in [0, 1), got {self.final_lr} and {self.warmup}")
         if self.warmup_steps is not None and self.warmup_steps < 0:

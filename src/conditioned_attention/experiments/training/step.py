@@ -105,7 +105,7 @@ def new_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
 def step_of_variant(task: Task, settings: Training, variant: Variant, accelerator: Accelerator) -> Step:
     """A step of a freshly built model with the structure of a variant, to time it or measure its memory."""
     torch.manual_seed(0)
-    model = task.build_model()
+    model, variant = task.build_model(), variant.leaving(task.left_alone)
     variant.apply_structure(model)
     if settings.compile:
         model.compile()

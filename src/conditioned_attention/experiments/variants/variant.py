@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from torch import nn
 
 from conditioned_attention.conversion import ConversionReport
-from conditioned_attention.experiments.variants.changes import Change, Heads
+from conditioned_attention.experiments.variants.changes import Change, Heads, Patterns
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,19 @@ class Variant:
         for change in self.changes:
             change.after_step(model)
 
+    def leaving(self, patterns: tuple[str, ...]) -> Variant:
+        """The same, that leaves the attention modules of these names alone."""
+        return replace(self, changes=tuple(replace(c, exclude=_joined(c.exclude, patterns)) for c in self.changes))
+
     @property
     def mixes_rows(self) -> bool:
         """Whether what becomes of a token depends on other tokens' rows."""
         return any(isinstance(change, Heads) and change.transform.mixes_rows for change in self.changes)
+
+
+def _joined(patterns: Patterns, more: tuple[str, ...]) -> Patterns:
+    before = (patterns,) if isinstance(patterns, str) else patterns or ()
+    return (*before, *more) or None
 
 
 def _meet(one: Change, two: Change) -> bool:

@@ -23,22 +23,25 @@ _AUGMENT: dict[str, dict[str, Any]] = {
 class ImageTransform:
     """From an RGB image to a tensor (3, image_size, image_size), by timm.
 
-    "none" is DeiT's and Swin's evaluation: the short side to ``image_size / 0.875``, bicubic, the centre of it,
-    ImageNet's mean and standard deviation.  "strong" is their training: random resized crops (8 % to 100 %), flips,
-    RandAugment ``rand-m9-mstd0.5-inc1``, and a rectangle erased with probability 0.25.  "light" is the first two of
-    these.  What is random is drawn from the global generators of torch, numpy and Python.
+    "none" is DeiT's and Swin's evaluation: the short side to ``image_size / crop``, bicubic, the centre of it,
+    ImageNet's mean and standard deviation; ``crop`` is 0.875, and 1 in XCiT's evaluation.  "strong" is their training:
+    random resized crops (8 % to 100 %), flips, RandAugment ``rand-m9-mstd0.5-inc1``, and a rectangle erased with
+    probability 0.25.  "light" is the first two of these.  What is random is drawn from the global generators of torch,
+    numpy and Python.
     """
 
-    def __init__(self, image_size: int, augment: Augment) -> None:
+    def __init__(self, image_size: int, augment: Augment, crop: float = 0.875) -> None:
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         if augment not in _AUGMENT:
             raise ValueError(f"augment={augment!r} is unknown; valid are {', '.join(_AUGMENT)}")
+        if not 0 < crop <= 1:
+            raise ValueError(f"crop must be above 0 and at most 1, got {crop}")
         with needs("timm"):
             from timm.data.transforms_factory import create_transform
 
-        self._arguments = image_size, augment
-        self.steps = create_transform(image_size, interpolation="bicubic", crop_pct=0.875, **_AUGMENT[augment])
+        self._arguments = image_size, augment, crop
+        self.steps = create_transform(image_size, interpolation="bicubic", crop_pct=crop, **_AUGMENT[augment])
         for step in self.steps.transforms:
             for operation in getattr(step, "ops", ()):
                 if operation.name.startswith("Posterize"):
