@@ -130,6 +130,8 @@ class Train:
                 values = {key: "not finite" if value is None else value for key, value in row.items()}
                 say("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()))
 
+            if is_main():
+                say("\n".join([task.summary(), *task.notes]))
             where: Any = {"folder": self.folder, "into": self.into, "launch": self.launch}
             path = train_recipe(self.recipe, variant, self.seed, show=show, task=task, **where)
             if is_main():

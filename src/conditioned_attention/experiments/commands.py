@@ -27,7 +27,7 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
-from conditioned_attention.storage.folder import check_settings, working_folder
+from conditioned_attention.storage.folder import FINGERPRINT, changes, check_settings, working_folder
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,21 @@ class RecipeTraining:
 
     @cached_property
     def task(self) -> Task:
-        """What is trained, built once in each process and shared by all of its runs."""
-        return self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
+        """What is trained, built once in each process and shared by all of its runs.
+
+        Raises:
+            ValueError: the data are not what they were when the comparison began.
+        """
+        task = self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
+        now = task.fingerprint()
+        if changed := changes(vars(self).get(FINGERPRINT, now), now):
+            raise ValueError(f"the data have changed since this comparison began ({changed})")
+        return task
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the task: a worker process reads the data itself."""
-        return {name: value for name, value in vars(self).items() if name != "task"}
+        """Without the task: a worker process reads the data itself, and then knows whether they are the same."""
+        state = {name: value for name, value in vars(self).items() if name != "task"}
+        return state | ({FINGERPRINT: self.task.fingerprint()} if "task" in vars(self) else {})
 
 
 def evaluations_of(task: Task, training: Training) -> int | None:
@@ -106,14 +115,15 @@ def train_recipe(
         raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}")
     if folder is not None and into is not None:
         raise ValueError(f"folder={str(folder)!r} and into={str(into)!r}: a run has one place")
-    task, training, settings = task or recipe.task(), recipe.training, settings_of(recipe)
+    task, training = task or recipe.task(), recipe.training
+    settings = {**settings_of(recipe), FINGERPRINT: task.fingerprint()}
     if into is None:
         path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
         if (path / "settings.json").exists():
             raise ValueError(f"{path} is the folder of a comparison, which runs go into with into={str(path)!r}")
         job = single_job(path, variant, seed, task.metric, settings)
     else:
-        training, settings, variant_settings = _as_in(into, recipe, variant, seed)
+        training, settings, variant_settings = _as_in(into, recipe, settings, variant, seed)
         job = job_of(into, variant, seed, task.metric, settings, variant_settings)
     rows = train(task, training, variant, seed, job.path, named(launch or Launch(), recipe))
     if not is_main():
@@ -129,10 +139,10 @@ def train_recipe(
 
 
 def _as_in(
-    folder: Path, recipe: Recipe, variant: Variant, seed: int
+    folder: Path, recipe: Recipe, settings: dict[str, Any], variant: Variant, seed: int
 ) -> tuple[Training, dict[str, Any], dict[str, Any]]:
     """Training, settings and the variant's own, as `compare_recipe` has them there: at the rate that it has tuned."""
-    settings, tuning = settings_of(recipe), read_tuning(folder / "tuning")
+    tuning = read_tuning(folder / "tuning")
     if tuning is None:
         return recipe.training, settings, {}
     rates = tuning.rates()
@@ -191,7 +201,9 @@ def compare_recipe(
     task = training.task
     check_suited(chosen, causal=task.causal)
     how: dict[str, Any] = {"workers": workers, "threads": threads, "progress": progress}
-    how |= {"metric": task.metric, "settings": settings_of(recipe)}
+    how |= {"metric": task.metric, "settings": {**settings_of(recipe), FINGERPRINT: task.fingerprint()}}
+    if progress:
+        print(task.summary(), *task.notes, sep="\n")
     if tune:
         if "{" in (recipe.training.start_from or ""):
             raise ValueError(

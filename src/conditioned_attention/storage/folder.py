@@ -11,6 +11,7 @@ from typing import Any
 
 from conditioned_attention.storage.files import finite, read_json, write_json
 
+FINGERPRINT = "data_fingerprint"  # the setting that says what the data are, and not how they were asked for
 _ABSENT = "as in earlier versions"  # what a setting is that was not written: see `settings.added`
 
 
@@ -42,16 +43,31 @@ def check_settings(folder: Path, settings: Any) -> None:
         write_json(file, settings)
         return
     there = read_json(file)
-    if there != now:
-        different = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in differences(there, now))
+    if different := changes(there, now):
         raise ValueError(f"{folder} holds runs of other settings ({different}); choose another folder")
+    if there != now:  # it did not say yet what its data are
+        write_json(file, {**there, **now})
+
+
+def says_its_data(settings: Any) -> bool:
+    """Whether settings have a `FINGERPRINT`, those of tuned learning rates within the settings of their runs."""
+    return isinstance(settings, dict) and (FINGERPRINT in settings or says_its_data(settings.get("runs")))
+
+
+def changes(there: Any, now: Any) -> str:
+    """What differs between two pieces of plain data, in words; empty if nothing does."""
+    return ", ".join(f"{key}: {old} there, {new} now" for key, old, new in differences(there, now))
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every key at which two pieces of plain data differ, with both values; in words where one does not have it."""
+    """Every key at which two pieces of plain data differ, with both values; in words where one does not have it.
+
+    Where one of them does not say what its data are (`FINGERPRINT`), that is no difference: earlier versions did not.
+    """
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(key for key in b if key not in a)]:
-            if a.get(key) != b.get(key):
+            said = key != FINGERPRINT or (key in a and key in b)
+            if said and a.get(key) != b.get(key):
                 yield from differences(a.get(key, _ABSENT), b.get(key, _ABSENT), f"{prefix}.{key}" if prefix else key)
     elif a != b:
         yield prefix or "settings", a, b

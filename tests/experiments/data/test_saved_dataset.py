@@ -3,6 +3,7 @@
 import io
 import pickle
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def save(path, **splits):
     return path
 
 
-@pytest.mark.parametrize("name", ["test", "validation"])
+@pytest.mark.parametrize("name", ["test", "validation", "valid", "DEV"])
 def test_train_and_evaluation(tmp_path, name):
     source = saved_images(save(tmp_path / "d", train=rows(0, 200), **{name: rows(200, 50)}))
     assert source.classes == list("0123456789")
@@ -113,7 +114,7 @@ def test_columns_are_found_or_asked_for(tmp_path):
 
 
 def test_wrong_splits_and_labels(tmp_path):
-    with pytest.raises(ValueError, match="has no split 'train', only test"):
+    with pytest.raises(ValueError, match="has no training set, named train or training, only test"):
         saved_images(save(tmp_path / "a", test=rows(0, 30)))
     several = save(tmp_path / "b", train=rows(0, 100), validation=rows(100, 30), test=rows(130, 40))
     with pytest.raises(ValueError, match="has validation and test; choose one with eval_split"):
@@ -129,13 +130,52 @@ def test_wrong_splits_and_labels(tmp_path):
         saved_images(save(tmp_path / "e", train=rows(0, 100), test=rows(100, 30).remove_columns("label")))
 
 
+def test_names_of_splits(tmp_path):
+    source = saved_images(save(tmp_path / "a", Training=rows(0, 100), Testing=rows(100, 30)))
+    assert (len(source.train), len(source.evaluation)) == (100, 30)
+    path = save(tmp_path / "b", train=rows(0, 100), test=rows(100, 30), extra=rows(130, 40))
+    with pytest.raises(ValueError, match="has train, test, and beside them extra, which no name says the purpose of"):
+        saved_images(path)
+    chosen = saved_images(path, eval_split="test")
+    assert chosen.notes == ["trained on train, evaluated on test", "left out, other splits: extra"]
+    with pytest.raises(ValueError, match="has no training set, only the splits corpus"):
+        saved_images(save(tmp_path / "c", corpus=rows(0, 100)))
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (lambda t: int(t) - 1, r"11 of 100 rows of split 'train' have no label in column 'label' \(-1 stands for none"),
+        (lambda t: "" if t == 3 else str(t), r"12 of 100 rows of split 'train' have no label in column 'label'$"),
+    ],
+)
+def test_rows_that_say_that_they_have_no_label(tmp_path, label, words):
+    with pytest.raises(ValueError, match=words):
+        saved_images(save(tmp_path / "d", train=rows(0, 100, label), test=rows(100, 30, label)))
+
+
+def test_accents_written_in_two_ways_are_one_class(tmp_path):
+    forms = iter(["NFC", "NFD"] * 100)
+    source = saved_images(
+        save(tmp_path / "d", train=rows(0, 100, lambda t: unicodedata.normalize(next(forms), f"é{t}")))
+    )
+    assert source.classes == [f"é{n}" for n in range(10)]
+
+
+def test_numbers_of_rows_as_labels(tmp_path):
+    numbers = iter(range(100))
+    rows(0, 100, lambda t: next(numbers)).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(ValueError, match=r"each of the 100 classes has one image\. Are the labels numbers of images"):
+        saved_images(tmp_path / "d")
+
+
 def test_damaged_rows_are_left_out_by_name(tmp_path):
     path = save(tmp_path / "d", train=rows(0, 200, damaged=(3, 77)), test=rows(200, 50, damaged=(1,)))
     with pytest.warns(
         UserWarning, match=r"left out: 3 of 250 items cannot be read: train\[3\] \(.*train\[77\] .*test\[1\]"
     ):
         source, notes = without_unreadable(saved_images(path), 10, None)
-    assert (len(source.train), len(source.evaluation), len(notes)) == (198, 49, 3)
+    assert (len(source.train), len(source.evaluation), len(notes)) == (198, 49, 4)
     with pytest.raises(ValueError, match="3 of 250 items cannot be read"):
         without_unreadable(saved_images(path), 2, None)
 
@@ -152,7 +192,7 @@ def test_it_trains_and_goes_to_loader_workers(tmp_path):
     recipe = ImageFolder(path, image_size=8, augment="light", model=TINY, training=Training(epochs=1, batch_size=50))
     with pytest.warns(UserWarning, match="left out: 1"):
         task = recipe.task()
-    assert len(task.notes) == 1
+    assert len(task.notes) == 2
     (row,) = train(task, recipe.training, VARIANTS["preconditioned"], 0, tmp_path / "run")
     assert 0 <= row["score"] <= 100
     data, collate = pickle.loads(pickle.dumps((task.eval_data(), task.collate)))  # loader workers may be spawned

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conditioned_attention.experiments.data.scan import default_cache_dir, find_unreadable, stamp_of, tell_unreadable
+from conditioned_attention.experiments.data.scan import default_cache_dir, read_once, stamp_of, tell_unreadable
 
 NAMES = [f"item{i}" for i in range(200)]
 
@@ -25,6 +25,11 @@ class Reader:
             self.asked.append(i)
         if i in self.broken:
             raise OSError(f"number {i} is bad\nand more lines")
+        return 2**32 - 1 - i
+
+
+def find_unreadable(*args, **options):
+    return read_once(*args, **options).unreadable
 
 
 def test_everything_is_read_once_and_the_second_time_nothing(tmp_path):
@@ -33,9 +38,10 @@ def test_everything_is_read_once_and_the_second_time_nothing(tmp_path):
     assert found == {3: "OSError: number 3 is bad", 150: "OSError: number 150 is bad"}
     assert list(found) == [3, 150], "in order, whichever thread was first"
     assert sorted(reader.asked) == list(range(200))
-    again = Reader()
+    again = Reader(3, 150)
     assert find_unreadable(NAMES, again, "a", cache_dir=tmp_path) == found
-    assert again.asked == []
+    assert sorted(again.asked) == [3, 150], "what was bad is tried again"
+    again = Reader()
     assert find_unreadable(NAMES, again, "b", cache_dir=tmp_path) == {}, "another stamp, another scan"
     assert len(again.asked) == 200
 
@@ -45,11 +51,27 @@ def test_too_many_are_an_error_that_names_the_first(tmp_path):
     words = r"11 of 200 items cannot be read: item0 \(OSError: number 0 is bad\), item2 .*item8 .*, …\. At most max_unr"
     with pytest.raises(ValueError, match=words):
         find_unreadable(NAMES, reader, "a", cache_dir=tmp_path)
-    assert len(find_unreadable(NAMES, Reader(), "a", max_unreadable=11, cache_dir=tmp_path)) == 11, "from the cache"
+    assert len(find_unreadable(NAMES, reader, "a", max_unreadable=11, cache_dir=tmp_path)) == 11
     repaired = Reader(4)
     assert list(find_unreadable(NAMES, repaired, "a", cache_dir=tmp_path)) == [4]
     assert sorted(repaired.asked) == list(range(0, 22, 2)), "only those that were bad are tried again"
-    assert list(find_unreadable(NAMES, Reader(), "a", cache_dir=tmp_path)) == [4]
+    assert list(find_unreadable(NAMES, Reader(4), "a", cache_dir=tmp_path)) == [4]
+
+
+def test_a_reason_that_is_gone_is_forgotten_and_one_that_stays_is_told_as_it_is_now(tmp_path):
+    """No stamp knows of permissions, disks that were away and libraries that were missing."""
+    assert list(find_unreadable(NAMES, Reader(3, 150), "a", cache_dir=tmp_path)) == [3, 150]
+    assert find_unreadable(NAMES, Reader(), "a", cache_dir=tmp_path) == {}
+    third = Reader(3)
+    assert find_unreadable(NAMES, third, "a", cache_dir=tmp_path) == {}
+    assert third.asked == [], "it is known as readable now"
+
+
+def test_what_was_read_is_kept_with_it(tmp_path):
+    expected = [0 if i == 7 else 2**32 - 1 - i for i in range(200)]
+    for _ in range(2):
+        assert read_once(NAMES, Reader(7), "a", cache_dir=tmp_path).contents == expected
+    assert read_once(NAMES, Reader(), "a", cache_dir=tmp_path).contents[7] == 2**32 - 8
 
 
 def test_the_bound_itself():
@@ -70,11 +92,13 @@ def test_nothing_readable_is_an_error_whatever_the_bound(tmp_path):
         b"\xff\xfe",
         b"[]",
         b"null",
-        b'{"items": 200}',
-        b'{"items": 200, "unreadable": []}',
-        b'{"items": 199, "unreadable": {}}',
-        b'{"items": 200, "unreadable": {"200": "beyond"}}',
-        b'{"items": 200, "unreadable": {"x": "no number"}}',
+        b'{"unreadable": {}}',
+        b'{"items": 200, "unreadable": {}}',
+        b'{"contents": "%s", "unreadable": []}' % (b"0" * 1600),
+        b'{"contents": "%s", "unreadable": {}}' % (b"0" * 1592),
+        b'{"contents": "%s", "unreadable": {}}' % (b"x" * 1600),
+        b'{"contents": "%s", "unreadable": {"200": "beyond"}}' % (b"0" * 1600),
+        b'{"contents": "%s", "unreadable": {"x": "no number"}}' % (b"0" * 1600),
     ],
 )
 def test_a_damaged_cache_file_is_made_anew(tmp_path, damage):
@@ -83,7 +107,9 @@ def test_a_damaged_cache_file_is_made_anew(tmp_path, damage):
     reader = Reader(7)
     assert list(find_unreadable(NAMES, reader, "a", cache_dir=tmp_path)) == [7]
     assert len(reader.asked) == 200
-    assert json.loads(file.read_text()) == {"items": 200, "unreadable": {"7": "OSError: number 7 is bad"}}
+    assert json.loads(file.read_text())["unreadable"] == {"7": "OSError: number 7 is bad"}
+    find_unreadable(NAMES, Reader(), "a", cache_dir=tmp_path)
+    assert len(reader.asked) == 200
 
 
 def test_the_cache_may_be_deleted_and_has_a_default(tmp_path, monkeypatch):
@@ -109,7 +135,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_before_the_reading(tmp_path)
 
 def _append(path, i):
     with open(path, "a") as file:
-        file.write(f"{i}\n")
+        return file.write(f"{i}\n")
 
 
 def _scan_in_a_process(folder):
@@ -140,7 +166,7 @@ def test_ctrl_c_does_not_wait_for_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr("rich.progress.track", interrupt)
     names = [str(i) for i in range(64 * 1000)]
     with pytest.raises(KeyboardInterrupt):
-        find_unreadable(names, lambda i: (time.sleep(0.0005), reader(i)), "a", cache_dir=tmp_path)
+        find_unreadable(names, lambda i: time.sleep(0.0005) or reader(i), "a", cache_dir=tmp_path)
     assert len(reader.asked) < 64 * 200, "what the threads had begun, and no more"
     assert not list(tmp_path.glob("*.json")), "half a scan is no result"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conditioned_attention.experiments.data.text.files import read_texts
+from conditioned_attention.experiments.data.text.files import read_text_sets, read_texts
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,12 +46,75 @@ def test_what_is_no_text_is_left_out_by_name(folder):
     with pytest.warns(UserWarning, match=r"left out: 4 of 8 items cannot be read: binary.txt \(it has NUL bytes"):
         texts = read_texts(folder, notes=notes)
     assert [name for name, _ in texts] == ["a.md", "b/deeper/LICENSE.TXT", "c.rst", "later.txt"]
+    assert notes.pop(0) == "left out, files by their suffix: 1 .py"
     assert [note.split("unreadable: ")[1].split(" (")[0] for note in notes] == [
         "binary.txt", "empty.txt", "gone.txt", "wide.txt",
     ]  # fmt: skip
     assert "FileNotFoundError" in notes[2]
     with pytest.raises(ValueError, match=r"4 of 8 items cannot be read: .*max_unreadable=3"):
         read_texts(folder, 3)
+
+
+def test_links_and_thumbnails(folder, tmp_path):
+    before = read_texts(folder)
+    (folder / "b" / "up").symlink_to(folder)
+    (folder / "@eaDir").mkdir()
+    (folder / "@eaDir" / "a.md").write_text("x")
+    notes = []
+    assert read_texts(folder, notes=notes) == before
+    assert notes[:2] == [
+        "left out, links to folders that are read already, or lie above: b/up",
+        "left out, folders that systems make: @eaDir",
+    ]
+
+
+def write(folder, **texts):
+    for name, text in texts.items():
+        file = folder / name.replace("_", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{file}.txt").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "held"),
+    [
+        (("train", "test"), "test"),
+        (("Training", "dev"), "dev"),
+        (("train_a", "valid_b"), "valid"),
+        (("TRAIN_a", "eval"), "eval"),
+    ],
+)
+def test_a_folder_with_an_evaluation_set_does_not_train_on_it(tmp_path, names, held):
+    notes = []
+    write(tmp_path, **dict(zip(names, ("one", "two"))))
+    assert read_text_sets(tmp_path, notes=notes) == (b"one", b"two")
+    assert notes == [f"trained on {names[0].partition('_')[0]}, evaluated on {held}"]
+
+
+def test_a_folder_without_an_evaluation_set_is_one_text(tmp_path):
+    write(tmp_path, training="one", chapter="two")
+    (tmp_path / "pictures").mkdir()
+    assert read_text_sets(tmp_path, notes=[]) == (b"two\n\none", None)
+    assert read_text_sets(tmp_path / "chapter.txt", notes=[]) == (b"two", None)
+
+
+def test_a_folder_whose_sets_are_not_clear(tmp_path, monkeypatch):
+    write(tmp_path, test="two", chapter="three")
+    with pytest.raises(ValueError, match="has no training set, named train or training, only chapter, test"):
+        read_text_sets(tmp_path, notes=[])
+    write(tmp_path, train="one")
+    with pytest.raises(ValueError, match="has train, test, and beside them chapter, which no name says the purpose of"):
+        read_text_sets(tmp_path, notes=[])
+    notes = []
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert read_text_sets(f"~/{tmp_path.name}", eval_split="test", notes=notes) == (b"one", b"two")
+    assert notes == ["left out, beside these sets: chapter", "trained on train, evaluated on test"]
+    write(tmp_path, train_a="one")
+    with pytest.raises(ValueError, match=r"has train and train\.txt: one of them can be the set train"):
+        read_text_sets(tmp_path, notes=[])
+    with pytest.raises(ValueError, match="eval_split='test' needs a training set beside it"):
+        read_text_sets(tmp_path / "chapter.txt", eval_split="test", notes=[])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -88,6 +151,13 @@ def test_a_saved_data_set(tmp_path):
     assert b"".join(data for _, data in texts).decode() == "".join(lines[:30]), "empty rows are no matter"
     assert texts[-1][0] == "test[9]"
     assert len(read_texts(tmp_path / "d", split="test")) == 10
+    with pytest.warns(UserWarning, match="left out: 1 of 21"):
+        train, held = read_text_sets(tmp_path / "d", notes=[])
+    assert train.decode() == "\n\n".join(lines[:20])
+    assert held.decode() == "\n\n".join(lines[20:30]), "the test split is not trained on"
+    datasets.DatasetDict(a=data["train"], b=data["test"]).save_to_disk(str(tmp_path / "unclear"))
+    with pytest.raises(ValueError, match="has no training set, only the splits a, b"):
+        read_text_sets(tmp_path / "unclear", notes=[])
     with pytest.raises(ValueError, match=r"split='dev' is not in .*; valid are train, test"):
         read_texts(tmp_path / "d", split="dev")
     data.remove_columns("text").save_to_disk(str(tmp_path / "without"))

@@ -4,7 +4,10 @@ import json
 import os
 import pickle
 import random
+import shutil
+import unicodedata
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -57,10 +60,25 @@ def test_train_and_val(digits):
     assert pickle.loads(pickle.dumps(source)) == source, "loader workers may be spawned"
 
 
-@pytest.mark.parametrize("name", ["val", "test", "validation"])
-def test_names_of_the_evaluation_set(digits, name):
+@pytest.mark.parametrize("name", ["val", "test", "validation", "valid", "dev", "Testing", "EVAL"])
+@pytest.mark.parametrize("training", ["train", "Training", "TRAIN"])
+def test_names_of_the_sets(digits, name, training):
     (digits / "val").rename(digits / name)
-    assert len(image_folder(digits).evaluation) == 120
+    (digits / "train").rename(digits / training)
+    source = image_folder(digits)
+    assert (len(source.train), len(source.evaluation), len(source.classes)) == (400, 120, 10)
+    assert source.notes[0] == f"trained on {training}, evaluated on {name}"
+
+
+def test_other_sets_are_left_out_only_where_one_is_chosen(digits):
+    write_digits(digits / "extra", 520, 60)
+    (digits / "docs").mkdir()
+    with pytest.raises(ValueError, match=r"has train, val, and beside them extra, which no name says the purpose of"):
+        image_folder(digits)
+    source = image_folder(digits, "VAL")
+    assert len(source.evaluation) == 120
+    assert source.notes == ["trained on train, evaluated on val", "left out, beside these sets: extra, docs"]
+    assert len(image_folder(digits, "extra").evaluation) == 60
 
 
 def test_which_of_several_must_be_said(digits):
@@ -104,6 +122,94 @@ def test_links(digits, tmp_path):
     assert image_folder(digits) == before
     (digits / "train" / "1" / "up").symlink_to(digits / "train" / "1")
     assert image_folder(digits) == before, "a link back up ends there"
+    for n, place in enumerate((digits, digits / "train", digits / "train" / "2", tmp_path, tmp_path / "elsewhere")):
+        (digits / "val" / "1" / f"link{n}").symlink_to(place)
+    found = image_folder(digits)
+    assert found == before, "a link into the data, or above it, would give pictures a second class"
+    (line,) = [note for note in found.notes if "link" in note]
+    assert "train/1/up, val/1/link0, val/1/link1, val/1/link2, val/1/link3, val/1/link4" in line
+    shutil.copytree(digits / "train" / "0", tmp_path / "more")
+    (digits / "val" / "0" / "more").symlink_to(tmp_path / "more")
+    (digits / "val" / "1" / "more").symlink_to(tmp_path / "more")
+    assert len(image_folder(digits).names) == len(before.names) + 41, "out of the data they are followed, once"
+
+
+@pytest.mark.parametrize("link", ["train/kitty", "val"])
+def test_a_set_or_class_that_is_another_one_under_another_name(digits, link):
+    place = digits / link
+    if place.exists():
+        shutil.rmtree(place)
+    else:
+        (digits / "val" / place.name).mkdir()
+    place.symlink_to(digits / "train" / ("3" if "/" in link else ""))
+    with pytest.raises(ValueError, match=r"class folders without images: .*; left out, links to folders that are read"):
+        image_folder(digits)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN"])
+def test_thumbnails_and_what_was_deleted_are_no_images(digits, name):
+    before = image_folder(digits)
+    for place in (digits, digits / "train", digits / "train" / "3", digits / "val" / "1"):
+        write_digits(place / name, 0, 20)
+        digit(0).save(place / name / "a.png")
+    found = image_folder(digits)
+    assert found == before
+    assert f"left out, folders that systems make: {name}, train/{name}, train/3/{name}, val/1/{name}" in found.notes
+
+
+def test_what_else_is_left_out_is_said(digits):
+    digit(0).save(digits / "train" / "loose.png")
+    for name in ("a.heic", "b.HEIC", "c.txt", "d"):
+        (digits / "train" / "4" / name).touch()
+    assert image_folder(digits).notes[1:] == [
+        "left out, images beside the folders of classes: train/loose.png",
+        "left out, files by their suffix: 1 without any, 2 .heic, 1 .txt",
+    ]
+
+
+def test_accents_are_written_in_two_ways(digits):
+    """As a folder copied from a Mac is, and one made here."""
+    one, two = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    before = image_folder(digits)
+    (digits / "train" / "3").rename(digits / "train" / one)
+    (digits / "val" / "3").rename(digits / "val" / two)
+    source = image_folder(digits)
+    assert source.classes == [*"012456789", one]
+    assert sorted(Counter(source.labels).values()) == sorted(Counter(before.labels).values())
+    (digits / "train" / "4").rename(digits / "train" / two)
+    with pytest.raises(ValueError, match="has two folders 'é' whose accents are written in two ways"):
+        image_folder(digits)
+
+
+def test_one_class_and_numbers_of_images_as_classes(digits, tmp_path):
+    write_digits(tmp_path / "one", 0, 30)
+    for folder in (tmp_path / "one").iterdir():
+        if folder.name != "3":
+            shutil.rmtree(folder)
+    for number in range(10):
+        digit(0).save(tmp_path / "one" / "3" / f"{number}.png")
+    with pytest.raises(ValueError, match="there is one class only, 3: nothing to tell apart"):
+        without_unreadable(image_folder(tmp_path / "one"), 10, None)
+    for split, place in ((split, digits / split / str(n)) for split in ("train", "val") for n in range(10)):
+        for file in sorted(place.iterdir())[1 + (place.name == "7" and split == "train") :]:
+            file.unlink()
+    with pytest.warns(UserWarning, match="9 of 10 classes have one training image: are the labels numbers of images"):
+        _, notes = without_unreadable(image_folder(digits), 10, None)
+    assert any("9 of 10 classes have one training image" in note for note in notes)
+    (digits / "train" / "7" / sorted(os.listdir(digits / "train" / "7"))[0]).unlink()
+    with pytest.raises(ValueError, match=r"each of the 10 classes has one image\. Are the labels numbers of images"):
+        image_folder(digits / "train")
+
+
+def _move(folder, to):
+    to.mkdir(parents=True)
+    for part in ("train", "val"):
+        (folder / part).rename(to / part)
+    (to.parent / "dog").mkdir()
+    to.parent.rename(folder / "a")
+    for part in ("cat", "dog"):
+        (folder / "a" / part).rename(folder / part)
+    (folder / "a").rmdir()
 
 
 def _remove(folder):
@@ -117,8 +223,16 @@ def _remove(folder):
         (lambda d: _remove(d / "train" / "3"), r"train: class folders without images: 3 \(1 of 10\); known suffixes"),
         (lambda d: _remove(d / "val" / "7"), r"val: class folders without images: 7"),
         (lambda d: (d / "train" / "7").rename(d / "train" / "seven"), "7 only in val, seven not in val"),
-        (lambda d: (d / "train").rename(d / "training"), "has no folder 'train', only training, val"),
-        (lambda d: [f.rename(d / f"t{f.name}") for f in (d / "train").iterdir()], "train has no class folders"),
+        (lambda d: (d / "train").rename(d / "first"), "has no training set, named train or training, only first, val"),
+        (
+            lambda d: (d / "train").rename(d / "train2"),
+            "has no training set, named train or training, only train2, val",
+        ),
+        (lambda d: [f.rename(d / f"t{f.name}") for f in (d / "train").iterdir()], "has train, val, and beside them t0"),
+        (lambda d: [shutil.rmtree(f) for f in (d / "train").iterdir()], "train has no class folders"),
+        (lambda d: (d / "train" / "7").rename(d / "more"), "has train, val, and beside them more, which no name says"),
+        (lambda d: (d / "val").rename(d / "Training"), "has Training and train: one of them can be the training set"),
+        (lambda d: _move(d, d.parent / "a" / "cat"), "cat would be a class, and holds train, val, as a data set does"),
     ],
 )
 def test_a_wrong_tree(digits, change, words):
@@ -143,7 +257,9 @@ def test_broken_files_are_left_out_by_name(digits):
     with pytest.warns(UserWarning, match="left out: 5 of 525 items cannot be read: train/5/dangling.png") as warned:
         source, notes = without_unreadable(image_folder(digits), 10, None)
     assert len(warned) == 1
-    assert len(notes) == 5
+    assert notes[0] == "trained on train, evaluated on val"
+    assert len(notes) == 6
+    notes = notes[1:]
     assert all(name in note for name, note in zip(broken, notes))
     reasons = (
         "FileNotFoundError",
@@ -310,7 +426,8 @@ def test_the_task(digits):
     assert task.probe().shape == (8, 3, 16, 16)
     labels = [task.eval_data()[i][1] for i in range(8)]
     assert len(set(labels)) > 3, "the monitor's samples are of many classes"
-    assert task.notes == []
+    assert task.notes == ["trained on train, evaluated on val"]
+    assert task.summary() == "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 400 to train, 120 to evaluate"
     images, labels = task.collate([task.train_data()[i] for i in range(4)])
     assert task.build_model()(images).logits.shape == (4, 10)
     assert task.loss(task.build_model(), (images, labels)).item() > 0

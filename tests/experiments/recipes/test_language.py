@@ -122,13 +122,34 @@ def test_any_text_files(tmp_path):
         task = dataclasses.replace(SMALL, text="files", path=tmp_path).task()
     assert len(task.train_data()) == pytest.approx(120_000 / 64 * 0.9, rel=0.05)
     assert "c.txt" in task.notes[0]
+    assert task.notes[1] == "no evaluation set: every tenth block of 32 windows is held out"
     with pytest.raises(ValueError, match=r"c\.txt"):
         dataclasses.replace(SMALL, text="files", path=tmp_path, max_unreadable=0).task()
+
+
+def test_an_evaluation_set_is_scored_on_and_never_trained_on(tmp_path, monkeypatch):
+    """Nor is it touched while settings are chosen."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "train.txt").write_bytes(b"a" * 64 * 320 + b"b")
+    (tmp_path / "Valid.txt").write_bytes(b"c" * 64 * 20 + b"d")
+    recipe = dataclasses.replace(SMALL, text="files", path="~", eval_windows=None)
+    task, tuning = recipe.task(), recipe.task(tuning=True)
+    assert [len(data) for data in (task.train_data(), task.eval_data())] == [320, 20]
+    assert [len(data) for data in (tuning.train_data(), tuning.eval_data())] == [288, 32]
+    assert task.train_data().windows.unique().tolist() == [ord("a"), ord("b")]
+    assert task.eval_data().windows.unique().tolist() == [ord("c"), ord("d")]
+    assert tuning.eval_data().windows.unique().tolist() == [ord("a"), ord("b")]
+    assert task.notes == ["trained on train, evaluated on Valid"]
+    assert task.summary() == "windows of 64 bytes; 320 to train, 20 to evaluate"
+    (tmp_path / "Valid.txt").write_bytes(b"c" * 64)
+    with pytest.raises(ValueError, match="the text has 64 bytes, and a window with context=64 needs 65"):
+        recipe.task()
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"eval_split": "test"}, "eval_split='test' needs text='files'"),
         ({"text": "files"}, "text='files' needs a path"),
         ({"path": "novel.txt"}, "path='novel.txt' needs text='wordnet' or text='files'"),
         ({"eval_windows": 0}, "eval_windows must be at least 1"),

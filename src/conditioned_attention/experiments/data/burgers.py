@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from conditioned_attention.experiments.data.fingerprint import checksum, checksum_of_bytes
 from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
 from conditioned_attention.storage.files import write_bytes
 
@@ -22,12 +24,16 @@ _TOGETHER = 128  # functions solved at a time, which stay in the processor's cac
 
 
 class FieldPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Functions on a grid, before and after: (S, n) each, float32; handed out as whole batches by `__getitems__`."""
+    """Functions on a grid, before and after: (S, n) each, float32; handed out as whole batches by `__getitems__`.
 
-    def __init__(self, before: Tensor, after: Tensor) -> None:
+    ``origin`` is plain data that say what made them: solvers round differently on other machines.
+    """
+
+    def __init__(self, before: Tensor, after: Tensor, origin: Mapping[str, Any] | None = None) -> None:
         if before.dim() != 2 or before.shape != after.shape:
             raise ValueError(f"functions before and after must both be (S, n), got {before.shape} and {after.shape}")
         self.before, self.after = before, after
+        self.origin = dict(origin or {"checksum": checksum_of_bytes(before.contiguous().numpy())})
 
     def __len__(self) -> int:
         return len(self.before)
@@ -38,6 +44,14 @@ class FieldPairs(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
         return self.before[rows], self.after[rows]
+
+    def subset(self, rows: Sequence[int]) -> FieldPairs:
+        """Some of the functions, in this order."""
+        return FieldPairs(*self.__getitems__(rows), {**self.origin, "rows": checksum(rows)})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """How many, and what made them."""
+        return {"items": len(self), **self.origin}
 
 
 def burgers_pairs(first: int, count: int, points: int, cache_dir: Path | None = None) -> FieldPairs:
@@ -59,7 +73,8 @@ def burgers_pairs(first: int, count: int, points: int, cache_dir: Path | None = 
         raise ValueError(f"first must be at least 0 and count at least 1, got {first} and {count}")
     if points < 2 or GRID % points:
         raise ValueError(f"points must be a divisor of {GRID} and at least 2, got {points}")
-    stamp = stamp_of([_VERSION, VISCOSITY, GRID, _STEP, first, count])
+    made = {"version": _VERSION, "viscosity": VISCOSITY, "grid": GRID, "step": _STEP, "first": first}
+    stamp = stamp_of([*made.values(), count])
     file = (default_cache_dir() if cache_dir is None else cache_dir).expanduser() / f"burgers-{stamp}.npy"
     pairs = _read(file)
     if pairs is None:
@@ -69,7 +84,7 @@ def burgers_pairs(first: int, count: int, points: int, cache_dir: Path | None = 
         np.save(content, pairs)
         write_bytes(file, content.getvalue())
     seen = torch.from_numpy(np.ascontiguousarray(pairs[:, :, :: GRID // points]))
-    return FieldPairs(seen[0], seen[1])
+    return FieldPairs(seen[0], seen[1], {**made, "points": points})
 
 
 def _read(file: Path) -> np.ndarray | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from conditioned_attention.storage.settings import plain
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class LinearFunctions(Dataset[tuple[Tensor, Tensor]]):
         x = x.reshape(len(drawn), self.points, self.dimension)
         y = np.einsum("bkd,bd->bk", x, weights) + self.noise * noise
         return torch.from_numpy(x).float(), torch.from_numpy(y).float()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings: they make the sequences."""
+        return plain(self)
 
     def _drawn(self, index: int) -> np.ndarray:
         if not 0 <= index < self.samples:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from conditioned_attention.storage.settings import plain
 
 IGNORED = -100  # the target where nothing is asked, which PyTorch's cross entropy leaves out
 _POWER = 0.01  # of the law that says how far behind the pairs a query stands; that of the paper's code
@@ -75,6 +78,10 @@ class RecallSequences(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(np.stack([tokens for tokens, _ in made])), torch.from_numpy(
             np.stack([targets for _, targets in made])
         )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings: they make the sequences."""
+        return plain(self)
 
     def _made(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 <= index < self.samples:

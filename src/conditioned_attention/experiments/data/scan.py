@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from conditioned_attention._warnings import warn
 from conditioned_attention.storage.files import write_json
@@ -28,25 +28,38 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conditioned-attention"
 
 
-def find_unreadable(
+class Scan(NamedTuple):
+    """What reading every item once has found.
+
+    Attributes:
+        unreadable: why an item cannot be read, by its index, in order.
+        contents: what ``read`` gave for each item; 0 for those that cannot be read.
+    """
+
+    unreadable: dict[int, str]
+    contents: list[int]
+
+
+def read_once(
     names: Sequence[str],
-    read: Callable[[int], object],
+    read: Callable[[int], int],
     stamp: str,
     *,
     max_unreadable: int = 10,
     cache_dir: Path | None = None,
-) -> dict[int, str]:
-    """Reads every item once; a later call with the same stamp takes the result from the cache.
+) -> Scan:
+    """Reads every item once; a later call with the same stamp takes what could be read from the cache.
+
+    What could not be read is tried again at every call: the reason may have been a permission, a disk that was away or
+    a library that was missing, of which no stamp knows.
 
     Args:
         names: of the items, for messages.
-        read: reads item i whole and raises if it cannot; called from several threads at a time.
+        read: reads item i whole, gives a checksum (CRC-32) of it, and raises if it cannot; called from several threads
+            at a time.
         stamp: changes whenever an item may have changed; see `stamp_of`.
         max_unreadable: more than so many are an error.
         cache_dir: where results are kept; default `default_cache_dir`.  Any file there may be deleted.
-
-    Returns:
-        Why it cannot be read, by the index of the item, in order.
 
     Raises:
         ValueError: more than ``max_unreadable`` items cannot be read.
@@ -55,11 +68,12 @@ def find_unreadable(
     check_bound(max_unreadable)
     file = (default_cache_dir() if cache_dir is None else cache_dir).expanduser() / f"scan-{stamp}.json"
     with _locked(file):  # of several processes that start at once, one reads and the others wait for its result
-        found = _cached(file, len(names))
-        if found is None or len(found) > max_unreadable:  # too many: they may have been repaired, the others are known
-            found = _read_all(names, read, range(len(names)) if found is None else list(found))
-            write_json(file, {"items": len(names), "unreadable": {str(i): reason for i, reason in found.items()}})
-    check_unreadable({names[i]: reason for i, reason in found.items()}, len(names), max_unreadable)
+        known = _cached(file, len(names))
+        found = Scan({}, [0] * len(names)) if known is None else Scan({}, list(known.contents))
+        _read_all(names, read, range(len(names)) if known is None else list(known.unreadable), found)
+        if found != known:
+            write_json(file, _to_json(found))
+    check_unreadable({names[i]: reason for i, reason in found.unreadable.items()}, len(names), max_unreadable)
     return found
 
 
@@ -93,9 +107,14 @@ def tell_unreadable(unreadable: Mapping[str, str], items: int) -> list[str]:
     """Warns of items that are left out, in one process of several; returns the lines for a report, one an item."""
     if not unreadable:
         return []
-    if multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0":
-        warn(f"left out: {_say(unreadable, items)}")
+    tell(f"left out: {_say(unreadable, items)}")
     return [f"left out, unreadable: {name} ({reason})" for name, reason in unreadable.items()]
+
+
+def tell(message: str) -> None:
+    """Warns, in one process of several."""
+    if multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0":
+        warn(message)
 
 
 def reason_of(error: BaseException) -> str:
@@ -109,15 +128,21 @@ def _say(unreadable: Mapping[str, str], items: int) -> str:
     return f"{len(unreadable)} of {items} items cannot be read: {', '.join(shown + more)}"
 
 
-def _cached(file: Path, items: int) -> dict[int, str] | None:
+def _to_json(found: Scan) -> dict[str, Any]:
+    contents = "".join(f"{content:08x}" for content in found.contents)  # a million of them are 8 MB
+    return {"unreadable": {str(i): reason for i, reason in found.unreadable.items()}, "contents": contents}
+
+
+def _cached(file: Path, items: int) -> Scan | None:
     """The result of an earlier scan; None if there is none, or the file is damaged."""
     try:
         data = json.loads(file.read_bytes())
-        found = {int(i): str(reason) for i, reason in data["unreadable"].items()}
-        whole = data["items"] == items and all(0 <= i < items for i in found)
+        unreadable = {int(i): str(reason) for i, reason in data["unreadable"].items()}
+        contents = [int(data["contents"][i : i + 8], 16) for i in range(0, 8 * items, 8)]
+        whole = len(data["contents"]) == 8 * items and all(0 <= i < items for i in unreadable)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return found if whole else None
+    return Scan(unreadable, contents) if whole else None
 
 
 @contextmanager
@@ -137,29 +162,29 @@ def _locked(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read_all(names: Sequence[str], read: Callable[[int], object], rows: Sequence[int]) -> dict[int, str]:
+def _read_all(names: Sequence[str], read: Callable[[int], int], rows: Sequence[int], found: Scan) -> None:
     """Reads these items in threads (decoders release the interpreter's lock), with a bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     def read_some(some: Sequence[int]) -> dict[int, str]:
-        found = {}
+        unreadable = {}
         for i in some:
             try:
-                read(i)
+                found.contents[i] = read(i)
             except Exception as error:  # damaged files fail in as many ways as there are readers
-                found[i] = reason_of(error)
-        return found
+                unreadable[i] = reason_of(error)
+        return unreadable
 
+    if not rows:
+        return
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-    found: dict[int, str] = {}
     pool = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4))
     try:
         for some in track(
             pool.map(read_some, chunks), description=f"reading {len(names)} items once", total=len(chunks),
             console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
         ):  # fmt: skip
-            found |= some
+            found.unreadable.update(some)
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the rest
-    return found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 EVALUATION = 5  # one in so many is for evaluation where a data set comes without such a set
-EVALUATION_SPLITS = ("val", "validation", "test")  # names that say what a split is for
+TRAINING_SETS = ("train", "training")  # names that say what a part of a data set is for, in any case
+EVALUATION_SETS = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
 TUNING = 10  # one in so many training items scores a run that chooses settings, so that the evaluation set stays unseen
+_SHOWN = 10  # names in a message
 
 
 def hold_out(labels: Sequence[int], one_in: int) -> tuple[list[int], list[int]]:
@@ -31,13 +34,75 @@ def hold_out(labels: Sequence[int], one_in: int) -> tuple[list[int], list[int]]:
     return shuffled[~held[shuffled]].tolist(), shuffled[held[shuffled]].tolist()
 
 
-def choose_eval_split(splits: Sequence[str], wanted: str | None, where: str) -> list[str]:
-    """The split to evaluate on, in a list, which is empty if there is none; raises ValueError if it is not clear."""
-    if wanted is not None:
-        if wanted not in splits:
-            raise ValueError(f"eval_split={wanted!r} is not in {where}; valid are {', '.join(splits) or 'none'}")
-        return [wanted]
-    found = [split for split in splits if split in EVALUATION_SPLITS]
-    if len(found) > 1:
-        raise ValueError(f"{where} has {' and '.join(found)}; choose one with eval_split")
-    return found
+class Sets(NamedTuple):
+    """Which parts of a data set are for what.
+
+    Attributes:
+        train: the training set; None if no part has the name of a set.
+        evaluation: the evaluation set; None if there is none.
+        left_out: the others.
+    """
+
+    train: str | None
+    evaluation: str | None
+    left_out: list[str]
+
+
+def choose_sets(names: Iterable[str], eval_split: str | None, where: str) -> Sets:
+    """Which of these folders, files or splits are the training and the evaluation set, by their names in any case.
+
+    Args:
+        names: of the parts.
+        eval_split: the one to evaluate on, for data with several, or with one of an unusual name; None finds it.
+        where: what they are parts of, for messages.
+
+    Raises:
+        ValueError: it is not clear, or there is an evaluation set and none for training.
+
+    >>> choose_sets(["Training", "Testing"], None, "flowers")
+    Sets(train='Training', evaluation='Testing', left_out=[])
+    """
+    names = list(names)
+    training = [name for name in names if name.casefold() in TRAINING_SETS]
+    held = [name for name in names if name.casefold() in EVALUATION_SETS]
+    others = [name for name in names if name not in training + held]
+    if not training and (held or eval_split is not None):
+        asked = "" if eval_split is None else f"; eval_split={eval_split!r} needs a training set beside it"
+        raise ValueError(
+            f"{where} has no training set, named {' or '.join(TRAINING_SETS)}, only {listed(names)}{asked}"
+        )
+    if len(training) > 1:
+        raise ValueError(f"{where} has {' and '.join(training)}: one of them can be the training set")
+    if not training:
+        return Sets(None, None, [])
+    if eval_split is not None:
+        chosen = [name for name in held + others if name == eval_split]
+        chosen = chosen or [name for name in held + others if name.casefold() == eval_split.casefold()]
+        if len(chosen) != 1:
+            raise ValueError(f"eval_split={eval_split!r} is not in {where}; valid are {listed(held + others)}")
+        return Sets(training[0], chosen[0], [name for name in held + others if name != chosen[0]])
+    if len(held) > 1:
+        raise ValueError(f"{where} has {' and '.join(held)}; choose one with eval_split")
+    if others:
+        raise ValueError(
+            f"{where} has {listed(training + held)}, and beside them {listed(others)}, which no name says the purpose "
+            f"of (an evaluation set is named {', '.join(EVALUATION_SETS)}); choose the evaluation set with eval_split, "
+            "or move away what is none"
+        )
+    return Sets(training[0], held[0] if held else None, [])
+
+
+def names_a_set(name: str) -> bool:
+    """Whether a folder, file or split of this name is a training or an evaluation set."""
+    return name.casefold() in TRAINING_SETS or names_an_evaluation_set(name)
+
+
+def names_an_evaluation_set(name: str) -> bool:
+    """Whether a folder, file or split of this name is an evaluation set."""
+    return name.casefold() in EVALUATION_SETS
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, at most ten of them."""
+    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN]) or 'nothing'}{more}"

@@ -41,6 +41,7 @@ class Comparison:
         machines: where the runs were made: what differs between machines, and how many runs each made.
         cost: time and memory of a training step by variant, relative to the baseline; None if not measured.
         tuning: how each variant's learning rate was chosen; None if it was not tuned.
+        data: what the runs say of their data, in lines.
     """
 
     runs: dict[str, dict[int, list[dict[str, Any]]]]
@@ -51,6 +52,7 @@ class Comparison:
     cost: dict[str, Any] | None = None
     machines: list[dict[str, Any]] = field(default_factory=list)
     tuning: Tuning | None = None
+    data: list[str] = field(default_factory=list)
 
     def summary(self) -> list[Summary]:
         """One row a variant; see `Summary`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conditioned_attention.experiments.data.burgers import FieldPairs, burgers_pairs
+from conditioned_attention.experiments.data.burgers import burgers_pairs
 from conditioned_attention.experiments.data.split import TUNING, hold_out
 from conditioned_attention.experiments.models.field_encoder import FieldEncoder
 from conditioned_attention.experiments.tasks.fields import FieldToField
@@ -50,4 +50,4 @@ class Burgers:
             held = burgers_pairs(_FIRST_FOR_EVALUATION, self.eval_samples, self.points, self.cache_dir)
             return FieldToField((train, held), self.model)
         rest, kept = hold_out([0] * len(train), TUNING)
-        return FieldToField((FieldPairs(*train.__getitems__(rest)), FieldPairs(*train.__getitems__(kept))), self.model)
+        return FieldToField((train.subset(rest), train.subset(kept)), self.model)

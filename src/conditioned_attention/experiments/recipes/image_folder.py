@@ -30,8 +30,8 @@ class ImageFolder(Choices):
     """Your own images: a folder a class, or a Hugging Face data set on disk.
 
     Attributes:
-        data_dir: folder with train/CLASS/ and val/CLASS/ (or validation, test), or CLASS/ alone, of which a fifth
-            then is for evaluation; or a folder that save_to_disk has written.
+        data_dir: folder with train/CLASS/ and val/CLASS/ (or validation, dev, test), or CLASS/ alone, of which a
+            fifth then is for evaluation; or a folder that save_to_disk has written.
         eval_split: which folder or split to evaluate on; needed if there are several.
         image_column: of a saved data set; default the only one with images.
         label_column: of a saved data set; default the only one with labels.
@@ -67,7 +67,7 @@ class ImageFolder(Choices):
         # shuffled, so that the first few, which the monitor looks at, are of many classes
         evaluation = np.random.RandomState(0).permutation(evaluation).tolist()
         data = LazyImages(source, train, for_training), LazyImages(source, evaluation, for_evaluation)
-        return ImageClassification(data, model, len(source.classes), notes)
+        return ImageClassification(data, model, source.classes, notes)
 
     def _model(self) -> VisionTransformer | TimmModel:
         if self.timm_model is None:

@@ -137,6 +137,7 @@ def _words(section: Section) -> dict[str, Any]:
         "conditioning": conditioning_table(rows),
         "tuning": tuning_table(comparison.tuning) if comparison.tuning else None,
         "about": descriptions(comparison.runs),
+        "data": comparison.data,
         "settings": flat(comparison.settings),
         "cost": flat(comparison.cost),
         "machines": describe_machines(comparison.machines) if comparison.machines else "",

@@ -10,7 +10,7 @@ from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.runs.run import reason_of, run_folder
+from conditioned_attention.experiments.runs.run import data_of, reason_of, run_folder
 from conditioned_attention.storage.files import read_json
 from conditioned_attention.storage.json_lines import JsonLines
 
@@ -88,6 +88,7 @@ def read_single_run(folder: Path) -> Subject:
         {name: reason} if reason else {},
         settings if about.get("variant_settings") is None else {**settings, **about["variant_settings"]},
         machines=machines_of([{"environment": environment}]),
+        data=data_of([folder]),
     )
     under_way = {} if file == result or reason else {name: how_far(folder, about)}
     return Subject(name, comparison, {variant: {seed: folder}}, under_way, single=True)

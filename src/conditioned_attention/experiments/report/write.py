@@ -112,6 +112,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "failures": comparison.failures,
         "cost": comparison.cost,
         "machines": comparison.machines,
+        "data": comparison.data,
         "tuning": None if comparison.tuning is None else comparison.tuning.to_json(),
         "runs": [
             {"variant": variant, "seed": seed, "history": history}
@@ -155,7 +156,7 @@ def read_report(folder: Path) -> Comparison:
         tuning = Tuning.from_json(data["tuning"]) if data.get("tuning") else None
         return Comparison(
             runs, metric, data["failures"], data["settings"], data["environment"], data["cost"],
-            machines=data.get("machines", []), tuning=tuning,
+            machines=data.get("machines", []), tuning=tuning, data=data.get("data", []),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a comparison's results ({type(error).__name__}: {error})") from error

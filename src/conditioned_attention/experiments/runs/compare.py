@@ -13,7 +13,7 @@ from conditioned_attention._warnings import warn
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.progress import Display, display
-from conditioned_attention.experiments.runs.run import Job, Train, check_origin, job_of, reason_of, run_job
+from conditioned_attention.experiments.runs.run import Job, Train, check_origin, data_of, job_of, reason_of, run_job
 from conditioned_attention.experiments.runs.workers import run_in_workers
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
@@ -129,7 +129,8 @@ def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settin
             runs[job.variant.name][job.seed] = found[-1]["history"]
         else:
             failures[job.name] = reason_of(job.path) or "not run"
-    return Comparison(runs, metric, failures, settings, machines=machines_of(found))
+    data = data_of(job.path for job in jobs)
+    return Comparison(runs, metric, failures, settings, machines=machines_of(found), data=data)
 
 
 def seed_list(seeds: int | Iterable[int]) -> list[int]:

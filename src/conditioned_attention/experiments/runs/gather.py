@@ -9,9 +9,17 @@ from typing import Any
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.tuning import Tuning, read_tuning
-from conditioned_attention.experiments.runs.run import differences_of_sets, name_of_run, read_run, reason_of, run_folder
+from conditioned_attention.experiments.runs.run import (
+    data_of,
+    differences_of_sets,
+    name_of_run,
+    read_run,
+    reason_of,
+    run_folder,
+)
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import read_json
+from conditioned_attention.storage.folder import differences, says_its_data
 
 
 def gather(folder: Path) -> Comparison | None:
@@ -38,11 +46,12 @@ def gather(folder: Path) -> Comparison | None:
     for result in sorted(found.values(), key=lambda result: result["seed"]):
         runs[result["variant"]][result["seed"]] = result["history"]
     metric = Metric(**next(iter(found.values()))["metric"])
-    cost = earlier.get("cost") if earlier.get("settings") == settings else None
+    cost = None if any(differences(earlier.get("settings"), settings)) else earlier.get("cost")
     failures = {f"{name}, tuning": reason for name, reason in tuning.failures().items()} if tuning else {}
     failures |= _unfinished(folder)
     machines = machines_of(list(found.values()))
-    return Comparison(runs, metric, failures, settings, cost=cost, machines=machines, tuning=tuning)
+    data = data_of(file.parent for file in found)
+    return Comparison(runs, metric, failures, settings, cost=cost, machines=machines, tuning=tuning, data=data)
 
 
 def _results(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -58,19 +67,23 @@ def _results(folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> Any:
-    """The settings of all runs; those of ``settings.json``, or of the first run, are the ones to agree with."""
-    first = next(iter(found))
+    """The settings of all runs; those of ``settings.json``, or of the first run, are the ones to agree with.
+
+    Of runs of earlier versions, which do not say what their data are, the first that does is.
+    """
     there = folder / "settings.json"
-    settings = read_json(there) if there.exists() else found[first]["settings"]
+    named = {there: read_json(there)} if there.exists() else {}
+    named |= {file: result["settings"] for file, result in found.items()}
+    first = next((file for file, settings in named.items() if says_its_data(settings)), next(iter(named)))
+    settings = named[first]
     models: dict[str, Path] = {}  # of each variant the first run
     for file, result in found.items():
         model = models.setdefault(result["variant"], file)
         wanted = {"settings": settings, "variant_settings": found[model]["variant_settings"]}
         different = differences_of_sets(result, wanted)
         if different:
-            other = there if there.exists() else first
             text = ", ".join(
-                f"{name}: {one} there, {two} in {other if key == 'settings' else model}"
+                f"{name}: {one} there, {two} in {first if key == 'settings' else model}"
                 for key, name, one, two in different
             )
             raise ValueError(f"{file} is a run of other settings ({text}); move it away, or report it apart")

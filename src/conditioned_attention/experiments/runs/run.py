@@ -112,6 +112,13 @@ def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[
     ]
 
 
+def data_of(paths: Iterable[Path]) -> list[str]:
+    """What the runs in these folders say of their data: a line on the sets, and one on each thing that was left out."""
+    files = [path / "data.json" for path in paths]
+    found = [read_json(file) for file in files if file.exists()]
+    return list(dict.fromkeys(line for told in found for line in [told["summary"], *told["notes"]]))
+
+
 def reason_of(path: Path) -> str | None:
     """Why the run in this folder failed, in a line; None if it has not."""
     file = path / "error.txt"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from conditioned_attention.experiments.data.fingerprint import checksum, classes_in_words
 from conditioned_attention.experiments.data.images.mixing import Mixing
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.tasks.task import Evaluator, Task
@@ -28,7 +29,7 @@ class ImageClassification(Task):
     Args:
         data: training and evaluation set; an item is an image (C, H, W) and its label.
         model: what is trained.
-        classes: how many.
+        classes: how many, or their names.
         notes: what a report should say about the data, such as images that are left out.
         mixing: how training images are blended, and labels softened; default not at all.
     """
@@ -39,12 +40,15 @@ class ImageClassification(Task):
         self,
         data: tuple[Dataset[Any], Dataset[Any]],
         model: ImageModel,
-        classes: int = 10,
+        classes: int | Sequence[str] = 10,
         notes: Sequence[str] = (),
         mixing: Mixing | None = None,
     ) -> None:
         self._train, self._eval = data
-        self._model, self._classes, self._mixing = model, classes, mixing or Mixing()
+        names = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
+        self._model, self._classes, self._names = model, len(names), names
+        self._mixing = mixing or Mixing()
+        self.about = classes_in_words(names)
         self.notes = list(notes)
 
     def build_model(self) -> nn.Module:
@@ -56,6 +60,9 @@ class ImageClassification(Task):
 
     def eval_data(self) -> Dataset[Any]:
         return self._eval
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"classes": self.about, "class names": checksum(self._names), **super().fingerprint()}
 
     def collate(self, items: Any) -> Any:
         return items if isinstance(items, tuple) else super().collate(items)  # `ImageArrays` hands out batches

@@ -45,6 +45,7 @@ class NextByte(Task):
     ) -> None:
         self._train, self._eval, self._model, self.notes = *data, model, list(notes)
         self.tokens_per_sample = model.context
+        self.about = f"windows of {model.context} bytes"
         if eval_windows is not None and eval_windows < 1:
             raise ValueError(f"eval_windows must be at least 1, or None for all, got {eval_windows}")
         count = min(eval_windows or len(self._eval), len(self._eval))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from conditioned_attention.experiments.data.fingerprint import fingerprint_of
 from conditioned_attention.experiments.evidence.metric import Metric
 
 
@@ -47,6 +48,7 @@ class Task(ABC):
     tokens_per_sample: int = 1  # the unit of budgets and throughput; 1 where samples are counted
     causal: bool = False  # whether a token may know nothing of later ones, as a transform that mixes rows would let it
     left_alone: tuple[str, ...] = ()  # patterns of names of attention modules that no variant changes
+    about: str = ""  # what the data are, in a few words
     notes: Sequence[str] = ()  # what a report should say about the data, such as items that are left out
 
     @abstractmethod
@@ -64,6 +66,18 @@ class Task(ABC):
     def test_data(self) -> Dataset[Any] | None:
         """What a run is scored on once, when it has ended; None where `eval_data` is all there is, and for tuning."""
         return None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the data are, as plain data that are the same on every machine: part of what makes a run this one."""
+        sets = {"train": self.train_data(), "evaluation": self.eval_data(), "test": self.test_data()}
+        return {name: fingerprint_of(data) for name, data in sets.items() if data is not None}
+
+    def summary(self) -> str:
+        """The data in a line."""
+        sets = {"to train": self.train_data(), "to evaluate": self.eval_data(), "to test": self.test_data()}
+        counts = {use: number_of(data) for use, data in sets.items() if data is not None}
+        words = [f"{'a stream' if n is None else f'{n:,}'} {use}" for use, n in counts.items()]
+        return f"{self.about + '; ' if self.about else ''}{', '.join(words)}"
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor | Mapping[str, Tensor]:

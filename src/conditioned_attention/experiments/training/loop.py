@@ -31,7 +31,8 @@ from conditioned_attention.experiments.training.step import Step, new_average
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
 from conditioned_attention.experiments.training.watching import Watch
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
-from conditioned_attention.storage.files import finite, write_text
+from conditioned_attention.storage.files import finite, write_json, write_text
+from conditioned_attention.storage.folder import FINGERPRINT
 from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.settings import plain
 
@@ -44,9 +45,10 @@ def train(
     """Trains one variant with one seed in a folder of its own; yields the metrics of every evaluation.
 
     The seed sets the initial weights and the order of the data, so variants of one seed are paired.  The folder gets
-    ``train.jsonl`` (loss, learning rate, samples or tokens seen, gradient norm), ``conditions.jsonl`` (a line a head
-    and measurement), checkpoints, and what `Task.finish` writes; called again on the same folder, the run goes on
-    from the newest good checkpoint, and yields what it had yielded before.
+    ``data.json`` (what was trained and evaluated on, and what was left out), ``train.jsonl`` (loss, learning rate,
+    samples or tokens seen, gradient norm), ``conditions.jsonl`` (a line a head and measurement), checkpoints, and what
+    `Task.finish` writes; called again on the same folder, the run goes on from the newest good checkpoint, and yields
+    what it had yielded before.
 
     The first Ctrl-C or SIGTERM is obeyed at the next optimizer step, after a checkpoint.
 
@@ -57,7 +59,8 @@ def train(
         ``"selected_step"`` is that of the weights that the run ends with, where they were selected.
 
     Raises:
-        ValueError: the folder holds a run of another variant, seed or setting; a variant that the task cannot have.
+        ValueError: the folder holds a run of another variant, seed, setting or data set; a variant that the task cannot
+            have.
         FloatingPointError: the training loss is not finite.
         OSError: a checkpoint or log could not be written; those before it are as they were.
         RuntimeError: no checkpoint can be read, and nothing was changed; or the processes that were launched are not
@@ -65,6 +68,7 @@ def train(
     """
     run = _Run(task, settings, variant, seed, folder, launch or Launch())
     run.resume()
+    run.record_data()
     yield from list(run.here.history)
     with run.trackers():
         if run.here.step == 0:
@@ -117,6 +121,7 @@ class _Run:
         self.watch = Watch(model, probe, folder, launch) if settings.monitor_every else None
         self._prepare(model)
         who = {"variant": variant.name, "seed": seed, "training samples": self.samples}
+        who[FINGERPRINT] = task.fingerprint()
         # what makes this run this one, as plain data
         self.identity = {**who, **plain(settings), **({} if start is None else {"start": start.identity})}
         self.keeper = Keeper(
@@ -328,6 +333,12 @@ class _Run:
             for name, text in self.task.finish(model).items():
                 if self.main:
                     write_text(self.folder / name, text)
+
+    def record_data(self) -> None:
+        """Writes what the run is trained and evaluated on, and what was left out, for reports."""
+        if self.main:
+            told = {"summary": self.task.summary(), "notes": list(self.task.notes)}
+            write_json(self.folder / "data.json", {**told, FINGERPRINT: self.identity[FINGERPRINT]})
 
     def resume(self) -> None:
         """Goes to the newest good checkpoint, if there is one, and cuts the logs back to it."""

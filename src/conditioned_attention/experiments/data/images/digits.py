@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from conditioned_attention.experiments.data.fingerprint import checksum_of_bytes
 from conditioned_attention.experiments.data.images.arrays import ImageArrays
 
 
@@ -21,4 +23,5 @@ def load_digits() -> tuple[ImageArrays, ImageArrays]:
     train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=digits.target, random_state=0)
     mean, std = images[train].mean(), images[train].std()
     images = (images - mean) / std
-    return ImageArrays(images[train], labels[train]), ImageArrays(images[test], labels[test])
+    origin = checksum_of_bytes(digits.images.astype(np.uint8, order="C"))
+    return ImageArrays(images[train], labels[train], origin), ImageArrays(images[test], labels[test], origin)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from conditioned_attention.experiments.data.fingerprint import checksum_of_bytes
 from conditioned_attention.experiments.data.images.arrays import ImageArrays
 
 HOW_TO_GET = (
@@ -46,7 +47,10 @@ def load_fashion_mnist(folder: str | Path, train_limit: int | None = None) -> tu
     mean, std = pixels.mean(), pixels.std()
     if std == 0:
         raise ValueError(f"{folder} holds training images of one colour only. {HOW_TO_GET}")
-    train, test = (ImageArrays(((images.float() - mean) / std).unsqueeze(1), labels) for images, labels in splits)
+    train, test = (
+        ImageArrays(((images.float() - mean) / std).unsqueeze(1), labels, checksum_of_bytes(images.numpy()))
+        for images, labels in splits
+    )
     return train, test
 
 

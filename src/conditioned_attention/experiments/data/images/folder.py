@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from conditioned_attention.experiments.data.images.source import ImageSource, read_rgb, split_if_needed
+from conditioned_attention.experiments.data.images.source import ImageSource, split_if_needed
 from conditioned_attention.experiments.data.scan import stamp_of
-from conditioned_attention.experiments.data.split import EVALUATION_SPLITS, choose_eval_split
+from conditioned_attention.experiments.data.split import listed, names_a_set
+from conditioned_attention.experiments.data.walk import File, Walk, sets_at_top
 
 # Named here, not asked of Pillow: which files make up a data set must not depend on how Pillow was built.
 _JPEG, _TIFF, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".tif", ".tiff"), (".ppm", ".pgm", ".pbm", ".pnm")
@@ -20,20 +19,21 @@ SUFFIXES = (*_JPEG, ".png", ".webp", ".avif", ".bmp", ".gif", *_TIFF, *_NETPBM, 
 
 @dataclass(frozen=True)  # so that sources of the same files are equal
 class FileReader:
-    """Decodes the image in one of these files."""
+    """Reads one of these files."""
 
     root: Path
     names: Sequence[str]
 
-    def __call__(self, row: int) -> Image.Image:
-        return read_rgb(self.root / self.names[row])
+    def __call__(self, row: int) -> bytes:
+        return (self.root / self.names[row]).read_bytes()
 
 
 def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
-    """``root/train/CLASS/…`` with ``root/val/CLASS/…`` (or validation, test), or ``root/CLASS/…`` alone.
+    """``root/train/CLASS/…`` with ``root/val/CLASS/…``, or ``root/CLASS/…`` alone.
 
-    Without an evaluation set a fixed fifth of the images, of each class alike, is taken for it.  Images may lie in
-    folders within their class's.  Other files, by their suffix, and hidden ones are ignored.
+    Sets are known by their names in any case: see `choose_sets`.  Without an evaluation set a fixed fifth of the
+    images, of each class alike, is taken for it.  Images may lie in folders within their class's.  For what is left out
+    see `Walk`.
 
     Args:
         root: the folder.
@@ -41,86 +41,65 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no class folders, some without images, or other classes for evaluation than for training.
+        ValueError: no class folders, some without images, other classes for evaluation than for training, or folders
+            whose names do not say what they are for.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"data_dir={root} is not a folder")
-    if (root / "train").is_dir():
-        folders = ["train", *choose_eval_split([d for d in _folders(root) if d != "train"], eval_split, str(root))]
-    elif eval_split is not None:
-        raise ValueError(f"eval_split={eval_split!r} needs a training set beside it, and {root} has no folder 'train'")
-    elif set(_folders(root)) & set(EVALUATION_SPLITS):
-        raise ValueError(f"{root} has no folder 'train', only {', '.join(_folders(root))}")
-    else:
-        folders = [""]
-    names: list[str] = []
-    stamps: list[tuple[str, int, int]] = []
+    walk = Walk(root, SUFFIXES)
+    top = walk.folders()
+    sets, others = sets_at_top(walk, top, eval_split)
+    folders = [top[name] for name in (sets.train, sets.evaluation) if name is not None] or [""]
+    classes = _classes(walk, folders)
+    files: list[File] = []
     labels: list[int] = []
     rows: list[list[int]] = []
-    classes = _classes(root, folders)
-    for folder in folders:
-        start = len(names)
-        for label, name in enumerate(classes):
-            found = sorted(_image_files(root, os.path.join(folder, name)))
-            names += [file for file, *_ in found]
-            stamps += found
+    names = list(next(iter(classes.values())))
+    for folder, places in classes.items():
+        start = len(files)
+        for label, name in enumerate(names):
+            found = walk.files(os.path.join(folder, places[name]))
+            files += found
             labels += [label] * len(found)
-        rows.append(list(range(start, len(names))))
-    _check_all_there(root, folders, classes, labels, rows)
-    train, evaluation = split_if_needed(labels, rows[0], rows[1] if len(rows) == 2 else [])
-    return ImageSource(classes, names, labels, train, evaluation, FileReader(root, names), stamp_of(stamps))
+        rows.append(list(range(start, len(files))))
+    _check_all_there(walk, classes, labels, rows)
+    train, evaluation, notes = split_if_needed(labels, rows[0], rows[1] if len(rows) == 2 else [], sets)
+    loose = [file for folder in folders for file in walk.beside(folder)]
+    notes += [*others, *[f"left out, images beside the folders of classes: {listed(loose)}"] * bool(loose)]
+    notes += walk.left_out()
+    paths = [file.name for file in files]
+    return ImageSource(names, paths, labels, train, evaluation, FileReader(root, paths), stamp_of(files), notes)
 
 
-def _folders(path: Path) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _classes(root: Path, folders: Sequence[str]) -> list[str]:
-    """Names of the class folders, which must be the same in every split."""
-    classes = [_folders(root / folder) for folder in folders]
-    if not classes[0]:
-        raise ValueError(f"{root / folders[0]} has no class folders; images go to {root / folders[0]}/CLASS/")
-    for folder, found in zip(folders[1:], classes[1:]):
-        if found != classes[0]:
-            only = [f"{name} only in {folder}" for name in found if name not in classes[0]]
-            missing = [f"{name} not in {folder}" for name in classes[0] if name not in found]
-            raise ValueError(f"{root}: the classes differ: {', '.join([*only, *missing][:10])}")
-    return classes[0]
+def _classes(walk: Walk, folders: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The class folders in each folder of a set, by name; they must be the same in every set."""
+    classes = {folder: walk.folders(folder) for folder in folders}
+    first = classes[folders[0]]
+    if not first:
+        raise ValueError(f"{walk.root / folders[0]} has no class folders; images go to {walk.root / folders[0]}/CLASS/")
+    for folder, found in classes.items():
+        if found.keys() != first.keys():
+            only = [f"{name} only in {folder}" for name in found if name not in first]
+            missing = [f"{name} not in {folder}" for name in first if name not in found]
+            raise ValueError(f"{walk.root}: the classes differ: {', '.join([*only, *missing][:10])}")
+        for place in found.values():
+            if inner := [name for name in walk.folders(os.path.join(folder, place)) if names_a_set(name)]:
+                raise ValueError(
+                    f"{walk.root / folder / place} would be a class, and holds {', '.join(inner)}, as a data set does; "
+                    f"name that folder, or put sets above classes: {inner[0]}/{place}/"
+                )
+    return classes
 
 
 def _check_all_there(
-    root: Path, folders: Sequence[str], classes: Sequence[str], labels: Sequence[int], rows: Sequence[Sequence[int]]
+    walk: Walk, classes: Mapping[str, Mapping[str, str]], labels: Sequence[int], rows: Sequence[Sequence[int]]
 ) -> None:
-    for folder, some in zip(folders, rows):
+    for (folder, names), some in zip(classes.items(), rows):
         present = {labels[row] for row in some}
-        if empty := [name for label, name in enumerate(classes) if label not in present]:
+        if empty := [name for label, name in enumerate(names) if label not in present]:
+            links = "".join(f"; {line}" for line in walk.left_out() if "links" in line)
             raise ValueError(
-                f"{root / folder}: class folders without images: {', '.join(empty[:10])} "
-                f"({len(empty)} of {len(classes)}); known suffixes are {' '.join(SUFFIXES)}"
+                f"{walk.root / folder}: class folders without images: {', '.join(empty[:10])} "
+                f"({len(empty)} of {len(names)}); known suffixes are {' '.join(SUFFIXES)}{links}"
             )
-
-
-def _image_files(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, int, int]]:
-    """(path relative to root, size, time of change in ns) of every image below a folder, links followed."""
-    real = os.path.realpath(root / folder)
-    if real in above:  # a link back up
-        return
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            name = os.path.join(folder, entry.name)
-            if entry.name.startswith("."):
-                continue
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                yield name, *_stamp(entry)  # a folder of such a name too: it will be unreadable, and named
-            elif entry.is_dir():
-                yield from _image_files(root, name, (*above, real))
-
-
-def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
-    try:
-        stat = entry.stat()
-    except OSError:  # a link to nothing
-        stat = entry.stat(follow_symlinks=False)
-    return stat.st_size, stat.st_mtime_ns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,34 +9,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from conditioned_attention.experiments.data.images.source import ImageSource, read_rgb, split_if_needed
+from conditioned_attention.experiments.data.images.source import ImageSource, split_if_needed
 from conditioned_attention.experiments.data.saved import load_saved
 from conditioned_attention.experiments.data.scan import stamp_of
-from conditioned_attention.experiments.data.split import choose_eval_split
+from conditioned_attention.experiments.data.split import choose_sets
+from conditioned_attention.experiments.data.walk import same_letters
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """Decodes the image in a row of a data set whose image column holds encoded files."""
+    """Gives the bytes of the image in a row of a data set whose image column holds encoded files."""
 
     rows: Any
     column: str
 
-    def __call__(self, row: int) -> Image.Image:
+    def __call__(self, row: int) -> bytes:
         encoded = self.rows[row][self.column]
         if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
             raise ValueError("the row has no image")
-        return read_rgb(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"]))
+        found: bytes | None = encoded["bytes"]
+        return Path(encoded["path"]).read_bytes() if found is None else found
 
 
 def saved_images(
     root: Path, image_column: str | None = None, label_column: str | None = None, eval_split: str | None = None
 ) -> ImageSource:
-    """The labelled images of a saved data set, with its split "train" and one of "validation", "val" and "test".
+    """The labelled images of a saved data set.
 
-    Without an evaluation set a fixed fifth of the rows, of each class alike, is taken for it.
+    Splits are known by their names in any case: see `choose_sets`.  Without an evaluation set a fixed fifth of the
+    rows, of each class alike, is taken for it.
 
     Args:
         root: the folder that ``save_to_disk`` has written.
@@ -52,16 +52,17 @@ def saved_images(
     splits = load_saved(root)
     import datasets
 
-    if "train" not in splits:
-        raise ValueError(f"{root} has no split 'train', only {', '.join(splits)}")
-    chosen = ["train", *choose_eval_split([name for name in splits if name != "train"], eval_split, str(root))]
-    image_column = _column(splits["train"], image_column, "image_column", _is_image)
-    if not _holds_images(splits["train"].features[image_column]):
-        raise ValueError(f"image_column={image_column!r} must hold images: {_describe(splits['train'])}")
-    label_column = _column(splits["train"], label_column, "label_column", _is_class_label, _is_label)
-    if not (_is_class_label(feature := splits["train"].features[label_column]) or _is_label(feature)):
+    sets = choose_sets(splits, eval_split, str(root))
+    if sets.train is None:
+        raise ValueError(f"{root} has no training set, only the splits {', '.join(splits)}")
+    chosen, first = [sets.train, *filter(None, [sets.evaluation])], splits[sets.train]
+    image_column = _column(first, image_column, "image_column", _is_image)
+    if not _holds_images(first.features[image_column]):
+        raise ValueError(f"image_column={image_column!r} must hold images: {_describe(first)}")
+    label_column = _column(first, label_column, "label_column", _is_class_label, _is_label)
+    if not (_is_class_label(feature := first.features[label_column]) or _is_label(feature)):
         raise ValueError(
-            f"label_column={label_column!r} must hold class labels, integers or strings: {_describe(splits['train'])}"
+            f"label_column={label_column!r} must hold class labels, integers or strings: {_describe(first)}"
         )
     parts, values, names = [], [], []
     for name in chosen:
@@ -74,13 +75,16 @@ def saved_images(
         parts.append(part.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False)))
     classes = sorted(set(values[0]))
     if unknown := sorted(set().union(*values[1:]) - set(classes), key=str):
-        raise ValueError(f"{root}: classes of {chosen[1]} that are not in train: {', '.join(map(str, unknown[:10]))}")
+        raise ValueError(
+            f"{root}: classes of {sets.evaluation} that are not in {sets.train}: {', '.join(map(str, unknown[:10]))}"
+        )
     label = {value: i for i, value in enumerate(classes)}
     labels = [label[value] for part in values for value in part]
     edge = len(values[0])
-    train, evaluation = split_if_needed(labels, range(edge), range(edge, len(labels)))
-    reader = RowReader(datasets.concatenate_datasets(parts), image_column)
-    return ImageSource([str(c) for c in classes], names, labels, train, evaluation, reader, _stamp(root, chosen))
+    train, evaluation, notes = split_if_needed(labels, range(edge), range(edge, len(labels)), sets)
+    notes += [f"left out, other splits: {', '.join(sets.left_out)}"] * bool(sets.left_out)
+    reader, stamp = RowReader(datasets.concatenate_datasets(parts), image_column), _stamp(root, chosen)
+    return ImageSource([str(c) for c in classes], names, labels, train, evaluation, reader, stamp, notes)
 
 
 def _is(kind: str, feature: Any) -> bool:
@@ -124,13 +128,23 @@ def _describe(dataset: Any) -> str:
 
 
 def _label_values(part: Any, column: str, split: str) -> Sequence[Any]:
-    """The classes of all rows: names where the data set has names, else the values themselves."""
+    """The classes of all rows: names where the data set has names, else the values themselves.
+
+    Raises:
+        ValueError: rows without a label: none, an empty string, or a negative number, which is how data sets write that
+            a label is not known.
+    """
     values = part.select_columns([column])[:][column]
     feature = part.features[column]
-    bare = sum(value is None or (_is_class_label(feature) and value < 0) for value in values)
+    bare = [value for value in values if value in (None, "") or (isinstance(value, int) and value < 0)]
     if bare:
-        raise ValueError(f"{bare} of {len(values)} rows of split {split!r} have no label in column {column!r}")
-    return [feature.names[value] for value in values] if _is_class_label(feature) else values
+        negative = "" if bare[0] in (None, "") else f" ({bare[0]} stands for none; classes are numbered from 0)"
+        raise ValueError(
+            f"{len(bare)} of {len(values)} rows of split {split!r} have no label in column {column!r}{negative}"
+        )
+    if _is_class_label(feature):
+        return [feature.names[value] for value in values]
+    return [same_letters(value) if isinstance(value, str) else value for value in values]
 
 
 def _stamp(root: Path, splits: Sequence[str]) -> str:

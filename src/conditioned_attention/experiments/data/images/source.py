@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
@@ -14,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from conditioned_attention.experiments.data.scan import find_unreadable, reason_of, stamp_of, tell_unreadable
-from conditioned_attention.experiments.data.split import EVALUATION, hold_out
+from conditioned_attention.experiments.data.fingerprint import checksum
+from conditioned_attention.experiments.data.scan import read_once, reason_of, stamp_of, tell, tell_unreadable
+from conditioned_attention.experiments.data.split import EVALUATION, Sets, hold_out
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,10 @@ class ImageSource:
         labels: of the images.
         train: rows of the training set.
         evaluation: rows of the evaluation set.
-        read: decodes the image of a row to RGB; it can be pickled.
+        load: gives the bytes of the image in a row; it can be pickled.
         stamp: changes when an image may have changed.
+        notes: which sets these are, and what was left out of them.
+        contents: of the images, a checksum of the bytes of each; known once all were read, see `without_unreadable`.
     """
 
     classes: Sequence[str]
@@ -37,21 +43,35 @@ class ImageSource:
     labels: Sequence[int]
     train: Sequence[int]
     evaluation: Sequence[int]
-    read: Callable[[int], Image.Image]
+    load: Callable[[int], bytes]
     stamp: str
+    notes: Sequence[str] = field(default=(), compare=False)
+    contents: Sequence[int] = field(default=(), compare=False)
+
+    def read(self, row: int) -> Image.Image:
+        """The image of a row, decoded to RGB."""
+        return _decoded(self.load(row))
+
+    def check(self, row: int) -> int:
+        """Reads the image of a row whole; returns the checksum of its bytes."""
+        encoded = self.load(row)
+        _decoded(encoded)
+        return zlib.crc32(encoded)
 
 
 def without_unreadable(
     source: ImageSource, max_unreadable: int, cache_dir: Path | None
 ) -> tuple[ImageSource, list[str]]:
-    """The source without the images that cannot be read, and a line about each of them; see `find_unreadable`.
+    """The source without the images that cannot be read, and what is to be said of it; see `read_once`.
 
     Raises:
-        ValueError: too many cannot be read, or a class is left without training images.
+        ValueError: too many cannot be read, a class is left without training images, or there is one class only.
     """
+    notes = [*source.notes, *_doubts(source)]
     stamp = stamp_of([PIL.__version__, source.stamp])  # another Pillow may read other files
-    found = find_unreadable(source.names, source.read, stamp, max_unreadable=max_unreadable, cache_dir=cache_dir)
-    notes = tell_unreadable({source.names[i]: reason for i, reason in found.items()}, len(source.names))
+    scan = read_once(source.names, source.check, stamp, max_unreadable=max_unreadable, cache_dir=cache_dir)
+    found = scan.unreadable
+    notes += tell_unreadable({source.names[i]: reason for i, reason in found.items()}, len(source.names))
     train, evaluation = ([row for row in rows if row not in found] for rows in (source.train, source.evaluation))
     counts = Counter(source.labels[row] for row in train)
     if missing := [name for label, name in enumerate(source.classes) if not counts[label]]:
@@ -59,17 +79,42 @@ def without_unreadable(
         raise ValueError(f"no readable training image of {', '.join(missing[:5])}{more}")
     if not evaluation:
         raise ValueError("no readable image in the evaluation set")
-    return replace(source, train=train, evaluation=evaluation), notes
+    return replace(source, train=train, evaluation=evaluation, contents=scan.contents), notes
+
+
+def _doubts(source: ImageSource) -> list[str]:
+    """What makes the labels look wrong, also as a warning; raises ValueError if there is nothing to learn from them."""
+    if len(source.classes) == 1:
+        raise ValueError(
+            f"there is one class only, {source.classes[0]}: nothing to tell apart. Is it the right folder or column? "
+            "Images go to CLASS/, train/CLASS/ and val/CLASS/"
+        )
+    single = sum(n == 1 for n in Counter(source.labels[row] for row in source.train).values())
+    if single <= len(source.classes) / 2:
+        return []
+    doubt = f"{single} of {len(source.classes)} classes have one training image: are the labels numbers of images?"
+    tell(doubt)
+    return [doubt]
 
 
 def split_if_needed(
-    labels: Sequence[int], train: Sequence[int], evaluation: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Rows for training and evaluation: as given, or a fifth of the training rows where there is no other set."""
+    labels: Sequence[int], train: Sequence[int], evaluation: Sequence[int], sets: Sets
+) -> tuple[list[int], list[int], list[str]]:
+    """Rows for training and evaluation, and a note on them: as given, or a fifth of the training rows is held out.
+
+    Raises:
+        ValueError: there is no other set, and too little to hold out any.
+    """
     if evaluation:
-        return list(train), list(evaluation)
+        return list(train), list(evaluation), [f"trained on {sets.train}, evaluated on {sets.evaluation}"]
     rest, held = hold_out([labels[row] for row in train], EVALUATION)
-    return [train[i] for i in rest], [train[i] for i in held]
+    if not held:
+        raise ValueError(
+            f"no evaluation set, and none can be held out: each of the {len(set(labels))} classes has one image. Are "
+            "the labels numbers of images?"
+        )
+    note = f"no evaluation set: a fixed fifth of {sets.train or 'the images'} is held out"
+    return [train[i] for i in rest], [train[i] for i in held], [note]
 
 
 class LazyImages(Dataset[tuple[Tensor, int]]):
@@ -81,6 +126,16 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """How many, and checksums of their names, labels and bytes, in their order."""
+        source = self.source
+        return {
+            "items": len(self),
+            "names": checksum(source.names[row].replace(os.sep, "/") for row in self.rows),
+            "labels": checksum(source.labels[row] for row in self.rows),
+            "contents": checksum(source.contents[row] for row in self.rows) if source.contents else None,
+        }
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.rows[index]
         try:
@@ -91,6 +146,13 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
                 f"({reason_of(error)}); with the file back in place the run goes on where it was"
             ) from error
         return self.transform(picture), self.source.labels[row]
+
+
+def _decoded(encoded: bytes) -> Image.Image:
+    try:
+        return read_rgb(io.BytesIO(encoded))
+    except PIL.UnidentifiedImageError:  # whose own words name a place in memory
+        raise PIL.UnidentifiedImageError("it is no image that Pillow knows") from None
 
 
 def read_rgb(file: str | Path | BinaryIO) -> Image.Image:

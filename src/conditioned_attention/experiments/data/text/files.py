@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from conditioned_attention.experiments.data.saved import is_saved_dataset, load_saved
 from conditioned_attention.experiments.data.scan import check_bound, check_unreadable, reason_of, tell_unreadable
+from conditioned_attention.experiments.data.split import (
+    Sets,
+    choose_sets,
+    listed,
+    names_a_set,
+    names_an_evaluation_set,
+)
+from conditioned_attention.experiments.data.walk import Walk, sets_at_top
 
 SUFFIXES = (".txt", ".text", ".md", ".rst")
 
@@ -26,35 +33,99 @@ def read_texts(
     (binary, or UTF-16); a row without text.  Rows with an empty text hold nothing and are left out silently.
 
     Args:
-        path: a file of any suffix; a folder, searched with all below it, hidden ones apart; or a saved data set.
+        path: a file of any suffix; a folder, searched with all below it as by `Walk`; or a saved data set.
         max_unreadable: more than so many are an error.
         suffixes: which files of a folder count; add ``".py"`` to learn a code base.
         split: of a saved data set with splits; None takes all, one after another, named ``split[row]``.
-        notes: gets a line for every text that was left out.
+        notes: gets a line for everything that was left out.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
         ValueError: no text, more than ``max_unreadable`` unreadable ones, no column ``text``, or no such split.
     """
     check_bound(max_unreadable)
-    path = Path(path)
+    path = Path(path).expanduser()
     unreadable: dict[str, str] = {}
+    lines: list[str] = []
     if is_saved_dataset(path):
         found = list(_rows(path, split, unreadable))
     elif split is not None:
         raise ValueError(f"split={split!r} is for saved data sets, and {path} is none")
     else:
-        found = list(_read_files(path, suffixes, unreadable))
+        found = list(_read_files(path, suffixes, unreadable, lines))
     check_unreadable(unreadable, len(found) + len(unreadable), max_unreadable)
-    lines = tell_unreadable(unreadable, len(found) + len(unreadable))
+    lines += tell_unreadable(unreadable, len(found) + len(unreadable))
     if notes is not None:
         notes += lines
     return found
 
 
-def _read_files(path: Path, suffixes: Collection[str], unreadable: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+def read_text_sets(
+    path: str | Path, max_unreadable: int = 10, *, eval_split: str | None = None, notes: list[str]
+) -> tuple[bytes, bytes | None]:
+    """The text to train on, and the text to evaluate on; None where the data have no such set.
+
+    Sets are the splits of a saved data set, or folders and files at the top of a folder, that are named so: see
+    `choose_sets`.  Where no folder and no file there has the name of an evaluation set, all is one text.
+
+    Args:
+        path: as for `read_texts`.
+        max_unreadable: in each set, more than so many are an error.
+        eval_split: the set to evaluate on, where there are several.
+        notes: gets lines on what the sets are and what was left out.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_texts` and `choose_sets`.
+    """
+    path = Path(path).expanduser()
+
+    def read(place: Path, split: str | None = None) -> bytes:
+        return b"\n\n".join(data for _, data in read_texts(place, max_unreadable, split=split, notes=notes))
+
+    if is_saved_dataset(path):
+        splits = list(load_saved(path))
+        sets = choose_sets(splits, eval_split, str(path))
+        if sets.train is None and len(splits) > 1:
+            raise ValueError(f"{path} has no training set, only the splits {listed(splits)}")
+        notes += [f"left out, other splits: {listed(sets.left_out)}"] * bool(sets.left_out)
+        train, evaluation = (path, sets.train), (path, sets.evaluation)
+    else:
+        sets, places = Sets(None, None, []), _named(path)
+        if eval_split is not None or any(map(names_an_evaluation_set, places)):
+            sets, others = sets_at_top(Walk(path, SUFFIXES), places, eval_split)
+            notes += others
+        train, evaluation = ((path / places.get(name or "", ""), None) for name in (sets.train, sets.evaluation))
+    if sets.evaluation is None:
+        return read(*train), None
+    notes.append(f"trained on {sets.train}, evaluated on {sets.evaluation}")
+    return read(*train), read(*evaluation)
+
+
+def _named(path: Path) -> dict[str, str]:
+    """The folders and texts at the top of a folder, by their names without a suffix; nothing for a file.
+
+    Raises:
+        ValueError: two of one name.
+    """
+    if not path.is_dir():
+        return {}
+    walk = Walk(path, SUFFIXES)
+    found = walk.folders()
+    for file in walk.beside(""):
+        name = Path(file).stem
+        if name in found and names_a_set(name):
+            raise ValueError(f"{path} has {found[name]} and {file}: one of them can be the set {name}")
+        found[name] = file
+    return found
+
+
+def _read_files(
+    path: Path, suffixes: Collection[str], unreadable: dict[str, str], notes: list[str]
+) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
-        names = sorted(_files(path, {suffix.lower() for suffix in suffixes}))
+        walk = Walk(path, {suffix.lower() for suffix in suffixes})
+        names = [file.name for file in walk.files()]
+        notes += walk.left_out()
         if not names:
             raise ValueError(f"{path} holds no text: no file that ends in {', '.join(suffixes)}")
     elif path.exists():
@@ -71,15 +142,6 @@ def _read_files(path: Path, suffixes: Collection[str], unreadable: dict[str, str
             yield name, data
         else:
             unreadable[name] = "it has NUL bytes: binary, or UTF-16" if data else "it is empty"
-
-
-def _files(root: Path, suffixes: Collection[str]) -> Iterator[str]:
-    """Paths below a folder, relative to it.  Links to files are followed, links to folders are not."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
-                yield os.path.relpath(os.path.join(folder, name), root)
 
 
 def _rows(path: Path, split: str | None, unreadable: dict[str, str]) -> Iterator[tuple[str, bytes]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from conditioned_attention.experiments.data.fingerprint import checksum_of_bytes
 
 _WINDOWS = 32  # of a block: neighbouring windows, which resemble each other, stay on one side of a split
 _PARTS = 10
@@ -38,6 +41,23 @@ class ByteWindows(Dataset[Tensor]):
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
         return self.windows[torch.as_tensor(indices)].long()
 
+    def fingerprint(self) -> dict[str, Any]:
+        """How many windows, how long, and a checksum of their bytes."""
+        count, length = self.windows.shape
+        return {"items": count, "bytes": length, "checksum": checksum_of_bytes(self.windows.contiguous().numpy())}
+
+
+def windows_of(text: bytes, context: int) -> ByteWindows:
+    """All windows of a text; what is left at its end is less than one.
+
+    Raises:
+        ValueError: the text is shorter than one window.
+    """
+    _check_context(context)
+    if len(text) <= context:
+        raise ValueError(f"the text has {len(text)} bytes, and a window with context={context} needs {context + 1}")
+    return ByteWindows(_cut(text, context))
+
 
 def split_windows(text: bytes, context: int, *, tuning: bool = False) -> tuple[ByteWindows, ByteWindows]:
     """(training set, evaluation set) of one text.
@@ -48,10 +68,8 @@ def split_windows(text: bytes, context: int, *, tuning: bool = False) -> tuple[B
     Raises:
         ValueError: the text is too short for both.
     """
-    if context < 2:
-        raise ValueError(f"context must be at least 2 bytes, got {context}")
-    data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    count = (len(data) - 1) // context
+    _check_context(context)
+    count = (len(text) - 1) // context
     block = torch.arange(count) // _WINDOWS
     held = block % _PARTS == _PARTS - 1
     train = ~held
@@ -63,8 +81,18 @@ def split_windows(text: bytes, context: int, *, tuning: bool = False) -> tuple[B
         raise ValueError(
             f"the text has {len(text)} bytes; to be split in blocks with context={context} it needs {need}"
         )
-    windows = data[: count * context + 1].unfold(0, context + 1, context)
+    windows = _cut(text, context)
     return ByteWindows(windows[train]), ByteWindows(windows[held])
+
+
+def _check_context(context: int) -> None:
+    if context < 2:
+        raise ValueError(f"context must be at least 2 bytes, got {context}")
+
+
+def _cut(text: bytes, context: int) -> Tensor:
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return data[: (len(data) - 1) // context * context + 1].unfold(0, context + 1, context)
 
 
 def standard_library_text() -> bytes:
