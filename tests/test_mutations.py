@@ -374,6 +374,9 @@ MUTATIONS = [
     ("another model watched", "measure/monitoring/callbacks.py", "due.check(model)", "pass", WATCHING),
     ("trained weights, nothing said", "conversion/convert.py", "getattr(parameter, _LOADED, False)", "False", PERSISTENCE),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
+    ("metric, of other runs", "experiments/runs/compare.py", "        check_metric(path, metric)", "        #", "tests/experiments/runs/test_gather.py"),
+    ("metric, of the report", "experiments/runs/run.py", 'for key in ("settings", "variant_settings", "metric")', 'for key in ("settings", "variant_settings")', "tests/experiments/runs/test_gather.py"),
+    ("metric, of the tuning", "experiments/runs/tune.py", "if known is not None and known.metric != metric:", "if False:", TUNING),
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def gather(folder: Path) -> Comparison | None:
 
     Raises:
         ValueError: the runs were not all made with the same settings, or with those in ``settings.json`` if it is
-            there; or a run lies in the wrong place.
+            there, or not all scored by the same metric; or a run lies in the wrong place.
         FileNotFoundError: the learning rates were tuned, but ``tuning/tuning.json`` is missing.
     """
     found = _results(folder)
@@ -65,12 +65,16 @@ def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> An
     models: dict[str, Path] = {}  # of each variant the first run
     for file, result in found.items():
         model = models.setdefault(result["variant"], file)
-        wanted = {"settings": settings, "variant_settings": found[model]["variant_settings"]}
+        wanted = {
+            "settings": settings,
+            "variant_settings": found[model]["variant_settings"],
+            "metric": found[first]["metric"],
+        }
         different = differences_of_sets(result, wanted)
         if different:
-            other = there if there.exists() else first
+            other = {"settings": there if there.exists() else first, "variant_settings": model, "metric": first}
             text = ", ".join(
-                f"{name}: {one} there, {two} in {other if key == 'settings' else model}"
+                f"{name}: {one} there, {two} in {other[key]}"
                 for key, name, one, two in different
             )
             raise ValueError(f"{file} is a run of other settings ({text}); move it away, or report it apart")
