@@ -13,7 +13,15 @@ from conditioned_attention._warnings import warn
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.progress import Display, display
-from conditioned_attention.experiments.runs.run import Job, Train, check_metric, check_origin, job_of, reason_of, run_job
+from conditioned_attention.experiments.runs.run import (
+    Job,
+    Train,
+    check_metric,
+    check_origin,
+    job_of,
+    reason_of,
+    run_job,
+)
 from conditioned_attention.experiments.runs.workers import run_in_workers
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant

@@ -73,10 +73,7 @@ def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> An
         different = differences_of_sets(result, wanted)
         if different:
             other = {"settings": there if there.exists() else first, "variant_settings": model, "metric": first}
-            text = ", ".join(
-                f"{name}: {one} there, {two} in {other[key]}"
-                for key, name, one, two in different
-            )
+            text = ", ".join(f"{name}: {one} there, {two} in {other[key]}" for key, name, one, two in different)
             raise ValueError(f"{file} is a run of other settings ({text}); move it away, or report it apart")
     return settings
 

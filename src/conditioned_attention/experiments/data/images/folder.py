@@ -9,13 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from conditioned_attention.experiments.data.images.source import ImageSource, read_rgb, split_if_needed
+from conditioned_attention.experiments.data.images.read import SUFFIXES, read_rgb
+from conditioned_attention.experiments.data.images.source import ImageSource, split_if_needed
 from conditioned_attention.experiments.data.scan import stamp_of
 from conditioned_attention.experiments.data.split import EVALUATION_SPLITS, choose_eval_split
-
-# Named here, not asked of Pillow: which files make up a data set must not depend on how Pillow was built.
-_JPEG, _TIFF, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".tif", ".tiff"), (".ppm", ".pgm", ".pbm", ".pnm")
-SUFFIXES = (*_JPEG, ".png", ".webp", ".avif", ".bmp", ".gif", *_TIFF, *_NETPBM, ".jp2", ".tga")
 
 
 @dataclass(frozen=True)  # so that sources of the same files are equal
@@ -70,6 +67,11 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
     _check_all_there(root, folders, classes, labels, rows)
     train, evaluation = split_if_needed(labels, rows[0], rows[1] if len(rows) == 2 else [])
     return ImageSource(classes, names, labels, train, evaluation, FileReader(root, names), stamp_of(stamps))
+
+
+def images_below(root: Path) -> list[str]:
+    """Every image below a folder, by its path relative to it, in order: the files that `image_folder` would take."""
+    return sorted(name for name, *_ in _image_files(root, ""))
 
 
 def _folders(path: Path) -> list[str]:

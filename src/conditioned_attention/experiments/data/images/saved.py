@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from conditioned_attention.experiments.data.images.source import ImageSource, read_rgb, split_if_needed
+from conditioned_attention.experiments.data.images.read import read_rgb
+from conditioned_attention.experiments.data.images.source import ImageSource, split_if_needed
 from conditioned_attention.experiments.data.saved import load_saved
 from conditioned_attention.experiments.data.scan import stamp_of
 from conditioned_attention.experiments.data.split import choose_eval_split

@@ -1,4 +1,4 @@
-"""Labelled images on disk: what a source of them says, how one is read, and the data set that decodes them lazily."""
+"""Labelled images on disk: what a source of them says, and the data set that decodes them lazily."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import PIL
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from conditioned_attention.experiments.data.images.read import RULES
 from conditioned_attention.experiments.data.scan import find_unreadable, reason_of, stamp_of, tell_unreadable
 from conditioned_attention.experiments.data.split import EVALUATION, hold_out
 
@@ -49,7 +48,7 @@ def without_unreadable(
     Raises:
         ValueError: too many cannot be read, or a class is left without training images.
     """
-    stamp = stamp_of([PIL.__version__, source.stamp])  # another Pillow may read other files
+    stamp = stamp_of([PIL.__version__, RULES, source.stamp])  # another Pillow may read other files
     found = find_unreadable(source.names, source.read, stamp, max_unreadable=max_unreadable, cache_dir=cache_dir)
     notes = tell_unreadable({source.names[i]: reason for i, reason in found.items()}, len(source.names))
     train, evaluation = ([row for row in rows if row not in found] for rows in (source.train, source.evaluation))
@@ -91,25 +90,3 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
                 f"({reason_of(error)}); with the file back in place the run goes on where it was"
             ) from error
         return self.transform(picture), self.source.labels[row]
-
-
-def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
-    """A whole image as 8-bit RGB: grey is repeated, palettes are looked up, CMYK converted, 16 bits scaled to 8.
-
-    As with torchvision and timm, transparency is dropped, EXIF rotation is not applied, and of an animation the first
-    picture is taken.
-
-    Raises:
-        OSError, ValueError, …: whatever Pillow raises for a damaged file; floating-point pixels have no fixed range.
-    """
-    with Image.open(file) as picture:
-        if picture.mode == "F":
-            raise ValueError("floating-point pixels have no fixed range; save the image with 8 or 16 bits")
-        if picture.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-            pixels = np.asarray(picture)
-            if pixels.min() < 0 or pixels.max() > 65535:
-                raise ValueError(f"integer pixels must be within 16 bits, got {pixels.min()} to {pixels.max()}")
-            return Image.fromarray(np.round(pixels / 257).astype(np.uint8)).convert("RGB")
-        if picture.mode == "P" and "transparency" in picture.info:
-            return picture.convert("RGBA").convert("RGB")
-        return picture.convert("RGB")
