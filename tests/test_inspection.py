@@ -13,10 +13,11 @@ import safetensors.torch
 import sklearn.datasets
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.layers import Attention, AttentionPoolLatent
 from timm.models import VisionTransformer
 from torch import nn
-from transformers import BertConfig, Wav2Vec2Config, Wav2Vec2Model, WhisperConfig, WhisperModel
+from transformers import BertConfig, ViTImageProcessor, Wav2Vec2Config, Wav2Vec2Model, WhisperConfig, WhisperModel
 
 from conditioned_attention import ConditionMonitor, conditioning, precondition, spectral_condition
 from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
@@ -24,6 +25,7 @@ from conditioned_attention.inspection.heads import change_in_words, worst_heads
 from conditioned_attention.inspection.logits import strongest_self_logit
 from conditioned_attention.inspection.pictures import plot_inspection
 from conditioned_attention.sites import find_projections, find_sites
+from tests.experiments.pictures import photograph
 from tests.models import MODELS, build, images, inputs, output
 from tests.test_cli import call
 
@@ -284,6 +286,28 @@ def test_pictures_are_prepared_as_the_model_wants_them(tmp_path):
         load_input(tmp_path, model, "vit_tiny_patch16_224")
     with pytest.raises(ValueError, match="is pictures, for a timm model or a Hugging Face folder; 'x' is neither"):
         load_input(photographs, nn.Linear(2, 2), "x")
+
+
+def test_pictures_are_read_as_training_reads_them(tmp_path):
+    """16 bits, and the files beside the pictures that Macs leave: one reader for both."""
+    name = "vit_tiny_patch16_224"
+    model = load_model(name)
+    grey = photograph().resize((224, 224)).convert("L")
+    grey.save(tmp_path / "a8.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "b16.png")
+    (tmp_path / "._a8.png").write_bytes(b"a Mac was here")
+    eight, sixteen = load_input(tmp_path, model, name)
+    assert (eight == sixteen).all()
+    assert eight.std() > 0.2
+    ViTImageProcessor().save_pretrained(tmp_path / "vit")
+    eight, sixteen = load_input(tmp_path, model, str(tmp_path / "vit"))["pixel_values"]
+    assert (eight == sixteen).all()
+    photograph().save(tmp_path / "c.tiff")
+    (tmp_path / "a0.png").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"left out: .*a0\.png \(UnidentifiedImageError"):
+        assert len(load_input(tmp_path, model, name)) == 3
+    with pytest.raises(ValueError, match=r"no picture can be read: .*a0\.png \(Unidentified"):
+        load_input(tmp_path / "a0.png", model, name)
 
 
 def test_heads_and_what_lambda_changes_in_them():

@@ -374,6 +374,15 @@ MUTATIONS = [
     ("another model watched", "measure/monitoring/callbacks.py", "due.check(model)", "pass", WATCHING),
     ("trained weights, nothing said", "conversion/convert.py", "getattr(parameter, _LOADED, False)", "False", PERSISTENCE),
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
+    ("pictures, any format", "experiments/data/images/read.py", "Image.open(file, formats=_formats())", "Image.open(file)", "tests/experiments/recipes/test_image_folder.py"),
+    ("pictures, of any size", "experiments/data/images/read.py", "        _check_size(*picture.size)\n", "", "tests/experiments/recipes/test_image_folder.py"),
+    ("pictures, another reader", "inspection/inputs.py", "found.append(read_rgb(file))", "found.append(__import__('PIL.Image').Image.open(file).convert('RGB'))", "tests/test_inspection.py"),
+    ("a copy is watched", "measure/monitoring/monitor.py", "        self._unchanged.look(records)\n", "", WATCHING),
+    ("a copy is watched, each step anew", "measure/monitoring/alarms.py", "            self.said = True\n", "", WATCHING),
+    ("a callback leaves its model", "measure/monitoring/callbacks.py", "return _blank, (_lightning_class, library), vars(self)", "return object.__reduce__(self)", WATCHING),
+    ("metric, of other runs", "experiments/runs/compare.py", "        check_metric(path, metric)", "        #", "tests/experiments/runs/test_gather.py"),
+    ("metric, of the report", "experiments/runs/run.py", 'for key in ("settings", "variant_settings", "metric")', 'for key in ("settings", "variant_settings")', "tests/experiments/runs/test_gather.py"),
+    ("metric, of the tuning", "experiments/runs/tune.py", "if known is not None and known.metric != metric:", "if False:", TUNING),
 ]  # fmt: skip
 
 

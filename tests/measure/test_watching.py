@@ -4,17 +4,20 @@ import copy
 import csv
 import json
 import math
+import pickle
 import warnings
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
+import lightning.pytorch as lightning
 import pytest
 import torch
 from torch import nn
 
 from conditioned_attention import ConditionMonitor, condition_number, precondition
 from conditioned_attention.measure.monitoring import monitor
-from conditioned_attention.measure.monitoring.alarms import Alarm
+from conditioned_attention.measure.monitoring.alarms import Alarm, Unchanged
 from conditioned_attention.measure.monitoring.records import HeadRecord, summary
 from conditioned_attention.measure.monitoring.sinks import read_records
 from conditioned_attention.measure.probing.attention_weights import attention_weights_spectra
@@ -413,22 +416,84 @@ def test_another_model_than_the_trained_one_is_noticed(tmp_path):
     assert monitor.records
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_model_that_does_not_train_is_noticed_in_any_loop(trains):
+    """By its numbers: whoever calls `step` may have a copy of the model, and nothing else tells."""
+    model = build("timm_vit")
+    monitor = monitor_of(model if trains else copy.deepcopy(model), every=3)
+    said = pytest.warns(RuntimeWarning, match="step 3: all numbers are those of step 0, to the last bit")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings() if trains else said as caught:
+        warnings.simplefilter("error" if trains else "always")
+        for step in range(10):
+            monitor.step(step)
+            model(images()).square().mean().backward()
+            optimizer.step()
+    assert trains or len(caught) == 1, "once"
+
+
+def test_a_first_step_at_a_rate_of_0_is_no_reason_to_warn():
+    watched = Unchanged()
+    records = monitor_of().measure(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watched.look(records)
+        watched.look([replace(record, step=1) for record in records])
+        watched.look([replace(record, step=2, kappa_before=1.0) for record in records])
+    with pytest.warns(RuntimeWarning, match="step 9: all numbers are those of step 2"):
+        watched.look([replace(record, step=9, kappa_before=1.0) for record in records])
+
+
+@pytest.mark.parametrize("copied", [lambda thing: pickle.loads(pickle.dumps(thing)), copy.deepcopy])
+def test_callbacks_go_to_other_processes_with_their_model(tmp_path, copied):
+    model = build("timm_vit")
+    monitor = monitor_of(model, path=tmp_path / "log.jsonl")
+    for make in (monitor.trainer_callback, monitor.lightning_callback):
+        there, callback = copied((model, make()))
+        assert callback.due.monitor.model is there, "the one that trains"
+        assert callback.due.monitor.model is not model
+        callback.due.check(there)
+        assert callback.due.numbers(4, last=True)
+        assert isinstance(callback, type(make()))
+    assert len(read_records(tmp_path / "log.jsonl")) == 8
+
+
+class Lit(lightning.LightningModule):
+    """At the top of this file, so that other processes find it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = build("timm_vit")
+
+    def forward(self, x):
+        return self.body(x)
+
+    def training_step(self, batch):
+        return self(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.slow
+def test_in_processes_that_lightning_starts(tmp_path):
+    """``ddp_spawn`` pickles the trainer, with everything that hangs on it."""
+    module, path = Lit(), tmp_path / "log.jsonl"
+    trainer = lightning.Trainer(
+        max_steps=3, accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False, enable_checkpointing=False,
+        callbacks=[ConditionMonitor(module, images(), every=2, path=path).lightning_callback()],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(images().repeat(4, 1, 1, 1)))
+    records = read_records(path)
+    assert [record.step for record in records] == [0] * 8 + [2] * 8 + [3] * 8, "of the first process alone"
+    assert records[0].kappa != records[8].kappa, "it trains"
+
+
 def test_in_lightning(tmp_path):
-    import lightning.pytorch as lightning
     from lightning.pytorch.loggers import CSVLogger
 
-    class Classifier(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.body = build("timm_vit")
-
-        def training_step(self, batch):
-            return self.body(batch).square().mean()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    module = Classifier()
+    module = Lit()
     monitor = ConditionMonitor(module.body, images(), every=2)
     logger = CSVLogger(tmp_path)
     trainer = lightning.Trainer(
@@ -438,7 +503,7 @@ def test_in_lightning(tmp_path):
     trainer.fit(module, torch.utils.data.DataLoader(images().repeat(4, 1, 1, 1)))
     assert sorted({record.step for record in monitor.records}) == [0, 2, 3]
     other = ConditionMonitor(build("timm_vit"), images())
-    with pytest.raises(ValueError, match="is not part of the Classifier that is trained"):
+    with pytest.raises(ValueError, match="is not part of the Lit that is trained"):
         lightning.Trainer(callbacks=[other.lightning_callback()], accelerator="cpu", logger=False).fit(
             module, torch.utils.data.DataLoader(images())
         )

@@ -18,7 +18,14 @@ from conditioned_attention.experiments.planning.cost import measure_cost
 from conditioned_attention.experiments.recipes.recipe import Recipe
 from conditioned_attention.experiments.recipes.registry import name_of, settings_of
 from conditioned_attention.experiments.runs.compare import compare, seed_list
-from conditioned_attention.experiments.runs.run import carry_out, check_origin, job_of, run_folder, single_job
+from conditioned_attention.experiments.runs.run import (
+    carry_out,
+    check_metric,
+    check_origin,
+    job_of,
+    run_folder,
+    single_job,
+)
 from conditioned_attention.experiments.runs.tune import AtRates, settings_of_tuning
 from conditioned_attention.experiments.runs.tune import tune as find_rates
 from conditioned_attention.experiments.tasks.task import Task, number_of
@@ -133,6 +140,7 @@ def train_recipe(
     with working_folder(job.path):
         check_origin(job)
         if into is not None:
+            check_metric(into, task.metric)
             check_settings(into, settings)
         carry_out(lambda *_: _shown(rows, show), job)
     return job.path

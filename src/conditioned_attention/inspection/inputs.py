@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from conditioned_attention._warnings import warn
+
 _TENSORS = (".pt", ".pth", ".npy", ".npz", ".safetensors")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _TEXTS = (".txt", ".md")
 _TOKENS = 32  # of synthetic text
 _WINDOW = 128  # tokens of real text
 _SAMPLES = 2  # of random numbers
 _REAL_SAMPLES = 4
+_UNREADABLE = 10  # pictures; with more of them a folder is given up
 _CHARACTERS = 100_000  # read of a text
 
 
@@ -25,8 +27,8 @@ def load_input(path: Path, model: nn.Module | None = None, source: str = "") -> 
 
     Args:
         path: a file with tensors, which are taken as they are; a text, of which the first windows of 128 tokens are
-            taken, without padding; a picture, or a folder with pictures, of which the first four are taken, prepared
-            as the model wants them.
+            taken, without padding; a picture, or a folder with pictures, of which the first four that can be read are
+            taken, as training on the folder would read them, prepared as the model wants them.
         model: that is going to get it; for text and pictures.
         source: the name that the model was loaded by: a Hugging Face folder has the tokenizer or image processor.
 
@@ -37,9 +39,11 @@ def load_input(path: Path, model: nn.Module | None = None, source: str = "") -> 
         return _tensors(path)
     if path.suffix in _TEXTS:
         return _text(path, model, source)
-    if path.is_dir() or path.suffix.lower() in _PICTURES:
+    from conditioned_attention.experiments.data.images.read import SUFFIXES
+
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
         return _pictures(path, model, source)
-    tensors, texts, pictures = (", ".join(kinds) for kinds in (_TENSORS, _TEXTS, _PICTURES))
+    tensors, texts, pictures = (", ".join(kinds) for kinds in (_TENSORS, _TEXTS, SUFFIXES))
     raise ValueError(f"{path}: inputs come as {tensors} (tensors), {texts} (text), {pictures} or a folder (pictures)")
 
 
@@ -82,17 +86,35 @@ def _text(path: Path, model: nn.Module | None, source: str) -> dict[str, torch.T
     return {"input_ids": ids} | ({"decoder_input_ids": ids} if both else {})
 
 
-def _pictures(path: Path, model: nn.Module | None, source: str) -> Any:
-    from PIL import Image
+def _read(path: Path) -> list[Any]:
+    """The first pictures that can be read, in RGB, by the reader that training has; warns of those that cannot."""
+    from conditioned_attention.experiments.data.images.folder import images_below
+    from conditioned_attention.experiments.data.images.read import SUFFIXES, read_rgb
+    from conditioned_attention.experiments.data.scan import reason_of
 
-    found = [path] if path.is_file() else sorted(path.rglob("*"))
-    files = [p for p in found if p.is_file() and p.suffix.lower() in _PICTURES][:_REAL_SAMPLES]
+    files = [path] if path.is_file() else [path / name for name in images_below(path)]
     if not files:
-        raise ValueError(f"{path} holds no pictures ({', '.join(_PICTURES)})")
-    images = [Image.open(file) for file in files]
+        raise ValueError(f"{path} holds no pictures ({', '.join(SUFFIXES)})")
+    found, unreadable = list[Any](), list[str]()
+    for file in files:
+        try:
+            found.append(read_rgb(file))
+        except Exception as error:  # damaged files fail in as many ways as there are readers
+            unreadable.append(f"{file} ({reason_of(error)})")
+        if len(found) == _REAL_SAMPLES or len(unreadable) > _UNREADABLE:
+            break
+    if not found:
+        raise ValueError(f"no picture can be read: {', '.join(unreadable)}")
+    if unreadable:
+        warn(f"left out: {', '.join(unreadable)}")
+    return found
+
+
+def _pictures(path: Path, model: nn.Module | None, source: str) -> Any:
+    images = _read(path)
     if Path(source).is_dir():
         processor: Any = import_module("transformers").AutoImageProcessor.from_pretrained(source)
-        return dict(processor([image.convert("RGB") for image in images], return_tensors="pt"))
+        return dict(processor(images, return_tensors="pt"))
     if not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"{path} is pictures, for a timm model or a Hugging Face folder; {source!r} is neither")
     timm_data: Any = import_module("timm.data")

@@ -1,22 +1,27 @@
 """Class folders of real image files: what is accepted, what is read, what is refused, and that it trains."""
 
+import io
 import json
 import os
 import pickle
 import random
 import shutil
+import struct
+import subprocess
 import unicodedata
 import warnings
+import zlib
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from conditioned_attention.experiments.commands import compare_recipe
 from conditioned_attention.experiments.data.images.folder import image_folder
-from conditioned_attention.experiments.data.images.source import LazyImages, read_rgb, without_unreadable
+from conditioned_attention.experiments.data.images.read import read_rgb
+from conditioned_attention.experiments.data.images.source import LazyImages, without_unreadable
 from conditioned_attention.experiments.data.images.transforms import ImageTransform
 from conditioned_attention.experiments.models.timm_model import TimmModel
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
@@ -346,6 +351,40 @@ def test_pixels_without_a_range(tmp_path):
     Image.fromarray(np.full((8, 8), 2**20, dtype=np.int32)).save(tmp_path / "i.tif")
     with pytest.raises(ValueError, match="must be within 16 bits, got 1048576 to 1048576"):
         read_rgb(tmp_path / "i.tif")
+
+
+def test_a_picture_that_starts_a_program_is_refused(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    started = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **kwargs: started.append(args))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    photograph().resize((64, 48)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(OSError, match="cannot identify"):  # what the program has not written
+        Image.open(tmp_path / "a.jpg").load()
+    assert started, "else nothing is shown below"
+    started.clear()
+    for file in (tmp_path / "a.jpg", io.BytesIO((tmp_path / "a.jpg").read_bytes())):
+        with pytest.raises(UnidentifiedImageError):
+            read_rgb(file)
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [((2, 60_000), "one side may be 100 times the other, got 2 × 60,000"), ((60_000, 9_000), "89,478,485 pixels")],
+)
+def test_a_small_file_of_an_enormous_picture_is_refused(tmp_path, monkeypatch, size, words):
+    """By what its header says: no pixel is decoded."""
+    width, height = size
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(486))), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts]
+    file = tmp_path / "a.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as somebody may do for pictures of his own
+    with pytest.raises(ValueError, match=words):
+        read_rgb(file)
 
 
 def test_a_palette_with_transparency_is_quiet(tmp_path):

@@ -186,3 +186,34 @@ def test_tuned_runs_need_the_tuning_that_explains_them(tmp_path):
         change(file, variant_settings={"lr": 1e-3})
     with pytest.raises(ValueError, match=r"was made at the learning rate 0\.001, but .* has chosen 0\.004"):
         gather(merged)
+
+
+@pytest.mark.parametrize("other", [Metric("points", higher_is_better=False), Metric("marks")])
+def test_a_folder_has_one_metric(merged, tmp_path, other):
+    """Better and worse are the same words for `compare` and for `report`, or neither says any."""
+    for call in (
+        lambda: run(merged, 4, metric=other),  # nothing is missing
+        lambda: run(merged, [9], variants=["head_rmsnorm"], metric=other),  # beside runs that it does not ask for
+    ):
+        with pytest.raises(ValueError, match=r"seed-\d holds a run of .*metric.* there, .* now\)"):
+            call()
+    assert not run_folder(merged, "head_rmsnorm", 9).exists(), "refused before it is trained"
+    run(tmp_path / "other", [7], metric=other)
+    copy_runs(merged, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"seed-7.*other settings \(metric\.\w+: \w+ there, \w+ in .*seed-0"):
+        gather(merged)
+
+
+def test_the_direction_of_the_metric_is_that_of_the_report(tmp_path):
+    result = run(tmp_path, 3, metric=Metric("loss", higher_is_better=False))
+    assert "worse than baseline" in result.verdicts()[0]
+    assert gather(tmp_path).verdicts() == result.verdicts()
+
+
+def test_the_metric_of_a_checkpoint_is_the_one_that_it_goes_on_with(merged):
+    path = run_folder(merged, "baseline", 5)
+    (path / "checkpoint-00000001").mkdir(parents=True)
+    shutil.copy(run_folder(merged, "baseline", 0) / "begun.json", path)
+    change(path / "begun.json", seed=5, metric={"name": "points", "higher_is_better": False})
+    with pytest.raises(ValueError, match=r"seed-5 holds a run of .*higher_is_better: False there, True now"):
+        run(merged, 6)

@@ -262,3 +262,10 @@ def test_no_rate_for_the_baseline_is_an_error_that_names_it(tmp_path):
     recipe = Tiny(dataclasses.replace(Tiny().training, epochs=1, clip=None, schedule="constant"))
     with pytest.raises(RuntimeError, match=r"baseline: no learning rate of the grid came through; the first, 1e\+30"):
         compare_recipe(recipe, ["baseline"], 1, tmp_path, tune=[1e30], progress=False)
+
+
+def test_a_rate_is_chosen_by_the_metric_that_it_was_tuned_for(tmp_path):
+    how = {"folder": tmp_path, "progress": False}
+    tune(peaks_at_a_rate, ["baseline"], (1e-3, 4e-3), metric=Metric("loss", False), **how)
+    with pytest.raises(ValueError, match=r"tuned for loss \(lower is better\), not for loss \(higher is better\)"):
+        tune(peaks_at_a_rate, ["baseline"], (1e-3, 4e-3), metric=Metric("loss"), **how)

@@ -17,6 +17,9 @@ class Metric:
     name: str
     higher_is_better: bool = True
 
+    def __str__(self) -> str:
+        return f"{self.name} ({'higher' if self.higher_is_better else 'lower'} is better)"
+
     @property
     def limit(self) -> float | None:
         """The best that a percentage can be, 100 or 0; None of other units.

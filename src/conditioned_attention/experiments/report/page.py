@@ -184,7 +184,7 @@ def _about(subject: Subject) -> dict[str, str]:
     found = {
         "variants": ", ".join(comparison.runs),
         "seeds": ", ".join(map(str, seeds)),
-        "score": comparison.metric.name,
+        "score": str(comparison.metric),
     }
     found |= flat(comparison.settings)
     for key in ("machine", "devices", "torch", "conditioned-attention"):

@@ -13,7 +13,16 @@ from conditioned_attention._warnings import warn
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.progress import Display, display
-from conditioned_attention.experiments.runs.run import Job, Train, check_origin, data_of, job_of, reason_of, run_job
+from conditioned_attention.experiments.runs.run import (
+    Job,
+    Train,
+    check_metric,
+    check_origin,
+    data_of,
+    job_of,
+    reason_of,
+    run_job,
+)
 from conditioned_attention.experiments.runs.workers import run_in_workers
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
@@ -49,7 +58,8 @@ def compare(
         threads: torch's threads in each run; rounding depends on them, so fix them if runs in one process and runs
             in several are to agree to the last digit.  Default: the cores divided by the workers; with one worker
             as they are.
-        metric: name and direction of the score; default ``"score"``, higher is better.
+        metric: name and direction of the score; default ``"score"``, higher is better.  It is kept with the runs, and a
+            folder refuses those of another.
         settings: plain data that says what is run; a folder refuses runs of other settings.
         variant_settings: by a variant's name, plain data that says what is set for that variant alone, such as a
             learning rate tuned for it.
@@ -60,7 +70,7 @@ def compare(
         ``failures``, and does not stop the others.
 
     Raises:
-        ValueError: unknown or repeated variants or seeds; a folder with runs of other settings.
+        ValueError: unknown or repeated variants or seeds; a folder with runs of other settings or another metric.
         TypeError: several workers, and a ``train`` that cannot be sent to them.
         RuntimeError: another process works in the folder, or no run finished.
 
@@ -106,6 +116,7 @@ def run_missing(
         jobs = [job_of(path, v, s, metric, settings, variant_settings or {}) for s in seeds for v in variants]
         for job in jobs:
             check_origin(job)
+        check_metric(path, metric)  # of variants and seeds that are not asked for now, too: they are reported together
         check_settings(path, settings)
         missing = [job for job in jobs if not job.result.exists()]
         for job in missing:

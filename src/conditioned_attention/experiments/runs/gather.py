@@ -30,7 +30,7 @@ def gather(folder: Path) -> Comparison | None:
 
     Raises:
         ValueError: the runs were not all made with the same settings, or with those in ``settings.json`` if it is
-            there; or a run lies in the wrong place.
+            there, or not all scored by the same metric; or a run lies in the wrong place.
         FileNotFoundError: the learning rates were tuned, but ``tuning/tuning.json`` is missing.
     """
     found = _results(folder)
@@ -75,17 +75,19 @@ def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> An
     named = {there: read_json(there)} if there.exists() else {}
     named |= {file: result["settings"] for file, result in found.items()}
     first = next((file for file, settings in named.items() if says_its_data(settings)), next(iter(named)))
-    settings = named[first]
+    settings, scored = named[first], next(iter(found))
     models: dict[str, Path] = {}  # of each variant the first run
     for file, result in found.items():
         model = models.setdefault(result["variant"], file)
-        wanted = {"settings": settings, "variant_settings": found[model]["variant_settings"]}
+        wanted = {
+            "settings": settings,
+            "variant_settings": found[model]["variant_settings"],
+            "metric": found[scored]["metric"],
+        }
         different = differences_of_sets(result, wanted)
         if different:
-            text = ", ".join(
-                f"{name}: {one} there, {two} in {first if key == 'settings' else model}"
-                for key, name, one, two in different
-            )
+            other = {"settings": first, "variant_settings": model, "metric": scored}
+            text = ", ".join(f"{name}: {one} there, {two} in {other[key]}" for key, name, one, two in different)
             raise ValueError(f"{file} is a run of other settings ({text}); move it away, or report it apart")
     return settings
 

@@ -74,15 +74,12 @@ def single_job(path: Path, variant: Variant, seed: int, metric: Metric, settings
 
 def check_origin(job: Job) -> None:
     """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds another run: of another variant,
-    seed or setting.
+    seed, setting or metric.
 
     What counts is a result, or a checkpoint that the run would go on from.  Nothing is written.
     """
-    if job.result.exists():
-        file = job.result
-    elif any(job.path.glob("checkpoint-*")):
-        file = job.path / "begun.json"
-    else:
+    file = _origin(job.path)
+    if file is None:
         return
     found = read_run(file)
     who = [("variant", job.variant.name), ("seed", job.seed)]
@@ -95,6 +92,23 @@ def check_origin(job: Job) -> None:
         raise ValueError(f"{job.path} holds a run of other settings ({different}); choose another folder")
 
 
+def check_metric(folder: Path, metric: Metric) -> None:
+    """Raises ValueError if a folder of runs holds one of another metric, of whatever variant and seed."""
+    for place in sorted(folder.glob("runs/*/seed-*")):
+        file = _origin(place)
+        there = None if file is None else read_run(file).get("metric")
+        if there not in (None, now := dataclasses.asdict(metric)):
+            different = ", ".join(f"{name}: {old} there, {new} now" for name, old, new in differences(there, now))
+            raise ValueError(f"{place} holds a run of another metric ({different}); choose another folder")
+
+
+def _origin(path: Path) -> Path | None:
+    """The file that says what run a folder holds: of a result, or a checkpoint; None of one that came to nothing."""
+    if (path / "result.json").exists():
+        return path / "result.json"
+    return path / "begun.json" if any(path.glob("checkpoint-*")) else None
+
+
 def read_run(file: Path) -> dict[str, Any]:
     """What a ``result.json`` or ``begun.json`` says; raises ValueError if it does not say how the run was set."""
     found: dict[str, Any] = read_json(file) if file.exists() else {}
@@ -104,10 +118,13 @@ def read_run(file: Path) -> dict[str, Any]:
 
 
 def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
-    """Where two runs were set differently: by settings of all or of the variant, by which key, and to what."""
+    """Where two runs were set differently: settings of all or of the variant, or the metric; the key, and both values.
+
+    A metric's direction is as much a part of it as its name: it says which of two scores is better.
+    """
     return [
         (key, name.removeprefix("settings."), a, b)
-        for key in ("settings", "variant_settings")
+        for key in ("settings", "variant_settings", "metric")
         for name, a, b in differences(one[key], two[key], key)
     ]
 

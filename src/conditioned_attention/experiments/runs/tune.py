@@ -74,6 +74,8 @@ def tune(
     with working_folder(folder):
         check_settings(folder, settings)
     known = read_tuning(folder)
+    if known is not None and known.metric != metric:
+        raise ValueError(f"{folder} was tuned for {known.metric}, not for {metric}; choose another folder")
     trials = {} if known is None else {variant: known.trials[variant] for variant in known.rates()}
     names = {
         f"{v.name}-lr-{lr!r}": (v, lr) for lr in grid["rates"] for v in chosen if v.name not in trials

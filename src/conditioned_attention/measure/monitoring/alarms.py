@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conditioned_attention._warnings import warn as warn_user
 from conditioned_attention.measure.monitoring.records import HeadRecord
@@ -53,3 +53,28 @@ def alarms_of(records: Sequence[HeadRecord], max_kappa: float | None, max_scale:
 def warn(alarm: Alarm) -> None:
     """What is done with an alarm unless somebody asks for something else."""
     warn_user(str(alarm), RuntimeWarning)
+
+
+class Unchanged:
+    """Says it, once, where a model's numbers stay the same to the last bit while its optimizer takes steps.
+
+    It is then a copy that is watched, as of a Trainer's ``model_init``, or of a module that was copied into another;
+    or nothing in front of its heads trains.  The first step alone may change nothing: warm-ups begin at a rate of 0.
+    """
+
+    def __init__(self) -> None:
+        self.since, self.numbers, self.said = 0, list[str](), False
+
+    def look(self, records: Sequence[HeadRecord]) -> None:
+        """Compares a measurement with the last one that was different."""
+        numbers = [repr(replace(record, step=0)) for record in records]  # as text, since NaN differs from itself
+        step = records[0].step if records else self.since
+        if numbers != self.numbers:
+            self.since, self.numbers = step, numbers
+        elif step - self.since >= 2 and not self.said:
+            self.said = True
+            warn_user(
+                f"step {step}: all numbers are those of step {self.since}, to the last bit: what the monitor watches "
+                "was not trained in between; was it made of another copy of the model than the one that trains?",
+                RuntimeWarning,
+            )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from functools import partialmethod
+from collections.abc import Callable, Sequence
+from functools import cache, partialmethod
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 from torch import nn
 
+from conditioned_attention.measure.monitoring.alarms import Unchanged
 from conditioned_attention.measure.monitoring.records import HeadRecord, summary
 
 _PREFIX = "conditioning/"
@@ -36,7 +37,7 @@ class _Due:
     """Measures where it is due, and at a step only once: at the end, and where several batches make one step."""
 
     def __init__(self, monitor: Monitor) -> None:
-        self.monitor, self.measured = monitor, -1
+        self.monitor, self.measured, self.unchanged = monitor, -1, Unchanged()
 
     def check(self, trained: nn.Module) -> None:
         """Raises ValueError if what is trained has nothing to do with what the monitor watches."""
@@ -53,7 +54,9 @@ class _Due:
         if step == self.measured or not (last or step % self.monitor.every == 0):
             return {}
         self.measured = step
-        found = summary(self.monitor.measure(step))
+        records = self.monitor.measure(step)
+        self.unchanged.look(records)
+        found = summary(records)
         return {_PREFIX + name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -66,58 +69,89 @@ def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
 
     Raises ValueError, when training begins, if the monitor watches another model than the one that is trained.
     """
-    from transformers import TrainerCallback
-
-    due = _Due(monitor)
-
-    class MonitorCallback(TrainerCallback):
-        """Calls the monitor after optimizer steps."""
-
-        def on_step_end(self, args: Any, state: Any, control: Any, last: bool = False, **kwargs: Any) -> None:
-            numbers = due.numbers(state.global_step, last=last)
-            if trainer is not None and numbers:
-                asked = control.should_log  # for the trainer's own numbers, after this; log() withdraws it
-                trainer.log(numbers)
-                control.should_log = asked
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            due.check(model)
-            self.on_step_end(args, state, control)
-
-        on_train_end = partialmethod(on_step_end, last=True)
-
-    return MonitorCallback()
+    return _trainer_class()(_Due(monitor), trainer)
 
 
 def lightning_callback(monitor: Monitor) -> Any:
     """A callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers.
 
-    Under the name that was imported first: ``lightning.pytorch`` or ``pytorch_lightning``.
+    Under the name that was imported first: ``lightning.pytorch`` or ``pytorch_lightning``.  It goes with the trainer to
+    processes that Lightning starts (``strategy="ddp_spawn"``), where the monitor measures by itself, and writes to its
+    path in the first one; the ``records`` of this process stay as they were.
 
     Raises ValueError, when training begins, if the monitor watches another model than the one that is trained.
     """
-    base = _lightning().Callback
-    due = _Due(monitor)
+    return _lightning_class(_lightning())(_Due(monitor))
 
-    class MonitorCallback(base):  # type: ignore[misc, valid-type]
+
+@cache
+def _trainer_class() -> Any:
+    """Made when somebody asks for it, as transformers need not be installed."""
+    from transformers import TrainerCallback
+
+    class MonitorCallback(TrainerCallback):
         """Calls the monitor after optimizer steps."""
 
+        def __init__(self, due: _Due, trainer: Any) -> None:
+            self.due, self.trainer = due, trainer
+
+        def __reduce__(self) -> Any:
+            return _blank, (_trainer_class,), vars(self)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, last: bool = False, **kwargs: Any) -> None:
+            numbers = self.due.numbers(state.global_step, last=last)
+            if self.trainer is not None and numbers:
+                asked = control.should_log  # for the trainer's own numbers, after this; log() withdraws it
+                self.trainer.log(numbers)
+                control.should_log = asked
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self.due.check(model)
+            self.on_step_end(args, state, control)
+
+        on_train_end = partialmethod(on_step_end, last=True)
+
+    return MonitorCallback
+
+
+@cache
+def _lightning_class(library: str) -> Any:
+    """Made when somebody asks for it, for either name of the library."""
+
+    class MonitorCallback(import_module(library).Callback):  # type: ignore[misc]
+        """Calls the monitor after optimizer steps."""
+
+        def __init__(self, due: _Due) -> None:
+            self.due = due
+
+        def __reduce__(self) -> Any:
+            return _blank, (_lightning_class, library), vars(self)
+
         def on_train_batch_end(self, trainer: Any, *args: Any, last: bool = False, **kwargs: Any) -> None:
-            numbers = due.numbers(trainer.global_step, last=last)
+            numbers = self.due.numbers(trainer.global_step, last=last)
             for logger in trainer.loggers if numbers else ():
                 logger.log_metrics(numbers, step=trainer.global_step)
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            due.check(pl_module)
+            self.due.check(pl_module)
             self.on_train_batch_end(trainer)
 
         on_train_end = partialmethod(on_train_batch_end, last=True)
 
-    return MonitorCallback()
+    return MonitorCallback
 
 
-def _lightning() -> Any:
+def _blank(make: Callable[..., Any], *args: Any) -> Any:
+    """What pickle fills again: a class that is made in a function has no name by which it could be found.
+
+    What it held comes afterwards, so that the model, the trainer and the callback may hold each other.
+    """
+    cls = make(*args)
+    return cls.__new__(cls)
+
+
+def _lightning() -> str:
     for name in ("lightning.pytorch", "pytorch_lightning"):
         if name in sys.modules:
-            return sys.modules[name]
-    return import_module("lightning.pytorch" if find_spec("lightning") else "pytorch_lightning")
+            return name
+    return "lightning.pytorch" if find_spec("lightning") else "pytorch_lightning"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from conditioned_attention._warnings import warn as warn_user
 from conditioned_attention.measure.monitoring import callbacks
-from conditioned_attention.measure.monitoring.alarms import Alarm, alarms_of, warn
+from conditioned_attention.measure.monitoring.alarms import Alarm, Unchanged, alarms_of, warn
 from conditioned_attention.measure.monitoring.records import HeadRecord, head_records, spread, summary
 from conditioned_attention.measure.monitoring.sinks import sink_for
 from conditioned_attention.measure.probing.probe import HeadOutputs, watch_heads
@@ -75,8 +75,11 @@ class ConditionMonitor:
     >>> sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
     >>> model = ViTModel(ViTConfig(image_size=8, patch_size=2, num_channels=1, **sizes))
     >>> monitor = ConditionMonitor(model, torch.randn(3, 1, 8, 8), every=10)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> for step in range(20):
-    ...     _ = monitor.step(step)  # and an optimizer step of your own
+    ...     _ = monitor.step(step)
+    ...     model(torch.randn(3, 1, 8, 8)).last_hidden_state.square().mean().backward()  # or a step of your own
+    ...     optimizer.step()
     >>> len(monitor.records)  # 2 measurements, 2 layers, 4 heads
     16
     """
@@ -119,6 +122,7 @@ class ConditionMonitor:
         self.path = Path(path) if path is not None else None
         self._sink = None if self.path is None else sink_for(self.path)
         self._kept: deque[list[HeadRecord]] = deque(maxlen=keep)
+        self._unchanged = Unchanged()
         self._calls: int | None = None  # of attention in a forward pass; counted when it matters
 
     @property
@@ -127,8 +131,15 @@ class ConditionMonitor:
         return [record for measurement in self._kept for record in measurement]
 
     def step(self, step: int) -> list[HeadRecord]:
-        """Measures if ``step`` is a multiple of ``every``; returns the new records, or an empty list."""
-        return self.measure(step) if step % self.every == 0 else []
+        """Measures if ``step`` is a multiple of ``every``; returns the new records, or an empty list.
+
+        Warns, once, if no number has changed since an earlier step: it is then a copy that trains.
+        """
+        if step % self.every:
+            return []
+        records = self.measure(step)
+        self._unchanged.look(records)
+        return records
 
     def measure(self, step: int) -> list[HeadRecord]:
         """Runs the probe now and returns one record for every head that was chosen; they are kept and written as well.

@@ -17,11 +17,15 @@ def sink_for(path: Path) -> Callable[[Sequence[HeadRecord]], None]:
     ModuleNotFoundError for Parquet without pyarrow; ValueError for Parquet into a file.
     """
     if path.suffix != ".parquet":
-        return lambda records: JsonLines(path).append(*(record.to_json() for record in records))
+        return partial(_write_lines, path)  # unlike a function made here, it can go to another process
     if path.is_file():
         raise ValueError(f"path={str(path)!r} is a file; Parquet records are a folder, one file a measurement")
     _arrow()
     return partial(_write_parquet, path)
+
+
+def _write_lines(file: Path, records: Sequence[HeadRecord]) -> None:
+    JsonLines(file).append(*(record.to_json() for record in records))
 
 
 def _write_parquet(folder: Path, records: Sequence[HeadRecord]) -> None:

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from conditioned_attention.experiments.data.images.read import SUFFIXES
 from conditioned_attention.experiments.data.images.source import ImageSource, split_if_needed
 from conditioned_attention.experiments.data.scan import stamp_of
 from conditioned_attention.experiments.data.split import listed, names_a_set
 from conditioned_attention.experiments.data.walk import File, Walk, sets_at_top
-
-# Named here, not asked of Pillow: which files make up a data set must not depend on how Pillow was built.
-_JPEG, _TIFF, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".tif", ".tiff"), (".ppm", ".pgm", ".pbm", ".pnm")
-SUFFIXES = (*_JPEG, ".png", ".webp", ".avif", ".bmp", ".gif", *_TIFF, *_NETPBM, ".jp2", ".tga")
 
 
 @dataclass(frozen=True)  # so that sources of the same files are equal
@@ -70,6 +67,11 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
     notes += walk.left_out()
     paths = [file.name for file in files]
     return ImageSource(names, paths, labels, train, evaluation, FileReader(root, paths), stamp_of(files), notes)
+
+
+def images_below(root: Path) -> list[str]:
+    """Every image below a folder, by its path relative to it, in order: the files that `image_folder` would take."""
+    return [file.name for file in Walk(root, SUFFIXES).files()]
 
 
 def _classes(walk: Walk, folders: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Labelled images on disk: what a source of them says, how one is read, and the data set that decodes them lazily."""
+"""Labelled images on disk: what a source of them says, and the data set that decodes them lazily."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import PIL
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.fingerprint import checksum
+from conditioned_attention.experiments.data.images.read import RULES, read_rgb
 from conditioned_attention.experiments.data.scan import read_once, reason_of, stamp_of, tell, tell_unreadable
 from conditioned_attention.experiments.data.split import EVALUATION, Sets, hold_out
 
@@ -68,7 +68,7 @@ def without_unreadable(
         ValueError: too many cannot be read, a class is left without training images, or there is one class only.
     """
     notes = [*source.notes, *_doubts(source)]
-    stamp = stamp_of([PIL.__version__, source.stamp])  # another Pillow may read other files
+    stamp = stamp_of([PIL.__version__, RULES, source.stamp])  # another Pillow may read other files
     scan = read_once(source.names, source.check, stamp, max_unreadable=max_unreadable, cache_dir=cache_dir)
     found = scan.unreadable
     notes += tell_unreadable({source.names[i]: reason for i, reason in found.items()}, len(source.names))
@@ -153,25 +153,3 @@ def _decoded(encoded: bytes) -> Image.Image:
         return read_rgb(io.BytesIO(encoded))
     except PIL.UnidentifiedImageError:  # whose own words name a place in memory
         raise PIL.UnidentifiedImageError("it is no image that Pillow knows") from None
-
-
-def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
-    """A whole image as 8-bit RGB: grey is repeated, palettes are looked up, CMYK converted, 16 bits scaled to 8.
-
-    As with torchvision and timm, transparency is dropped, EXIF rotation is not applied, and of an animation the first
-    picture is taken.
-
-    Raises:
-        OSError, ValueError, …: whatever Pillow raises for a damaged file; floating-point pixels have no fixed range.
-    """
-    with Image.open(file) as picture:
-        if picture.mode == "F":
-            raise ValueError("floating-point pixels have no fixed range; save the image with 8 or 16 bits")
-        if picture.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-            pixels = np.asarray(picture)
-            if pixels.min() < 0 or pixels.max() > 65535:
-                raise ValueError(f"integer pixels must be within 16 bits, got {pixels.min()} to {pixels.max()}")
-            return Image.fromarray(np.round(pixels / 257).astype(np.uint8)).convert("RGB")
-        if picture.mode == "P" and "transparency" in picture.info:
-            return picture.convert("RGBA").convert("RGB")
-        return picture.convert("RGB")
