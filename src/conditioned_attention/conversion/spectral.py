@@ -17,7 +17,7 @@ from conditioned_attention.conversion.selection import Patterns
 from conditioned_attention.conversion.shared import Holders, against_sharing, holders_in
 from conditioned_attention.sites import Site, correct_sites, find_projections, find_sites, reset_compiled
 from conditioned_attention.sites.corrected import set_folded, spectral_of, uncorrect
-from conditioned_attention.sites.projections import Projections
+from conditioned_attention.sites.projections import Projections, is_offloaded
 from conditioned_attention.spectral import PUBLISHED, SATURATED, Spectral, auto_strength, self_logit, swamps
 
 AUTO = "auto"
@@ -98,8 +98,7 @@ def fold(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is corrected; a weight is no longer a parameter, or has no values (on the meta device, or
-            offloaded); half-precision weights would lose more than a tenth of themselves to rounding at λ; a weight is
+        ValueError: nothing is corrected; a weight is no longer a parameter, or is offloaded; half-precision weights would lose more than a tenth of themselves to rounding at λ; a weight is
             that of another module of the model too, which has no C or another.  Nothing is changed then.
 
     >>> import torch
@@ -123,7 +122,7 @@ def unfold(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is folded; a weight is no longer a parameter, or has no values.  Nothing is changed then.
+        ValueError: nothing is folded; a weight is no longer a parameter, or is offloaded.  Nothing is changed then.
     """
     return _refold(model, folded=False)
 
@@ -157,10 +156,10 @@ def _refold(model: nn.Module, *, folded: bool) -> list[str]:
 
 def _check(addition: Addition, *, folded: bool) -> None:
     """Raises ValueError for a weight to which C cannot be added, or not without loss."""
-    if addition.weight.is_meta:
+    if is_offloaded(addition.owner):
         raise ValueError(
             f"{addition.name}: {addition.correction.projection.parameter} of its {type(addition.owner).__qualname__} "
-            f"{NO_VALUES}: fold before that is done to it, or have them loaded"
+            f"{OFFLOADED}: fold before that is done to it"
         )
     if not folded:
         return
@@ -207,8 +206,8 @@ class SpectralChange(Change):
             self.holders[id(root)] = holders_in(root)
         if reason := against_sharing(site.module, found, self.holders[id(root)]):
             return reason
-        if self.correction == "polar" and any(matrix.is_meta for _, matrix, _ in found.matrices(site.module)):
-            return f"a weight {NO_VALUES}, and the polar correction is computed from them: correct before that is done"
+        if self.correction == "polar" and any(is_offloaded(weight.owner(site.module)) for weight in found.weights):
+            return f"a weight {OFFLOADED}, and the polar correction is computed from them: correct before that is done"
         try:
             widths = found.head_widths(site.module)
         except ValueError as error:

@@ -183,6 +183,12 @@ def held(owner: nn.Module, parameter: str) -> Tensor | None:
     return owner.__dict__.get(parameter) if found is None else found
 
 
+def is_offloaded(owner: nn.Module) -> bool:
+    """Whether accelerate keeps the values of a module's weights elsewhere, and brings them for each call."""
+    hook = owner.__dict__.get("_hf_hook")
+    return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", (hook,)))
+
+
 def not_to_add_to(weight: Tensor) -> str:
     """Why C cannot be added to this weight; empty if it can."""
     if not weight.is_floating_point() or weight.dtype.itemsize == 1:

@@ -26,7 +26,9 @@ BASELINE = VARIANTS["baseline"]
 
 def toy(build, loss=lambda model, batch: model(batch).sum()):
     """As much of a task as counting needs."""
-    return SimpleNamespace(build_model=build, loss=loss, tokens_per_sample=1, causal=False, no_weight_decay=tuple)
+    return SimpleNamespace(
+        build_model=build, loss=loss, tokens_per_sample=1, causal=False, left_alone=(), no_weight_decay=tuple
+    )
 
 
 class Attend(nn.Module):
