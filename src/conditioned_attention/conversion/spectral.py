@@ -21,9 +21,7 @@ from conditioned_attention.sites.projections import Projections, is_offloaded
 from conditioned_attention.spectral import PUBLISHED, SATURATED, Spectral, auto_strength, self_logit, swamps
 
 AUTO = "auto"
-NO_VALUES = (
-    "has no values here (it is on the meta device, where also accelerate's offload leaves weights between calls)"
-)
+OFFLOADED = "has its values elsewhere between calls (accelerate's offload)"
 
 
 def spectral_condition(
@@ -98,8 +96,9 @@ def fold(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is corrected; a weight is no longer a parameter, or is offloaded; half-precision weights would lose more than a tenth of themselves to rounding at λ; a weight is
-            that of another module of the model too, which has no C or another.  Nothing is changed then.
+        ValueError: nothing is corrected; a weight is no longer a parameter, or is offloaded; half-precision weights
+            would lose more than a tenth of themselves to rounding at λ; a weight is that of another module of the model
+            too, which has no C or another.  Nothing is changed then.
 
     >>> import torch
     >>> from conditioned_attention import fold, spectral_condition, unfold
