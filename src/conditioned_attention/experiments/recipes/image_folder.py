@@ -9,6 +9,7 @@ import numpy as np
 
 from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.data.images.folder import image_folder
+from conditioned_attention.experiments.data.images.mixing import Mixing
 from conditioned_attention.experiments.data.images.saved import saved_images
 from conditioned_attention.experiments.data.images.source import ImageSource, LazyImages, without_unreadable
 from conditioned_attention.experiments.data.images.transforms import Augment, ImageTransform
@@ -17,9 +18,8 @@ from conditioned_attention.experiments.data.split import TUNING, hold_out
 from conditioned_attention.experiments.models.timm_model import TimmModel
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
 from conditioned_attention.experiments.tasks.classification import ImageClassification
-from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
-from conditioned_attention.storage.settings import place
+from conditioned_attention.storage.settings import added, place
 
 VIT_S = VisionTransformer(patch_size=16, hidden_size=384, layers=12, heads=6)
 _EVALUATION: Augment = "none"
@@ -39,7 +39,10 @@ class ImageFolder(Choices):
         augment: of training images: none, light (random crops and flips) or strong (RandAugment and erasing too).
         max_unreadable: images that cannot be read are left out; more than so many are an error.
         cache_dir: where the result of reading all images once is kept; default ~/.cache/conditioned-attention.
+        crop: share of the image's short side that evaluation looks at.
+        mixing: mixup, cutmix and label smoothing in training.
         timm_model: train this model of timm instead of the vision transformer below.
+        drop_path, dropout: of a model of timm; see `TimmModel`.
         model: the network; the default is ViT-S/16 with 22 million parameters.
         training: how it is trained.
     """
@@ -52,13 +55,26 @@ class ImageFolder(Choices):
     augment: Augment = "light"
     max_unreadable: int = place(10)
     cache_dir: Path | None = place(None)
+    crop: float = added(0.875)
+    mixing: Mixing = added(Mixing())
     timm_model: str | None = None
+    drop_path: float = added(0.0)
+    dropout: float = added(0.0)
     model: VisionTransformer = VIT_S
     training: Training = field(default_factory=lambda: Training(epochs=100, lr=5e-4))
 
-    def task(self, *, tuning: bool = False) -> Task:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixing.mixes and self.training.micro_batch % 2:
+            raise ValueError(
+                f"mixup and cutmix need an even number of images at a time, got batch_size={self.training.batch_size} "
+                f"with accumulation={self.training.accumulation}"
+            )
+
+    def task(self, *, tuning: bool = False) -> ImageClassification:
         model = self._model()
-        for_training, for_evaluation = (ImageTransform(self.image_size, kind) for kind in (self.augment, _EVALUATION))
+        for_training = ImageTransform(self.image_size, self.augment)
+        for_evaluation = ImageTransform(self.image_size, _EVALUATION, self.crop)
         source, notes = without_unreadable(self._source(), self.max_unreadable, self.cache_dir)
         train, evaluation = source.train, source.evaluation
         if tuning:
@@ -67,14 +83,18 @@ class ImageFolder(Choices):
         # shuffled, so that the first few, which the monitor looks at, are of many classes
         evaluation = np.random.RandomState(0).permutation(evaluation).tolist()
         data = LazyImages(source, train, for_training), LazyImages(source, evaluation, for_evaluation)
-        return ImageClassification(data, model, source.classes, notes)
+        return ImageClassification(data, model, source.classes, notes, self.mixing)
 
     def _model(self) -> VisionTransformer | TimmModel:
         if self.timm_model is None:
+            if self.drop_path or self.dropout:
+                raise ValueError(
+                    f"drop_path={self.drop_path} and dropout={self.dropout} go with timm_model, which is not set"
+                )
             return self.model
         if self.model != VIT_S:
             raise ValueError(f"timm_model={self.timm_model!r} takes the place of model, which is set too: {self.model}")
-        return TimmModel(self.timm_model)
+        return TimmModel(self.timm_model, self.drop_path, self.dropout)
 
     def _source(self) -> ImageSource:
         path = self.data_dir.expanduser()

@@ -1,0 +1,95 @@
+"""ImageNet as people have it: class folders to train on, and 50,000 validation images in one folder with a list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from conditioned_attention.environment import needs
+from conditioned_attention.experiments.data.images.folder import FileReader, image_folder
+from conditioned_attention.experiments.data.images.read import SUFFIXES
+from conditioned_attention.experiments.data.images.source import ImageSource
+from conditioned_attention.experiments.data.scan import stamp_of
+from conditioned_attention.experiments.data.walk import Walk
+
+_META = "meta.mat"  # of the development kit: which number stands for which class
+
+
+def imagenet(root: Path, val_labels: Path, eval_split: str | None = None) -> ImageSource:
+    """``root/train/CLASS/…`` with ``root/val/…``, where a list says the classes of the images; nothing is moved.
+
+    Args:
+        root: the folder.
+        val_labels: the list.  A line an image: ``NAME CLASS`` or ``NAME INDEX``, where an index counts the classes in
+            the order of their names from 0 (Caffe's list); or, for the images in the order of their names, ``CLASS`` or
+            the number that the development kit gives it, with its ``meta.mat`` in the same folder.
+        eval_split: the folder with the images; default ``val``.
+
+    Raises:
+        FileNotFoundError: a folder or file is not there.
+        ValueError: the list is not one of these, names a class or image that is not there, or is of another length.
+    """
+    folder = eval_split or "val"
+    for path in (root / "train", root / folder, val_labels):
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {path}")
+    whole = image_folder(root / "train")
+    names = [os.path.join("train", name) for name in whole.names]
+    files = Walk(root, SUFFIXES).files(folder)
+    if not files:
+        raise ValueError(f"{root / folder} holds no images; known suffixes are {' '.join(SUFFIXES)}")
+    held = [file.name for file in files]
+    labels = _labels(val_labels, held, whole.classes)
+    notes = [line for line in whole.notes if line.startswith("left out")]
+    return replace(
+        whole,
+        names=names + held,
+        labels=[*whole.labels, *labels],
+        train=list(range(len(names))),
+        evaluation=list(range(len(names), len(names) + len(held))),
+        load=FileReader(root, names + held),
+        stamp=stamp_of([whole.stamp, *files]),
+        notes=[f"trained on train, evaluated on {folder} by the list {val_labels.name}", *notes],
+    )
+
+
+def _labels(file: Path, images: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The class of each image, by the list."""
+    lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
+    if len(lines) != len(images):
+        raise ValueError(f"{file} has {len(lines):,} lines, and there are {len(images):,} images to evaluate on")
+    numbers = {name: label for label, name in enumerate(classes)}
+    if all(len(line) == 2 for line in lines):
+        numbers |= {str(label): label for label in range(len(classes))}
+        named = {os.path.basename(name): value for name, value in lines}
+        if missing := [name for name in images if os.path.basename(name) not in named]:
+            raise ValueError(f"{file} does not name {missing[0]} ({len(missing):,} of {len(images):,} images)")
+        return [_number(named[os.path.basename(name)], numbers, file) for name in images]
+    if any(len(line) != 1 for line in lines):
+        raise ValueError(f"{file}: a line is 'NAME CLASS', 'NAME INDEX', a class or its number in the development kit")
+    values = [line[0] for line in lines]
+    if all(value.isdecimal() for value in values) and not set(values) <= set(classes):
+        numbers = _of_the_kit(file.parent / _META, numbers)
+    return [_number(value, numbers, file) for value in values]
+
+
+def _number(value: str, numbers: Mapping[str, int], file: Path) -> int:
+    if value not in numbers:
+        raise ValueError(f"{file}: {value!r} is none of the {len(set(numbers.values()))} classes of the training set")
+    return numbers[value]
+
+
+def _of_the_kit(file: Path, numbers: Mapping[str, int]) -> dict[str, int]:
+    """Which label each number of the development kit stands for."""
+    if not file.exists():
+        raise FileNotFoundError(
+            f"the list holds the development kit's own numbers, in another order than the names of the classes: put "
+            f"its {_META}, which explains them, beside the list ({file})"
+        )
+    with needs("experiments"):
+        from scipy.io import loadmat
+
+    rows = loadmat(file, squeeze_me=True)["synsets"]
+    return {str(row["ILSVRC2012_ID"]): numbers[str(row["WNID"])] for row in rows if str(row["WNID"]) in numbers}
