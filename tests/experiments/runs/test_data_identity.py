@@ -125,6 +125,17 @@ def test_the_same_data_elsewhere_are_the_same(digits, tmp_path):
     assert recipe(digits).task(tuning=True).fingerprint() != fingerprint(digits)
 
 
+def test_names_that_are_no_utf_8_are_told(digits, tmp_path, capsys):
+    for part in ("train", "val"):
+        os.rename(os.fsencode(digits / part / "9"), os.fsencode(digits / part) + b"/\xff")
+    (digits / "train" / os.fsdecode(b"\xff") / os.fsdecode(b"\xfe.png")).write_bytes(b"x")
+    with pytest.warns(UserWarning, match="left out: 1 of 161"):
+        result = compared(tmp_path / "runs", digits, progress=True)
+    assert r"10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, \udcff; 100 to train" in capsys.readouterr().out
+    write_report(result, tmp_path / "runs")
+    assert r"train/\udcff/\udcfe.png" in (tmp_path / "runs" / "report.html").read_text()
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Runs that train nothing."""
@@ -210,9 +221,7 @@ def test_a_worker_that_reads_other_data_than_its_parent_says_so(digits, tmp_path
     sent = pickle.dumps(training)
     assert pickle.loads(sent).task
     (digits / "train" / "0" / "0.png").unlink()
-    with pytest.raises(
-        ValueError, match=r"the data have changed since this comparison began \(train\.items: 100 there"
-    ):
+    with pytest.raises(ValueError, match=r"data have changed since this comparison began \(train\.items: 100 there"):
         pickle.loads(sent).task  # noqa: B018
 
 
@@ -229,7 +238,7 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
     assert all(found[part] for part in ("train", "evaluation"))
     assert found["train"] != found["evaluation"]
     assert chosen.task().fingerprint() == found
-    assert f"{len(task.train_data()):,} to train, {len(task.eval_data()):,} to evaluate" in task.summary()
+    assert f"{len(task.train_data()):,} to train, {len(task.eval_data()):,} to evaluate" in task.data_in_words()[0]
 
 
 def test_texts_by_their_bytes(tmp_path):
@@ -289,7 +298,7 @@ def test_what_the_data_are_is_said_and_recorded(digits, tmp_path, capsys):
     assert gather(tmp_path / "runs").data == lines
     assert read_report(tmp_path / "runs").data == lines
     told = json.loads((run_folder(tmp_path / "runs", "baseline", 0) / "data.json").read_text())
-    assert [told["summary"], *told["notes"]] == lines
+    assert told["in_words"] == lines
     with pytest.warns(UserWarning, match="left out: 1 of 161"):
         single = train_recipe(recipe(digits), VARIANTS["baseline"], 0, folder=tmp_path / "single", show=len)
     assert lines[2] in write_reports(read_subjects([single]), [single]).read_text()
