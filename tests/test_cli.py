@@ -94,7 +94,9 @@ def test_a_warning_is_a_line(tmp_path):
 def test_train_goes_on(tmp_path, capsys):
     base = ["train", "digits", "--folder", str(tmp_path), *QUICK, "--library", "timm"]
     assert call(*base) == 0
-    assert re.match(r"epoch 1  step 5  seen 1280  seconds \d+\.\d+  train_loss", capsys.readouterr().out)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 1,437 to train, 360 to evaluate"
+    assert re.match(r"epoch 1  step 5  seen 1280  seconds \d+\.\d+  train_loss", second)
     first = json.loads((tmp_path / "result.json").read_text())
     assert call(*base) == 0
     assert json.loads((tmp_path / "result.json").read_text()) == first

@@ -45,6 +45,8 @@ TUNING = "tests/experiments/runs/test_tuning.py"
 BLOCKS, OUTCOMES = "tests/experiments/evidence/test_blocks.py", "tests/experiments/evidence/test_outcomes.py"
 RECALL, BURGERS = "tests/experiments/recipes/test_recall.py", "tests/experiments/recipes/test_burgers.py"
 REGRESSION = "tests/experiments/recipes/test_in_context_regression.py"
+IDENTITY, FOLDERS = "tests/experiments/runs/test_data_identity.py", "tests/experiments/recipes/test_image_folder.py"
+SAVED, TEXTS = "tests/experiments/data/test_saved_dataset.py", "tests/experiments/data/test_text_files.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -383,6 +385,20 @@ MUTATIONS = [
     ("metric, of other runs", "experiments/runs/compare.py", "        check_metric(path, metric)", "        #", "tests/experiments/runs/test_gather.py"),
     ("metric, of the report", "experiments/runs/run.py", 'for key in ("settings", "variant_settings", "metric")', 'for key in ("settings", "variant_settings")', "tests/experiments/runs/test_gather.py"),
     ("metric, of the tuning", "experiments/runs/tune.py", "if known is not None and known.metric != metric:", "if False:", TUNING),
+    ("data, no part of a run", "experiments/training/loop.py", "who[FINGERPRINT] = task.fingerprint()", "who[FINGERPRINT] = {}", IDENTITY),
+    ("data, no part of a comparison", "experiments/commands.py", '"settings": {**settings_of(recipe), FINGERPRINT: task.fingerprint()}', '"settings": settings_of(recipe)', IDENTITY),
+    ("data, a folder keeps none", "storage/folder.py", "if there != now:", "if False:", IDENTITY),
+    ("data, the first run says nothing", "experiments/runs/gather.py", "if says_its_data(settings)", "if True", IDENTITY),
+    ("data, names alone", "experiments/data/images/source.py", "checksum(source.contents[row] for row in self.rows) if source.contents else None", "None", IDENTITY),
+    ("data, changed while a run reads them", "experiments/data/images/source.py", "zlib.crc32(encoded) != source.contents[row]", "False", FOLDERS),
+    ("data, what was bad stays bad", "experiments/data/scan.py", "list(known.unreadable)", "[]", "tests/experiments/data/test_scan.py"),
+    ("data, sets in small letters alone", "experiments/data/split.py", "name.casefold() in TRAINING_SETS]", "name in TRAINING_SETS]", FOLDERS),
+    ("data, strangers passed over", "experiments/data/split.py", "    if others:\n", "    if False:\n", FOLDERS),
+    ("data, links into the data", "experiments/data/walk.py", "return _within(target, self._real) or", "return", FOLDERS),
+    ("data, thumbnails", "experiments/data/walk.py", "if entry.name.casefold() in GENERATED:", "if False:", FOLDERS),
+    ("data, one class", "experiments/data/images/source.py", "if len(source.classes) == 1:", "if False:", FOLDERS),
+    ("data, no label is a class", "experiments/data/images/saved.py", "(isinstance(value, int) and value < 0)", "False", SAVED),
+    ("texts, the test split trained on", "experiments/data/text/files.py", "train, evaluation = (path, sets.train), (path, sets.evaluation)", "train, evaluation = (path, None), (path, sets.evaluation)", TEXTS),
 ]  # fmt: skip
 
 

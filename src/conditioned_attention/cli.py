@@ -131,7 +131,7 @@ class Train:
                 say("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()))
 
             if is_main():
-                say("\n".join([task.summary(), *task.notes]))
+                say("\n".join(task.data_in_words()))
             where: Any = {"folder": self.folder, "into": self.into, "launch": self.launch}
             path = train_recipe(self.recipe, variant, self.seed, show=show, task=task, **where)
             if is_main():

@@ -211,7 +211,7 @@ def compare_recipe(
     how: dict[str, Any] = {"workers": workers, "threads": threads, "progress": progress}
     how |= {"metric": task.metric, "settings": {**settings_of(recipe), FINGERPRINT: task.fingerprint()}}
     if progress:
-        print(task.summary(), *task.notes, sep="\n")
+        print(*task.data_in_words(), sep="\n")
     if tune:
         if "{" in (recipe.training.start_from or ""):
             raise ValueError(

@@ -187,6 +187,20 @@ def test_a_row_without_an_image_is_unreadable(tmp_path):
         without_unreadable(saved_images(save(tmp_path / "d", train=data, test=data.select(range(1, 100)))), 10, None)
 
 
+def test_images_that_are_named_by_path_are_watched(tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(100)]
+    for i, file in enumerate(files):
+        file.write_bytes(encoded(i)["bytes"])
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"image": image, "label": datasets.Value("int64")})
+    data = {"image": [{"bytes": None, "path": str(file)} for file in files], "label": [0, 1] * 50}
+    datasets.Dataset.from_dict(data, features).save_to_disk(str(tmp_path / "d"))
+    before = saved_images(tmp_path / "d", "image")
+    assert saved_images(tmp_path / "d", "image").stamp == before.stamp
+    files[3].write_bytes(encoded(103)["bytes"])
+    assert saved_images(tmp_path / "d", "image").stamp != before.stamp
+
+
 def test_it_trains_and_goes_to_loader_workers(tmp_path):
     path = save(tmp_path / "d", train=rows(0, 200, damaged=(3,)), test=rows(200, 50))
     recipe = ImageFolder(path, image_size=8, augment="light", model=TINY, training=Training(epochs=1, batch_size=50))

@@ -83,13 +83,14 @@ def write(folder, **texts):
         (("Training", "dev"), "dev"),
         (("train_a", "valid_b"), "valid"),
         (("TRAIN_a", "eval"), "eval"),
+        (("wiki.train", "wiki.test"), "test"),
     ],
 )
 def test_a_folder_with_an_evaluation_set_does_not_train_on_it(tmp_path, names, held):
     notes = []
     write(tmp_path, **dict(zip(names, ("one", "two"))))
     assert read_text_sets(tmp_path, notes=notes) == (b"one", b"two")
-    assert notes == [f"trained on {names[0].partition('_')[0]}, evaluated on {held}"]
+    assert notes == [f"trained on {names[0].removeprefix('wiki.').partition('_')[0]}, evaluated on {held}"]
 
 
 def test_a_folder_without_an_evaluation_set_is_one_text(tmp_path):

@@ -311,6 +311,9 @@ def test_a_file_that_breaks_later_is_named(digits):
     assert data[6][0].shape == (3, 8, 8)
     with pytest.raises(RuntimeError, match=rf"{source.names[source.train[7]]} could be read .* the run goes on"):
         data[7]
+    photograph().save(digits / source.names[source.train[8]])
+    with pytest.raises(RuntimeError, match=rf"{source.names[source.train[8]]} has changed since the data were scanned"):
+        data[8]
 
 
 def _pixels(path):
@@ -466,7 +469,7 @@ def test_the_task(digits):
     labels = [task.eval_data()[i][1] for i in range(8)]
     assert len(set(labels)) > 3, "the monitor's samples are of many classes"
     assert task.notes == ["trained on train, evaluated on val"]
-    assert task.summary() == "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 400 to train, 120 to evaluate"
+    assert task.data_in_words()[0] == "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 400 to train, 120 to evaluate"
     images, labels = task.collate([task.train_data()[i] for i in range(4)])
     assert task.build_model()(images).logits.shape == (4, 10)
     assert task.loss(task.build_model(), (images, labels)).item() > 0

@@ -140,7 +140,7 @@ def test_an_evaluation_set_is_scored_on_and_never_trained_on(tmp_path, monkeypat
     assert task.eval_data().windows.unique().tolist() == [ord("c"), ord("d")]
     assert tuning.eval_data().windows.unique().tolist() == [ord("a"), ord("b")]
     assert task.notes == ["trained on train, evaluated on Valid"]
-    assert task.summary() == "windows of 64 bytes; 320 to train, 20 to evaluate"
+    assert task.data_in_words()[0] == "windows of 64 bytes; 320 to train, 20 to evaluate"
     (tmp_path / "Valid.txt").write_bytes(b"c" * 64)
     with pytest.raises(ValueError, match="the text has 64 bytes, and a window with context=64 needs 65"):
         recipe.task()

@@ -143,4 +143,4 @@ def test_a_worker_reads_the_data_itself(tmp_path):
     training = RecipeTraining(Tiny(), tmp_path)
     before = len(pickle.dumps(training))
     assert training.task is training.task
-    assert len(pickle.dumps(training)) == before
+    assert len(pickle.dumps(training)) < before + 500, "what the data are goes along, and not the data"

@@ -44,11 +44,8 @@ def checksum(parts: Iterable[str | int]) -> str:
     >>> checksum(["a", "b"]), checksum(["b", "a"])
     ('18572a97', '21cfd6ba')
     """
-    found = 0
-    for part in parts:
-        line = unicodedata.normalize("NFC", str(part)) + "\n"
-        found = zlib.crc32(line.encode(errors="surrogatepass"), found)
-    return f"{found:08x}"
+    lines = unicodedata.normalize("NFC", "".join(f"{part}\n" for part in parts))
+    return checksum_of_bytes(lines.encode(errors="surrogatepass"))
 
 
 def checksum_of_bytes(data: Any) -> str:
@@ -63,4 +60,13 @@ def classes_in_words(names: Sequence[str]) -> str:
     '2 classes: rose, tulip'
     """
     shown = list(names) if len(names) <= _SHOWN else [*names[: _SHOWN - 1], "…", names[-1]]
-    return f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(shown)}"
+    return printable(f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(shown)}")
+
+
+def printable(text: str) -> str:
+    """A text for people: bytes of a file's name that are no UTF-8 are written out.
+
+    >>> printable("a" + chr(0xDCFF))
+    'a\\\\udcff'
+    """
+    return text.encode(errors="backslashreplace").decode()

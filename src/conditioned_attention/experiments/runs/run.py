@@ -133,7 +133,7 @@ def data_of(paths: Iterable[Path]) -> list[str]:
     """What the runs in these folders say of their data: a line on the sets, and one on each thing that was left out."""
     files = [path / "data.json" for path in paths]
     found = [read_json(file) for file in files if file.exists()]
-    return list(dict.fromkeys(line for told in found for line in [told["summary"], *told["notes"]]))
+    return list(dict.fromkeys(line for told in found for line in told["in_words"]))
 
 
 def reason_of(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from conditioned_attention.experiments.data.fingerprint import fingerprint_of
+from conditioned_attention.experiments.data.fingerprint import fingerprint_of, printable
 from conditioned_attention.experiments.evidence.metric import Metric
 
 
@@ -72,8 +72,11 @@ class Task(ABC):
         sets = {"train": self.train_data(), "evaluation": self.eval_data(), "test": self.test_data()}
         return {name: fingerprint_of(data) for name, data in sets.items() if data is not None}
 
-    def summary(self) -> str:
-        """The data in a line."""
+    def data_in_words(self) -> list[str]:
+        """What a run says of its data before it trains, and records: the sets in a line, and `notes`."""
+        return [printable(line) for line in (self._sets_in_words(), *self.notes)]
+
+    def _sets_in_words(self) -> str:
         sets = {"to train": self.train_data(), "to evaluate": self.eval_data(), "to test": self.test_data()}
         counts = {use: number_of(data) for use, data in sets.items() if data is not None}
         words = [f"{'a stream' if n is None else f'{n:,}'} {use}" for use, n in counts.items()]

@@ -337,8 +337,8 @@ class _Run:
     def record_data(self) -> None:
         """Writes what the run is trained and evaluated on, and what was left out, for reports."""
         if self.main:
-            told = {"summary": self.task.summary(), "notes": list(self.task.notes)}
-            write_json(self.folder / "data.json", {**told, FINGERPRINT: self.identity[FINGERPRINT]})
+            told = {"in_words": self.task.data_in_words(), FINGERPRINT: self.identity[FINGERPRINT]}
+            write_json(self.folder / "data.json", told)
 
     def resume(self) -> None:
         """Goes to the newest good checkpoint, if there is one, and cuts the logs back to it."""

@@ -83,7 +83,8 @@ def saved_images(
     edge = len(values[0])
     train, evaluation, notes = split_if_needed(labels, range(edge), range(edge, len(labels)), sets)
     notes += [f"left out, other splits: {', '.join(sets.left_out)}"] * bool(sets.left_out)
-    reader, stamp = RowReader(datasets.concatenate_datasets(parts), image_column), _stamp(root, chosen)
+    rows = datasets.concatenate_datasets(parts)
+    reader, stamp = RowReader(rows, image_column), _stamp(root, chosen, _named_files(rows, image_column))
     return ImageSource([str(c) for c in classes], names, labels, train, evaluation, reader, stamp, notes)
 
 
@@ -147,8 +148,16 @@ def _label_values(part: Any, column: str, split: str) -> Sequence[Any]:
     return [same_letters(value) if isinstance(value, str) else value for value in values]
 
 
-def _stamp(root: Path, splits: Sequence[str]) -> str:
-    """Of the files of the data set, which may be large, their sizes and times of change."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    stats = [(os.fspath(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+def _stamp(root: Path, splits: Sequence[str], named: Sequence[Path]) -> str:
+    """Of the files of the data set, which may be large, and of those that it names, sizes and times of change."""
+    files = sorted(path for path in [*root.rglob("*"), *named] if path.is_file())
+    stats = [(os.path.relpath(path, root), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return stamp_of([list(splits), *stats])
+
+
+def _named_files(rows: Any, column: str) -> list[Path]:
+    """The images that a data set does not hold, but names by path."""
+    found = []
+    for chunk in rows.data.column(column).chunks:
+        found += chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist()
+    return [Path(path) for path in found if path is not None]

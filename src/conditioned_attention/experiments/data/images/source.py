@@ -138,14 +138,21 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.rows[index]
+        source = self.source
         try:
-            picture = self.source.read(row)
+            encoded = source.load(row)
+            picture = _decoded(encoded)
         except Exception as error:  # damaged files fail in as many ways as there are readers
             raise RuntimeError(
-                f"{self.source.names[row]} could be read when the data were scanned and cannot be now "
+                f"{source.names[row]} could be read when the data were scanned and cannot be now "
                 f"({reason_of(error)}); with the file back in place the run goes on where it was"
             ) from error
-        return self.transform(picture), self.source.labels[row]
+        if source.contents and zlib.crc32(encoded) != source.contents[row]:
+            raise RuntimeError(
+                f"{source.names[row]} has changed since the data were scanned; with the file as it was the run goes on "
+                "where it was"
+            )
+        return self.transform(picture), source.labels[row]
 
 
 def _decoded(encoded: bytes) -> Image.Image:

@@ -104,6 +104,8 @@ def read_text_sets(
 def _named(path: Path) -> dict[str, str]:
     """The folders and texts at the top of a folder, by their names without a suffix; nothing for a file.
 
+    ``wiki.train.txt`` is named ``train``.
+
     Raises:
         ValueError: two of one name.
     """
@@ -112,7 +114,8 @@ def _named(path: Path) -> dict[str, str]:
     walk = Walk(path, SUFFIXES)
     found = walk.folders()
     for file in walk.beside(""):
-        name = Path(file).stem
+        name, last = Path(file).stem, Path(file).stem.rpartition(".")[2]
+        name = last if names_a_set(last) else name
         if name in found and names_a_set(name):
             raise ValueError(f"{path} has {found[name]} and {file}: one of them can be the set {name}")
         found[name] = file
