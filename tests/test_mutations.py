@@ -388,6 +388,7 @@ MUTATIONS = [
     ("Ctrl-C while it imports", "_interrupt.py", "        signal.signal(signal.SIGINT, _leave)\n", "        pass\n", "tests/test_streams.py"),
     ("Ctrl-C of other programs", "_interrupt.py", "if _is_command() and", "if", "tests/test_streams.py"),
     ("names that are not UTF-8", "storage/files.py", 'text.encode(errors="backslashreplace")', "text.encode()", "tests/test_streams.py"),
+    ("bars that end a comparison", "experiments/runs/progress.py", "_Unfailing(sys.stdout)", "sys.stdout", "tests/test_streams.py"),
     ("metric, of other runs", "experiments/runs/compare.py", "        check_metric(path, metric)", "        #", "tests/experiments/runs/test_gather.py"),
     ("metric, of the report", "experiments/runs/run.py", 'for key in ("settings", "variant_settings", "metric")', 'for key in ("settings", "variant_settings")', "tests/experiments/runs/test_gather.py"),
     ("metric, of the tuning", "experiments/runs/tune.py", "if known is not None and known.metric != metric:", "if False:", TUNING),

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from conditioned_attention.cli import main
+from conditioned_attention.experiments import compare
+from tests.experiments.loops import scores
 from tests.processes import Forked
 from tests.test_cli import QUICK
 
@@ -84,6 +86,22 @@ def test_a_command_whose_output_is_all_there_is(tmp_path, where, expected):
     assert status == expected
     assert "Traceback" not in complaints
     assert ("standard output could not be written (No space left on device)" in complaints) == (expected == 2)
+
+
+def own_program(where, folder):
+    """Somebody's own loop, compared in a program that does nothing about its streams."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer if where == "left" else os.open(where, os.O_WRONLY), 1)
+    compare(scores, seeds=2, folder=folder)
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "left"])
+def test_what_nobody_can_be_told_ends_no_comparison(tmp_path, where):
+    process = Forked(tmp_path / "said", own_program, where, tmp_path / "runs")
+    process.wait()
+    assert len(list(tmp_path.glob("runs/runs/*/*/result.json"))) == 4, process.said.read_text()
+    assert "Traceback" not in process.said.read_text()
 
 
 def slowly(arguments):
