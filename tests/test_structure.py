@@ -27,7 +27,7 @@ FLOORS = [
     {"functional"},
     {"attention", "controls", "d_optimal"},
     {"storage", "profiling"},
-    {"preconditioner", "reference", "spectral", "choices", "_on_import", "_warnings"},
+    {"preconditioner", "reference", "spectral", "choices", "_interrupt", "_on_import", "_streams", "_warnings"},
 ]
 EXPERIMENTS = [
     {"commands"},

@@ -1,5 +1,6 @@
 """Preconditioned attention for PyTorch: a drop-in function, one-call model conversion, live condition numbers."""
 
+from conditioned_attention import _interrupt  # noqa: F401 - the first of all
 from conditioned_attention.conversion import (
     apply_conditioning,
     conditioning,

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
+from conditioned_attention._interrupt import imported
+from conditioned_attention._streams import lost, survive
 from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
 from conditioned_attention.environment import environment, torchvision_misfit
@@ -269,23 +271,28 @@ CONFIG = (OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
 def main(arguments: list[str] | None = None) -> None:
     """The console command.
 
-    Exit status: 0 done, 1 some runs failed, 2 wrong input, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    Exit status: 0 done, 1 some runs failed, 2 wrong input, or output that could not be written, 130 stopped by Ctrl-C,
+    143 by SIGTERM.
     """
+    imported()
+    survive()
     warnings.formatwarning = _warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes end with this one
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command: Any = tyro.cli(
-        commands(arguments), args=arguments, prog="conditioned-attention", description=__doc__, config=CONFIG
-    )
-    status = _carried_out(command)
+    status = _carried_out(sys.argv[1:] if arguments is None else arguments)
     leave()
     sys.exit(status)
 
 
-def _carried_out(command: Any) -> int:
-    """The exit status of a command."""
+def _carried_out(arguments: list[str]) -> int:
+    """Reads and carries out a command; its exit status."""
     try:
-        return int(command())
+        command: Any = tyro.cli(
+            commands(arguments), args=arguments, prog="conditioned-attention", description=__doc__, config=CONFIG
+        )
+        status = int(command())
+        if not isinstance(command, (Compare, Train)) and (reason := lost(sys.stdout)):  # what they say is in files too
+            raise OSError(f"standard output could not be written ({reason.strerror})")
+        return status
     except KeyboardInterrupt:
         print(f"\n{_STOPPED}", file=sys.stderr)
         return 130

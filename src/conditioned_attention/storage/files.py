@@ -12,8 +12,11 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, finds the old content or the new, never a part."""
-    write_bytes(path, text.encode())
+    """Writes a file so that a reader, or a crash, finds the old content or the new, never a part.
+
+    Of a name that is not UTF-8, as names of files may be, the odd bytes are spelt out (``\\udce9``).
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -28,6 +31,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def readable(name: str) -> str:
+    """The name of a file for people: letters, even where it is not UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -264,6 +264,23 @@ def read_tensorboard(folder):
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.parametrize("name", ["plain", "a b", "ä", "a?b", "a%20b", "a#b", "a&b=c"])
+def test_mlflows_file_lies_in_the_folder_whatever_its_name(tmp_path, name):
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    file = tmp_path / name / "mlflow.db"
+    file.parent.mkdir()
+    if "?" in name and sqlalchemy.__version__ < "2.1":
+        with pytest.raises(ValueError, match=r"opens no file of the name .*; rename the folder"):
+            module._sqlite(file)
+        return
+    address = module._sqlite(file)
+    with sqlalchemy.create_engine(address).begin() as connection:
+        connection.execute(sqlalchemy.text("create table made (x int)"))
+    assert file.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert name != "plain" or address == f"sqlite:///{file}"
+
+
 def read_mlflow(folder):
     import mlflow
 

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,8 +25,17 @@ _SHOWN = 5  # unreadable items in a message
 
 
 def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/conditioned-attention``, or ``~/.cache/conditioned-attention``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conditioned-attention"
+    """``$XDG_CACHE_HOME/conditioned-attention``, or ``~/.cache/conditioned-attention``.
+
+    A user without a home (an unknown uid, as in containers) has one among the temporary files.
+    """
+    name = "conditioned-attention"
+    if there := os.environ.get("XDG_CACHE_HOME"):
+        return Path(there) / name
+    try:
+        return Path.home() / ".cache" / name
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
 
 
 class Scan(NamedTuple):

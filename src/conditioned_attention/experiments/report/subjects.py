@@ -11,7 +11,7 @@ from typing import Any
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.run import data_of, reason_of, run_folder
-from conditioned_attention.storage.files import read_json
+from conditioned_attention.storage.files import read_json, readable
 from conditioned_attention.storage.json_lines import JsonLines
 
 _TAIL = 4096  # bytes, more than a line of train.jsonl has
@@ -62,7 +62,7 @@ def comparison_subject(comparison: Comparison, folder: Path) -> Subject:
         name = f"{file.parent.parent.name}, seed {file.parent.name.removeprefix('seed-')}"
         if comparison.failures.get(name) == "not finished":
             unfinished[name] = how_far(file.parent, read_json(file))
-    return Subject(folder.resolve().name, comparison, folders, unfinished)
+    return Subject(readable(folder.resolve().name), comparison, folders, unfinished)
 
 
 def read_single_run(folder: Path) -> Subject:
@@ -118,4 +118,4 @@ def with_distinct_names(subjects: list[Subject], folders: list[Path]) -> list[Su
     """Named by their folders' paths where names do not tell them apart."""
     if len({subject.name for subject in subjects}) == len(subjects):
         return subjects
-    return [replace(subject, name=str(folder)) for subject, folder in zip(subjects, folders)]
+    return [replace(subject, name=readable(str(folder))) for subject, folder in zip(subjects, folders)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from conditioned_attention.experiments.runs.run import Job
 from conditioned_attention.storage.json_lines import JsonLines
@@ -82,14 +83,36 @@ class Bars(Display):
         self.bars.console.print(text, markup=False, highlight=False)
 
 
+class _Unfailing:
+    """A stream for what need not be seen: a run of hours does not end because nobody can be told how far it is."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+
 @contextmanager
 def display(runs: int, rows: int | None, *, shown: bool) -> Iterator[Display]:
     """Bars for so many runs of ``rows`` rows each (None: unknown), or a `Display` that shows nothing."""
     if not shown or runs == 0:
         yield Display()
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[score]}")) as bars:
+    # of a stream that fails Rich ends the process, without a word
+    console = None if sys.stdout is None else Console(file=cast(TextIO, _Unfailing(sys.stdout)))
+    with Progress(*columns, TextColumn("{task.fields[score]}"), console=console) as bars:
         yield Bars(bars, runs, rows)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from conditioned_attention._streams import survive
 from conditioned_attention.experiments.runs.progress import Display
 from conditioned_attention.experiments.runs.run import Job, Train, run_job
 from conditioned_attention.storage.files import write_text
@@ -196,6 +197,7 @@ def _work(train: Train, pipe: Any, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that a loop may write first
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    survive(quiet=True)
     torch.set_num_threads(threads)
     pipe.send(_READY)
     try:

@@ -230,7 +230,7 @@ def _mlflow(tracker_class: Any, run: Trackers) -> tuple[Any, int]:
 
     server = os.environ.get("MLFLOW_TRACKING_URI")
     # MLflow 3 no longer writes its old folder of files
-    mlflow.set_tracking_uri(server or f"sqlite:///{run.folder / 'mlflow.db'}")
+    mlflow.set_tracking_uri(server or _sqlite(run.folder / "mlflow.db"))
     if server is None:  # set_tracking_uri has put it there, where the next run would take it for the user's
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     known = run.identity.get("mlflow", {})
@@ -246,6 +246,19 @@ def _mlflow(tracker_class: Any, run: Trackers) -> tuple[Any, int]:
     client = mlflow.MlflowClient()
     histories = [client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics]
     return tracker, max((point.step for history in histories for point in history), default=-1)
+
+
+def _sqlite(file: Path) -> str:
+    """The address of a database for SQLAlchemy, whose versions differ in what they quote.
+
+    As it is where that is understood, since MLflow makes a folder of the name that it reads there.
+    """
+    from sqlalchemy.engine import URL, make_url
+
+    for address in (f"sqlite:///{file}", URL.create("sqlite", database=str(file)).render_as_string()):
+        if make_url(address).database == str(file):
+            return address
+    raise ValueError(f"this SQLAlchemy opens no file of the name {file}; rename the folder, or set MLFLOW_TRACKING_URI")
 
 
 def _trackio(tracker_class: Any, run: Trackers) -> tuple[Any, int]:

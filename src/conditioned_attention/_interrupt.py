@@ -1,0 +1,35 @@
+"""Ctrl-C while the command line is still being imported, which takes seconds: the end, without a traceback.
+
+Imported before everything else, and of no effect unless this process is the command, or one of its workers.
+"""
+
+from __future__ import annotations
+
+import os  # no more than this, as Ctrl-C may come meanwhile
+import signal
+import sys
+from contextlib import suppress
+
+
+def imported() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_command() -> bool:
+    called = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
+    # while the package of a `python -m` is imported, that is what stands for the name of its file
+    return called.startswith("conditioned-attention") or (called == "-m" and "conditioned_attention" in sys.orig_argv)
+
+
+def _leave(*_: object) -> None:
+    """At once: nothing has begun, and an exception in the middle of an import may be taken for another one."""
+    if "--multiprocessing-fork" not in sys.orig_argv:  # of several processes one has the word
+        os.write(2, b"\nstopped\n")
+    os._exit(130)
+
+
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with suppress(ValueError):  # in a thread of somebody else's program
+        signal.signal(signal.SIGINT, _leave)

@@ -1,0 +1,121 @@
+"""Standard output and error that end no run: terminals of few letters, full disks, readers that have left.
+
+For programs alone, which own their streams: the command line, and the worker processes of a comparison.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import select
+import sys
+import unicodedata
+from contextlib import suppress
+from typing import Any
+
+_PLAIN_LETTERS = "conditioned_attention.plain_letters"
+_SPELT = {
+    "κ": "kappa", "λ": "lambda", "σ": "sigma", "μ": "mu", "µ": "mu", "δ": "delta", "α": "alpha", "ε": "eps", "τ": "tau",
+    "π": "pi", "×": "x", "±": "+/-", "−": "-", "–": "-", "—": "-", "·": "*", "‖": "||", "√": "sqrt ", "≤": "<=",
+    "≥": ">=", "≈": "~", "→": "->", "←": "<-", "…": "...", "ᵀ": "^T", "⁻": "-",
+}  # fmt: skip
+
+
+def survive(*, quiet: bool = False) -> None:
+    """Makes `sys.stdout` and `sys.stderr` ones that can always be written to.
+
+    What a terminal cannot print is spelt out (κ becomes kappa), and names of files that are not UTF-8 are printed byte
+    by byte, as they are.  What cannot be written because the disk is full or the reader has left is dropped, which is
+    said once on standard error.  A stream that was closed when the program began takes everything, and keeps nothing.
+
+    Streams that somebody else has put there keep where they go.
+
+    Args:
+        quiet: a lost stream is not mentioned.
+    """
+    codecs.register_error(_PLAIN_LETTERS, _in_plain_letters)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, _nowhere(number))
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _kept(stream, number, quiet))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_errors(stream))
+
+
+def lost(stream: Any) -> OSError | None:
+    """Why a stream of `survive` can no longer be written to; None if it can, or if its reader has had enough."""
+    with suppress(ValueError):  # it is closed
+        stream.flush()
+    raw = getattr(stream, "buffer", None)
+    raw = getattr(raw, "raw", raw)
+    reason = raw.lost if isinstance(raw, _Kept) else None
+    return None if reason is None or reason.errno == errno.EPIPE else reason
+
+
+class _Kept(io.FileIO):
+    """A descriptor whose writes do not fail: from the first one that would on, nothing is written.
+
+    Attributes:
+        lost: the reason.
+    """
+
+    def __init__(self, number: int, quiet: bool) -> None:
+        super().__init__(number, "wb", closefd=False)
+        self.lost: OSError | None = None
+        self.quiet = quiet or number == 2  # of standard error there is nobody to tell
+
+    def write(self, data: Any, /) -> int:
+        if self.lost is None:
+            try:
+                while (written := super().write(data)) is None:  # it does not block, and a terminal is slow
+                    select.select([], [self.fileno()], [])
+                return written
+            except OSError as error:
+                self.lost = error
+                if not self.quiet:
+                    reason = "its reader has left" if error.errno == errno.EPIPE else error.strerror
+                    print(f"warning: standard output is lost ({reason}); the command goes on", file=sys.stderr)
+        return memoryview(data).nbytes
+
+
+def _kept(stream: io.TextIOWrapper, number: int, quiet: bool) -> io.TextIOWrapper:
+    with suppress(OSError):
+        stream.flush()
+    raw = _Kept(number, quiet)
+    buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(
+        buffer, stream.encoding, _errors(stream), line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )  # fmt: skip
+
+
+def _nowhere(number: int) -> io.TextIOWrapper:
+    """A stream that keeps nothing; its descriptor is taken, or the next file that is opened would become it."""
+    try:
+        os.fstat(number)
+    except OSError:
+        taken = os.open(os.devnull, os.O_WRONLY)
+        if taken != number:
+            os.dup2(taken, number)
+            os.close(taken)
+    return open(os.devnull, "w", encoding="utf-8", errors=_PLAIN_LETTERS)
+
+
+def _errors(stream: Any) -> str:
+    """Ours, unless the user has asked for something else (``PYTHONIOENCODING=ascii:ignore``)."""
+    return _PLAIN_LETTERS if stream.errors in ("strict", "surrogateescape", "backslashreplace") else str(stream.errors)
+
+
+def _in_plain_letters(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For `codecs`: the next letter that has no code is spelt out."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter, following = error.object[error.start], error.start + 1
+    if "\udc80" <= letter <= "\udcff":  # a byte of a name that Python could not read
+        return bytes([ord(letter) - 0xDC00]), following
+    decomposed = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+    return _SPELT.get(letter) or decomposed or "?", following
