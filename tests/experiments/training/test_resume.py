@@ -100,7 +100,7 @@ def kill_at(monkeypatch, place, count):
         "after an evaluation": (loop._Run, "evaluate", True),
         "in the middle of a checkpoint": (checkpoints, "_seal", False),
         "when a checkpoint is about to get its name": (checkpoints, "_seal", True),
-        "before old checkpoints are removed": (checkpoints.Checkpoints, "list", False),
+        "before old checkpoints are removed": (checkpoints.Checkpoints, "_remove_before", False),
     }[place]
     original, calls = getattr(owner, name), [0]
 

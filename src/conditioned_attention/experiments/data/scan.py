@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention._warnings import warn
+from conditioned_attention.environment import is_main
 from conditioned_attention.storage.files import write_json
 
 _CHUNK = 64  # items a thread takes at a time
@@ -93,7 +94,7 @@ def tell_unreadable(unreadable: Mapping[str, str], items: int) -> list[str]:
     """Warns of items that are left out, in one process of several; returns the lines for a report, one an item."""
     if not unreadable:
         return []
-    if multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0":
+    if multiprocessing.parent_process() is None and is_main():
         warn(f"left out: {_say(unreadable, items)}")
     return [f"left out, unreadable: {name} ({reason})" for name, reason in unreadable.items()]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.stored import Begun, Table
 from conditioned_attention.experiments.evidence.tuning import Tuning, read_tuning
 from conditioned_attention.experiments.runs.run import differences_of_sets, name_of_run, read_run, reason_of, run_folder
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
@@ -29,7 +30,7 @@ def gather(folder: Path) -> Comparison | None:
     if not found:
         return None
     report = folder / "results.json"
-    earlier = read_json(report) if report.exists() else {}
+    earlier = read_json(report, Table) if report.exists() else {}
     settings = _check_settings(folder, found)
     tuning = _tuning(folder, settings, found)
     names = {result["variant"] for result in found.values()}
@@ -65,7 +66,7 @@ def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> An
     models: dict[str, Path] = {}  # of each variant the first run
     for file, result in found.items():
         model = models.setdefault(result["variant"], file)
-        wanted = {"settings": settings, "variant_settings": found[model]["variant_settings"]}
+        wanted = {"settings": settings, "variant_settings": found[model].get("variant_settings")}
         different = differences_of_sets(result, wanted)
         if different:
             other = there if there.exists() else first
@@ -88,11 +89,10 @@ def _tuning(folder: Path, settings: Any, found: Mapping[Path, Mapping[str, Any]]
         )
     rates = tuning.rates()
     for file, result in found.items():
-        made, chosen = result["variant_settings"]["lr"], rates.get(result["variant"])
+        made, chosen = (result.get("variant_settings") or {}).get("lr"), rates.get(result["variant"])
         if made != chosen:
-            raise ValueError(
-                f"{file} was made at the learning rate {made}, but {folder / 'tuning'} has chosen {chosen}"
-            )
+            other = folder / "tuning" / "tuning.json"
+            raise ValueError(f"{file} was made at the learning rate {made}, but {other} has chosen {chosen}")
     return tuning
 
 
@@ -101,6 +101,6 @@ def _unfinished(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.glob("runs/*/seed-*/begun.json")):
         if not (file.parent / "result.json").exists():
-            begun = read_json(file)
+            begun = read_json(file, Begun)
             found[name_of_run(begun["variant"], begun["seed"])] = reason_of(file.parent) or "not finished"
     return found

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from conditioned_attention.experiments.evidence.statistics import finite_or_nan
+from conditioned_attention.experiments.evidence.stored import Row
 from conditioned_attention.experiments.runs.run import Job
 from conditioned_attention.storage.json_lines import JsonLines
 
@@ -71,12 +73,13 @@ class Bars(Display):
 
     def _read_on(self, name: str) -> None:
         job, bar = self.active[name]
-        log = JsonLines(job.path / "metrics.jsonl")
+        log = JsonLines(job.path / "metrics.jsonl", Row)
         size = log.path.stat().st_size if log.path.exists() else 0
         if size != self.sizes.get(name, 0):
             self.sizes[name] = size
             history = log.read()
-            self.bars.update(bar, completed=len(history), score=f"{history[-1]['score']:.4g}" if history else "")
+            score = f"{finite_or_nan(history[-1]['score']):.4g}" if history else ""
+            self.bars.update(bar, completed=len(history), score=score)
 
     def say(self, text: str) -> None:
         self.bars.console.print(text, markup=False, highlight=False)
