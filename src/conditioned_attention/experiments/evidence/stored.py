@@ -13,6 +13,7 @@ from conditioned_attention.storage.schema import Count, Rule
 Number = float | None  # null stands for a number that is not finite
 _Log10 = Annotated[Number, Rule(lambda x: x is None or abs(x) <= 308, "a number up to 308, or null")]
 _Share = Annotated[Number, Rule(lambda x: x is None or 0 <= x <= 1, "a number from 0 to 1, or null")]
+_Positive = Annotated[Number, Rule(lambda x: x is None or x > 0, "a positive number or null")]
 _Rate = Annotated[float, Rule(lambda lr: 0 < lr < math.inf, "a positive number")]
 _Head = Annotated[int, Rule(lambda i: 0 <= i < 1 << 12, "a whole number from 0 to 4095")]  # room is made for as many
 
@@ -93,8 +94,8 @@ class _HeadRow(_Step):
     module: str
     head: _Head
     conditioned: bool
-    kappa_before: Number
-    kappa_after: Number
+    kappa_before: _Positive
+    kappa_after: _Positive
     log_mu_before: Number
     log_mu_after: Number
 
@@ -102,7 +103,7 @@ class _HeadRow(_Step):
 class HeadRow(_HeadRow, total=False):
     """A line of ``conditions.jsonl``: a `HeadRecord`, of which these are looked at."""
 
-    resolution: Number
+    resolution: _Positive
     not_finite: Number
 
 
@@ -110,7 +111,7 @@ class ProjectionRow(_Step):
     """A line of ``projections.jsonl``: a `ProjectionRecord`, of which these are looked at."""
 
     role: str
-    kappa_corrected: Number
+    kappa_corrected: _Positive
 
 
 class _Score(TypedDict):

@@ -167,6 +167,8 @@ def read_report(folder: Path) -> Comparison:
     for run in data["runs"]:
         runs.setdefault(run["variant"], {})[run["seed"]] = run["history"]
     tuning = Tuning.from_json(data["tuning"]) if data.get("tuning") else None
+    if tuning and (without := [name for name in runs if name not in tuning.rates()]):
+        raise ValueError(f"{file}: tuning.trials chooses no learning rate for {', '.join(without)}")
     return Comparison(
         runs, Metric(**data["metric"]), data["failures"], data["settings"], data["environment"], data["cost"],
         machines=data.get("machines", []), tuning=tuning,

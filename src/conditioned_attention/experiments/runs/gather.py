@@ -90,7 +90,7 @@ def _tuning(folder: Path, settings: Any, found: Mapping[Path, Mapping[str, Any]]
     rates = tuning.rates()
     for file, result in found.items():
         made, chosen = (result.get("variant_settings") or {}).get("lr"), rates.get(result["variant"])
-        if made != chosen:
+        if chosen is None or made != chosen:
             other = folder / "tuning" / "tuning.json"
             raise ValueError(f"{file} was made at the learning rate {made}, but {other} has chosen {chosen}")
     return tuning

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from conditioned_attention.environment import is_main
 from conditioned_attention.experiments.evidence.stored import TrainRow
 from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.batches import training_batches
@@ -67,8 +66,6 @@ def train(
         RuntimeError: no checkpoint can be read, and nothing was changed; or the processes that were launched are not
             those that ``launch`` asks for.
     """
-    if is_main():
-        claim(folder)
     run = _Run(task, settings, variant, seed, folder, launch or Launch())
     run.resume()
     yield from list(run.here.history)
@@ -110,6 +107,8 @@ class _Run:
         self.main = self.accelerator.is_main_process
         self.log = JsonLines(folder / "train.jsonl", TrainRow)
         self._load_data()
+        if self.main:
+            claim(folder)
 
         torch.manual_seed(seed)
         model = task.build_model()
