@@ -283,13 +283,13 @@ def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
 
     if difference is None or difference.n == 0:
         return f"{summary.variant}: no finished pair of runs to compare."
+    if math.isnan(difference.mean):
+        return f"{summary.variant}: a final score of it or of {baseline} is not finite, so no difference was shown."
     if difference.n == 1:
         return (
             f"{summary.variant}: {number(difference.mean)} against {baseline} on one seed. "
             "One pair says nothing about the spread, so no difference was shown."
         )
-    if math.isnan(difference.mean):
-        return f"{summary.variant}: a final score of it or of {baseline} is not finite, so no difference was shown."
     interval = f"{number(difference.low)} to {number(difference.high)}"
     if difference.contains_zero:
         return (
