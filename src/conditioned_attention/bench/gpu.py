@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from conditioned_attention.bench.cases import CASES, GPU_CASES, Case
-from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page, print_gpu_case
+from conditioned_attention.bench.gpu_tables import ABOUT, GpuAbout, gpu_page, print_gpu_case
 from conditioned_attention.bench.judge import first_line
 from conditioned_attention.bench.models import MODELS, StepModel
 from conditioned_attention.bench.operator import OperatorRow, OperatorSettings, run_operator
@@ -121,7 +121,7 @@ def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> in
     torch.set_num_threads(plan.operator.threads)  # now: the environment that a second run is compared with has it
     claim(folder)
     where, earlier = environment(), folder / ABOUT
-    tests = read_json(earlier)["tests"] if earlier.exists() else "not run"
+    tests = read_json(earlier, GpuAbout)["tests"] if earlier.exists() else "not run"
     about: dict[str, Any] = {"settings": asdict(settings), "environment": where, "tests": tests, "limits": {}}
     missing, plan = _without_unavailable(plan, where["implementations"])
     units = _units(plan, folder, about)
