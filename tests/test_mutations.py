@@ -42,6 +42,9 @@ CLIP = "tests/sites/test_clip.py"
 MODELS = "tests/experiments/models/test_models.py"
 WORKERS, STATISTICS = "tests/experiments/runs/test_workers.py", "tests/experiments/evidence/test_statistics.py"
 TUNING = "tests/experiments/runs/test_tuning.py"
+OWNERSHIP, SCHEMA = "tests/storage/test_ownership.py", "tests/storage/test_schema.py"
+SIGNATURE, EDITS = "tests/experiments/runs/test_signature.py", "tests/experiments/runs/test_edits.py"
+LAUNCH = "tests/experiments/training/test_launch.py"
 BLOCKS, OUTCOMES = "tests/experiments/evidence/test_blocks.py", "tests/experiments/evidence/test_outcomes.py"
 RECALL, BURGERS = "tests/experiments/recipes/test_recall.py", "tests/experiments/recipes/test_burgers.py"
 REGRESSION = "tests/experiments/recipes/test_in_context_regression.py"
@@ -408,6 +411,24 @@ MUTATIONS = [
     ("data, one class", "experiments/data/images/source.py", "if len(source.classes) == 1:", "if False:", FOLDERS),
     ("data, no label is a class", "experiments/data/images/saved.py", "(isinstance(value, int) and value < 0)", "False", SAVED),
     ("texts, the test split trained on", "experiments/data/text/files.py", "train, evaluation = (path, sets.train), (path, sets.evaluation)", "train, evaluation = (path, None), (path, sets.evaluation)", TEXTS),
+    ("anybody's folder", "storage/ownership.py", "if MARK in names or", "if names or", OWNERSHIP),
+    ("a mark after other files", "storage/ownership.py", "mark.write_text(_WORDS", "(folder / 'first').write_text(''), mark.write_text(_WORDS", OWNERSHIP),
+    ("folders without a mark unknown", "storage/ownership.py", "or _of_earlier_versions(folder)", "", OWNERSHIP),
+    ("names of checkpoints, about", "storage/ownership.py", "_CHECKPOINT.fullmatch(path.name)", "_CHECKPOINT.match(path.name)", OWNERSHIP),
+    ("checkpoints by their letters", "storage/ownership.py", "sorted((int(step), path) for", "sorted((step, path) for", OWNERSHIP),
+    ("leftovers of others", "storage/files.py", 'folder.glob(f".*{UNFINISHED}")', 'folder.glob(".*.tmp")', OWNERSHIP),
+    ("a damaged one over another", "experiments/training/checkpoints.py", "if not one.exists()", "if True", OWNERSHIP),
+    ("links removed", "experiments/training/checkpoints.py", "if not old.is_symlink():", "if True:", OWNERSHIP),
+    ("a page of somebody else", "experiments/report/write.py", "_TITLE not in", "b'<' not in", OWNERSHIP),
+    ("keys that are missing", "storage/schema.py", "if key not in value:", "if False:", SCHEMA),
+    ("rules not asked", "storage/schema.py", "if not rule.holds(value):", "if False:", SCHEMA),
+    ("numbers beyond any float", "storage/files.py", "if _SUSPECT.search(text):", "if False:", SCHEMA),
+    ("a full disk without a name", "storage/files.py", "error.filename = str(path)", "pass", SCHEMA),
+    ("infinite scores", "experiments/evidence/statistics.py", "value is None or not math.isfinite(value)", "value is None", STATISTICS),
+    ("a finished run signed anew", "experiments/runs/run.py", "if before is None or not checkpoints_in(job.path):", "if True:", SIGNATURE),
+    ("only where it ended", "experiments/runs/run.py", "continued = [*continued, now]", "first = now", SIGNATURE),
+    ("a rank without a launcher", "environment.py", "world_size() == 1 or os.environ", "os.environ", LAUNCH),
+    ("Accelerate's variables, unsaid", "experiments/training/launch.py", "_told.update(found)", "return", LAUNCH),
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from conditioned_attention._interrupt import imported
 from conditioned_attention._streams import lost, survive
 from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
-from conditioned_attention.environment import environment, torchvision_misfit
+from conditioned_attention.environment import environment, is_main, torchvision_misfit
 
 try:
     import tyro
@@ -27,7 +27,7 @@ try:
     from conditioned_attention.experiments.planning.dry_run import DryRun
     from conditioned_attention.experiments.recipes.recipe import Recipe
     from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
-    from conditioned_attention.experiments.training.launch import Launch, is_main, leave
+    from conditioned_attention.experiments.training.launch import Launch, leave
     from conditioned_attention.experiments.variants.catalogue import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")

@@ -48,6 +48,22 @@ def short_environment() -> dict[str, Any]:
     }
 
 
+def world_size() -> int:
+    """How many processes the launcher has started, by its own word; ValueError if that is no number."""
+    word = os.environ.get("WORLD_SIZE", "1")
+    if not word.isdecimal() or word == "0":
+        raise ValueError(f"WORLD_SIZE={word!r} in the environment: a launcher sets a number of processes, 1 or more")
+    return int(word)
+
+
+def is_main() -> bool:
+    """Whether this is the launcher's main process, which keeps the files and does the talking.
+
+    A RANK that no launcher of several processes has set means nothing: this is the only one then.
+    """
+    return world_size() == 1 or os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def needs(extra: str, what: str = "this") -> Iterator[None]:
     """Around the import of an optional library: an error says what needs it, and which extra brings it.

@@ -1,6 +1,7 @@
 """Logs of JSON lines: what a crash leaves costs one line, wherever it stands and whoever reads."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_half_a_line_costs_that_line_alone(log, half):
     assert log.last()["step"] == 2
     log.append({"step": 4, "loss": 1.0})
     assert [row["step"] for row in log] == [1, 2, 4]
-    assert read_columns(log.path, ["step"])["step"].tolist() == [1, 2, 4]
+    assert read_columns(log.path, ["step"], dict[str, Any])["step"].tolist() == [1, 2, 4]
     log.cut_after(3)
     assert log.path.read_text() == '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": null}\n'
 

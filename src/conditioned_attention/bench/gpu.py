@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from conditioned_attention.bench.cases import CASES, GPU_CASES, Case
-from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page, print_gpu_case
+from conditioned_attention.bench.gpu_tables import ABOUT, GpuAbout, gpu_page, print_gpu_case
 from conditioned_attention.bench.judge import first_line
 from conditioned_attention.bench.models import MODELS, StepModel
 from conditioned_attention.bench.operator import OperatorRow, OperatorSettings, run_operator
@@ -32,6 +32,7 @@ from conditioned_attention.bench.targets import MODEL
 from conditioned_attention.bench.work import Limits, measure_limits
 from conditioned_attention.environment import environment
 from conditioned_attention.storage.files import read_json, write_json, write_text
+from conditioned_attention.storage.ownership import claim
 
 _ROOT = Path(__file__).parents[3]
 _TESTS = (
@@ -118,9 +119,9 @@ def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> in
     plan.step.check()
     end = time.monotonic() + 60 * settings.minutes
     torch.set_num_threads(plan.operator.threads)  # now: the environment that a second run is compared with has it
-    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
     where, earlier = environment(), folder / ABOUT
-    tests = read_json(earlier)["tests"] if earlier.exists() else "not run"
+    tests = read_json(earlier, GpuAbout)["tests"] if earlier.exists() else "not run"
     about: dict[str, Any] = {"settings": asdict(settings), "environment": where, "tests": tests, "limits": {}}
     missing, plan = _without_unavailable(plan, where["implementations"])
     units = _units(plan, folder, about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from conditioned_attention.bench.cases import CASES, GPU_CASES, in_order
 from conditioned_attention.bench.operator import OperatorRow
@@ -19,6 +19,14 @@ ABOUT = "gpu.json"
 _GROUPS = {"d = 64": "d64_", "d = 128": "d128_", "other shapes": ""}
 _SHOWN = ("three lines", "three lines, compiled", "composed", "lean", "fused", "auto")
 _NUMBER = 2  # bytes of a bfloat16
+
+
+class GpuAbout(TypedDict):
+    """``gpu.json``, as far as it is read."""
+
+    tests: str
+    limits: dict[str, float]
+    not_measured: dict[str, str]
 
 
 def print_gpu_case(rows: Sequence[OperatorRow], limits: Limits) -> None:
@@ -45,7 +53,7 @@ def print_gpu_case(rows: Sequence[OperatorRow], limits: Limits) -> None:
 
 def gpu_page(folder: Path) -> str:
     """Everything that `bench gpu` found, in Markdown: targets, what is missing, tables, and the rule for "auto"."""
-    about = read_json(folder / ABOUT)
+    about = read_json(folder / ABOUT, GpuAbout)
     operator, step = folder / "operator.csv", folder / "step.csv"
     rows = read_rows(operator, OperatorRow) if operator.exists() else []
     steps = read_rows(step, StepRow) if step.exists() else []

@@ -13,12 +13,13 @@ import json
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from conditioned_attention.environment import environment
 from conditioned_attention.profiling.clock import paired_ratio
 from conditioned_attention.storage.files import finite, read_json, write_json, write_text
 from conditioned_attention.storage.folder import differences, working_folder
+from conditioned_attention.storage.schema import Count
 
 Row = TypeVar("Row")
 Key = TypeVar("Key", bound=Hashable)
@@ -60,7 +61,7 @@ def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
     now = json.loads(json.dumps(finite({"settings": dataclasses.asdict(settings), "environment": environment()})))
     rows = read_rows(file, cls) if file.exists() else []
     if rows:
-        different = list(differences(read_about(file), now))
+        different = list(differences(read_json(file.with_suffix(".json")), now))
         if different:
             words = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in different)
             raise ValueError(f"{file} was measured otherwise ({words}); choose another folder or remove the file")
@@ -104,9 +105,29 @@ def time_columns(seconds: Sequence[float], base: Sequence[float]) -> dict[str, A
     }
 
 
+class _Settings(TypedDict):
+    threads: Count
+    rounds: Count
+    dtype: str
+    device: str
+
+
+class _Environment(TypedDict):
+    machine: str
+    devices: list[str]
+    torch: str
+
+
+class About(TypedDict):
+    """What the page says of a measurement of attention or of training steps: from the JSON beside the CSV."""
+
+    settings: _Settings
+    environment: _Environment
+
+
 def read_about(file: Path) -> Any:
     """Settings and environment of a CSV, from the JSON beside it."""
-    return read_json(file.with_suffix(".json"))
+    return read_json(file.with_suffix(".json"), About)
 
 
 def _text(value: Any) -> str:

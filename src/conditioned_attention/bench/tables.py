@@ -186,7 +186,11 @@ def print_table(title: str, header: Sequence[str], lines: Iterable[Sequence[str]
 
 def how(about: dict[str, Any]) -> str:
     settings, where = about["settings"], about["environment"]
-    machine = where["machine"] if settings["device"] == "cpu" else next(d for d in where["devices"] if "cuda" in d)
+    machine = (
+        where["machine"]
+        if settings["device"] == "cpu"
+        else next((d for d in where["devices"] if "cuda" in d), settings["device"])
+    )
     threads = f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
     rounds = f"{settings['rounds']} interleaved round{'s' * (settings['rounds'] > 1)}"
     return f"{rounds}, {settings['dtype']}, {threads}, {machine}, torch {where['torch']}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from conditioned_attention.conversion.configs import CONFIG_KEY
 from conditioned_attention.conversion.guard import record_in
 from conditioned_attention.conversion.record import FORMAT
+from conditioned_attention.storage.files import read_json
 
 _DEEP = 3  # {"epoch": …, "model": {"state_dict": {…}}}
 
@@ -69,7 +69,7 @@ def _from_path(path: Path) -> Found:
     if path.is_dir():
         return _from_folder(path)
     if path.suffix == ".json":
-        return record_from(_in_json(json.loads(path.read_text())))
+        return record_from(_in_json(read_json(path)))
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -96,7 +96,7 @@ def _from_folder(folder: Path) -> Found:
         return record_from(dict.fromkeys(keys))._replace(loose=True)
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).exists():
-            return record_from(_in_json(json.loads((folder / name).read_text())))
+            return record_from(_in_json(read_json(folder / name)))
     raise ValueError(
         f"the folder {str(folder)!r} has neither a config.json nor what torch.distributed.checkpoint writes"
     )

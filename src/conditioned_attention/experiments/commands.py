@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention._warnings import warn
-from conditioned_attention.environment import check_torchvision
+from conditioned_attention.environment import check_torchvision, is_main, world_size
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED as FIRST_TUNING_SEED
 from conditioned_attention.experiments.evidence.tuning import grid_of, read_grid, read_tuning
@@ -29,12 +29,13 @@ from conditioned_attention.experiments.runs.run import (
 from conditioned_attention.experiments.runs.tune import AtRates, settings_of_tuning
 from conditioned_attention.experiments.runs.tune import tune as find_rates
 from conditioned_attention.experiments.tasks.task import Task, number_of
-from conditioned_attention.experiments.training.launch import Launch, is_main, world_size
+from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
 from conditioned_attention.storage.folder import FINGERPRINT, changes, check_settings, working_folder
+from conditioned_attention.storage.ownership import check_ours, claim
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def train_recipe(
     settings = {**settings_of(recipe), FINGERPRINT: task.fingerprint()}
     if into is None:
         path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
+        check_ours(path)
         if (path / "settings.json").exists():
             raise ValueError(f"{path} is the folder of a comparison, which runs go into with into={str(path)!r}")
         job = single_job(path, variant, seed, task.metric, settings)
@@ -137,8 +139,10 @@ def train_recipe(
         for _ in rows:
             pass
         return job.path
+    check_origin(job)
+    if into is not None:
+        claim(into)
     with working_folder(job.path):
-        check_origin(job)
         if into is not None:
             check_metric(into, task.metric)
             check_settings(into, settings)

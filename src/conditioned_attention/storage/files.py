@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from conditioned_attention.storage.schema import Rule, check
+
+UNFINISHED = ".conditioned-attention.tmp"  # how names of files and folders end that are being written: nobody else's do
 
 
 def write_text(path: Path, text: str) -> None:
@@ -21,16 +27,28 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """`write_text` for bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError on the way out says which file it was about: that of a full disk does not know."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def readable(name: str) -> str:
@@ -43,12 +61,46 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(finite(data), indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The data of a JSON file; raises ValueError with its name if it is damaged."""
+def read_json(path: Path, schema: Any = Any) -> Any:
+    """The data of a JSON file; numbers that JSON does not have (NaN, Infinity) are null, as where we write.
+
+    Raises:
+        ValueError: the file is damaged, or holds something that the schema (see `storage.schema`) does not allow; the
+            message names file, key, what came and what is valid.
+    """
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:  # also what is not UTF-8
+        text = path.read_bytes()
+        data = parsed(text)
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8, or brackets without end
         raise ValueError(f"{path} is damaged: it holds no JSON ({error})") from error
+    check_read(text, data, schema, str(path))
+    return data
+
+
+def parsed(text: bytes) -> Any:
+    """The data of a JSON text, with null for numbers that are not finite; else ValueError or RecursionError."""
+    return json.loads(text, parse_constant=lambda name: None)
+
+
+def check_read(text: bytes, data: Any, schema: Any, place: str) -> None:
+    """Raises ValueError unless the data of a text fit a schema and can be written again."""
+    if _SUSPECT.search(text):
+        check(data, Writable, place)
+    check(data, schema, place)
+
+
+_SUSPECT = re.compile(rb"\\u[dD][89a-fA-F]|\d{300}|[eE]\+?\d{3}")  # half a letter, or a number beyond any float
+
+
+def _writable(data: Any) -> bool:
+    if isinstance(data, (dict, list)):
+        return all(map(_writable, [*data, *data.values()] if isinstance(data, dict) else data))
+    if isinstance(data, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in data)
+    return not isinstance(data, (int, float)) or abs(data) < 1e308
+
+
+Writable = Annotated[Any, Rule(_writable, "whole letters of Unicode and numbers below 1e308")]
 
 
 def finite(data: Any) -> Any:
@@ -63,6 +115,9 @@ def finite(data: Any) -> Any:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the unfinished files and folders of processes that were killed; for the folder's only user."""
-    for path in folder.glob(".*.tmp") if folder.is_dir() else []:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Removes the unfinished files of processes that were killed; for the folder's only user."""
+    for path in folder.glob(f".*{UNFINISHED}") if folder.is_dir() else []:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.storage.files import finite, read_json, write_json
+from conditioned_attention.storage.ownership import checkpoints_in, claim
 
 FINGERPRINT = "data_fingerprint"  # the setting that says what the data are, and not how they were asked for
 _ABSENT = "as in earlier versions"  # what a setting is that was not written: see `settings.added`
@@ -17,7 +18,12 @@ _ABSENT = "as in earlier versions"  # what a setting is that was not written: se
 
 @contextmanager
 def working_folder(folder: str | Path | None) -> Iterator[Path]:
-    """The folder, locked against a second process; the lock goes with the process that holds it."""
+    """The folder, claimed and locked against a second process; the lock goes with the process that holds it.
+
+    Raises:
+        ValueError: somebody else's folder, see `claim`.
+        RuntimeError: another process works in it.
+    """
     from filelock import FileLock, Timeout
 
     if folder is None:
@@ -25,7 +31,7 @@ def working_folder(folder: str | Path | None) -> Iterator[Path]:
             yield Path(temporary)
         return
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    claim(path)
     try:
         with FileLock(path / ".lock", timeout=0):
             yield path
@@ -38,8 +44,7 @@ def check_settings(folder: Path, settings: Any) -> None:
     if (folder / "begun.json").exists():
         raise ValueError(f"{folder} is the folder of a single run; choose another folder")
     file, now = folder / "settings.json", json.loads(json.dumps(finite(settings)))
-    begun = any(any(folder.rglob(name)) for name in ("result.json", "checkpoint-*", "tuning.json"))
-    if not file.exists() or not begun:  # an attempt that came to nothing does not claim the folder
+    if not file.exists() or not _has_runs(folder):  # an attempt that came to nothing does not claim the folder
         write_json(file, settings)
         return
     there = read_json(file)
@@ -57,6 +62,15 @@ def says_its_data(settings: Any) -> bool:
 def changes(there: Any, now: Any) -> str:
     """What differs between two pieces of plain data, in words; empty if nothing does."""
     return ", ".join(f"{key}: {old} there, {new} now" for key, old, new in differences(there, now))
+
+
+def _has_runs(folder: Path) -> bool:
+    """Whether anything in a comparison's folder was made with its settings."""
+    for place in (folder, folder / "tuning"):
+        runs = place.glob("runs/*/seed-*")
+        if (place / "tuning.json").exists() or any((r / "result.json").exists() or checkpoints_in(r) for r in runs):
+            return True
+    return False
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

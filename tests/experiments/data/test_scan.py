@@ -175,6 +175,7 @@ def test_they_are_named_once_and_only_by_the_first_process(monkeypatch, recwarn)
     with pytest.warns(UserWarning, match=r"left out: 1 of 9 items cannot be read: a \(b\)"):
         assert tell_unreadable({"a": "b"}, 9) == ["left out, unreadable: a (b)"]
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert tell_unreadable({"a": "b"}, 9) == ["left out, unreadable: a (b)"]
     assert tell_unreadable({}, 9) == []
     assert len(recwarn) == 0

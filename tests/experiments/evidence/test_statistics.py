@@ -192,12 +192,21 @@ def test_runs_are_compared_by_what_they_ended_with():
     assert (summary.final.mean, summary.best.mean, summary.difference.mean) == (4.0, 5.0, 2.0)
 
 
-def test_a_final_score_that_is_not_finite_is_said():
-    runs = {"baseline": {0: history(1.0), 1: history(2.0)}, "other": {0: history(3.0), 1: history(3.0, None)}}
+@pytest.mark.parametrize("odd", [None, math.nan, math.inf, -math.inf])
+def test_a_final_score_that_is_not_finite_is_said(odd):
+    runs = {"baseline": {0: history(1.0), 1: history(2.0)}, "other": {0: history(3.0), 1: history(3.0, odd)}}
     row = summarise(runs, UP)[1]
     assert (row.final.n, row.best.n, row.difference.n) == (2, 2, 2)
     assert all(map(math.isnan, (row.final.sd, row.difference.mean, row.difference.low, row.difference.p_value)))
     assert "a final score of it or of baseline is not finite" in verdict(row, "baseline", UP)
+
+
+def test_infinities_that_cancel_out_do_not_stop_the_mean():
+    """Python's fmean raises for them."""
+    runs = {"baseline": {0: history(math.inf, math.inf), 1: history(-math.inf, -math.inf)}}
+    (row,) = summarise(runs, UP)
+    assert math.isnan(row.final.mean)
+    assert row.best.n == 0
 
 
 @pytest.mark.parametrize("name", ["digits_d_optimal", "fashion_variants", "next_byte_variants"])

@@ -363,10 +363,14 @@ def test_a_single_run_finished_or_under_way(chromium, real, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "training", "words"),
     [
-        ([{"epoch": 1.5, "step": 9}], {"epochs": 3}, "evaluated 1 time, last at epoch 1.5 of 3"),
-        ([{"epoch": 1, "step": 9}] * 2, {"epochs": 3, "max_steps": 50}, "evaluated 2 times, last at epoch 1"),
-        ([{"epoch": 1, "step": 9}], {"epochs": 3, "tokens": 50}, "evaluated 1 time, last at epoch 1"),
-        ([{"step": 9}], {"epochs": 3, "max_steps": 50}, "evaluated 1 time"),  # a stream has no epochs
+        ([{"epoch": 1.5, "step": 9, "score": 1.0}], {"epochs": 3}, "evaluated 1 time, last at epoch 1.5 of 3"),
+        (
+            [{"epoch": 1, "step": 9, "score": 1.0}] * 2,
+            {"epochs": 3, "max_steps": 50},
+            "evaluated 2 times, last at epoch 1",
+        ),
+        ([{"epoch": 1, "step": 9, "score": 1.0}], {"epochs": 3, "tokens": 50}, "evaluated 1 time, last at epoch 1"),
+        ([{"step": 9, "score": None}], {"epochs": 3, "max_steps": 50}, "evaluated 1 time"),  # a stream has no epochs
         ([], {"epochs": 3}, ""),
     ],
 )
@@ -421,7 +425,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert "<strong>baseline, seed 3</strong> not finished: begun, nothing logged." in text
     assert "baseline: no evaluation yet." in text
     begun.write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"begun\.json is not what a run writes \(KeyError: 'metric'\)"):
+    with pytest.raises(ValueError, match=r"begun\.json: metric is missing; valid is an object"):
         read_subjects([tmp_path])
 
 

@@ -21,6 +21,7 @@ from conditioned_attention.experiments.runs.run import run_folder
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import write_json
+from conditioned_attention.storage.ownership import claim
 from tests.experiments.loops import fails_on_seed_1, scores
 from tests.experiments.tiny import Tiny
 
@@ -57,8 +58,9 @@ def test_a_run_that_fails_does_not_take_the_others_down(tmp_path):
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path):
     """Of ``train --into``, in the folder of a comparison that is running."""
+    claim(tmp_path)
     path = run_folder(tmp_path, "baseline", 1)
-    path.mkdir(parents=True)
+    claim(path)
     (path / "metrics.jsonl").write_text('{"score": 1.0}\n')
     warning = "baseline, seed 1 has no result: RuntimeError: another process is working in"
     with FileLock(path / ".lock"), pytest.warns(UserWarning, match=warning):
@@ -214,5 +216,5 @@ def test_a_folder_without_results(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no results\.json"):
         read_report(tmp_path)
     (tmp_path / "results.json").write_text('{"table": []}')
-    with pytest.raises(ValueError, match="not a comparison's results"):
+    with pytest.raises(ValueError, match=r"results\.json: cost is missing; valid is an object or null"):
         read_report(tmp_path)

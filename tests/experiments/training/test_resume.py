@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.json_lines import JsonLines
+from conditioned_attention.storage.ownership import checkpoints_in
+from tests.experiments import edits
 from tests.experiments.tiny import OFTEN, ShakenDigits
 from tests.models import timm_vit
 from tests.processes import Forked
@@ -100,7 +103,7 @@ def kill_at(monkeypatch, place, count):
         "after an evaluation": (loop._Run, "evaluate", True),
         "in the middle of a checkpoint": (checkpoints, "_seal", False),
         "when a checkpoint is about to get its name": (checkpoints, "_seal", True),
-        "before old checkpoints are removed": (checkpoints.Checkpoints, "list", False),
+        "before old checkpoints are removed": (checkpoints.Checkpoints, "_remove_before", False),
     }[place]
     original, calls = getattr(owner, name), [0]
 
@@ -372,3 +375,40 @@ def test_a_full_disk(unbroken, tmp_path):
 def test_positions_are_plain_data(unbroken):
     position = json.loads((sorted(unbroken[0].glob("checkpoint-*"))[-1] / "position.json").read_text())
     assert (position["step"], position["processes"], len(position["history"])) == (STEPS, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "words"),
+    [
+        ("position.json", ("step",), "1", "step is '1'; valid is a whole number from 0 on"),
+        ("position.json", ("history",), None, "history is null; valid is a list"),
+        ("position.json", ("run",), [], r"run is a list, \[\]; valid is an object"),
+        ("position.json", ("losses",), "x", "losses is 'x'; valid is an object or a finite number"),
+        ("position.json", ("processes",), KeyError, "processes is missing; valid is a whole number from 0 on"),
+        ("train.jsonl", ("step",), None, "line 1: step is null"),
+        ("conditions.jsonl", ("step",), KeyError, "line 1: step is missing"),
+        ("projections.jsonl", ("role",), 3, "line 1: role is 3; valid is text"),
+    ],
+)
+def test_what_somebody_has_edited_is_refused_by_name(tmp_path, unbroken, name, path, value, words):
+    """A checkpoint that was sealed again after the edit, and logs, which have no seal."""
+    folder = Path(shutil.copytree(unbroken[0], tmp_path / "copy"))
+    newest = checkpoints_in(folder)[-1]
+    file = (newest if name == "position.json" else folder) / name
+    lines = [file.read_text()] if name == "position.json" else file.read_text().splitlines()
+    lines[0] = json.dumps(edits.changed(json.loads(lines[0]), path, value))
+    file.write_text("\n".join(lines) + "\n")
+    (newest / "files.json").unlink()
+    checkpoints._seal(newest)
+    with pytest.raises(ValueError, match=rf"{name}[:,] {words}"):
+        run(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"model.safetensors": null}', "[" * 100_000, '{"a": [1e999, 0]}', "\0", ""])
+def test_a_list_of_files_that_somebody_has_edited_is_damage(tmp_path, unbroken, text):
+    folder = Path(shutil.copytree(unbroken[0], tmp_path / "copy"))
+    newest = checkpoints_in(folder)[-1]
+    (newest / "files.json").write_text(text)
+    assert damage(newest)
+    assert without_time(run(folder)) == without_time(unbroken[1])
+    assert (folder / f"damaged-{newest.name}").is_dir()

@@ -13,8 +13,9 @@ from conditioned_attention.experiments.training.optimizer import parameter_group
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, find_variants
-from conditioned_attention.storage.files import write_json
+from conditioned_attention.storage.files import UNFINISHED, write_json
 from conditioned_attention.storage.json_lines import JsonLines
+from conditioned_attention.storage.ownership import claim
 from tests.experiments.tiny import OFTEN, Tiny, TinyDigits
 
 BASELINE, OURS = VARIANTS["baseline"], VARIANTS["preconditioned"]
@@ -60,10 +61,14 @@ def test_samples_that_do_not_fill_a_step_are_left_out(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".checkpoint-00000001.99.new.tmp").mkdir()
-    (tmp_path / ".conditions.jsonl.99.tmp").touch()
+    claim(tmp_path)
+    (tmp_path / f".checkpoint-00000001{UNFINISHED}").mkdir()
+    (tmp_path / f".conditions.jsonl.99{UNFINISHED}").touch()
+    theirs = [tmp_path / name for name in (".cache.tmp", ".notes.99.tmp")]
+    theirs[0].mkdir()
+    theirs[1].touch()
     finish(tmp_path)
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert sorted(tmp_path.glob(".*.tmp")) == theirs
 
 
 def test_it_is_the_loop_one_would_write_by_hand(tmp_path):

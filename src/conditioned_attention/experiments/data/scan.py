@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conditioned_attention._warnings import warn
+from conditioned_attention.environment import is_main
 from conditioned_attention.storage.files import write_json
 
 _CHUNK = 64  # items a thread takes at a time
@@ -123,7 +124,7 @@ def tell_unreadable(unreadable: Mapping[str, str], items: int) -> list[str]:
 
 def tell(message: str) -> None:
     """Warns, in one process of several."""
-    if multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0":
+    if multiprocessing.parent_process() is None and is_main():
         warn(message)
 
 

@@ -122,13 +122,23 @@ def describe_machines(machines: Sequence[Mapping[str, Any]]) -> str:
     """Where the runs were made, in a sentence."""
     parts = []
     for machine in machines:
-        devices = [device for device in machine["devices"] if device != "cpu"]
-        versions = f"torch {machine['torch']}, conditioned-attention {machine['conditioned-attention']}"
-        parts.append(f"{machine['runs']} on {', '.join([machine['machine'], *devices, versions])}")
+        places = [_place(one) for one in [machine, *machine.get("continued", [])]]
+        parts.append(f"{machine['runs']} on {', continued on '.join(places)}")
     return f"Runs: {'; '.join(parts)}."
 
 
+def _place(machine: Mapping[str, Any]) -> str:
+    devices = [device for device in machine["devices"] if device != "cpu"]
+    versions = f"torch {machine['torch']}, conditioned-attention {machine['conditioned-attention']}"
+    return ", ".join([machine["machine"], *devices, versions])
+
+
 def machines_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The distinct environments of runs, each with the number of its runs."""
-    counts = Counter(json.dumps(result["environment"]) for result in results)
+    """The distinct environments of runs, each with how many there are; ``continued`` where they went on elsewhere."""
+    counts = Counter(json.dumps(_where(result)) for result in results)
     return [{"runs": n, **json.loads(text)} for text, n in counts.items()]
+
+
+def _where(result: Mapping[str, Any]) -> dict[str, Any]:
+    continued = result.get("continued")
+    return {**result["environment"], **({"continued": continued} if continued else {})}

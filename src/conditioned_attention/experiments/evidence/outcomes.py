@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import History, Summary, scores
+from conditioned_attention.experiments.evidence.statistics import History, Summary, finite_or_nan, scores
 
 SATURATED = 5.0  # per cent that are left to the limit of a percentage
 
@@ -32,8 +32,7 @@ def final_loss(history: History) -> float:
     """The evaluation loss of the weights that a run ended with, on its test set if it has one; nan if unknown."""
     last = history[-1]
     chosen = next((row for row in history if row.get("step") == last.get("selected_step", last.get("step"))), last)
-    loss = last.get("test_eval_loss", chosen.get("eval_loss"))
-    return math.nan if loss is None else float(loss)
+    return finite_or_nan(last.get("test_eval_loss", chosen.get("eval_loss")))
 
 
 def other_outcomes(runs: Runs, metric: Metric) -> list[tuple[Metric, dict[str, dict[int, list[dict[str, Any]]]]]]:

@@ -136,19 +136,24 @@ def paired_interval(differences: Sequence[float]) -> Interval:
 
 def epochs(history: History) -> list[float]:
     """The epoch of every row, whole or not; rows without one are counted from 1."""
-    return [row.get("epoch", i + 1) for i, row in enumerate(history)]
+    found = [finite_or_nan(row.get("epoch")) for row in history]
+    return [i + 1 if math.isnan(epoch) else row["epoch"] for i, (row, epoch) in enumerate(zip(history, found))]
+
+
+def finite_or_nan(value: float | None) -> float:
+    """A number as what is computed with: one that is not finite is nan, as is null, by which files say so."""
+    return math.nan if value is None or not math.isfinite(value) else float(value)
 
 
 def scores(history: History) -> list[float]:
     """The score of every row; a score that was not finite is nan."""
-    return [math.nan if row["score"] is None else float(row["score"]) for row in history]
+    return [finite_or_nan(row["score"]) for row in history]
 
 
 def final_score(history: History) -> float:
     """The score that a run is compared by: of the weights that it ended with, on its test set if it has one."""
     last = history[-1]
-    score = last.get("test_score", last.get("selected_score", last["score"]))
-    return math.nan if score is None else float(score)
+    return finite_or_nan(last.get("test_score", last.get("selected_score", last["score"])))
 
 
 def mean_curve(histories: Sequence[History]) -> dict[float, float]:
@@ -278,13 +283,13 @@ def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
 
     if difference is None or difference.n == 0:
         return f"{summary.variant}: no finished pair of runs to compare."
+    if math.isnan(difference.mean):
+        return f"{summary.variant}: a final score of it or of {baseline} is not finite, so no difference was shown."
     if difference.n == 1:
         return (
             f"{summary.variant}: {number(difference.mean)} against {baseline} on one seed. "
             "One pair says nothing about the spread, so no difference was shown."
         )
-    if math.isnan(difference.mean):
-        return f"{summary.variant}: a final score of it or of {baseline} is not finite, so no difference was shown."
     interval = f"{number(difference.low)} to {number(difference.high)}"
     if difference.contains_zero:
         return (

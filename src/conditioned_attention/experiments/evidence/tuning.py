@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.statistics import finite_or_nan
+from conditioned_attention.experiments.evidence.stored import Tuned, TuningSettings
 from conditioned_attention.storage.files import read_json
 
 FIRST_SEED = 1_000_000  # far from those of comparisons, so that choice and comparison are independent
@@ -33,8 +35,14 @@ class Trial:
 
     @property
     def mean(self) -> float | None:
-        """Mean score over seeds; None if a run failed: such a rate loses to every one without failures."""
-        return statistics.fmean(self.scores.values()) if self.scores and not self.failures else None
+        """Mean score over seeds; None if a run failed or has no finite score: that loses to every rate without."""
+        whole = self.scores and not self.failures and all(map(math.isfinite, self.scores.values()))
+        return statistics.fmean(self.scores.values()) if whole else None
+
+    def reason(self) -> tuple[int, str]:
+        """The seed of the first run that failed or has no finite score, and why, of a rate without a mean."""
+        odd = {seed: "its score is not finite" for seed, score in self.scores.items() if not math.isfinite(score)}
+        return next(iter({**self.failures, **odd}.items()))
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,8 @@ class Tuning:
         for variant in self.trials:
             if self.chosen(variant) is not None:
                 continue
-            lr, seed, reason = next(
-                (lr, seed, reason)
-                for lr, trial in self.trials[variant].items()
-                for seed, reason in trial.failures.items()
-            )
+            lr, trial = next(iter(self.trials[variant].items()))
+            seed, reason = trial.reason()
             found[variant] = f"no learning rate of the grid came through; the first, {lr:g} with seed {seed}: {reason}"
         return found
 
@@ -122,7 +127,7 @@ class Tuning:
         """What `to_json` gave."""
         trials: dict[str, dict[float, Trial]] = {}
         for row in data["trials"]:
-            scores = {found["seed"]: found["score"] for found in row["scores"]}
+            scores = {found["seed"]: finite_or_nan(found["score"]) for found in row["scores"]}
             failures = {found["seed"]: found["reason"] for found in row["failures"]}
             trials.setdefault(row["variant"], {})[row["lr"]] = Trial(scores, failures)
         return cls(trials, Metric(**data["metric"]))
@@ -145,11 +150,11 @@ def grid_of(rates: Sequence[float], seeds: int) -> dict[str, Any]:
 
 def read_grid(folder: Path) -> dict[str, Any]:
     """The grid that a folder of tuning was made with, as `grid_of` gives it."""
-    grid: dict[str, Any] = read_json(folder / "settings.json")["grid"]
+    grid: dict[str, Any] = read_json(folder / "settings.json", TuningSettings)["grid"]
     return grid
 
 
 def read_tuning(folder: Path) -> Tuning | None:
     """What `tune` has written into a folder; None if it has not finished there."""
     file = folder / "tuning.json"
-    return Tuning.from_json(read_json(file)) if file.exists() else None
+    return Tuning.from_json(read_json(file, Tuned)) if file.exists() else None

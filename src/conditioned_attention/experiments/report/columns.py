@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conditioned_attention.experiments.evidence.stored import HeadRow
 from conditioned_attention.storage.json_lines import JsonLines
 
 Numbers = NDArray[np.float64]
@@ -34,16 +35,19 @@ class Columns:
         return len(next(iter(self.values.values())))
 
 
-def read_columns(path: Path, names: Sequence[str], *, null: float = math.nan) -> Columns:
+def read_columns(path: Path, names: Sequence[str], schema: Any, *, null: float = math.nan) -> Columns:
     """The named columns of a JSON Lines file; empty ones if there is no file.
 
     A column that a line does not have is NaN there.
 
     Args:
+        path: of the log.
+        names: of the columns.
+        schema: of its rows, see `storage.schema`.
         null: what a JSON null stands for: NaN, or inf in the logs of condition numbers.
     """
     numbers, words = array("d"), dict[str, int]()
-    for row in JsonLines(path):
+    for row in JsonLines(path, schema):
         numbers.extend(_number(row.get(name, math.nan), null, words) for name in names)
     table = np.frombuffer(numbers).reshape(-1, len(names)) if numbers else np.empty((0, len(names)))
     return Columns({name: table[:, i] for i, name in enumerate(names)}, list(words))
@@ -87,7 +91,8 @@ _HEAD = ("kappa_before", "kappa_after", "log_mu_before", "log_mu_after", "condit
 
 def read_heads(path: Path) -> Heads | None:
     """The records of ``conditions.jsonl``; None if there are none."""
-    table = read_columns(path, ("step", "layer", "head", "module", "resolution", *_HEAD), null=math.inf)
+    names = ("step", "layer", "head", "module", "resolution", *_HEAD)
+    table = read_columns(path, names, HeadRow, null=math.inf)
     if not len(table):
         return None
     steps, step = np.unique(table["step"], return_inverse=True)

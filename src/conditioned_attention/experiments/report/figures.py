@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from conditioned_attention.experiments.evidence.statistics import epochs
+from conditioned_attention.experiments.evidence.stored import ProjectionRow, TrainRow
 from conditioned_attention.experiments.report.charts import (
     Chart,
     Curves,
@@ -123,7 +124,7 @@ def _training(subject: Subject, palette: Palette) -> Chart | None:
     }
     for variant, by_seed in subject.folders.items():
         for seed, path in by_seed.items():
-            log = read_columns(path / "train.jsonl", ("step", *columns))
+            log = read_columns(path / "train.jsonl", ("step", *columns), TrainRow)
             for key, title in columns.items():
                 known = np.isfinite(log[key]) & np.isfinite(log["step"])
                 if known.any():
@@ -188,7 +189,7 @@ def _projections(folders: Folders, palette: Palette) -> Chart | None:
 
 
 def _kappa_by_role(path: Path) -> Iterator[tuple[str, Curve]]:
-    log = read_columns(path, ("step", "role", "kappa_corrected"), null=math.inf)
+    log = read_columns(path, ("step", "role", "kappa_corrected"), ProjectionRow, null=math.inf)
     for i, role in enumerate(log.words):
         mine = log["role"] == i
         steps, kappa = log["step"][mine], log["kappa_corrected"][mine]

@@ -10,6 +10,7 @@ from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.stored import Begun, Result, Row, TrainRow
 from conditioned_attention.experiments.runs.run import data_of, reason_of, run_folder
 from conditioned_attention.storage.files import read_json, readable
 from conditioned_attention.storage.json_lines import JsonLines
@@ -61,7 +62,7 @@ def comparison_subject(comparison: Comparison, folder: Path) -> Subject:
     for file in sorted(folder.glob("runs/*/seed-*/begun.json")):
         name = f"{file.parent.parent.name}, seed {file.parent.name.removeprefix('seed-')}"
         if comparison.failures.get(name) == "not finished":
-            unfinished[name] = how_far(file.parent, read_json(file))
+            unfinished[name] = how_far(file.parent, read_json(file, Begun))
     return Subject(readable(folder.resolve().name), comparison, folders, unfinished)
 
 
@@ -73,21 +74,19 @@ def read_single_run(folder: Path) -> Subject:
     """
     result = folder / "result.json"
     file = result if result.is_file() else folder / "begun.json"
-    about = read_json(file)
-    try:
-        variant, seed, metric = about["variant"], about["seed"], Metric(**about["metric"])
-        settings, environment = about["settings"], about["environment"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not what a run writes ({type(error).__name__}: {error})") from error
-    history = about["history"] if file == result else JsonLines(folder / "metrics.jsonl").read()
+    about = read_json(file, Result if file == result else Begun)
+    variant, seed, settings = about["variant"], about["seed"], about["settings"]
+    if own := about.get("variant_settings"):
+        settings = {**(settings if isinstance(settings, dict) else {"settings": settings}), **own}
+    history = about["history"] if file == result else JsonLines(folder / "metrics.jsonl", Row).read()
     name = f"{variant}, seed {seed}"
     reason = None if file == result else reason_of(folder)
     comparison = Comparison(
         {variant: {seed: history} if history else {}},
-        metric,
+        Metric(**about["metric"]),
         {name: reason} if reason else {},
-        settings if about.get("variant_settings") is None else {**settings, **about["variant_settings"]},
-        machines=machines_of([{"environment": environment}]),
+        settings,
+        machines=machines_of([about]),
         data=data_of([folder]),
     )
     under_way = {} if file == result or reason else {name: how_far(folder, about)}
@@ -96,22 +95,30 @@ def read_single_run(folder: Path) -> Subject:
 
 def how_far(folder: Path, begun: Mapping[str, Any]) -> str:
     """How far a run is that has no result yet, in words that its logs support."""
-    rows, step = JsonLines(folder / "metrics.jsonl").read(), JsonLines(folder / "train.jsonl").last().get("step")
+    rows = JsonLines(folder / "metrics.jsonl", Row).read()
+    step = JsonLines(folder / "train.jsonl", TrainRow).last().get("step")
     parts = []
     if rows:
         parts.append(f"evaluated {len(rows)} time{'s' * (len(rows) > 1)}")
         if (epoch := rows[-1].get("epoch")) is not None:  # a stream without a length has none
             parts[-1] += f", last at epoch {epoch:g}"
-    training = (begun.get("settings") or {}).get("training") or {}
+    training = _within(_within(begun, "settings"), "training")
     shorter = any(training.get(name) is not None for name in ("max_steps", "tokens", "seconds"))
-    if rows and "epoch" in rows[-1] and training.get("epochs") and not shorter:
-        parts[-1] += f" of {training['epochs']:g}"
+    whole = training.get("epochs")
+    if rows and "epoch" in rows[-1] and isinstance(whole, (int, float)) and not shorter:
+        parts[-1] += f" of {whole:g}"
     if step is not None:
         parts.append(f"logged up to step {step:,}")
     logs = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
     if logs:
         parts.append(f"last written {datetime.fromtimestamp(max(logs), timezone.utc):%Y-%m-%d %H:%M} UTC")
     return "not finished: " + ("; ".join(parts) or "begun, nothing logged")
+
+
+def _within(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What plain data hold there, if that is an object; settings may be anything."""
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def with_distinct_names(subjects: list[Subject], folders: list[Path]) -> list[Subject]:

@@ -127,7 +127,8 @@ def _conditioning(histories: Sequence[Sequence[Any]], heads: Sequence[Heads]) ->
 
 
 def _log10_kappa(row: Mapping[str, Any]) -> float:
-    return math.inf if row["log10_kappa"] is None else float(row["log10_kappa"])
+    found = row.get("log10_kappa")
+    return math.inf if found is None else float(found)
 
 
 def _kappa(log10: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.stored import Results
 from conditioned_attention.experiments.evidence.tables import conditioning_table, difference_table, table
 from conditioned_attention.experiments.evidence.tuning import Tuning
 from conditioned_attention.experiments.report.charts import palette_of
@@ -26,10 +27,14 @@ from conditioned_attention.experiments.report.subjects import (
 )
 from conditioned_attention.experiments.runs.gather import gather
 from conditioned_attention.storage.files import read_json, write_bytes, write_json, write_text
+from conditioned_attention.storage.ownership import claim
+
+_TITLE = b": conditioned-attention</title>"  # what every page of ours begins with
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
     """Writes ``results.json``, ``score.png``, ``kappa.png`` (if κ was measured) and ``report.html`` into the folder."""
+    claim(folder)
     subject = comparison_subject(comparison, folder)
     _write_own(subject, folder, heads_of(subject.folders))
 
@@ -44,18 +49,29 @@ def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: 
     Returns:
         The page with everything: ``output``, the ``report.html`` of the only folder, or that of several in the working
         directory.
+
+    Raises:
+        ValueError: where one page of all is to be, there is somebody else's file.
     """
     measured = [heads_of(subject.folders) for subject in subjects]
+    page_of_all = output or Path("report.html")
+    if output is not None or len(subjects) > 1:
+        _check_page(page_of_all)
     if output is None:
         for subject, folder, heads in zip(subjects, folders, measured):
             _write_own(subject, folder, heads)
         if len(subjects) == 1:
             return folders[0] / "report.html"
-        output = Path("report.html")
     palette = palette_of(list(dict.fromkeys(name for subject in subjects for name in subject.variants)))
     sections = [Section(s, charts_of(s, heads, palette), heads) for s, heads in zip(subjects, measured)]
-    write_text(output, page(sections))
-    return output
+    write_text(page_of_all, page(sections))
+    return page_of_all
+
+
+def _check_page(file: Path) -> None:
+    """Raises ValueError if there is a file that is no page of ours."""
+    if file.exists() and _TITLE not in file.read_bytes()[: 1 << 16]:
+        raise ValueError(f"{file} is there, and is no page of conditioned-attention; name another with output")
 
 
 def _write_own(subject: Subject, folder: Path, heads: Mapping[str, list[Heads]]) -> None:
@@ -147,16 +163,14 @@ def read_report(folder: Path) -> Comparison:
         first = "run 'conditioned-attention compare' into it first, or name the folder of a 'train'"
         why = "none of its runs has finished" if begun else first
         raise FileNotFoundError(f"{folder} holds no results.json; {why}")
-    try:
-        data = read_json(file)
-        runs: dict[str, dict[int, list[dict[str, Any]]]] = {row["variant"]: {} for row in data["table"]}
-        for run in data["runs"]:
-            runs[run["variant"]][run["seed"]] = run["history"]
-        metric = Metric(**data["metric"])
-        tuning = Tuning.from_json(data["tuning"]) if data.get("tuning") else None
-        return Comparison(
-            runs, metric, data["failures"], data["settings"], data["environment"], data["cost"],
-            machines=data.get("machines", []), tuning=tuning, data=data.get("data", []),
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a comparison's results ({type(error).__name__}: {error})") from error
+    data = read_json(file, Results)
+    runs: dict[str, dict[int, list[dict[str, Any]]]] = {row["variant"]: {} for row in data["table"]}
+    for run in data["runs"]:
+        runs.setdefault(run["variant"], {})[run["seed"]] = run["history"]
+    tuning = Tuning.from_json(data["tuning"]) if data.get("tuning") else None
+    if tuning and (without := [name for name in runs if name not in tuning.rates()]):
+        raise ValueError(f"{file}: tuning.trials chooses no learning rate for {', '.join(without)}")
+    return Comparison(
+        runs, Metric(**data["metric"]), data["failures"], data["settings"], data["environment"], data["cost"],
+        machines=data.get("machines", []), tuning=tuning, data=data.get("data", []),
+    )  # fmt: skip

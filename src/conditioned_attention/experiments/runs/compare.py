@@ -20,13 +20,13 @@ from conditioned_attention.experiments.runs.run import (
     check_origin,
     data_of,
     job_of,
+    read_run,
     reason_of,
     run_job,
 )
 from conditioned_attention.experiments.runs.workers import run_in_workers
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
-from conditioned_attention.storage.files import read_json
 from conditioned_attention.storage.folder import check_settings, working_folder
 
 
@@ -136,7 +136,7 @@ def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settin
     found = []
     for job in jobs:
         if job.result.exists():
-            found.append(read_json(job.result))
+            found.append(read_run(job.result))
             runs[job.variant.name][job.seed] = found[-1]["history"]
         else:
             failures[job.name] = reason_of(job.path) or "not run"

@@ -8,6 +8,7 @@ from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.stored import Begun, Table
 from conditioned_attention.experiments.evidence.tuning import Tuning, read_tuning
 from conditioned_attention.experiments.runs.run import (
     data_of,
@@ -37,7 +38,7 @@ def gather(folder: Path) -> Comparison | None:
     if not found:
         return None
     report = folder / "results.json"
-    earlier = read_json(report) if report.exists() else {}
+    earlier = read_json(report, Table) if report.exists() else {}
     settings = _check_settings(folder, found)
     tuning = _tuning(folder, settings, found)
     names = {result["variant"] for result in found.values()}
@@ -81,7 +82,7 @@ def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> An
         model = models.setdefault(result["variant"], file)
         wanted = {
             "settings": settings,
-            "variant_settings": found[model]["variant_settings"],
+            "variant_settings": found[model].get("variant_settings"),
             "metric": found[scored]["metric"],
         }
         different = differences_of_sets(result, wanted)
@@ -103,11 +104,10 @@ def _tuning(folder: Path, settings: Any, found: Mapping[Path, Mapping[str, Any]]
         )
     rates = tuning.rates()
     for file, result in found.items():
-        made, chosen = result["variant_settings"]["lr"], rates.get(result["variant"])
-        if made != chosen:
-            raise ValueError(
-                f"{file} was made at the learning rate {made}, but {folder / 'tuning'} has chosen {chosen}"
-            )
+        made, chosen = (result.get("variant_settings") or {}).get("lr"), rates.get(result["variant"])
+        if chosen is None or made != chosen:
+            other = folder / "tuning" / "tuning.json"
+            raise ValueError(f"{file} was made at the learning rate {made}, but {other} has chosen {chosen}")
     return tuning
 
 
@@ -116,6 +116,6 @@ def _unfinished(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.glob("runs/*/seed-*/begun.json")):
         if not (file.parent / "result.json").exists():
-            begun = read_json(file)
+            begun = read_json(file, Begun)
             found[name_of_run(begun["variant"], begun["seed"])] = reason_of(file.parent) or "not finished"
     return found

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from conditioned_attention.experiments.evidence.statistics import finite_or_nan
+from conditioned_attention.experiments.evidence.stored import Row
 from conditioned_attention.experiments.runs.run import Job
 from conditioned_attention.storage.json_lines import JsonLines
 
@@ -72,12 +74,13 @@ class Bars(Display):
 
     def _read_on(self, name: str) -> None:
         job, bar = self.active[name]
-        log = JsonLines(job.path / "metrics.jsonl")
+        log = JsonLines(job.path / "metrics.jsonl", Row)
         size = log.path.stat().st_size if log.path.exists() else 0
         if size != self.sizes.get(name, 0):
             self.sizes[name] = size
             history = log.read()
-            self.bars.update(bar, completed=len(history), score=f"{history[-1]['score']:.4g}" if history else "")
+            score = f"{finite_or_nan(history[-1]['score']):.4g}" if history else ""
+            self.bars.update(bar, completed=len(history), score=score)
 
     def say(self, text: str) -> None:
         self.bars.console.print(text, markup=False, highlight=False)

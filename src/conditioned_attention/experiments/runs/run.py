@@ -14,10 +14,12 @@ from typing import Any
 
 from conditioned_attention.environment import short_environment
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.stored import Begun, Result, Row
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import finite, read_json, write_json, write_text
 from conditioned_attention.storage.folder import differences, working_folder
 from conditioned_attention.storage.json_lines import JsonLines
+from conditioned_attention.storage.ownership import check_ours, checkpoints_in, claim
 
 Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
 
@@ -74,14 +76,14 @@ def single_job(path: Path, variant: Variant, seed: int, metric: Metric, settings
 
 def check_origin(job: Job) -> None:
     """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds another run: of another variant,
-    seed, setting or metric.
+    seed, setting or metric; or if it is somebody else's.
 
     What counts is a result, or a checkpoint that the run would go on from.  Nothing is written.
     """
-    file = _origin(job.path)
-    if file is None:
+    found = _made_before(job.path)
+    if found is None:
+        check_ours(job.path)
         return
-    found = read_run(file)
     who = [("variant", job.variant.name), ("seed", job.seed)]
     if other := [f"{key}: {found[key]} there, {now} now" for key, now in who if found[key] != now]:
         raise ValueError(f"{job.path} holds another run ({', '.join(other)}); choose another folder")
@@ -95,26 +97,26 @@ def check_origin(job: Job) -> None:
 def check_metric(folder: Path, metric: Metric) -> None:
     """Raises ValueError if a folder of runs holds one of another metric, of whatever variant and seed."""
     for place in sorted(folder.glob("runs/*/seed-*")):
-        file = _origin(place)
-        there = None if file is None else read_run(file).get("metric")
+        there = (_made_before(place) or {}).get("metric")
         if there not in (None, now := dataclasses.asdict(metric)):
             different = ", ".join(f"{name}: {old} there, {new} now" for name, old, new in differences(there, now))
             raise ValueError(f"{place} holds a run of another metric ({different}); choose another folder")
 
 
-def _origin(path: Path) -> Path | None:
-    """The file that says what run a folder holds: of a result, or a checkpoint; None of one that came to nothing."""
+def _made_before(path: Path) -> dict[str, Any] | None:
+    """What a run's folder says of itself; None where no run has finished there and none would go on."""
     if (path / "result.json").exists():
-        return path / "result.json"
-    return path / "begun.json" if any(path.glob("checkpoint-*")) else None
+        return read_run(path / "result.json")
+    return read_run(path / "begun.json") if checkpoints_in(path) else None
 
 
 def read_run(file: Path) -> dict[str, Any]:
     """What a ``result.json`` or ``begun.json`` says; raises ValueError if it does not say how the run was set."""
-    found: dict[str, Any] = read_json(file) if file.exists() else {}
-    if "settings" not in found:
+    found: Any = read_json(file) if file.exists() else {}
+    if isinstance(found, dict) and "settings" not in found:
         raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
-    return found
+    made: dict[str, Any] = read_json(file, Result if file.name == "result.json" else Begun)
+    return made
 
 
 def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
@@ -125,7 +127,7 @@ def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[
     return [
         (key, name.removeprefix("settings."), a, b)
         for key in ("settings", "variant_settings", "metric")
-        for name, a, b in differences(one[key], two[key], key)
+        for name, a, b in differences(one.get(key), two.get(key), key)
     ]
 
 
@@ -139,7 +141,9 @@ def data_of(paths: Iterable[Path]) -> list[str]:
 def reason_of(path: Path) -> str | None:
     """Why the run in this folder failed, in a line; None if it has not."""
     file = path / "error.txt"
-    return file.read_text().splitlines()[0] if file.exists() else None
+    if not file.exists():
+        return None
+    return next(iter(file.read_text("utf-8", "replace").splitlines()), "an error.txt without words")
 
 
 def run_job(train: Train, job: Job, update: Callable[[], None] = lambda: None) -> bool:
@@ -153,8 +157,7 @@ def run_job(train: Train, job: Job, update: Callable[[], None] = lambda: None) -
             carry_out(train, job, update)
     except Exception as error:
         if not job.error.exists():  # it could not begin, or not write its result
-            with suppress(OSError):  # nor perhaps this
-                _write_error(job.error, error)
+            note_failure(job, _told(error))
         return False
     return True
 
@@ -167,10 +170,11 @@ def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None)
     Raises:
         Exception: whatever ``train`` raises; the reason is in ``error.txt`` too.
     """
-    log = JsonLines(job.path / "metrics.jsonl")
+    before, about = _made_before(job.path), {"variant": job.variant.name, "seed": job.seed, **job.sets}
+    about |= _signature(job, before)
+    log = JsonLines(job.path / "metrics.jsonl", Row)
     log.path.unlink(missing_ok=True)
     job.error.unlink(missing_ok=True)
-    about = {"variant": job.variant.name, "seed": job.seed, **job.sets, "environment": short_environment()}
     write_json(job.path / "begun.json", about)
     history: list[Mapping[str, Any]] = []
     rows = train(job.variant, job.seed)
@@ -182,7 +186,7 @@ def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None)
         if not history:
             raise ValueError("train yielded no row")
     except Exception as error:
-        _write_error(job.error, error)
+        note_failure(job, _told(error))
         raise
     finally:
         if isinstance(rows, Generator):  # now, and not when the last reference to it goes
@@ -190,10 +194,29 @@ def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None)
     write_json(job.result, {**about, "history": history})
 
 
-def _write_error(file: Path, error: Exception) -> None:
+def _signature(job: Job, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Where the run is made.  One that has finished, and only shows its rows again, keeps what it has; one that goes
+    on from another machine's or version's checkpoint has both."""
+    now = short_environment()
+    if before is None or not checkpoints_in(job.path):
+        return {"environment": now}
+    first, continued = before["environment"], before.get("continued", [])
+    if not job.result.exists() and now != (continued or [first])[-1]:
+        continued = [*continued, now]
+    return {"environment": first, **({"continued": continued} if continued else {})}
+
+
+def note_failure(job: Job, text: str) -> None:
+    """Writes why a run failed, the reason in its first line; as far as that can be written, and only if it is ours."""
+    with suppress(OSError, ValueError):
+        claim(job.path)
+        write_text(job.error, text)
+
+
+def _told(error: Exception) -> str:
     """The reason in a line, and the traceback."""
-    summary = f"{type(error).__name__}: {error}".splitlines()[0]
-    write_text(file, f"{summary}\n\n{traceback.format_exc()}")
+    summary = next(iter(f"{type(error).__name__}: {error}".splitlines()))
+    return f"{summary}\n\n{traceback.format_exc()}"
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:

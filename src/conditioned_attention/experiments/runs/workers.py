@@ -19,8 +19,7 @@ import torch
 
 from conditioned_attention._streams import survive
 from conditioned_attention.experiments.runs.progress import Display
-from conditioned_attention.experiments.runs.run import Job, Train, run_job
-from conditioned_attention.storage.files import write_text
+from conditioned_attention.experiments.runs.run import Job, Train, note_failure, run_job
 
 GRACE = 60.0  # seconds in which a worker that is to stop may write its checkpoint
 
@@ -158,7 +157,7 @@ class Pool:
         worker.process.join()
         self.ever_died |= worker.process.exitcode != 0
         if worker.job is not None:
-            write_text(worker.job.error, worker.death() + "\n")
+            note_failure(worker.job, worker.death() + "\n")
             self.display.ended(worker.job, False)
 
 

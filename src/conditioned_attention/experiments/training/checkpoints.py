@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
 import shutil
@@ -10,11 +10,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
-from conditioned_attention.storage.files import write_json
+from conditioned_attention.experiments.evidence.stored import Number
+from conditioned_attention.storage.files import UNFINISHED, read_json, write_json
+from conditioned_attention.storage.ownership import checkpoint_name, checkpoints_in
+from conditioned_attention.storage.schema import Count
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,6 +25,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KEEP = 2  # the newest, and the one before in case it is damaged
+
+
+class _StepRow(TypedDict):
+    step: Count
+    score: Number
+
+
+class _Best(TypedDict):
+    score: float | None
+    step: Count
+
+
+class _Position(TypedDict):
+    step: Count
+    tick: Count
+    seconds: float
+    loss_count: Count
+    losses: dict[str, float] | float
+    history: list[_StepRow]
+    processes: Count
+    run: dict[str, Any]
+
+
+class PositionData(_Position, total=False):
+    """``position.json``: what `Keeper` writes, and version 0.1 wrote."""
+
+    taken: Count
+    place: dict[str, Any] | None
+    best: _Best
 
 
 class Checkpoints:
@@ -40,8 +72,8 @@ class Checkpoints:
         Raises:
             OSError: it could not be written (a full disk, say); what was there before is untouched.
         """
-        path = self.folder / f"checkpoint-{step:08d}"
-        temporary, main = self.folder / f".{path.name}.tmp", self.accelerator.is_main_process
+        path = self.folder / checkpoint_name(step)
+        temporary, main = self.folder / f".{path.name}{UNFINISHED}", self.accelerator.is_main_process
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -58,8 +90,7 @@ class Checkpoints:
                 _seal(temporary)
                 shutil.rmtree(path, ignore_errors=True)  # only ever one that is about to be the same
                 temporary.rename(path)
-                for old in self.list()[:-_KEEP]:
-                    shutil.rmtree(old)
+                self._remove_before(path)
         except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by who writes
             shutil.rmtree(temporary, ignore_errors=True)
             raise OSError(
@@ -69,9 +100,12 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         return path
 
-    def list(self) -> list[Path]:
-        """Oldest first."""
-        return sorted(self.folder.glob("checkpoint-*")) if self.folder.is_dir() else []
+    def _remove_before(self, newest: Path) -> None:
+        """Removes what is older than the newest and the one before; a link is somebody else's work."""
+        found = checkpoints_in(self.folder)
+        for old in found[: max(0, found.index(newest) + 1 - _KEEP)]:
+            if not old.is_symlink():
+                shutil.rmtree(old)
 
     def load_newest(
         self, check: Callable[[dict[str, Any]], None]
@@ -87,7 +121,7 @@ class Checkpoints:
         path = self._choose()
         if path is None:
             return None
-        position = json.loads((path / "position.json").read_text())
+        position = read_json(path / "position.json", PositionData)
         check(position)
         try:
             self.accelerator.load_state(str(path))
@@ -118,12 +152,11 @@ class Checkpoints:
 
     def _newest_good(self) -> Path | None:
         damaged: list[tuple[Path, str]] = []
-        for path in reversed(self.list()):
+        for path in reversed(checkpoints_in(self.folder)):
             reason = damage(path)
             if not reason:
                 for bad, why in damaged:
-                    aside = bad.with_name(f"damaged-{bad.name}")
-                    shutil.rmtree(aside, ignore_errors=True)
+                    aside = _free(bad.with_name(f"damaged-{bad.name}"))
                     bad.rename(aside)
                     logger.warning("%s is damaged (%s): kept as %s, and %s is used", bad, why, aside.name, path.name)
                 return path
@@ -145,6 +178,12 @@ class Checkpoints:
         states = load(path / f"random_states_{self.accelerator.process_index}.pkl")
         if not torch.equal(states["torch_manual_seed"], torch.get_rng_state()):
             raise RuntimeError("its random states were not taken over")
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number behind it if something is there already."""
+    others = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    return next(one for one in itertools.chain([path], others) if not one.exists())
 
 
 @contextmanager
@@ -171,11 +210,11 @@ def _seal(folder: Path) -> None:
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint's files; empty if nothing is."""
     try:
-        files = json.loads((folder / "files.json").read_text())
+        files = read_json(folder / "files.json", dict[str, list[int]])
         for name, expected in files.items():
             if _fingerprint(folder / name) != expected:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 

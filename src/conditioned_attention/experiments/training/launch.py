@@ -7,7 +7,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.choices import check_choices
+from conditioned_attention.environment import world_size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,6 +64,7 @@ class Launch:
         from accelerate.state import AcceleratorState, GradientState
         from accelerate.utils import GradientAccumulationPlugin
 
+        _tell_of_environment()
         # One process may train several runs, and Accelerate keeps its settings in singletons and in the environment.
         AcceleratorState._reset_state()
         GradientState._reset_state()
@@ -106,14 +109,27 @@ class Launch:
         raise RuntimeError(f"parallel={wanted!r} was asked for, but this is {got!r}, {found}; {hint}")
 
 
-def world_size() -> int:
-    """How many processes the launcher has started, by its own word."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+# Of `accelerate launch`: what they say there, a run says by its own settings, or does not know.
+_NEUTRAL = {"", "0", "1", "no", "false", "none", "default"}
+_told: set[str] = set()
 
 
-def is_main() -> bool:
-    """Whether this is the launcher's main process, which keeps the files and does the talking."""
-    return os.environ.get("RANK", "0") == "0"
+def _tell_of_environment() -> None:
+    """Warns, once, of variables that steer Accelerate and that no launcher of several processes has set."""
+    found = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("ACCELERATE_") and value.lower() not in _NEUTRAL and name not in _told
+    }
+    if world_size() > 1 or not found or _requested_here:
+        return
+    _told.update(found)
+    shown = ", ".join(f"{name}={value}" for name, value in found.items())
+    warn(
+        f"{shown} in the environment, of 'accelerate launch' or "
+        "left over from elsewhere: Accelerate may heed it, and nothing in the run's settings says so; unset it unless "
+        "it is meant"
+    )
 
 
 def kind(accelerator: Accelerator) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from conditioned_attention.experiments.evidence.stored import TrainRow
 from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.batches import training_batches
 from conditioned_attention.experiments.training.evaluation import evaluate
@@ -34,6 +35,7 @@ from conditioned_attention.experiments.variants.variant import Variant, check_su
 from conditioned_attention.storage.files import finite, write_json, write_text
 from conditioned_attention.storage.folder import FINGERPRINT
 from conditioned_attention.storage.json_lines import JsonLines
+from conditioned_attention.storage.ownership import claim
 from conditioned_attention.storage.settings import plain
 
 _TICKS = 10_000  # steps of a schedule that follows the clock, or batches that grow
@@ -59,8 +61,8 @@ def train(
         ``"selected_step"`` is that of the weights that the run ends with, where they were selected.
 
     Raises:
-        ValueError: the folder holds a run of another variant, seed, setting or data set; a variant that the task cannot
-            have.
+        ValueError: the folder is somebody else's, or holds a run of another variant, seed, setting or data set; a
+            variant that the task cannot have.
         FloatingPointError: the training loss is not finite.
         OSError: a checkpoint or log could not be written; those before it are as they were.
         RuntimeError: no checkpoint can be read, and nothing was changed; or the processes that were launched are not
@@ -107,8 +109,10 @@ class _Run:
         start = StartWeights.of(settings.start_from, variant, seed)
         self.accelerator = launch.accelerator(settings.precision, settings.accumulation)
         self.main = self.accelerator.is_main_process
-        self.log = JsonLines(folder / "train.jsonl")
+        self.log = JsonLines(folder / "train.jsonl", TrainRow)
         self._load_data()
+        if self.main:
+            claim(folder)
 
         torch.manual_seed(seed)
         model = task.build_model()

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conditioned_attention.experiments.training.checkpoints import damage
+from conditioned_attention.experiments.training.checkpoints import PositionData, damage
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import read_json, write_json
+from conditioned_attention.storage.ownership import checkpoints_in
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,14 @@ class StartWeights:
             folder = Path(pattern.format(variant=variant.name, seed=seed)).expanduser()
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"start_from={pattern!r} may have {{variant}} and {{seed}} in braces only") from error
-        found = sorted(folder.glob("checkpoint-*")) if folder.is_dir() else []
+        found = checkpoints_in(folder)
         if not found:
             raise FileNotFoundError(f"start_from={pattern!r}: there is no checkpoint in {folder}")
         source = found[-1]
         if reason := damage(source):
             raise ValueError(f"start_from={pattern!r}: {source} is damaged ({reason})")
-        position, files = read_json(source / "position.json"), read_json(source / "files.json")
+        position = read_json(source / "position.json", PositionData)
+        files = read_json(source / "files.json", dict[str, list[int]])
         of_weights = {name: print_ for name, print_ in files.items() if name.startswith("model") or name == "extra.pt"}
         identity = {"run": position["run"], "step": position["step"], "files": of_weights}
         return cls(source, _read(source), identity)

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from conditioned_attention.storage.files import read_json, write_json
 
@@ -41,6 +41,13 @@ _ENVIRONMENT = {
     # The jitter of retries comes from Python's global generator, which belongs to the run's random transforms.
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
 }
+
+
+class _Identity(TypedDict, total=False):
+    """``trackers.json``: what identifies the run there."""
+
+    id: str
+    mlflow: dict[str, str | None]
 
 
 class Trackers(AbstractContextManager["Trackers", None]):
@@ -100,7 +107,7 @@ class Trackers(AbstractContextManager["Trackers", None]):
     def _read_identity(self) -> dict[str, Any]:
         new, path = {"id": secrets.token_hex(4)}, self.folder / "trackers.json"
         try:
-            return new | read_json(path) if path.exists() else new
+            return new | read_json(path, _Identity) if path.exists() else new
         except (OSError, ValueError, TypeError) as error:
             logger.warning("%s cannot be read (%s); the trackers begin a new run", path, error)
             return new

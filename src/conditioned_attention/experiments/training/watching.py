@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from conditioned_attention.experiments.evidence.stored import HeadRow, ProjectionRow
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.monitoring.records import summary
@@ -24,7 +25,8 @@ class Watch:
 
     def __init__(self, model: nn.Module, probe: Any, folder: Path, launch: Launch) -> None:
         self.conditions, self.projections = (
-            JsonLines(folder / name) for name in ("conditions.jsonl", "projections.jsonl")
+            JsonLines(folder / name, schema)
+            for name, schema in (("conditions.jsonl", HeadRow), ("projections.jsonl", ProjectionRow))
         )
         self.monitor = ConditionMonitor(
             model, probe, path=self.conditions.path, samples=None, keep=0,

@@ -96,7 +96,7 @@ _NUMBERS: dict[str, Callable[[Variant, float], Variant]] = {
 def find_variant(name: str) -> Variant:
     """The variant of this name; ``spectral=0.3``, ``spectral_polar=…``, ``spectral_qk=…``, ``identity_init=…`` and
     ``preconditioned+spectral=…`` set λ, ``preconditioned_power=0.25`` sets α, ``qk_clip=50`` τ, and ``d_optimal=10`` the
-    steps.
+    steps.  Its name has the number in its shortest form: ``spectral=1.0`` is ``spectral=1``.
 
     Raises:
         ValueError: no variant is called that, or takes that number.
@@ -112,7 +112,8 @@ def find_variant(name: str) -> Variant:
             value = float(number)
         except ValueError:
             raise ValueError(f"variant {name!r}: {number!r} is not a number") from None
-        return replace(_NUMBERS[base](VARIANTS[base], value), name=name)
+        shown = int(value) if value.is_integer() else value  # "1" and "1.0" are one variant, and one folder
+        return replace(_NUMBERS[base](VARIANTS[base], value), name=f"{base}={shown!r}")
     if equals and base in VARIANTS:
         raise ValueError(f"variant {name!r}: {base} takes no number; {', '.join(_NUMBERS)} do")
     raise ValueError(f"variant {name!r} is unknown; valid are {', '.join(VARIANTS)}")

@@ -1,0 +1,205 @@
+"""What the files of runs and comparisons hold, key by key: what they are checked against when they are read.
+
+Keys that a version before this one did not write stand in the parts that need not be there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, TypedDict
+
+from conditioned_attention.storage.schema import Count, Rule
+
+Number = float | None  # null stands for a number that is not finite
+_Log10 = Annotated[Number, Rule(lambda x: x is None or abs(x) <= 308, "a number up to 308, or null")]
+_Share = Annotated[Number, Rule(lambda x: x is None or 0 <= x <= 1, "a number from 0 to 1, or null")]
+_Positive = Annotated[Number, Rule(lambda x: x is None or x > 0, "a positive number or null")]
+_Rate = Annotated[float, Rule(lambda lr: 0 < lr < math.inf, "a positive number")]
+_Head = Annotated[int, Rule(lambda i: 0 <= i < 1 << 12, "a whole number from 0 to 4095")]  # room is made for as many
+
+
+class Metric(TypedDict):
+    name: str
+    higher_is_better: bool
+
+
+class _Scored(TypedDict):
+    score: Number
+
+
+class Row(_Scored, total=False):
+    """A line of ``metrics.jsonl``, and of a history: what a training loop yielded; it may hold more."""
+
+    epoch: Number
+    step: Count
+    seen: Count
+    seconds: Number
+    train_loss: Number
+    eval_loss: Number
+    test_score: Number
+    test_eval_loss: Number
+    selected_step: Count
+    selected_score: Number
+    log10_kappa: _Log10
+    floor_share: _Share
+    largest_scale: Number
+    log10_kappa_weights: _Log10
+    value_growth: Number
+
+
+History = Annotated[list[Row], Rule(bool, "a list with at least one row")]
+
+Machine = TypedDict(
+    "Machine", {"machine": str, "devices": list[str], "torch": str, "conditioned-attention": str}
+)  # what `short_environment` gives
+
+
+class _Made(TypedDict):
+    variant: str
+    seed: Count
+    metric: Metric
+    settings: Any
+    environment: Machine
+
+
+class Begun(_Made, total=False):
+    """``begun.json``: what a run is, and where it was made; ``continued`` are the machines that it went on on."""
+
+    variant_settings: dict[str, Any] | None
+    continued: list[Machine]
+
+
+class Result(Begun):
+    """``result.json``."""
+
+    history: History
+
+
+class _Step(TypedDict):
+    step: Count
+
+
+class TrainRow(_Step, total=False):
+    """A line of ``train.jsonl``; the parts of a loss have names of their own."""
+
+    seen: Count
+    loss: Number
+    lr: Number
+    grad_norm: Number
+    seconds: Number
+
+
+class _HeadRow(_Step):
+    layer: _Head
+    module: str
+    head: _Head
+    conditioned: bool
+    kappa_before: _Positive
+    kappa_after: _Positive
+    log_mu_before: Number
+    log_mu_after: Number
+
+
+class HeadRow(_HeadRow, total=False):
+    """A line of ``conditions.jsonl``: a `HeadRecord`, of which these are looked at."""
+
+    resolution: _Positive
+    not_finite: Number
+
+
+class ProjectionRow(_Step):
+    """A line of ``projections.jsonl``: a `ProjectionRecord`, of which these are looked at."""
+
+    role: str
+    kappa_corrected: _Positive
+
+
+class _Score(TypedDict):
+    seed: Count
+    score: Number
+
+
+class _Failure(TypedDict):
+    seed: Count
+    reason: str
+
+
+class _Trial(TypedDict):
+    variant: str
+    lr: _Rate
+    scores: list[_Score]
+    failures: list[_Failure]
+
+
+class Tuned(TypedDict):
+    """``tuning.json``."""
+
+    metric: Metric
+    trials: list[Annotated[_Trial, Rule(lambda t: t["scores"] or t["failures"], "one with scores or failures")]]
+
+
+class Grid(TypedDict):
+    rates: list[_Rate]
+    seeds: Count
+
+
+class TuningSettings(TypedDict):
+    """``settings.json`` in a folder of tuning."""
+
+    grid: Grid
+
+
+class _Cost(TypedDict):
+    time_ratio: float
+    time_p20: float
+    time_p80: float
+    memory_ratio: float
+
+
+class Costs(TypedDict):
+    variants: dict[str, _Cost]
+
+
+class _Several(Machine):
+    runs: Count
+
+
+class Machines(_Several, total=False):
+    """Where several runs were made: one after the other, if ``continued`` says so."""
+
+    continued: list[Machine]
+
+
+class _TableRow(TypedDict):
+    variant: str
+
+
+class Table(TypedDict, total=False):
+    """What counts of an earlier ``results.json`` beside the runs themselves."""
+
+    table: list[_TableRow]
+    cost: Costs | None
+    settings: Any
+
+
+class _Run(TypedDict):
+    variant: str
+    seed: Count
+    history: History
+
+
+class _Results(TypedDict):
+    table: list[_TableRow]
+    runs: list[_Run]
+    metric: Metric
+    failures: dict[str, str]
+    settings: Any
+    environment: dict[str, Any]
+    cost: Costs | None
+
+
+class Results(_Results, total=False):
+    """``results.json``."""
+
+    machines: list[Machines]
+    tuning: Tuned | None
