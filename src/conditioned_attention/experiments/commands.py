@@ -207,6 +207,7 @@ def compare_recipe(
         raise RuntimeError(
             "compare starts processes of its own; under torchrun train one run with 'train … --into FOLDER'"
         )
+    check_ours(folder)  # before the data are read
     chosen, seeds = find_variants(variants), seed_list(seeds)
     training = RecipeTraining(recipe, folder, launch=launch or Launch())
     check_torchvision()  # like missing data an error before anything starts
