@@ -142,10 +142,9 @@ def train_recipe(
     check_origin(job)
     if into is not None:
         claim(into)
+        check_metric(into, task.metric)
+        check_settings(into, settings)
     with working_folder(job.path):
-        if into is not None:
-            check_metric(into, task.metric)
-            check_settings(into, settings)
         carry_out(lambda *_: _shown(rows, show), job)
     return job.path
 

@@ -11,6 +11,7 @@ import pytest
 
 from conditioned_attention.experiments import compare
 from conditioned_attention.experiments.commands import RecipeTraining, compare_recipe
+from conditioned_attention.experiments.recipes.image_folder import ImageFolder
 from conditioned_attention.experiments.recipes.recipe import Recipe
 from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, recipe_class, settings_of
 from conditioned_attention.experiments.recipes.small_images import Digits
@@ -68,7 +69,7 @@ def test_every_recipe_is_a_frozen_dataclass():
         assert dataclasses.is_dataclass(cls)
         assert cls.__dataclass_params__.frozen
         default = default_recipe(name)
-        assert (default is None) == (name == "image_folder")
+        assert (default is None) == issubclass(cls, ImageFolder)
         assert default is None or isinstance(default.training, Training)
         assert callable(cls.task)
     assert Recipe
