@@ -12,6 +12,7 @@ from conditioned_attention.bench.cases import CASES
 from conditioned_attention.choices import check_choices, choices_of
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
+from conditioned_attention.experiments.recipes.image_folder import ImageFolder
 from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
 from conditioned_attention.experiments.training.settings import Training
 from tests import structure
@@ -51,7 +52,7 @@ def test_the_walk_finds_them():
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS, ids=lambda x: getattr(x, "__name__", x))
 def test_a_wrong_word_is_refused_when_the_object_is_made(cls, name):
-    example = EXAMPLES.get(cls.__name__, {})
+    example = EXAMPLES["ImageFolder"] if issubclass(cls, ImageFolder) else EXAMPLES.get(cls.__name__, {})
     good = cls(**example) if isinstance(example, dict) else example
     wrong = ("nonsense",) if isinstance(getattr(good, name), tuple) else "nonsense"
     with pytest.raises(ValueError, match=rf"^{name}='nonsense' is unknown; valid are '"):

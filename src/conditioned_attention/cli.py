@@ -17,7 +17,7 @@ from conditioned_attention._interrupt import imported
 from conditioned_attention._streams import lost, survive
 from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
-from conditioned_attention.environment import environment, is_main, torchvision_misfit
+from conditioned_attention.environment import check_torchvision, environment, is_main, torchvision_misfit
 
 try:
     import tyro
@@ -121,6 +121,7 @@ class Train:
 
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
+        check_torchvision()  # before anything is said
         variant, task = find_variant(self.variant), self.recipe.task()
         with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
             say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
