@@ -23,7 +23,7 @@ notebooks: $(READY)
 	$(BIN)/python -m tests.notebooks
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-all: $(READY) weights
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"

@@ -14,7 +14,7 @@ pytestmark = needs_kernels
 
 STAYS_WITH_TRANSFORMERS = {"t5"}  # whose function adds the position bias
 # Seconds in the interpreter; the other models call the kernels with the same: padding, causal, grouped, learned keys.
-SLOW = {"clip", "vit", "torchvision_vit", "torch_transformer"}
+SLOW = {"clip", "vit", "torchvision_vit", "torch_transformer", "torch_encoder"}
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def test_same_as_the_outside_oracle(name, calls):
     assert len(calls) == MODELS[name][1]
 
 
+@pytest.mark.slow
 def test_swin_learns_its_bias(calls):
     """Shifted windows: a bias of the heads and a mask of the windows, added up."""
     from timm.models.swin_transformer import SwinTransformer

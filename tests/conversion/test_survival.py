@@ -538,11 +538,12 @@ _OTHERS_OF_A_MECHANISM = {
     "fused weight: timm ViT",
     "weight that is read: torchvision Swin",
 }
+_PACKED = "packed weight: torch.nn.TransformerEncoder"
 SLOW = {
     compiled: {"interface: BERT", "interface: Llama", "class swap: torchvision Swin"},
-    compiled_first: {*_OTHERS_OF_A_MECHANISM, _LLAMA},
+    compiled_first: {*_OTHERS_OF_A_MECHANISM, _LLAMA, _GPT2, _PACKED},
     exported: {_LLAMA},
-    exported_strictly: {*_OTHERS_OF_A_MECHANISM, _LLAMA, _GPT2, "packed weight: torch.nn.TransformerEncoder"},
+    exported_strictly: {*_OTHERS_OF_A_MECHANISM, _LLAMA, _GPT2, _PACKED, "interface: BERT"},
 }
 
 

@@ -214,7 +214,9 @@ def test_features_can_be_extracted(name):
     torch.testing.assert_close(extracted, seen[0])
 
 
-@pytest.mark.parametrize("name", ["swin_v2", pytest.param("maxvit", marks=pytest.mark.slow), "swin3d", "mvit_v2"])
+@pytest.mark.parametrize(
+    "name", ["swin_v2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("maxvit", "swin3d", "mvit_v2"))]
+)
 def test_compiles_without_a_graph_break(name):
     """Those of our own forwards; Swin is in test_survival.py, and so are hooks like MaxViT's."""
     model, x = build(name)

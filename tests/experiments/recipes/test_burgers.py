@@ -234,6 +234,7 @@ def test_all_variants_know_it(small):
 # Runs
 
 
+@pytest.mark.slow
 def test_it_learns(small, tmp_path):
     rows = list(rows_of(tmp_path, small))
     assert rows[-1]["step"] == 192

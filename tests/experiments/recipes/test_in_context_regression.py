@@ -160,6 +160,7 @@ def test_it_starts_as_the_gpt_does():
 # Runs
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     """Whoever says 0 scores 1."""
     rows = list(rows_of(tmp_path, SMALL))

@@ -301,6 +301,7 @@ def test_what_comes_from_users_is_text(chromium, tmp_path):
     assert EVIL in found.chart("Difference").locator("svg").first.text_content()
 
 
+@pytest.mark.slow
 def test_two_side_by_side(chromium, real, tmp_path, monkeypatch, capsys):
     folder, _ = real
     other = tmp_path / "second"
@@ -536,6 +537,7 @@ def large(tmp_path):
     return Subject("large", Comparison(runs, Metric("points")), folders), heads
 
 
+@pytest.mark.slow
 def test_a_large_comparison_is_a_small_page(chromium, tmp_path):
     subject, heads = large(tmp_path)
     charts = charts_of(subject, heads, palette_of(subject.variants))

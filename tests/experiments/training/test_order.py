@@ -107,10 +107,17 @@ ALL = {
     "streamed, with a state": (WithState, "streamed"),
     "streamed, sharding itself": (Sharded, "streamed"),
 }
+IN_WORKERS = {"repeated", "streamed, sharding itself"}  # processes take a second to start
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize(
+    ("case", "workers"),
+    [
+        pytest.param(case, workers, marks=pytest.mark.slow if workers and case not in IN_WORKERS else ())
+        for case in ALL
+        for workers in (0, 2)
+    ],
+)
 def test_resumed_anywhere_it_goes_on_to_the_bit(case, workers):
     data, kind = ALL[case]
     whole = batches(data(), kind)

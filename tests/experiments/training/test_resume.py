@@ -149,7 +149,7 @@ def test_killed(tmp_path, monkeypatch, unbroken, place, count):
     assert_same_run(tmp_path, unbroken[0])
 
 
-@pytest.mark.parametrize("schedule", ["one_cycle", "constant"])
+@pytest.mark.parametrize("schedule", ["one_cycle", pytest.param("constant", marks=pytest.mark.slow)])
 def test_killed_again_and_again(tmp_path, monkeypatch, schedule):
     whole = tmp_path / "whole"
     expected, broken = run(whole, schedule=schedule), tmp_path / "broken"
