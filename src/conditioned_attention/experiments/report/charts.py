@@ -23,7 +23,7 @@ from conditioned_attention.measure.plots.style import THEMES, styles
 Trace = dict[str, Any]
 Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed
 
-_DASHES = {"-": "solid", "--": "dash", ":": "dot"}
+_DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 _DOTTED = 40  # points; a curve with fewer shows each as a dot
 _BESIDE = 1.6  # times the longest bar: what the numbers beside the bars need
 _VALUES = "%{xaxis.title.text} %{x}<br>%{yaxis.title.text} %{y:.4~g}<extra></extra>"

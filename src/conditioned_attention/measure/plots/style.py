@@ -57,7 +57,7 @@ THEMES: dict[str, Theme] = {
     ),
 }
 COLOURS = THEMES["light"].colours
-_LINES = ("-", "--", ":")  # where there are more curves than colours
+_LINES = ("-", "--", ":", "-.")  # where there are more curves than colours
 _LEGEND_COLUMN = 6  # entries
 
 
