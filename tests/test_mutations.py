@@ -26,6 +26,7 @@ GUARD, ATTENTIONS = "tests/conversion/test_guard.py", "tests/conversion/test_out
 PARTS, STALE = "tests/conversion/test_parts.py", "tests/conversion/test_stale_records.py"
 INSPECTION, VERSIONS = "tests/test_inspection.py", "tests/conversion/test_versions.py"
 SPECTRAL, CONTROLS = "tests/conversion/test_spectral.py", "tests/test_controls.py"
+SCHEDULE, IMAGENET = "tests/experiments/training/test_schedule.py", "tests/experiments/recipes/test_imagenet.py"
 SUMMED, ADAPTERS = "tests/conversion/test_summed.py", "tests/conversion/test_adapters.py"
 FOLD = "tests/conversion/test_fold.py"
 LEARNED, VARIANTS = "tests/sites/test_learned.py", "tests/experiments/variants/test_variants.py"
@@ -429,6 +430,15 @@ MUTATIONS = [
     ("only where it ended", "experiments/runs/run.py", "continued = [*continued, now]", "first = now", SIGNATURE),
     ("a rank without a launcher", "environment.py", "world_size() == 1 or os.environ", "os.environ", LAUNCH),
     ("Accelerate's variables, unsaid", "experiments/training/launch.py", "_told.update(found)", "return", LAUNCH),
+    ("cosine, from the warm-up's end", "experiments/training/schedule.py", 'begin = warmup if settings.cosine_from == "warmup" else 0', "begin = warmup", SCHEDULE),
+    ("cosine, in time", "experiments/training/schedule.py", "tick = max(0, tick - settings.schedule_lag)", "pass", SCHEDULE),
+    ("mixing, into what it was given", "experiments/data/images/mixing.py", "mix(images.clone(), labels)", "mix(images, labels)", IMAGENET),
+    ("mixing, smooth twice", "experiments/tasks/classification.py", "0.0 if self._mixing.mixes else", "", IMAGENET),
+    ("decay, of modules that timm does not ask", "experiments/training/optimizer.py", 'inside = settings.optimizer != "timm"', "inside = True", IMAGENET),
+    ("XCiT's class attention, in any case", "experiments/recipes/imagenet.py", "() if self.class_attention else", "() if True else", IMAGENET),
+    ("left alone, in words alone", "experiments/variants/variant.py", "return (*before, *more) or None", "return before or None", IMAGENET),
+    ("ImageNet, the kit's numbers as they are", "experiments/data/images/imagenet.py", "numbers = _of_the_kit(file.parent / _META, numbers)", "numbers = {**numbers, **{str(i): (i - 1) % 4 for i in range(20)}}", IMAGENET),
+    ("ImageNet, by the order of the list", "experiments/data/images/imagenet.py", "return [_number(named[os.path.basename(name)], numbers, file) for name in images]", "return [_number(value, numbers, file) for value in named.values()]", IMAGENET),
 ]  # fmt: skip
 
 
