@@ -82,6 +82,7 @@ def test_copies_are_conditioned_too(name):
     assert (output(model) == expected).all()
 
 
+@pytest.mark.slow  # test_survival has one of each mechanism
 def test_pickles_load_in_a_new_process(tmp_path):
     """Which has imported nothing but torch: a pickle brings what it needs."""
     models = {name: build(name) for name in ("torch_encoder", "timm_vit", "llama")}

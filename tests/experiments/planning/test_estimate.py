@@ -122,6 +122,7 @@ def test_gpt2_agrees_with_the_formula_and_counts_the_tied_head_once():
     assert count.parameters == 124_439_808
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_this_machine_takes_no_memory():
     """GPT-2 XL, 1.56 billion parameters, conditioned, in bf16: its weights alone would be 6 GB."""
     task = toy(lambda: gpt2(48, 1600, 25), language_loss)

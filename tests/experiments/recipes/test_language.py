@@ -184,6 +184,7 @@ def test_a_budget_of_seconds_ends_in_time_with_the_schedule_at_its_end(tmp_path)
     assert list(rows_of(tmp_path, dataclasses.replace(SMALL, training=training))) == rows
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_goes_on_with_what_is_left(tmp_path):
     training = dataclasses.replace(SMALL.training, epochs=1000, tokens=None, seconds=1.5)
     recipe = dataclasses.replace(SMALL, training=training)

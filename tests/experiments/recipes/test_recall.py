@@ -120,6 +120,7 @@ def test_queries_alone_count():
 # Runs
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     """Whoever answers with some value of the sequence has one half."""
     rows = list(rows_of(tmp_path, SMALL))

@@ -95,6 +95,7 @@ call("env")
 """
 
 
+@pytest.mark.slow
 def test_commands_without_a_recipe_import_none(tmp_path):
     compare(scores, seeds=1, folder=tmp_path, progress=False)
     command = [sys.executable, "-c", WITHOUT_A_RECIPE, str(tmp_path)]

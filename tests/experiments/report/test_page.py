@@ -234,6 +234,7 @@ def test_the_heat_map_moves_with_its_slider(shown, real):
     assert (shown.pixels(plot) != after).any()
 
 
+@pytest.mark.slow
 def test_on_a_phone_nothing_leaves_the_screen(chromium, real):
     phone = Shown(chromium, real[0] / "report.html", width=390, color_scheme="dark", has_touch=True, is_mobile=True)
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -334,6 +335,7 @@ def test_two_side_by_side(chromium, real, tmp_path, monkeypatch, capsys):
     assert not wide.complaints
 
 
+@pytest.mark.slow
 def test_a_single_run_finished_or_under_way(chromium, real, tmp_path, capsys):
     finished, running = tmp_path / "finished", tmp_path / "running"
     for folder in (finished, running):

@@ -115,9 +115,8 @@ def assert_all_end(processes):
     assert not alive, "a worker outlived its parent"
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_runs_that_are_stopped_write_a_checkpoint_first(tmp_path, number, code):
     folder, process, workers = start(tmp_path, train_for_long)
     process.send_signal(number)
