@@ -75,6 +75,13 @@ class Result(Begun):
     history: History
 
 
+class Data(TypedDict):
+    """``data.json``: what a run has found of its data."""
+
+    in_words: list[str]
+    data_fingerprint: dict[str, Any]
+
+
 class _Step(TypedDict):
     step: Count
 

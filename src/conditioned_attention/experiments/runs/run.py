@@ -14,7 +14,7 @@ from typing import Any
 
 from conditioned_attention.environment import short_environment
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.stored import Begun, Result, Row
+from conditioned_attention.experiments.evidence.stored import Begun, Data, Result, Row
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import finite, read_json, write_json, write_text
 from conditioned_attention.storage.folder import differences, working_folder
@@ -134,7 +134,7 @@ def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[
 def data_of(paths: Iterable[Path]) -> list[str]:
     """What the runs in these folders say of their data: a line on the sets, and one on each thing that was left out."""
     files = [path / "data.json" for path in paths]
-    found = [read_json(file) for file in files if file.exists()]
+    found = [read_json(file, Data) for file in files if file.exists()]
     return list(dict.fromkeys(line for told in found for line in told["in_words"]))
 
 
