@@ -42,7 +42,8 @@ class ImageFolder(Choices):
         crop: share of the image's short side that evaluation looks at.
         mixing: mixup, cutmix and label smoothing in training.
         timm_model: train this model of timm instead of the vision transformer below.
-        drop_path, dropout: of a model of timm; see `TimmModel`.
+        drop_path: probability with which a residual branch of a model of timm is left out; see `TimmModel`.
+        dropout: of what dense layers of a model of timm give; see `TimmModel`.
         model: the network; the default is ViT-S/16 with 22 million parameters.
         training: how it is trained.
     """

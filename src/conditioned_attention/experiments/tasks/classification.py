@@ -51,11 +51,6 @@ class ImageClassification(Task):
         self.about = classes_in_words(names)
         self.notes = list(notes)
 
-    @property
-    def classes(self) -> int:
-        """How many there are."""
-        return self._classes
-
     def build_model(self) -> nn.Module:
         channels, side = self._eval[0][0].shape[:2]
         return self._model.build(side, channels, self._classes)
