@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 
-from conditioned_attention.storage.files import read_json, write_text
+from conditioned_attention.storage.files import read_json, write_json, write_text
 from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.schema import Count, Rule, check
 
@@ -93,3 +93,9 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: .*report\.html"):
         write_text(tmp_path / "report.html", "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    """Also a path that is not UTF-8, which JSON would hold as half a letter."""
+    write_json(tmp_path / "a.json", {"start_from": "caf\udce9", "lr": float("inf")})
+    assert read_json(tmp_path / "a.json") == {"start_from": r"caf\udce9", "lr": None}

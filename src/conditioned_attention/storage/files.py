@@ -103,12 +103,23 @@ def _writable(data: Any) -> bool:
 Writable = Annotated[Any, Rule(_writable, "whole letters of Unicode and numbers below 1e308")]
 
 
+def spelt(text: str) -> str:
+    """A text of whole letters: bytes of a file's name that are no UTF-8 are written out.
+
+    >>> spelt("a" + chr(0xDCFF))
+    'a\\\\udcff'
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def finite(data: Any) -> Any:
-    """The same data with every number that JSON cannot hold replaced by None."""
+    """The same data as we store and read them: numbers that JSON cannot hold are None, texts are of whole letters."""
+    if isinstance(data, str):
+        return spelt(data)
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
+        return {spelt(key) if isinstance(key, str) else key: finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
         return [finite(value) for value in data]
     return data

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch.utils.data import Subset
 
+from conditioned_attention.storage.files import spelt
+
 _SHOWN = 10  # classes that are named; of more, the first and the last
 
 
@@ -60,13 +62,4 @@ def classes_in_words(names: Sequence[str]) -> str:
     '2 classes: rose, tulip'
     """
     shown = list(names) if len(names) <= _SHOWN else [*names[: _SHOWN - 1], "…", names[-1]]
-    return printable(f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(shown)}")
-
-
-def printable(text: str) -> str:
-    """A text for people: bytes of a file's name that are no UTF-8 are written out.
-
-    >>> printable("a" + chr(0xDCFF))
-    'a\\\\udcff'
-    """
-    return text.encode(errors="backslashreplace").decode()
+    return spelt(f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(shown)}")

@@ -20,6 +20,7 @@ from conditioned_attention.storage.files import finite, read_json, write_json, w
 from conditioned_attention.storage.folder import differences, working_folder
 from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.ownership import check_ours, checkpoints_in, claim
+from conditioned_attention.storage.schema import check
 
 Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
 
@@ -115,7 +116,8 @@ def read_run(file: Path) -> dict[str, Any]:
     found: Any = read_json(file) if file.exists() else {}
     if isinstance(found, dict) and "settings" not in found:
         raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
-    made: dict[str, Any] = read_json(file, Result if file.name == "result.json" else Begun)
+    check(found, Result if file.name == "result.json" else Begun, str(file))
+    made: dict[str, Any] = found
     return made
 
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from conditioned_attention.experiments.data.fingerprint import fingerprint_of, printable
+from conditioned_attention.experiments.data.fingerprint import fingerprint_of
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.storage.files import spelt
 
 
 class Evaluator(Protocol):
@@ -74,7 +75,7 @@ class Task(ABC):
 
     def data_in_words(self) -> list[str]:
         """What a run says of its data before it trains, and records: the sets in a line, and `notes`."""
-        return [printable(line) for line in (self._sets_in_words(), *self.notes)]
+        return [spelt(line) for line in (self._sets_in_words(), *self.notes)]
 
     def _sets_in_words(self) -> str:
         sets = {"to train": self.train_data(), "to evaluate": self.eval_data(), "to test": self.test_data()}
