@@ -70,7 +70,7 @@ class RecipeTraining:
             ValueError: the data are not what they were when the comparison began.
         """
         task = self.recipe.task(tuning=True) if self.tuning else self.recipe.task()
-        now = task.fingerprint()
+        now = task.data_fingerprint
         if changed := changes(vars(self).get(FINGERPRINT, now), now):
             raise ValueError(f"the data have changed since this comparison began ({changed})")
         return task
@@ -78,7 +78,7 @@ class RecipeTraining:
     def __getstate__(self) -> dict[str, Any]:
         """Without the task: a worker process reads the data itself, and then knows whether they are the same."""
         state = {name: value for name, value in vars(self).items() if name != "task"}
-        return state | ({FINGERPRINT: self.task.fingerprint()} if "task" in vars(self) else {})
+        return state | ({FINGERPRINT: self.task.data_fingerprint} if "task" in vars(self) else {})
 
 
 def evaluations_of(task: Task, training: Training) -> int | None:
@@ -124,7 +124,7 @@ def train_recipe(
     if folder is not None and into is not None:
         raise ValueError(f"folder={str(folder)!r} and into={str(into)!r}: a run has one place")
     task, training = task or recipe.task(), recipe.training
-    settings = {**settings_of(recipe), FINGERPRINT: task.fingerprint()}
+    settings = {**settings_of(recipe), FINGERPRINT: task.data_fingerprint}
     if into is None:
         path = folder or Path("runs") / f"{name_of(recipe)}-{variant.name}-{seed}"
         check_ours(path)
@@ -213,7 +213,7 @@ def compare_recipe(
     task = training.task
     check_suited(chosen, causal=task.causal)
     how: dict[str, Any] = {"workers": workers, "threads": threads, "progress": progress}
-    how |= {"metric": task.metric, "settings": {**settings_of(recipe), FINGERPRINT: task.fingerprint()}}
+    how |= {"metric": task.metric, "settings": {**settings_of(recipe), FINGERPRINT: task.data_fingerprint}}
     if progress:
         print(*task.data_in_words(), sep="\n")
     if tune:

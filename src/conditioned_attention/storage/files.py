@@ -22,7 +22,7 @@ def write_text(path: Path, text: str) -> None:
 
     Of a name that is not UTF-8, as names of files may be, the odd bytes are spelt out (``\\udce9``).
     """
-    write_bytes(path, text.encode(errors="backslashreplace"))
+    write_bytes(path, spelt(text).encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:

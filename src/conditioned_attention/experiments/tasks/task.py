@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -67,6 +68,11 @@ class Task(ABC):
     def test_data(self) -> Dataset[Any] | None:
         """What a run is scored on once, when it has ended; None where `eval_data` is all there is, and for tuning."""
         return None
+
+    @cached_property
+    def data_fingerprint(self) -> dict[str, Any]:
+        """`fingerprint`, taken once: every run of the task asks for it, and of a million images it takes a second."""
+        return self.fingerprint()
 
     def fingerprint(self) -> dict[str, Any]:
         """What the data are, as plain data that are the same on every machine: part of what makes a run this one."""

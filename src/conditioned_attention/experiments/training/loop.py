@@ -125,7 +125,7 @@ class _Run:
         self.watch = Watch(model, probe, folder, launch) if settings.monitor_every else None
         self._prepare(model)
         who = {"variant": variant.name, "seed": seed, "training samples": self.samples}
-        who[FINGERPRINT] = task.fingerprint()
+        who[FINGERPRINT] = task.data_fingerprint
         # what makes this run this one, as plain data
         self.identity = {**who, **plain(settings), **({} if start is None else {"start": start.identity})}
         self.keeper = Keeper(
