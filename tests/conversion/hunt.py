@@ -12,12 +12,9 @@ that leads to it.
 import copy
 import io
 import random
-import sys
 import tempfile
-import time
 import traceback
 import warnings
-from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from torch import nn
 import conditioned_attention
 from conditioned_attention import apply_conditioning, conditioning, fold, precondition, restore, spectral_condition
 from tests.conversion.by_hand import STRENGTH, rectangular_identity, weights_by_hand
+from tests.hunting import hunt
 from tests.models import MODELS, build, inputs, output, weigh
 from tests.oracle import NormalisedHeads
 
@@ -304,21 +302,6 @@ def _fails_when_plain(name, operations, error):
     return False
 
 
-def main():
-    transformers.utils.logging.set_verbosity_error()
-    seconds, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    end, found, first, outcomes = time.monotonic() + seconds, {}, seed, Counter()
-    while time.monotonic() < end:
-        try:
-            outcomes.update(follow(*draw(seed), seed))
-        except Exception as error:
-            kind = f"{type(error).__name__}: {str(error)[:160]}"
-            found.setdefault(kind, []).append(error.__notes__[0])
-        seed += 1
-    print(f"{seed - first} sequences, {sum(map(len, found.values()))} wrong; operations: {dict(outcomes)}")
-    for kind, notes in sorted(found.items(), key=lambda item: -len(item[1])):
-        print(f"{len(notes)} × {kind}", *notes[:3], sep="\n    ")
-
-
 if __name__ == "__main__":
-    main()
+    transformers.utils.logging.set_verbosity_error()
+    hunt(lambda seed: follow(*draw(seed), seed))

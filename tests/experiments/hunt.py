@@ -14,10 +14,7 @@ import random
 import shutil
 import sys
 import tempfile
-import time
-import traceback
 import warnings
-from collections import Counter
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,6 +28,7 @@ from conditioned_attention.experiments.training import loop
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
 from tests.experiments.pictures import digit
+from tests.hunting import hunt
 
 VARIANTS = ("baseline", "qk_norm")
 REFUSALS = (ValueError, RuntimeError, OSError)
@@ -298,22 +296,6 @@ def follow(seed, steps=7):
     return [tuple(step) for step in done]
 
 
-def main():
-    torch.set_num_threads(1)
-    seconds, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    end, first, found, outcomes = time.monotonic() + seconds, seed, {}, Counter()
-    while time.monotonic() < end:
-        try:
-            outcomes.update(outcome for _, outcome in follow(seed))
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            kind = f"{type(error).__name__} ({Path(place.filename).name}:{place.lineno}): {str(error)[:200]}"
-            found.setdefault(kind, []).append(error.__notes__[0])
-        seed += 1
-    print(f"{seed - first} lives, {sum(map(len, found.values()))} wrong; operations: {dict(outcomes)}")
-    for kind, notes in sorted(found.items(), key=lambda item: -len(item[1])):
-        print(f"{len(notes)} × {kind}", *notes[:2], sep="\n    ")
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    hunt(lambda seed: [outcome for _, outcome in follow(seed)])
