@@ -1,4 +1,4 @@
-"""What the hunts have in common: one random sequence after another for so many seconds, and what went wrong in which."""
+"""What the hunts have in common: one random sequence after another, and what went wrong in which."""
 
 import sys
 import time
