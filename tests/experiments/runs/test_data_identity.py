@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from torch.utils.data import Subset
+import torch
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from conditioned_attention.experiments import commands
 from conditioned_attention.experiments.commands import RecipeTraining, compare_recipe, train_recipe
@@ -172,6 +173,15 @@ def test_runs_of_other_data_are_not_put_together(digits, tmp_path, quick):
         gather(folder)
     with pytest.raises(ValueError, match=words):
         read_subjects([folder])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.int64])
+def test_tensors_are_known_by_every_byte(dtype):
+    values, labels = torch.zeros(4, 2).to(dtype), torch.arange(4)
+    first = fingerprint_of(ConcatDataset([TensorDataset(values, labels), [1, 2]]))
+    assert first == fingerprint_of(ConcatDataset([TensorDataset(values.T.contiguous().T, labels.clone()), [3, 4]]))
+    values[3, 1] = 1
+    assert first != fingerprint_of(ConcatDataset([TensorDataset(values, labels), [1, 2]]))
 
 
 def test_a_folder_of_an_earlier_version_gets_one_and_keeps_it(digits, tmp_path, quick):

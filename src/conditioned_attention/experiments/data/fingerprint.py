@@ -10,7 +10,9 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch.utils.data import Subset
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from conditioned_attention.storage.files import spelt
 
@@ -20,12 +22,15 @@ _SHOWN = 10  # classes that are named; of more, the first and the last
 def fingerprint_of(data: Any) -> dict[str, Any]:
     """Plain data that differ where two data sets do.
 
-    A data set knows them itself, by a method ``fingerprint``; of a `Subset` its rows belong to it.  Of any other no
-    more is known than how many items it has, and of a stream without a length nothing.
+    A data set knows them itself, by a method ``fingerprint``; of a `TensorDataset` every byte counts, of a `Subset` its
+    rows, of a `ConcatDataset` each part.  Of any other no more is known than how many items it has, and of a stream
+    without a length nothing.
 
     >>> from conditioned_attention.experiments.data.recall import RecallSequences
     >>> fingerprint_of(RecallSequences(samples=9, vocabulary=16, pairs=2, length=8, stream=1))
     {'samples': 9, 'vocabulary': 16, 'pairs': 2, 'length': 8, 'stream': 1}
+    >>> fingerprint_of(TensorDataset(torch.arange(3, dtype=torch.uint8)))
+    {'items': 3, 'tensors': [{'shape': [3], 'dtype': 'torch.uint8', 'bytes': '0854897f'}]}
     >>> fingerprint_of([1, 2, 3])
     {'items': 3}
     """
@@ -34,10 +39,19 @@ def fingerprint_of(data: Any) -> dict[str, Any]:
         return found
     if isinstance(data, Subset):
         return {**fingerprint_of(data.dataset), "rows": checksum(data.indices)}
+    if isinstance(data, ConcatDataset):
+        return {"parts": [fingerprint_of(part) for part in data.datasets]}
+    if isinstance(data, TensorDataset):
+        return {"items": len(data), "tensors": [_of_tensor(tensor) for tensor in data.tensors]}
     try:
         return {"items": len(data)}
     except TypeError:
         return {}
+
+
+def _of_tensor(tensor: Tensor) -> dict[str, Any]:
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype), "bytes": checksum_of_bytes(values)}
 
 
 def checksum(parts: Iterable[str | int]) -> str:
