@@ -132,7 +132,7 @@ def test_the_first_papers_recipe():
 def test_clipping_repeats_and_crops():
     of = {name: recipe(name) for name in NAMES}
     assert {name: r.training.clip for name, r in of.items()} == dict.fromkeys(NAMES) | {
-        "swin_b": 5.0, "vit_b_original": 1.0,
+        "swin_b": 5.0, "davit_b": 1.0, "vit_b_original": 1.0,
     }  # fmt: skip
     repeated = {name for name, r in of.items() if r.training.order == "repeated"}
     assert repeated == {"vit_b", "deit_b", "xcit_s12", "xcit_m24"}
