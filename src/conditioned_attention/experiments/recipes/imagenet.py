@@ -156,8 +156,9 @@ class XCiTM24(XCiT):
 
 @dataclass(frozen=True)
 class DaViTB(ImageNet):
-    """DaViT-B: 300 epochs, 84.6 %, by its code (dingmyu/davit, train.py and README), whose defaults are DeiT's, but that
-    the cosine moves by the step, no sample is repeated, and gradients are clipped.
+    """DaViT-B: 300 epochs, 84.6 %, by its code (dingmyu/davit, train.py and README).
+
+    Its defaults are DeiT's, but that the cosine moves by the step, no sample is repeated, and gradients are clipped.
 
     Batch, learning rate and clipping are those of the README's command for one machine, which trains the tiny model;
     the drop path of 0.4 is that of open-mmlab/mmpretrain (davit-base.py), as the code's default is 0.1 for all sizes.
