@@ -432,6 +432,7 @@ MUTATIONS = [
     ("Accelerate's variables, unsaid", "experiments/training/launch.py", "_told.update(found)", "return", LAUNCH),
     ("cosine, from the warm-up's end", "experiments/training/schedule.py", 'begin = warmup if settings.cosine_from == "warmup" else 0', "begin = warmup", SCHEDULE),
     ("cosine, in time", "experiments/training/schedule.py", "tick = max(0, tick - settings.schedule_lag)", "pass", SCHEDULE),
+    ("cosine, without its cooldown", "experiments/training/schedule.py", "end = round((1 - settings.cooldown) * ticks)", "end = ticks", SCHEDULE),
     ("mixing, into what it was given", "experiments/data/images/mixing.py", "mix(images.clone(), labels)", "mix(images, labels)", IMAGENET),
     ("mixing, smooth twice", "experiments/tasks/classification.py", "0.0 if self._mixing.mixes else", "", IMAGENET),
     ("decay, of modules that timm does not ask", "experiments/training/optimizer.py", 'inside = settings.optimizer != "timm"', "inside = True", IMAGENET),

@@ -46,9 +46,16 @@ def test_with_a_prefix_it_begins_behind_the_warm_up():
         assert rates(settings, 300) == pytest.approx(of_timm(300, lag, 50, t_initial=250, warmup_prefix=True))
 
 
+def test_cooldown_stays_at_the_end():
+    settings = dataclasses.replace(COSINE, cooldown=50 / 350, warmup=50 / 350)
+    assert rates(settings, 350) == pytest.approx(of_timm(350, 0, 50, t_initial=250, warmup_prefix=True))
+
+
 def test_they_go_with_the_cosine():
-    for name, value in (("cosine_from", "run"), ("schedule_lag", 1)):
+    for name, value in (("cosine_from", "run"), ("schedule_lag", 1), ("cooldown", 0.1)):
         with pytest.raises(ValueError, match=f"{name}=.* goes with schedule='cosine', not 'triangle'"):
             Training(schedule="triangle", **{name: value})
-    with pytest.raises(ValueError, match="must not be negative"):
-        Training(schedule_lag=-1)
+    with pytest.raises(ValueError, match="schedule_lag must be -1 or more, got -2"):
+        Training(schedule_lag=-2)
+    with pytest.raises(ValueError, match=r"cooldown must be between 0 and what warmup=0\.1 leaves"):
+        Training(cooldown=0.95)

@@ -40,7 +40,7 @@ def build_schedule(
     if settings.schedule == "constant":
         return LinearLR(optimizer, start_factor=1.0, end_factor=1.0, total_iters=ticks)
     start = 1 / (warmup + 1) if settings.warmup_from is None else settings.warmup_from / settings.lr
-    if settings.cosine_from == "run" or settings.schedule_lag:
+    if settings.cosine_from == "run" or settings.schedule_lag or settings.cooldown:
         return LambdaLR(optimizer, _cosine(settings, ticks, warmup, start))
     rest = max(1, ticks - warmup)
     after: LRScheduler
@@ -64,13 +64,14 @@ def build_schedule(
 def _cosine(settings: Training, ticks: int, warmup: int, start: float) -> Callable[[int], float]:
     """The rate as a share of the highest, at each tick: timm's ``CosineLRScheduler``."""
     begin = warmup if settings.cosine_from == "warmup" else 0
+    end = round((1 - settings.cooldown) * ticks)
     low = settings.final_lr
 
     def share(tick: int) -> float:
         tick = max(0, tick - settings.schedule_lag)
         if tick < warmup:
             return start + (1 - start) * tick / warmup
-        way = min(1.0, (tick - begin) / max(1, ticks - begin))
+        way = min(1.0, (tick - begin) / max(1, end - begin))
         return low + (1 - low) * (1 + math.cos(math.pi * way)) / 2
 
     return share

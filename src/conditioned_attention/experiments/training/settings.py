@@ -81,7 +81,9 @@ class Schedule:
         cosine_from: whether the half cosine begins when the ``"warmup"`` ends, or with the ``"run"``, so that the
             warm-up ends a little below the top, as in timm without ``warmup_prefix``.
         schedule_lag: of ``"cosine"``, so many steps (or epochs) that the rate is late.  The loops of DeiT, XCiT and
-            Swin tell timm's scheduler the number of the epoch or step that has ended, and not of the next: 1.
+            Swin tell timm's scheduler the number of the epoch or step that has ended, and not of the next: 1.  That of
+            DaViT tells it at the beginning of a step how far the run will be at its end: -1.
+        cooldown: of ``"cosine"``, share of the run at its end that stays at ``final_lr``, as timm's own loop does.
     """
 
     schedule: Literal["cosine", "one_cycle", "triangle", "milestones", "constant"] = "cosine"
@@ -94,15 +96,20 @@ class Schedule:
     schedule_per: Literal["step", "epoch"] = added("step")
     cosine_from: Literal["warmup", "run"] = added("warmup")
     schedule_lag: int = added(0)
+    cooldown: float = added(0.0)
 
     def __post_init__(self) -> None:
         check_choices(self)
         _positive(self, "warmup_from", "gamma")
-        for name, usual in (("cosine_from", "warmup"), ("schedule_lag", 0)):
+        for name, usual in (("cosine_from", "warmup"), ("schedule_lag", 0), ("cooldown", 0)):
             if self.schedule != "cosine" and getattr(self, name) != usual:
                 raise ValueError(f"{name}={getattr(self, name)!r} goes with schedule='cosine', not {self.schedule!r}")
-        if self.schedule_lag < 0:
-            raise ValueError(f"schedule_lag must not be negative, got {self.schedule_lag}")
+        if self.schedule_lag < -1:
+            raise ValueError(f"schedule_lag must be -1 or more, got {self.schedule_lag}")
+        if not 0 <= self.cooldown <= 1 - self.warmup:
+            raise ValueError(
+                f"cooldown must be between 0 and what warmup={self.warmup} leaves of the run, got {self.cooldown}"
+            )
         if not (0 <= self.final_lr <= 1 and 0 <= self.warmup < 1):
             raise ValueError(f"final_lr must be in [0, 1] and warmup in [0, 1), got {self.final_lr} and {self.warmup}")
         if self.warmup_steps is not None and self.warmup_steps < 0:
