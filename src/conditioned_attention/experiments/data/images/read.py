@@ -55,6 +55,19 @@ def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
         return picture.convert("RGB")
 
 
+def read_on_white(file: str | Path | BinaryIO) -> Image.Image:
+    """A whole image as 8-bit RGB, with white behind what is transparent.
+
+    Raises:
+        OSError, ValueError, …: as `read_rgb`.
+    """
+    with Image.open(file, formats=_formats()) as picture:
+        _check_size(*picture.size)
+        paper = Image.new("RGBA", picture.size, "white")
+        paper.alpha_composite(picture.convert("RGBA"))
+        return paper.convert("RGB")
+
+
 @cache
 def _formats() -> list[str]:
     """Those that this Pillow knows."""
