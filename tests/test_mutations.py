@@ -51,6 +51,7 @@ RECALL, BURGERS = "tests/experiments/recipes/test_recall.py", "tests/experiments
 REGRESSION = "tests/experiments/recipes/test_in_context_regression.py"
 IDENTITY, FOLDERS = "tests/experiments/runs/test_data_identity.py", "tests/experiments/recipes/test_image_folder.py"
 SAVED, TEXTS = "tests/experiments/data/test_saved_dataset.py", "tests/experiments/data/test_text_files.py"
+EMOJI, FAMILY = "tests/experiments/recipes/test_emoji.py", "tests/experiments/models/test_small_family.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -382,6 +383,11 @@ MUTATIONS = [
     ("order, a worker's share", "experiments/training/stream.py", "worker._worker_info = None", "pass", ORDER),
     ("pictures, any format", "experiments/data/images/read.py", "Image.open(file, formats=_formats())", "Image.open(file)", "tests/experiments/recipes/test_image_folder.py"),
     ("pictures, of any size", "experiments/data/images/read.py", "        _check_size(*picture.size)\n", "", "tests/experiments/recipes/test_image_folder.py"),
+    ("emoji, on black", "experiments/data/images/read.py", 'picture.size, "white"', 'picture.size, "black"', EMOJI),
+    ("emoji, copies stay", "experiments/data/images/emoji.py", "first.setdefault(pixels.tobytes(), row) == row", "pixels is not None", EMOJI),
+    ("emoji, variants on the other side", "experiments/data/images/emoji.py", "emoji[row].base in some", "row in some", EMOJI),
+    ("DeiT's crop at any size", "experiments/data/images/transforms.py", "if shifts and image_size <= _SHIFTED:", "if shifts:", EMOJI),
+    ("families, one width for all stages", "experiments/models/small_family.py", "else min(sides)", "else self.width", FAMILY),
     ("pictures, another reader", "inspection/inputs.py", "found.append(read_rgb(file))", "found.append(__import__('PIL.Image').Image.open(file).convert('RGB'))", "tests/test_inspection.py"),
     ("a copy is watched", "measure/monitoring/monitor.py", "        self._unchanged.look(records)\n", "", WATCHING),
     ("a copy is watched, each step anew", "measure/monitoring/alarms.py", "            self.said = True\n", "", WATCHING),

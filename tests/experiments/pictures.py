@@ -1,6 +1,7 @@
 """scikit-learn's digits as files in class folders, and files that are broken in every usual way."""
 
 import functools
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -41,3 +42,27 @@ def write_broken(folder: Path) -> list[str]:
 def photograph() -> Image.Image:
     """A photograph, 640 × 427 pixels."""
     return Image.fromarray(datasets.load_sample_image("china.jpg"))
+
+
+def write_emoji(root: Path, count: int = 20, classes: int = 4) -> Path:
+    """Emoji as the two packages have them: each a rectangle of its own; every fifth in three colours of skin."""
+    listed = []
+    for i in range(count):
+        tones = {tone: {"image": f"{i}-{tone}.png"} for tone in ("1F3FB", "1F3FF")} if i % 5 == 0 else {}
+        entry = {"image": f"{i}.png", "category": f"kind {i % classes}", "subcategory": f"sort {i % (2 * classes)}"}
+        listed.append({**entry, **({"skin_variations": tones} if tones else {})})
+        for entry in (listed[-1], *tones.values()):
+            entry |= {"has_img_google": True, "has_img_twitter": True}
+    for artist, colour in (("google", 40), ("twitter", 60)):
+        package = root / f"emoji-datasource-{artist}"
+        folder = package / "img" / artist / "64"
+        folder.mkdir(parents=True)
+        (package / "emoji.json").write_text(json.dumps(listed))
+        for i, entry in enumerate(listed):
+            for j, one in enumerate((entry, *entry.get("skin_variations", {}).values())):
+                picture = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+                picture.paste((colour * (1 + i % classes), 10 * i, 90 * j, 255), (8, 8, 20 + i, 40))
+                if artist == "google":
+                    picture = picture.quantize()
+                picture.save(folder / one["image"])
+    return root

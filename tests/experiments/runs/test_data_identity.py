@@ -29,7 +29,7 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.folder import FINGERPRINT
-from tests.experiments.pictures import digit, write_digits
+from tests.experiments.pictures import digit, write_digits, write_emoji
 
 BOTH = ["baseline", "preconditioned"]
 TINY = VisionTransformer(patch_size=4, hidden_size=16, layers=1, heads=2)
@@ -243,6 +243,8 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
         chosen = kind(digits, image_size=32, **({} if name == "image_folder" else {"classes": 10}))
     if name == "fashion_mnist" and not chosen.data_dir.exists():
         pytest.skip("dataset-fashion-mnist is not installed")
+    if name == "emoji":
+        chosen = recipe_class(name)(write_emoji(tmp_path))
     if name == "burgers":
         chosen = Burgers(samples=20, eval_samples=5, cache_dir=tmp_path)
     task = chosen.task()

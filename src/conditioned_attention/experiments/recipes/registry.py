@@ -13,6 +13,7 @@ from conditioned_attention.storage.settings import plain
 RECIPES = {
     "digits": ("small_images", "Digits"),
     "fashion_mnist": ("small_images", "FashionMNIST"),
+    "emoji": ("emoji", "Emoji"),
     "image_folder": ("image_folder", "ImageFolder"),
     "vit_b": ("imagenet", "ViTB"),
     "vit_b_original": ("imagenet", "ViTBOriginal"),

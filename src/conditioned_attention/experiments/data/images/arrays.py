@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.fingerprint import checksum, checksum_of_bytes
+from conditioned_attention.experiments.data.images.transforms import ImageTransform
 
 
 class ImageArrays(Dataset[tuple[Tensor, Tensor]]):
@@ -18,20 +20,23 @@ class ImageArrays(Dataset[tuple[Tensor, Tensor]]):
     A batch is one indexing operation and needs no collation, which for small images is most of the loader's time.
 
     ``origin`` is a checksum of the pixels as they were stored, before they were scaled: rounding differs on other
-    machines.
+    machines.  ``scale`` has a mean and a standard deviation a channel, (C, 1, 1) each, if images are pixels of 0 to
+    255 that were scaled by these; `Augmented` needs it.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, origin: str | None = None) -> None:
+    def __init__(
+        self, images: Tensor, labels: Tensor, origin: str | None = None, scale: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         if images.dim() != 4 or len(images) != len(labels):
             raise ValueError(f"images (S, C, H, W) and labels (S,) do not fit: {images.shape}, {labels.shape}")
-        self.images, self.labels, self.origin = images, labels, origin
+        self.images, self.labels, self.origin, self.scale = images, labels, origin, scale
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, rows: Sequence[int]) -> ImageArrays:
         """Some of the images, in this order."""
-        return ImageArrays(*self.__getitems__(rows), self.origin)
+        return ImageArrays(*self.__getitems__(rows), self.origin, self.scale)
 
     def fingerprint(self) -> dict[str, Any]:
         """How many, their shape, their labels, and the pixels of the set that they are from."""
@@ -45,3 +50,30 @@ class ImageArrays(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices)
         return self.images[rows], self.labels[rows]
+
+
+class Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Images in memory with DeiT's augmentation, each anew whenever it is asked for, from the global generators.
+
+    Timm works on colour pictures; of a grey image the three channels stay alike, and the first is taken.
+    """
+
+    def __init__(self, arrays: ImageArrays) -> None:
+        if arrays.scale is None or arrays.images.shape[1] not in (1, 3):
+            raise ValueError("augmentation takes images of 1 or 3 channels that know how their pixels were scaled")
+        mean, std = arrays.scale
+        self.arrays, self.channels = arrays, arrays.images.shape[1]
+        self.pixels = (arrays.images * std + mean).round().to(torch.uint8).permute(0, 2, 3, 1)
+        to_colour = [tuple((numbers / 255).flatten().expand(3).tolist()) for numbers in (mean, std)]
+        self.transform = ImageTransform(arrays.images.shape[-1], "strong", shifts=True, scale=to_colour)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the images."""
+        return self.arrays.fingerprint()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        picture = Image.fromarray(self.pixels[index].expand(-1, -1, 3).numpy())
+        return self.transform(picture)[: self.channels], self.arrays.labels[index]

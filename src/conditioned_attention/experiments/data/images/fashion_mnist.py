@@ -47,8 +47,9 @@ def load_fashion_mnist(folder: str | Path, train_limit: int | None = None) -> tu
     mean, std = pixels.mean(), pixels.std()
     if std == 0:
         raise ValueError(f"{folder} holds training images of one colour only. {HOW_TO_GET}")
+    scale = mean.reshape(1, 1, 1), std.reshape(1, 1, 1)
     train, test = (
-        ImageArrays(((images.float() - mean) / std).unsqueeze(1), labels, checksum_of_bytes(images.numpy()))
+        ImageArrays(((images.float() - mean) / std).unsqueeze(1), labels, checksum_of_bytes(images.numpy()), scale)
         for images, labels in splits
     )
     return train, test

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -41,8 +43,7 @@ def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
             than ``MOST_PIXELS``, or one side more than ``MOST_STRETCHED`` times the other; floating-point pixels, which
             have no fixed range.
     """
-    with Image.open(file, formats=_formats()) as picture:
-        _check_size(*picture.size)
+    with _opened(file) as picture:
         if picture.mode == "F":
             raise ValueError("floating-point pixels have no fixed range; save the image with 8 or 16 bits")
         if picture.mode.startswith("I"):  # Pillow's own conversion would clip at 255
@@ -53,6 +54,26 @@ def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
         if picture.mode == "P" and "transparency" in picture.info:
             return picture.convert("RGBA").convert("RGB")
         return picture.convert("RGB")
+
+
+def read_on_white(file: str | Path | BinaryIO) -> Image.Image:
+    """A whole image as 8-bit RGB, with white behind what is transparent.
+
+    Raises:
+        OSError, ValueError, …: as `read_rgb`.
+    """
+    with _opened(file) as picture:
+        paper = Image.new("RGBA", picture.size, "white")
+        paper.alpha_composite(picture.convert("RGBA"))
+        return paper.convert("RGB")
+
+
+@contextmanager
+def _opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    """A picture of a known format that is not too large."""
+    with Image.open(file, formats=_formats()) as picture:
+        _check_size(*picture.size)
+        yield picture
 
 
 @cache

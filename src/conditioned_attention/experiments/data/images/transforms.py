@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image, ImageOps
@@ -11,7 +13,7 @@ from conditioned_attention.environment import needs
 
 Augment = Literal["none", "light", "strong"]
 
-
+_SHIFTED, _SHIFT = 32, 4  # pixels: DeiT's
 _LIGHT: dict[str, Any] = {"is_training": True, "color_jitter": None}
 _AUGMENT: dict[str, dict[str, Any]] = {
     "none": {"is_training": False},
@@ -28,9 +30,21 @@ class ImageTransform:
     random resized crops (8 % to 100 %), flips, RandAugment ``rand-m9-mstd0.5-inc1``, and a rectangle erased with
     probability 0.25.  "light" is the first two of these.  What is random is drawn from the global generators of torch,
     numpy and Python.
+
+    With ``shifts`` images of at most 32 pixels, which must have that size already, are shifted by up to 4 pixels, with
+    black coming in, in place of the resized crop: so does DeiT (datasets.py, for CIFAR).  ``scale`` has other means and
+    standard deviations, of three channels from 0 to 1.
     """
 
-    def __init__(self, image_size: int, augment: Augment, crop: float = 0.875) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        augment: Augment,
+        crop: float = 0.875,
+        *,
+        shifts: bool = False,
+        scale: Sequence[tuple[float, ...]] = (),
+    ) -> None:
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         if augment not in _AUGMENT:
@@ -39,9 +53,13 @@ class ImageTransform:
             raise ValueError(f"crop must be above 0 and at most 1, got {crop}")
         with needs("timm"):
             from timm.data.transforms_factory import create_transform
+            from torchvision.transforms import RandomCrop  # timm brings it
 
-        self._arguments = image_size, augment, crop
-        self.steps = create_transform(image_size, interpolation="bicubic", crop_pct=crop, **_AUGMENT[augment])
+        self._made = partial(type(self), image_size, augment, crop, shifts=shifts, scale=scale), ()
+        how = {**_AUGMENT[augment], **dict(zip(("mean", "std"), scale))}
+        self.steps = create_transform(image_size, interpolation="bicubic", crop_pct=crop, **how)
+        if shifts and image_size <= _SHIFTED:
+            self.steps.transforms[0] = RandomCrop(image_size, padding=_SHIFT)
         for step in self.steps.transforms:
             for operation in getattr(step, "ops", ()):
                 if operation.name.startswith("Posterize"):
@@ -52,7 +70,7 @@ class ImageTransform:
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._arguments  # timm's steps hold functions that do not pickle
+        return self._made  # timm's steps hold functions that do not pickle
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
