@@ -136,7 +136,7 @@ def trainee(model: StepModel, variant: Variant, batch: Batch, device: torch.devi
     torch.manual_seed(0)
     check_torchvision()
     network: nn.Module = model.build(model.layers)
-    report = variant.apply_structure(network)
+    report = variant.leaving(model.left_alone).apply_structure(network)
     network.to(device, dtype).train()
     accelerator = Launch().accelerator("no", 1, cpu=device.type == "cpu")
     settings = Training(lr=1e-4, weight_decay=0.01, clip=None)
