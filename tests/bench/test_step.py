@@ -65,7 +65,7 @@ def test_an_implementation_can_be_asked_for_and_runs():
 
 def test_finished_models_are_not_measured_again(measured, monkeypatch):
     rows, folder = measured
-    monkeypatch.setattr(step_module, "measure_model", None)
+    monkeypatch.setattr(step_module, "measure_model", pytest.fail)
     (again,) = run_step([MODEL], QUICK, folder)
     assert [row.variant for row in again] == [row.variant for row in rows]
     with pytest.raises(ValueError, match=r"settings\.layers: None there, 2 now"):

@@ -98,8 +98,8 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
     settings.check()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    groups = {model.name: model for model in models}
-    return measure_missing(folder / "step.csv", StepRow, settings, groups, measure_model, attrgetter("model"))
+    groups = {model.name: partial(measure_model, model, settings) for model in models}
+    return measure_missing(folder / "step.csv", StepRow, settings, groups, attrgetter("model"))
 
 
 def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
