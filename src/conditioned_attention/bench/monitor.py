@@ -101,4 +101,4 @@ def measure_monitor(model: StepModel, settings: MonitorSettings) -> list[Monitor
     rounds = [[1000 * seconds for seconds in times] for times in (steps, measurements)]
     medians = [statistics.median(milliseconds) for milliseconds in rounds]
     of_both = (medians[0], medians[1], peaks[0], peaks[1], rounds[0], rounds[1])
-    return [MonitorRow(model.name, model.shape, heads, *share, *of_both)]
+    return [MonitorRow(model.name, model.shape, heads, share.median, share.p20, share.p80, *of_both)]
