@@ -443,6 +443,7 @@ MUTATIONS = [
     ("mixing, smooth twice", "experiments/tasks/classification.py", "0.0 if self._mixing.mixes else", "", IMAGENET),
     ("decay, of modules that timm does not ask", "experiments/training/optimizer.py", 'inside = settings.optimizer != "timm"', "inside = True", IMAGENET),
     ("XCiT's class attention, in any case", "experiments/recipes/imagenet.py", "() if self.class_attention else", "() if True else", IMAGENET),
+    ("bench step, the third stage as deep as ever", "bench/models.py", "(*stages[:2], layers, stages[2])", "(*stages[:2], 2, stages[2])", "tests/bench/test_step.py"),
     ("left alone, in words alone", "experiments/variants/variant.py", "return (*before, *more) or None", "return before or None", IMAGENET),
     ("ImageNet, the kit's numbers as they are", "experiments/data/images/imagenet.py", "numbers = _of_the_kit(file.parent / _META, numbers)", "numbers = {**numbers, **{str(i): (i - 1) % 4 for i in range(20)}}", IMAGENET),
     ("ImageNet, by the order of the list", "experiments/data/images/imagenet.py", "return [_number(named[os.path.basename(name)], numbers, file) for name in images]", "return [_number(value, numbers, file) for value in named.values()]", IMAGENET),

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_eps, row_norm
+from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_positive, row_norm
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class HeadRMSNorm(HeadTransform):
     kind: ClassVar[str] = "head_rmsnorm"
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        check_positive("eps", self.eps)
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         return F.rms_norm(output, output.shape[-1:], eps=self.eps)
@@ -63,7 +63,7 @@ class PowerNorm(HeadTransform):
             raise ValueError(f"alpha must be in (0, 1], got {self.alpha}")
         if not isinstance(self.scaled, bool):
             raise TypeError(f"scaled must be True or False, got {self.scaled!r}")
-        check_eps(self.eps)
+        check_positive("eps", self.eps)
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         norm = row_norm(output, RowNorm(eps=self.eps).floor(output.dtype)) ** self.alpha
@@ -86,10 +86,7 @@ class ConstantGain(HeadTransform):
     kind: ClassVar[str] = "constant_gain"
 
     def __post_init__(self) -> None:
-        if isinstance(self.gain, bool) or not isinstance(self.gain, (int, float)):
-            raise TypeError(f"gain must be a number, got {type(self.gain).__name__}")
-        if not 0.0 < self.gain < math.inf:
-            raise ValueError(f"gain must be positive and finite, got {self.gain}")
+        check_positive("gain", self.gain)
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         return output * self.gain
@@ -110,7 +107,7 @@ class QKNorm(HeadTransform):
     kind: ClassVar[str] = "qk_norm"
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        check_positive("eps", self.eps)
 
     @property
     def changes_queries(self) -> bool:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_eps, row_norm
+from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_positive, row_norm
 
 # Added to M, whose trace is 1: directions in which the rows have a singular value below 1e-6 √n count as absent.  Any
 # float32 head has rounding of that size, and Cholesky's own in float64 is about d · 1e-16.
@@ -61,7 +61,7 @@ def d_optimal_weights(output: Tensor, steps: int, *, eps: float = 1e-6) -> Tenso
     if output.dim() < 2 or 0 in output.shape[-2:]:
         raise ValueError(f"output must be (..., n, d) with n and d at least 1, got shape {tuple(output.shape)}")
     check_steps(steps)
-    check_eps(eps)
+    check_positive("eps", eps)
     n, d = output.shape[-2:]
     output = output.detach()
     p = output.new_full(output.shape[:-1], 1 / n, dtype=torch.float64)
@@ -111,7 +111,7 @@ class DOptimal(HeadTransform):
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
-        check_eps(self.eps)
+        check_positive("eps", self.eps)
 
     @property
     def mixes_rows(self) -> bool:

@@ -41,10 +41,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         kdim, vdim: widths of key and value; default ``embed_dim``.
         batch_first: tensors are (B, tokens, width), else (tokens, B, width).
         device, dtype: of the parameters.
-        rows: ``"output"``, C from the rows of ``softmax(q kᵀ) v`` (Theorem 4.4); or ``"weights"``, from the rows of
-            ``softmax(q kᵀ)`` (Algorithm 1 read literally).
-        gradient: ``"stopped"``, C is a constant in backward (the paper); ``"through"``, the ordinary derivative.
-        eps: the smallest row norm that is divided by; float16 uses at least 6.1e-5.
+        rows, gradient, eps: as in `preconditioned_attention`.
 
     Raises:
         ValueError: an unknown option, ``eps`` out of range, or sizes that are not positive.
@@ -232,24 +229,11 @@ def _check_dimensions(
     attn_mask: Tensor | None,
 ) -> None:
     """Raises AssertionError, as the stock module does, for numbers of dimensions and types of masks."""
-    n = query.dim()
-    if n not in (2, 3):
-        raise AssertionError(f"query must have 2 dimensions (unbatched) or 3 (batched), got shape {tuple(query.shape)}")
-    if key.dim() != n or value.dim() != n:
-        raise AssertionError(f"key and value must have query's {n} dimensions, got {key.dim()} and {value.dim()}")
+    F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, module.num_heads)  # type: ignore[attr-defined]
     for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
         if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
             raise AssertionError(f"{name} must be boolean or floating point, got {mask.dtype}")
-    if key_padding_mask is not None and key_padding_mask.dim() != n - 1:
-        raise AssertionError(f"key_padding_mask must have {n - 1} dimensions, got {key_padding_mask.dim()}")
-    if attn_mask is None:
-        return
-    if attn_mask.dim() not in (2, 3):
-        raise AssertionError(f"attn_mask must have 2 or 3 dimensions, got {attn_mask.dim()}")
-    expected = (module.num_heads, query.shape[0], key.shape[0])
-    if n == 2 and attn_mask.dim() == 3 and attn_mask.shape != expected:
-        raise AssertionError(f"attn_mask must have shape {expected} (H, L, S), got {tuple(attn_mask.shape)}")
-    if key_padding_mask is not None and key_padding_mask.dtype != attn_mask.dtype:
+    if attn_mask is not None and key_padding_mask is not None and key_padding_mask.dtype != attn_mask.dtype:
         warn(
             f"key_padding_mask has type {key_padding_mask.dtype} and attn_mask {attn_mask.dtype}; "
             "that they differ is deprecated in PyTorch: use one type for both",

@@ -94,7 +94,7 @@ class RowNorm(HeadTransform):
             raise ValueError(f"rows={self.rows!r} is unknown; valid are {ROWS}")
         if self.gradient not in GRADIENTS:
             raise ValueError(f"gradient={self.gradient!r} is unknown; valid are {GRADIENTS}")
-        check_eps(self.eps)
+        check_positive("eps", self.eps)
 
     @property
     def needs_weights(self) -> bool:
@@ -126,12 +126,12 @@ def check_rows(transform: HeadTransform, *, causal: bool = False, masked: bool =
         )
 
 
-def check_eps(eps: float) -> None:
-    """Raises unless ``eps`` is a positive, finite number."""
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not 0.0 < eps < math.inf:
-        raise ValueError(f"eps must be positive and finite, got {eps}")
+def check_positive(name: str, value: float) -> None:
+    """Raises unless the argument of this name is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def row_norm(rows: Tensor, eps: float, *, gradient: str = "stopped") -> Tensor:

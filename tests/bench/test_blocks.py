@@ -50,7 +50,7 @@ def test_a_second_run_measures_nothing_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(blocks, "CANDIDATES", dict.fromkeys(blocks.KERNELS, (Blocks(32, 32, 4, 1),)))
     first = [row for rows in run_blocks([TINY], SETTINGS, tmp_path) for row in rows]
     assert [row.kernel for row in first] == [kernel for kernel in blocks.KERNELS for _ in range(2)]
-    monkeypatch.setattr(blocks, "measure_blocks", None)
+    monkeypatch.setattr(blocks, "measure_blocks", pytest.fail)
     again = list(run_blocks([TINY], SETTINGS, tmp_path))
     assert [row.ratio for rows in again for row in rows] == pytest.approx([row.ratio for row in first], rel=1e-5)
     print_blocks(again[0])

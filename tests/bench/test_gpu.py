@@ -50,8 +50,8 @@ def test_everything_is_measured_printed_and_kept(tmp_path, capsys, monkeypatch):
     assert printed.endswith(page)
     for words in ("other: 1×2×4×4, causal | flash", "- tests: not run", "preconditioned, composed", "- other: "):
         assert words in page
-    monkeypatch.setattr(operator_module, "measure_case", None)
-    monkeypatch.setattr("conditioned_attention.bench.step.measure_model", None)
+    monkeypatch.setattr(operator_module, "measure_case", pytest.fail)
+    monkeypatch.setattr("conditioned_attention.bench.step.measure_model", pytest.fail)
     torch.set_num_threads(2)  # as in a new process, which has not been told yet
     assert run_gpu(dataclasses.replace(SETTINGS, minutes=1e-9), tmp_path, plan) == 0
     assert (tmp_path / "summary.md").read_text().endswith(page[page.index("Forward and backward, over") :])

@@ -24,7 +24,7 @@ def test_the_share_is_that_of_a_measurement_in_so_many_steps(tmp_path, monkeypat
     assert row.measurement_peak_bytes > 2 * 197 * 768 * 4, "the heads of two samples"
     (read,) = read_rows(tmp_path / "monitor.csv", MonitorRow)
     assert read.share == pytest.approx(row.share, rel=1e-4)
-    monkeypatch.setattr(monitor_module, "measure_monitor", None)
+    monkeypatch.setattr(monitor_module, "measure_monitor", pytest.fail)
     assert [again.share for again in run_monitor([MODEL], QUICK, tmp_path)] == [read.share]
     with pytest.raises(ValueError, match=r"settings\.every: 10 there, 20 now"):
         list(run_monitor([MODEL], dataclasses.replace(QUICK, every=20), tmp_path))

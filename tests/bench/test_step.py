@@ -3,12 +3,14 @@
 import dataclasses
 
 import pytest
+import torch
 
 from conditioned_attention import functional
 from conditioned_attention.bench import step as step_module
 from conditioned_attention.bench.models import MODELS, find_models
 from conditioned_attention.bench.results import read_rows
 from conditioned_attention.bench.step import StepRow, StepSettings, measure_model, run_step
+from conditioned_attention.experiments.variants.catalogue import find_variants
 from tests.bench.tiny import MODEL
 
 QUICK = StepSettings(rounds=2)
@@ -63,7 +65,7 @@ def test_an_implementation_can_be_asked_for_and_runs():
 
 def test_finished_models_are_not_measured_again(measured, monkeypatch):
     rows, folder = measured
-    monkeypatch.setattr(step_module, "measure_model", None)
+    monkeypatch.setattr(step_module, "measure_model", pytest.fail)
     (again,) = run_step([MODEL], QUICK, folder)
     assert [row.variant for row in again] == [row.variant for row in rows]
     with pytest.raises(ValueError, match=r"settings\.layers: None there, 2 now"):
@@ -80,8 +82,23 @@ def test_models_by_name_and_sizes_that_are_none(tmp_path):
         list(run_step([MODEL], StepSettings(implementations=("fast",)), tmp_path))
 
 
+PAPER = {"vit_b": 1, "deit_b": 1, "swin_b": 7, "xcit_m24": 3, "davit_b": 8, "volo_d1": 9}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_both_methods_reach_all_of_a_model_of_the_paper(name):
+    model = MODELS[name]
+    for variant in find_variants(("preconditioned", "spectral")):
+        with torch.device("meta"):
+            network = model.build(1)
+        report = variant.leaving(model.left_alone).apply_structure(network)
+        assert len(report.converted) == PAPER[name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_real_models_train_with_one_layer(name):
-    rows = measure_model(MODELS[name], StepSettings(rounds=1, batch_size=1, layers=1))
+    variants = ("baseline", "preconditioned", "spectral")
+    rows = measure_model(MODELS[name], StepSettings(rounds=1, batch_size=1, layers=1, variants=variants))
     assert rows[1].held_bytes > rows[0].held_bytes
+    assert rows[2].note == rows[1].note

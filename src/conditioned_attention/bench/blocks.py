@@ -89,13 +89,12 @@ class BlocksRow:
 def run_blocks(cases: Sequence[Case], settings: BlocksSettings, folder: Path) -> Iterator[list[BlocksRow]]:
     """Times what ``folder``/blocks.csv does not hold yet, and yields the rows of every case and kernel in turn."""
     settings.check()
-    groups = {(case.name, kernel): (case, kernel) for case in cases for kernel in KERNELS}
-
-    def measure(group: tuple[Case, str], settings: BlocksSettings) -> list[BlocksRow]:
-        return measure_blocks(*group, CANDIDATES[group[1]], settings)
-
-    key = attrgetter("case", "kernel")
-    return measure_missing(folder / "blocks.csv", BlocksRow, settings, groups, measure, key)
+    groups = {
+        (case.name, kernel): partial(measure_blocks, case, kernel, CANDIDATES[kernel], settings)
+        for case in cases
+        for kernel in KERNELS
+    }
+    return measure_missing(folder / "blocks.csv", BlocksRow, settings, groups, attrgetter("case", "kernel"))
 
 
 def measure_blocks(case: Case, kernel: str, candidates: Sequence[Blocks], settings: BlocksSettings) -> list[BlocksRow]:

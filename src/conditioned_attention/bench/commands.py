@@ -16,7 +16,7 @@ from conditioned_attention.bench.blocks import BlocksSettings, find_blocks_cases
 from conditioned_attention.bench.cases import find_cases
 from conditioned_attention.bench.gpu import GpuSettings, run_gpu
 from conditioned_attention.bench.gpu_tables import ABOUT, gpu_page
-from conditioned_attention.bench.models import find_models
+from conditioned_attention.bench.models import QUICK, find_models
 from conditioned_attention.bench.monitor import MonitorSettings, run_monitor
 from conditioned_attention.bench.operator import OperatorSettings, run_operator
 from conditioned_attention.bench.plots import write_plot
@@ -62,8 +62,8 @@ class BenchStep:
     """
 
     settings: StepSettings = field(default_factory=StepSettings)
-    models: tuple[str, ...] = ()
-    """Names of models; default all.  An unknown name lists them."""
+    models: tuple[str, ...] = QUICK
+    """Names of models.  An unknown name lists them."""
     output: Path = Path("runs/bench")
     """Folder for step.csv and step.json."""
 

@@ -28,6 +28,7 @@ class StepModel:
         build: number of blocks -> the model.
         batch: batch size -> random data.
         loss: of the model on the data.
+        left_alone: patterns of the names of attention modules that no variant changes.
     """
 
     name: str
@@ -37,6 +38,7 @@ class StepModel:
     build: Callable[[int], nn.Module]
     batch: Callable[[int], Batch]
     loss: Callable[[nn.Module, Batch], Tensor]
+    left_alone: tuple[str, ...] = ()
 
     @property
     def shape(self) -> str:
@@ -48,10 +50,22 @@ class StepModel:
         return replace(self, batch_size=batch_size or self.batch_size, layers=layers or self.layers)
 
 
-def _vit(layers: int) -> Any:
-    from timm.models.vision_transformer import VisionTransformer
+def _timm(name: str, *stages: int) -> Callable[[int], nn.Module]:
+    """Builds timm's model of this name; of its four ``stages`` the third is the deep one, unless there are none."""
 
-    return VisionTransformer(depth=layers)  # its defaults are vit_base_patch16_224
+    def build(layers: int) -> nn.Module:
+        import timm
+
+        depth = {"depths": (*stages[:2], layers, stages[2])} if stages else {"depth": layers}
+        return timm.create_model(name, drop_path_rate=0.0, **depth)
+
+    return build
+
+
+def _volo(layers: int) -> Any:
+    from timm.models.volo import VOLO  # what volo_d1_224 says, which takes no other depth
+
+    return VOLO([4, 4, layers, 2], embed_dims=[192, 384, 384, 384], num_heads=[6, 12, 12, 12])
 
 
 def _images(batch_size: int) -> Batch:
@@ -76,18 +90,6 @@ def _square(model: nn.Module, batch: Batch) -> Tensor:
     return F.mse_loss(model(*batch), torch.zeros_like(batch[0]))
 
 
-def _swin(layers: int) -> nn.Module:
-    from timm.models.swin_transformer import SwinTransformer
-
-    return SwinTransformer(depths=(2, 2, layers, 2), drop_path_rate=0.0)
-
-
-def _davit(layers: int) -> nn.Module:
-    from timm.models.davit import DaVit
-
-    return DaVit(depths=(1, 1, layers, 1))
-
-
 def _gpt2(layers: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -106,17 +108,33 @@ def _language(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
+def _vision(
+    name: str, about: str, layers: int, build: Callable[[int], nn.Module], left_alone: tuple[str, ...] = ()
+) -> StepModel:
+    return StepModel(name, f"timm {about}", 4, layers, build, _images, _labelled, left_alone)
+
+
 MODELS = {
     model.name: model
     for model in (
-        StepModel("vit_b", "timm ViT-B/16, 224 pixels", 4, 12, _vit, _images, _labelled),
+        _vision("vit_b", "ViT-B/16, 224 pixels", 12, _timm("vit_base_patch16_224")),
         StepModel("vit_b_block", "one block of it alone", 4, 1, _vit_blocks, _tokens, _square),
-        StepModel("swin_t", "timm Swin-T, 224 pixels, learned bias, by class swap", 4, 6, _swin, _images, _labelled),
-        StepModel(
-            "davit_t", "timm DaViT-T, 224 pixels, windows and channels, by hook", 4, 3, _davit, _images, _labelled
+        _vision(
+            "swin_t",
+            "Swin-T, 224 pixels, learned bias, by class swap",
+            6,
+            _timm("swin_tiny_patch4_window7_224", 2, 2, 2),
         ),
+        _vision("davit_t", "DaViT-T, 224 pixels, windows and channels, by hook", 3, _timm("davit_tiny", 1, 1, 1)),
         StepModel("gpt2", "transformers GPT-2 small, 512 tokens", 2, 12, _gpt2, _text, _language),
+        _vision("deit_b", "DeiT-B/16, 224 pixels", 12, _timm("deit_base_patch16_224")),
+        _vision("swin_b", "Swin-B, 224 pixels", 18, _timm("swin_base_patch4_window7_224", 2, 2, 2)),
+        _vision("xcit_m24", "XCiT-M24/16, 224 pixels", 24, _timm("xcit_medium_24_p16_224")),
+        _vision("davit_b", "DaViT-B, 224 pixels", 9, _timm("davit_base", 1, 1, 1)),
+        # outlook attention has no keys, so that spectral conditioning refuses it
+        _vision("volo_d1", "VOLO-D1, 224 pixels, without its outlooks", 8, _volo, ("network.0.*",)),
     )
 }
+QUICK = tuple(MODELS)[:5]  # what is measured unless others are asked for
 
 find_models = partial(by_name, known=MODELS, kind="model")

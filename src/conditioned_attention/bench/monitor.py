@@ -78,17 +78,13 @@ def run_monitor(models: Sequence[StepModel], settings: MonitorSettings, folder: 
     settings.check()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    groups = {model.name: model for model in models}
-
-    def measure(model: StepModel, settings: MonitorSettings) -> list[MonitorRow]:
-        return [measure_monitor(model, settings)]
-
-    found = measure_missing(folder / "monitor.csv", MonitorRow, settings, groups, measure, attrgetter("model"))
+    groups = {model.name: partial(measure_monitor, model, settings) for model in models}
+    found = measure_missing(folder / "monitor.csv", MonitorRow, settings, groups, attrgetter("model"))
     return (row for (row,) in found)
 
 
-def measure_monitor(model: StepModel, settings: MonitorSettings) -> MonitorRow:
-    """Steps and measurements in turns, on one model that trains."""
+def measure_monitor(model: StepModel, settings: MonitorSettings) -> list[MonitorRow]:
+    """One row: steps and measurements in turns, on one model that trains."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     model = model.of_size(settings.batch_size, settings.layers)
     with torch.random.fork_rng():
@@ -105,4 +101,4 @@ def measure_monitor(model: StepModel, settings: MonitorSettings) -> MonitorRow:
     rounds = [[1000 * seconds for seconds in times] for times in (steps, measurements)]
     medians = [statistics.median(milliseconds) for milliseconds in rounds]
     of_both = (medians[0], medians[1], peaks[0], peaks[1], rounds[0], rounds[1])
-    return MonitorRow(model.name, model.shape, heads, share.median, share.p20, share.p80, *of_both)
+    return [MonitorRow(model.name, model.shape, heads, share.median, share.p20, share.p80, *of_both)]

@@ -110,8 +110,9 @@ def run_operator(cases: Sequence[Case], settings: OperatorSettings, folder: Path
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     size = settings.batch_size
-    groups = {case.name: replace(case, query=(size or case.query[0], *case.query[1:])) for case in cases}
-    return measure_missing(folder / "operator.csv", OperatorRow, settings, groups, measure_case, attrgetter("case"))
+    sized = [replace(case, query=(size or case.query[0], *case.query[1:])) for case in cases]
+    groups = {case.name: partial(measure_case, case, settings) for case in sized}
+    return measure_missing(folder / "operator.csv", OperatorRow, settings, groups, attrgetter("case"))
 
 
 def measure_case(

@@ -23,15 +23,13 @@ from conditioned_attention.storage.schema import Count
 
 Row = TypeVar("Row")
 Key = TypeVar("Key", bound=Hashable)
-Group = TypeVar("Group")
 
 
 def measure_missing(
     file: Path,
     cls: type[Row],
     settings: Any,
-    groups: Mapping[Key, Group],
-    measure: Callable[[Group, Any], Sequence[Row]],
+    groups: Mapping[Key, Callable[[], Sequence[Row]]],
     key: Callable[[Row], Key],
 ) -> Iterator[list[Row]]:
     """Measures the groups that a file does not hold yet, and yields every group's rows in turn.
@@ -40,8 +38,7 @@ def measure_missing(
         file: the CSV; no other process may use its folder meanwhile.
         cls: dataclass of its rows.
         settings: a dataclass; everything that sets the numbers, but not which groups were asked for.
-        groups: what is to be measured, by name.
-        measure: one of them, with the settings.
+        groups: by name, what measures them.
         key: the name of the group that a row belongs to.
 
     Raises:
@@ -49,9 +46,9 @@ def measure_missing(
     """
     with working_folder(file.parent):
         rows = begin(file, cls, settings)
-        for name, group in groups.items():
+        for name, measure in groups.items():
             if all(key(row) != name for row in rows):
-                rows = [*rows, *measure(group, settings)]
+                rows = [*rows, *measure()]
                 write_rows(file, rows)
             yield [row for row in rows if key(row) == name]
 

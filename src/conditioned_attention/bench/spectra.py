@@ -66,13 +66,12 @@ def run_spectra(settings: SpectraSettings, folder: Path) -> Iterator[list[Spectr
     """Measures what ``folder``/spectra.csv does not hold yet, and yields the rows of every shape and κ in turn."""
     settings.check()
     torch.set_num_threads(settings.threads)
-    groups = {(_name(shape), 10.0**decades): (shape, 10.0**decades) for shape in SHAPES for decades in _DECADES}
-
-    def measure(group: tuple[tuple[int, int, int], float], settings: SpectraSettings) -> list[SpectraRow]:
-        return measure_spectra(*group, settings.rounds)
-
-    key = attrgetter("shape", "kappa")
-    return measure_missing(folder / "spectra.csv", SpectraRow, settings, groups, measure, key)
+    groups = {
+        (_name(shape), 10.0**decades): partial(measure_spectra, shape, 10.0**decades, settings.rounds)
+        for shape in SHAPES
+        for decades in _DECADES
+    }
+    return measure_missing(folder / "spectra.csv", SpectraRow, settings, groups, attrgetter("shape", "kappa"))
 
 
 def _name(shape: tuple[int, int, int]) -> str:

@@ -98,8 +98,8 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
     settings.check()
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    groups = {model.name: model for model in models}
-    return measure_missing(folder / "step.csv", StepRow, settings, groups, measure_model, attrgetter("model"))
+    groups = {model.name: partial(measure_model, model, settings) for model in models}
+    return measure_missing(folder / "step.csv", StepRow, settings, groups, attrgetter("model"))
 
 
 def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
@@ -136,7 +136,7 @@ def trainee(model: StepModel, variant: Variant, batch: Batch, device: torch.devi
     torch.manual_seed(0)
     check_torchvision()
     network: nn.Module = model.build(model.layers)
-    report = variant.apply_structure(network)
+    report = variant.leaving(model.left_alone).apply_structure(network)
     network.to(device, dtype).train()
     accelerator = Launch().accelerator("no", 1, cpu=device.type == "cpu")
     settings = Training(lr=1e-4, weight_decay=0.01, clip=None)

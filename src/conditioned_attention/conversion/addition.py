@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from conditioned_attention.sites import Site
 from conditioned_attention.sites.corrected import spectral_of
 from conditioned_attention.sites.correction import Correction, corrections_for
-from conditioned_attention.sites.projections import Projections, held
+from conditioned_attention.sites.projections import Projections
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ class Addition:
 
     @property
     def weight(self) -> Tensor:
-        weight = held(self.owner, self.correction.projection.parameter)
-        assert weight is not None
-        return weight
+        return self.correction.weight(self.owner)
 
     @torch.no_grad()
     def carry_out(self, sign: int) -> None:

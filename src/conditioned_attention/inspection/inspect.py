@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from conditioned_attention.conversion import spectral_condition
+from conditioned_attention.conversion.check import check_module
 from conditioned_attention.inspection.logits import SelfLogit, strongest_self_logit
 from conditioned_attention.measure import ConditionMonitor
 from conditioned_attention.measure.monitoring.records import HeadRecord
@@ -129,8 +130,7 @@ def inspect_model(
     >>> row.name, row.heads, row.mechanism, row.conversion, row.kappa > 1
     ('self_attn', 4, 'class swap', 'converts', True)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     sites = find_sites(model)
     records: list[HeadRecord] = []
     logit = None

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.preconditioner import check_positive
 from conditioned_attention.sites.learned import OnModule
 from conditioned_attention.sites.projections import Projection, Projections, as_matrix
 from conditioned_attention.sites.site import transform_of
@@ -38,10 +39,7 @@ class QKClip(OnModule):
     kind: ClassVar[str] = "qk_clip"
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)):
-            raise TypeError(f"threshold must be a number, got {type(self.threshold).__name__}")
-        if not 0.0 < self.threshold < math.inf:
-            raise ValueError(f"threshold must be positive and finite, got {self.threshold}")
+        check_positive("threshold", self.threshold)
 
     @property
     def changes_queries(self) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from conditioned_attention.sites.correction import SUFFIX, Correction, corrections_for
-from conditioned_attention.sites.projections import Projections
+from conditioned_attention.sites.projections import Projections, held
 from conditioned_attention.sites.site import HOOK_KEY
 from conditioned_attention.sites.summed import add, is_added, seen, take_off
 from conditioned_attention.spectral import Spectral
@@ -118,15 +118,16 @@ class _Look:
             self._close(attention)
         for correction in self.corrections:
             projection = correction.projection
-            if projection.weight(attention) is None:
-                raise _lost(attention, projection.replaced(attention))
+            owner = projection.owner(attention)
+            if held(owner, projection.parameter) is None:
+                raise _lost(attention, projection.replaced(owner))
             if torch.compiler.is_compiling():
                 continue
-            owner = projection.owner(attention)
-            where = f"{projection.path}.{projection.parameter}".lstrip(".")
             if not is_added(owner, correction):
                 cls = f"{type(owner).__module__}.{type(owner).__qualname__}"
-                raise _lost(attention, f"another {cls}, or another class, has come in the place of that of {where}")
+                raise _lost(
+                    attention, f"another {cls}, or another class, has come in the place of that of {projection.name}"
+                )
 
     def _close(self, attention: nn.Module) -> None:
         """Raises RuntimeError unless the corrections have come."""

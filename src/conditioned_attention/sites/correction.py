@@ -37,12 +37,12 @@ class Correction:
         kept = owner._buffers.get(self.projection.parameter + SUFFIX)
         correction = self.identity(owner) if self.spectral.correction == "identity" else kept
         assert correction is not None
-        return _like(correction, self._weight(owner))
+        return _like(correction, self.weight(owner))
 
     @torch.no_grad()
     def identity(self, owner: nn.Module) -> Tensor:
         """λ I_k for every role in the weight, in the weight's shape."""
-        weight = self._weight(owner)
+        weight = self.weight(owner)
         correction = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
         matrix = as_matrix(owner, correction)
         for role, rows in self._rows(owner):
@@ -53,7 +53,7 @@ class Correction:
     @torch.no_grad()
     def polar(self, owner: nn.Module) -> Tensor:
         """λ σ_max(W) · U Vᵀ for every role in the weight, in the weight's shape."""
-        weight = whole(self._weight(owner))
+        weight = whole(self.weight(owner))
         correction = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         source, target = as_matrix(owner, weight), as_matrix(owner, correction)
         for role, rows in self._rows(owner):
@@ -71,7 +71,8 @@ class Correction:
         assert kept is not None
         return float(kept.abs().max())
 
-    def _weight(self, owner: nn.Module) -> Tensor:
+    def weight(self, owner: nn.Module) -> Tensor:
+        """W, or the tensor in its place."""
         weight = held(owner, self.projection.parameter)
         assert weight is not None
         return weight

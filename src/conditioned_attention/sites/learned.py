@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_eps, row_norm
+from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_positive, row_norm
 from conditioned_attention.sites.hook import Hook, put_around, take_around
 from conditioned_attention.sites.projections import Projections, as_matrix
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, transform_of
@@ -102,7 +102,7 @@ class HeadRMSNormWithGain(Learned):
     parameter: ClassVar[str] = "head_gain"
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        check_positive("eps", self.eps)
 
     def initial(self, heads: int, width: int, features: int) -> Tensor:
         return torch.ones(width)
@@ -157,7 +157,7 @@ class QKNormWithTemperature(Learned):
     parameter: ClassVar[str] = "head_temperature"
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        check_positive("eps", self.eps)
 
     @property
     def changes_queries(self) -> bool:
@@ -189,7 +189,7 @@ class LearnedPowerNorm(Learned):
     parameter: ClassVar[str] = "head_power"
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
+        check_positive("eps", self.eps)
 
     def initial(self, heads: int, width: int, features: int) -> Tensor:
         return torch.zeros(heads)

@@ -39,6 +39,11 @@ class Projection:
     groups: int = 1
     parameter: str = "weight"
 
+    @property
+    def name(self) -> str:
+        """Of the weight, below the attention module."""
+        return f"{self.path}.{self.parameter}".lstrip(".")
+
     def owner(self, attention: nn.Module) -> nn.Module:
         """The module that holds the weight now; inside of an adapter (PEFT's LoRA) if it has been wrapped since."""
         owner = attention.get_submodule(self.path)
@@ -46,32 +51,19 @@ class Projection:
             owner = inner
         return owner
 
-    def weight(self, attention: nn.Module) -> Tensor | None:
-        """The parameter; or the tensor that is set in its place for a call, as DataParallel and PEFT do; or None.
-
-        None: it has become a property, a method, or nothing.
-        """
-        return held(self.owner(attention), self.parameter)
-
     def against(self, attention: nn.Module) -> str:
         """Why C cannot be added to the weight; empty if it can."""
         owner = self.owner(attention)
         weight = owner._parameters.get(self.parameter)
         if weight is None:
-            return self.replaced(attention)
-        where = f"{self.path}.{self.parameter}".lstrip(".")
+            return self.replaced(owner)
         reason = not_to_add_to(weight)
-        return f"{where} {reason}" if reason else adapter_against(attention.get_submodule(self.path))
+        return f"{self.name} {reason}" if reason else adapter_against(attention.get_submodule(self.path))
 
-    def replaced(self, attention: nn.Module) -> str:
-        """What is to be said of a weight that is no parameter, and computed anew in every call."""
-        return self.replaced_in(self.owner(attention))
-
-    def replaced_in(self, owner: nn.Module) -> str:
-        """The same, of the module that should own it."""
+    def replaced(self, owner: nn.Module) -> str:
+        """What is to be said of a weight that is no parameter of its owner, and computed anew in every call."""
         return (
-            f"{self.path}.{self.parameter}".lstrip(".")
-            + f" is no parameter of its {type(owner).__qualname__}, so C would not reach it: "
+            f"{self.name} is no parameter of its {type(owner).__qualname__}, so C would not reach it: "
             "torch.nn.utils.parametrize, weight norm, pruning and quantize_dynamic put something else in its place"
         )
 
@@ -86,8 +78,7 @@ class Projection:
         sizes = self.sizes or (total // (self.groups * len(self.roles)),) * len(self.roles)
         step = sum(sizes)
         if step * self.groups != total or len(sizes) != len(self.roles):
-            where = f"{self.path}.{self.parameter}".lstrip(".")
-            raise ValueError(f"{where} has {total} rows, which are not {self.groups} × {sizes} for {self.roles!r}")
+            raise ValueError(f"{self.name} has {total} rows, which are not {self.groups} × {sizes} for {self.roles!r}")
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         found = zip(self.roles, starts, sizes)
         return {role: Rows(start, size, self.groups, step) for role, start, size in found if role in ROLES}
@@ -178,7 +169,10 @@ def made_by(
 
 
 def held(owner: nn.Module, parameter: str) -> Tensor | None:
-    """The parameter of this name, or the tensor that is set in its place; None if there is neither."""
+    """The parameter of this name, or the tensor that is set in its place for a call, as DataParallel and PEFT do.
+
+    None: it has become a property, a method, or nothing.
+    """
     found = owner._parameters.get(parameter)
     return owner.__dict__.get(parameter) if found is None else found
 

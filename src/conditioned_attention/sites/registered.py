@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from conditioned_attention.sites.hook import Hook, Layout
-from conditioned_attention.sites.projections import Places, Projections, weight_at
+from conditioned_attention.sites.projections import Places, Projection, Projections, weight_at
 from conditioned_attention.sites.site import Mechanism, plain_class
 from conditioned_attention.sites.swap import subclass_reason
 
@@ -126,13 +126,11 @@ def projections_of(module: nn.Module) -> Projections | str | None:
 def _place(module: nn.Module, path: str) -> tuple[str, str | None]:
     """The path of the submodule and the name of its weight."""
     try:
-        owner = module.get_submodule(path)
+        owner = Projection(path).owner(module)
     except AttributeError:
         above, _, name = path.rpartition(".")
         parameters = dict(module.named_parameters(remove_duplicate=False))
         return above, name if path in parameters else None
-    while isinstance(inner := getattr(owner, "base_layer", None), nn.Module):  # of an adapter
-        owner = inner
     return path, "weight" if getattr(owner, "weight", None) is not None else None
 
 

@@ -117,7 +117,7 @@ def _new(plain: type[nn.Module], parameters: tuple[str, ...]) -> nn.Module:
 def _must_be_held(owner: nn.Module, correction: Correction) -> None:
     """Raises RuntimeError where a property has come over ours, as torch.nn.utils.parametrize puts it there."""
     if held(owner, correction.projection.parameter) is None:
-        raise RuntimeError(f"{correction.projection.replaced_in(owner)}: call fold(model) before that is done to it")
+        raise RuntimeError(f"{correction.projection.replaced(owner)}: call fold(model) before that is done to it")
 
 
 def _property(parameter: str) -> property:
@@ -155,8 +155,8 @@ def _sum(owner: nn.Module, weight: Tensor, correction: Correction) -> Tensor:
     parameter, sums = correction.projection.parameter, _thread.sums.get(id(owner), {})
     if parameter not in sums:
         if reason := not_to_add_to(weight):
-            where = f"{correction.projection.path}.{parameter}".lstrip(".")
-            raise RuntimeError(f"{where}, which is corrected, {reason}: call fold(model) before that is done to it")
+            name = correction.projection.name
+            raise RuntimeError(f"{name}, which is corrected, {reason}: call fold(model) before that is done to it")
         if parameter in owner._parameters:
             weight = nn.Module.__getattr__(owner, parameter)  # type: ignore[assignment]  # a proxy, under torch.fx
         sums[parameter] = weight + correction.of(owner)

@@ -22,7 +22,8 @@ HELD = "conditioned_output_attentions"
 
 def hold(config: Any, parents: Sequence[nn.Module]) -> None:
     """Takes the flag from a config, and has the outermost model that reads the config pass it on."""
-    models = [part for part in parents if getattr(part, "config", None) is config and _is_model(part)]
+    readers = [part for part in parents if getattr(part, "config", None) is config]
+    models = [part for part in readers if hasattr(part, "get_correct_attn_implementation")]
     if models and getattr(config, _FLAG, None):
         setattr(config, _FLAG, False)
         setattr(config, HELD, True)
@@ -37,10 +38,6 @@ def give_back(config: Any, parents: Sequence[nn.Module] = ()) -> None:
     for part in parents:
         if getattr(part, "config", None) is config and part._forward_pre_hooks.get(HOOK_KEY) is _ask:
             del part._forward_pre_hooks[HOOK_KEY], part._forward_pre_hooks_with_kwargs[HOOK_KEY]
-
-
-def _is_model(part: nn.Module) -> bool:
-    return hasattr(part, "get_correct_attn_implementation")
 
 
 def _ask(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
