@@ -269,11 +269,14 @@ def test_smoothing_without_mixing():
     torch.testing.assert_close(task.loss(model, batch), expected)
 
 
-def test_class_attention_of_xcit_may_be_left_alone(folder):
+@pytest.mark.parametrize(
+    ("name", "option", "counts"), [("xcit_s12", "class_attention", (14, 12)), ("volo_d1", "outlooks", (20, 16))]
+)
+def test_what_the_paper_leaves_open_may_be_left_alone(folder, name, option, counts):
     (folder / "list.txt").write_text("\n".join(LISTS["classes"]))
     options = {"classes": 4, "image_size": 32, "val_labels": folder / "list.txt", "cache_dir": folder / "c"}
-    for kept, expected in ((True, 14), (False, 12)):
-        task = recipe("xcit_s12", folder, class_attention=kept, **options).task()
+    for kept, expected in zip((True, False), counts):
+        task = recipe(name, folder, **options, **{option: kept}).task()
         variant = find_variant("preconditioned").leaving(task.left_alone)
         assert len(variant.apply_structure(task.build_model()).converted) == expected
     assert Image.open(folder / "val" / "ILSVRC2012_val_00000001.JPEG").size == (40, 32)

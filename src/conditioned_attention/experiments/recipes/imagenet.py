@@ -191,10 +191,12 @@ class VOLOD1(ImageNet):
     Without token labels, which need another's network, and which are part of its 84.2 %.  Training images are scaled
     by bicubic interpolation here, by one of two at random there.
 
-    Outlook attention makes its weights from one token alone and has no queries and keys: variants act on what timm's
-    class gives them.
+    Attributes:
+        outlooks: whether what is compared also acts in its outlook attention, which makes its weights from one token
+            alone.  It has no queries and keys, so that λ I is refused there; by default no variant acts in it.
     """
 
+    outlooks: bool = False
     timm_model: str | None = "volo_d1_224"
     drop_path: float = 0.1
     mixing: Mixing = _SMOOTHED
@@ -210,3 +212,8 @@ class VOLOD1(ImageNet):
             cooldown=10 / 310,
         )
     )
+
+    def task(self, *, tuning: bool = False) -> ImageClassification:
+        task = super().task(tuning=tuning)
+        task.left_alone = () if self.outlooks else ("network.0.*",)
+        return task
