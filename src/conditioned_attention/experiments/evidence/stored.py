@@ -36,6 +36,8 @@ class Row(_Scored, total=False):
     seconds: Number
     train_loss: Number
     eval_loss: Number
+    ema_score: Number
+    ema_eval_loss: Number
     test_score: Number
     test_eval_loss: Number
     selected_step: Count

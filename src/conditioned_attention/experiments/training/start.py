@@ -96,7 +96,7 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
     """The state_dict of a checkpoint that one process can read whole."""
     if (checkpoint / "extra.pt").exists():
         extra = torch.load(checkpoint / "extra.pt", weights_only=True, map_location="cpu")
-        average = extra.get("average", {} if "best" in extra else extra)
+        average = extra.get("average", {} if extra.keys() & {"beside", "best"} else extra)
         if average:
             return {name.removeprefix("module."): w for name, w in average.items() if name.startswith("module.")}
     if (checkpoint / "model.safetensors").exists():
