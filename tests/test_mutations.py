@@ -45,6 +45,7 @@ WORKERS, STATISTICS = "tests/experiments/runs/test_workers.py", "tests/experimen
 TUNING = "tests/experiments/runs/test_tuning.py"
 OWNERSHIP, SCHEMA = "tests/storage/test_ownership.py", "tests/storage/test_schema.py"
 SIGNATURE, EDITS = "tests/experiments/runs/test_signature.py", "tests/experiments/runs/test_edits.py"
+TRAINED = "tests/experiments/test_trained.py"
 AVERAGE = "tests/experiments/training/test_average.py"
 LAUNCH = "tests/experiments/training/test_launch.py"
 BLOCKS, OUTCOMES = "tests/experiments/evidence/test_blocks.py", "tests/experiments/evidence/test_outcomes.py"
@@ -276,6 +277,11 @@ MUTATIONS = [
     ("average that forgets the first weights", "experiments/training/step.py", "average.n_averaged.fill_(1)", "pass", AVERAGE),
     ("average beside that counts", "experiments/training/loop.py", "if average is not None and self.settings.ema is not None:", "if average is not None:", AVERAGE),
     ("average beside to start from", "experiments/training/position.py", "{self.average_name: self.average.state_dict()}", '{"average": self.average.state_dict()}', AVERAGE),
+    ("trained, without its conditioning", "experiments/trained.py", "    apply_conditioning(model, about[\"conditioning\"])\n", "", TRAINED),
+    ("trained, some of the weights", "experiments/trained.py", "if missing := [", "if missing := [] and [", TRAINED),
+    ("exported, always the run's weights", "experiments/exported.py", "load_run(folder, weights=weights, step=step, model=model)", "load_run(folder, step=step, model=model)", TRAINED),
+    ("exported, timm's sizes forgotten", "experiments/exported.py", "save_config_for_hf(model, str(path), config, arguments)", "save_config_for_hf(model, str(path), config)", TRAINED),
+    ("built again, with a trace in chance", "experiments/models/built.py", "with torch.random.fork_rng():", "if True:", TRAINED),
     ("mixup of the evaluation set", "experiments/training/loop.py", "collate_fn=self.task.collate,", "collate_fn=self.task.collate_train,", PROTOCOLS),
     ("the last of equal scores", "experiments/training/evaluation.py", "sign * score > sign * self.score", "sign * score >= sign * self.score", PROTOCOLS),
     ("tested with the last weights", "experiments/training/loop.py", "self.evaluated_model.load_state_dict(best.weights)", "pass", PROTOCOLS),

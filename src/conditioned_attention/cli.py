@@ -1,4 +1,4 @@
-"""``conditioned-attention``: compare | train | inspect | report | bench | env, each a few lines over the library."""
+"""``conditioned-attention``: compare | train | export | inspect | report | bench | env: a few lines each."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ try:
     from conditioned_attention.experiments.recipes.recipe import Recipe
     from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
     from conditioned_attention.experiments.training.launch import Launch, leave
+    from conditioned_attention.experiments.training.start import Weights
     from conditioned_attention.experiments.variants.catalogue import find_variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -143,6 +144,30 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Export(Choices):
+    """Write the trained model of a run as plain files: weights, how it is conditioned, what builds it.
+
+    Neither the recipe nor its data are needed, then or later: in Python, load_run of either folder is the model.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of `train`, or of one run of a comparison: FOLDER/runs/VARIANT/seed-N."""
+    output: Path
+    """A new or empty folder: for model.safetensors, conditioning.json, model.json, and config.json of timm's models."""
+    weights: Weights = "run"
+    """run: those that the run's scores are of; model: those that were trained; average: their moving average."""
+    step: int | None = None
+    """Of the checkpoint; default the newest."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.experiments.exported import export_run
+
+        path = export_run(self.folder, self.output, weights=self.weights, step=self.step)
+        print(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Inspect(Choices):
     """Say which attention a model has, what conversion would do to it, and how well its heads are conditioned.
 
@@ -253,7 +278,7 @@ class Env:
         return 0
 
 
-_WITHOUT_RECIPES = {"inspect": Inspect, "report": Report, "bench": Bench, "env": Env}
+_WITHOUT_RECIPES = {"export": Export, "inspect": Inspect, "report": Report, "bench": Bench, "env": Env}
 _COMMANDS = {"compare": Compare, "train": Train, **_WITHOUT_RECIPES}
 
 

@@ -84,6 +84,23 @@ class Data(TypedDict):
     data_fingerprint: dict[str, Any]
 
 
+class BuiltOf(TypedDict):
+    """What a model was built of; see `models.built`."""
+
+    model: str
+    settings: dict[str, Any]
+    arguments: dict[str, Any]
+
+
+class Model(TypedDict):
+    """``model.json``: what is needed, besides weights, to have a run's model without recipe and data."""
+
+    built_of: BuiltOf | None
+    conditioning: dict[str, Any]
+    classes: list[str]
+    preprocessing: dict[str, Any] | None
+
+
 class _Step(TypedDict):
     step: Count
 

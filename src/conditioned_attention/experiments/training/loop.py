@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from conditioned_attention.conversion import conditioning
 from conditioned_attention.experiments.evidence.stored import TrainRow
+from conditioned_attention.experiments.models.built import built_of
 from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.batches import training_batches
 from conditioned_attention.experiments.training.evaluation import evaluate
@@ -47,7 +49,8 @@ def train(
     """Trains one variant with one seed in a folder of its own; yields the metrics of every evaluation.
 
     The seed sets the initial weights and the order of the data, so variants of one seed are paired.  The folder gets
-    ``data.json`` (what was trained and evaluated on, and what was left out), ``train.jsonl`` (loss, learning rate,
+    ``data.json`` (what was trained and evaluated on, and what was left out), ``model.json`` (what the model was built
+    of, and how it is conditioned), ``train.jsonl`` (loss, learning rate,
     samples or tokens seen, gradient norm), ``conditions.jsonl`` (a line a head and measurement), checkpoints, and what
     `Task.finish` writes; called again on the same folder, the run goes on from the newest good checkpoint, and yields
     what it had yielded before.
@@ -120,6 +123,10 @@ class _Run:
             variant.apply(model, task.calibration())
         else:
             start.apply(model, variant, task.calibration(), folder if self.main else None)
+        self.described = {
+            "built_of": built_of(model), "conditioning": conditioning(model),
+            "classes": [*task.classes], "preprocessing": task.preprocessing(),
+        }  # fmt: skip
         self._seed_randomness(0)
         probe = send_to_device(task.probe(), self.accelerator.device)
         self.watch = Watch(model, probe, folder, launch) if settings.monitor_every else None
@@ -361,10 +368,11 @@ class _Run:
                     write_text(self.folder / name, text)
 
     def record_data(self) -> None:
-        """Writes what the run is trained and evaluated on, and what was left out, for reports."""
+        """Writes what the run is trained and evaluated on, and what was left out; and what its model is."""
         if self.main:
             told = {"in_words": self.task.data_in_words(), FINGERPRINT: self.identity[FINGERPRINT]}
             write_json(self.folder / "data.json", told)
+            write_json(self.folder / "model.json", self.described)
 
     def resume(self) -> None:
         """Goes to the newest good checkpoint, if there is one, and cuts the logs back to it."""
