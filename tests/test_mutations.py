@@ -279,6 +279,8 @@ MUTATIONS = [
     ("average beside to start from", "experiments/training/position.py", "{self.average_name: self.average.state_dict()}", '{"average": self.average.state_dict()}', AVERAGE),
     ("trained, without its conditioning", "experiments/trained.py", "    apply_conditioning(model, about[\"conditioning\"])\n", "", TRAINED),
     ("trained, some of the weights", "experiments/trained.py", "if missing := [", "if missing := [] and [", TRAINED),
+    ("resumed, settings of today", "storage/settings.py", "found = {field.name: field.metadata[_BEFORE] for field in fields if _BEFORE in field.metadata}", "found = {}", RECIPES),
+    ("resumed, where the data were", "experiments/commands.py", 'places["data_dir"] = str(data_dir)', "pass", TRAINED),
     ("exported, always the run's weights", "experiments/exported.py", "load_run(folder, weights=weights, step=step, model=model)", "load_run(folder, step=step, model=model)", TRAINED),
     ("exported, timm's sizes forgotten", "experiments/exported.py", "save_config_for_hf(model, str(path), config, arguments)", "save_config_for_hf(model, str(path), config)", TRAINED),
     ("built again, with a trace in chance", "experiments/models/built.py", "with torch.random.fork_rng():", "if True:", TRAINED),

@@ -9,16 +9,18 @@ import timm
 import torch
 
 from conditioned_attention import apply_conditioning, conditioning
+from conditioned_attention.experiments.commands import recorded, train_recipe
 from conditioned_attention.experiments.exported import export_run
 from conditioned_attention.experiments.models.built import build_again, built_of
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
 from conditioned_attention.experiments.recipes.image_folder import ImageFolder
+from conditioned_attention.experiments.runs.run import read_run
 from conditioned_attention.experiments.trained import load_run
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.training.start import weights_in
-from conditioned_attention.experiments.variants.catalogue import find_variant
+from conditioned_attention.experiments.variants.catalogue import VARIANTS, find_variant
 from conditioned_attention.storage.ownership import checkpoints_in
 from tests.experiments.pictures import write_digits
 from tests.experiments.tiny import OFTEN, ShakenDigits
@@ -161,3 +163,39 @@ def test_models_remember_what_they_were_built_of():
     for name in ("os.system", "gpt.Nothing", "gpt"):
         with pytest.raises(ValueError, match="this version cannot build"):
             build_again({"model": name, "settings": {}, "arguments": {}})
+
+
+def test_a_run_goes_on_by_its_folder_alone(tmp_path, capsys):
+    """Killed after a step; recipe, variant, seed and data are those of the folder, and the data may have moved."""
+    write_digits(tmp_path / "data" / "train", 0, 60, 4)
+    write_digits(tmp_path / "data" / "val", 400, 30, 4)
+    recipe = ImageFolder(tmp_path / "data", image_size=32, timm_model="test_vit", cache_dir=tmp_path / "cache")
+    recipe = dataclasses.replace(recipe, training=dataclasses.replace(TRAINING, batch_size=8, evaluate_steps=1))
+    how = {"launch": OFTEN, "show": lambda row: None}
+    whole = train_recipe(recipe, VARIANTS["spectral"], 5, folder=tmp_path / "whole", **how)
+
+    def killed(row):
+        raise Killed
+
+    broken = tmp_path / "broken"
+    with pytest.raises(Killed):
+        train_recipe(recipe, VARIANTS["spectral"], 5, folder=broken, launch=OFTEN, show=killed)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert call("resume", str(broken)) == 2
+    assert "data" in capsys.readouterr().err
+    assert call("resume", str(broken), "--data-dir", str(tmp_path / "moved")) == 0
+    assert len(history(broken)) == 3
+    assert history(broken) == history(whole)
+    (broken / "places.json").unlink()
+    with pytest.raises(ValueError, match="does not say where the data of its run lie"):
+        recorded(broken)
+    with pytest.raises(FileNotFoundError, match="no run has begun in"):
+        recorded(tmp_path)
+
+
+class Killed(BaseException):
+    """Nothing in the library catches it."""
+
+
+def history(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_run(folder / "result.json")["history"]]

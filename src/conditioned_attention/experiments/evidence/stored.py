@@ -101,6 +101,12 @@ class Model(TypedDict):
     preprocessing: dict[str, Any] | None
 
 
+class Places(TypedDict):
+    """``places.json``: where a run's data lie, and how they are read, which sets none of its numbers."""
+
+    places: dict[str, Any]
+
+
 class _Step(TypedDict):
     step: Count
 
