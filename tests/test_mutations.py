@@ -282,7 +282,6 @@ MUTATIONS = [
     ("resumed, settings of today", "storage/settings.py", "found = {field.name: field.metadata[_BEFORE] for field in fields if _BEFORE in field.metadata}", "found = {}", RECIPES),
     ("resumed, where the data were", "experiments/commands.py", 'places["data_dir"] = str(data_dir)', "pass", TRAINED),
     ("exported, always the run's weights", "experiments/exported.py", "load_run(folder, weights=weights, step=step, model=model)", "load_run(folder, step=step, model=model)", TRAINED),
-    ("exported, timm's sizes forgotten", "experiments/exported.py", "save_config_for_hf(model, str(path), config, arguments)", "save_config_for_hf(model, str(path), config)", TRAINED),
     ("built again, with a trace in chance", "experiments/models/built.py", "with torch.random.fork_rng():", "if True:", TRAINED),
     ("mixup of the evaluation set", "experiments/training/loop.py", "collate_fn=self.task.collate,", "collate_fn=self.task.collate_train,", PROTOCOLS),
     ("the last of equal scores", "experiments/training/evaluation.py", "sign * score > sign * self.score", "sign * score >= sign * self.score", PROTOCOLS),
