@@ -122,6 +122,8 @@ def test_what_cannot_be_loaded_or_exported(runs, tmp_path):
         load_run(folder, weights="best")
     with pytest.raises(ValueError, match="those of another model than VisionTransformer"):
         load_run(folder, model=timm.create_model("test_vit", img_size=32, num_classes=5))
+    with pytest.raises(ValueError, match="not all of VisionTransformer: there is no blocks"):
+        load_run(folder, model=timm.create_model("test_vit", img_size=32, num_classes=4, depth=9))
     with pytest.raises(ValueError, match="holds a run"):
         export_run(folder, runs / "spectral=0.3")
     shutil.copytree(folder, tmp_path / "copy")
