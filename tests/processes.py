@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import traceback
 from datetime import timedelta
@@ -59,6 +60,15 @@ def _run(said, environment, target, args):
         raise SystemExit(1) from None
     finally:
         sys.stdout.flush()
+
+
+def torchruns_variables(count):
+    """What torchrun, which takes seconds to start, tells each of so many processes: a dictionary a rank."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    return [{**told, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def two(store):

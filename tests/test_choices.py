@@ -19,6 +19,7 @@ from tests import structure
 
 EXAMPLES = {
     "Case": next(iter(CASES.values())),
+    "Export": {"folder": Path("."), "output": Path(".")},
     "ImageFolder": {"data_dir": Path(".")},
     "Inspect": {"model": "vit"},
     "SampleOrder": {"order": "stored", "length": 1, "seed": 0, "used": 1},

@@ -45,6 +45,8 @@ WORKERS, STATISTICS = "tests/experiments/runs/test_workers.py", "tests/experimen
 TUNING = "tests/experiments/runs/test_tuning.py"
 OWNERSHIP, SCHEMA = "tests/storage/test_ownership.py", "tests/storage/test_schema.py"
 SIGNATURE, EDITS = "tests/experiments/runs/test_signature.py", "tests/experiments/runs/test_edits.py"
+TRAINED = "tests/experiments/test_trained.py"
+AVERAGE = "tests/experiments/training/test_average.py"
 LAUNCH = "tests/experiments/training/test_launch.py"
 BLOCKS, OUTCOMES = "tests/experiments/evidence/test_blocks.py", "tests/experiments/evidence/test_outcomes.py"
 RECALL, BURGERS = "tests/experiments/recipes/test_recall.py", "tests/experiments/recipes/test_burgers.py"
@@ -272,6 +274,16 @@ MUTATIONS = [
     ("the worst heads, last", "inspection/heads.py", "key=lambda r: (-r.kappa_before", "key=lambda r: (r.kappa_before", INSPECTION),
     ("text, windows of any length", "inspection/inputs.py", "if len(window) == len(windows[0])", "if True", INSPECTION),
     ("evaluation moves training's chance", "experiments/training/evaluation.py", 'torch.random.fork_rng(), seeded("evaluation", *key)', "torch.no_grad()", PROTOCOLS),
+    ("average that rounds counts", "experiments/training/step.py", "torch._foreach_copy_(averages, tensors)", "get_ema_multi_avg_fn(decay)(averages, tensors, count)", AVERAGE),
+    ("average that forgets the first weights", "experiments/training/step.py", "average.n_averaged.fill_(1)", "pass", AVERAGE),
+    ("average beside that counts", "experiments/training/loop.py", "if average is not None and self.settings.ema is not None:", "if average is not None:", AVERAGE),
+    ("average beside to start from", "experiments/training/position.py", "{self.average_name: self.average.state_dict()}", '{"average": self.average.state_dict()}', AVERAGE),
+    ("trained, without its conditioning", "experiments/trained.py", "    apply_conditioning(model, about[\"conditioning\"])\n", "", TRAINED),
+    ("trained, some of the weights", "experiments/trained.py", "if missing := [", "if missing := [] and [", TRAINED),
+    ("resumed, settings of today", "storage/settings.py", "found = {field.name: field.metadata[_BEFORE] for field in fields if _BEFORE in field.metadata}", "found = {}", RECIPES),
+    ("resumed, where the data were", "experiments/commands.py", 'places["data_dir"] = str(data_dir)', "pass", TRAINED),
+    ("exported, always the run's weights", "experiments/exported.py", "load_run(folder, weights=weights, step=step, model=model)", "load_run(folder, step=step, model=model)", TRAINED),
+    ("built again, with a trace in chance", "experiments/models/built.py", "with torch.random.fork_rng():", "if True:", TRAINED),
     ("mixup of the evaluation set", "experiments/training/loop.py", "collate_fn=self.task.collate,", "collate_fn=self.task.collate_train,", PROTOCOLS),
     ("the last of equal scores", "experiments/training/evaluation.py", "sign * score > sign * self.score", "sign * score >= sign * self.score", PROTOCOLS),
     ("tested with the last weights", "experiments/training/loop.py", "self.evaluated_model.load_state_dict(best.weights)", "pass", PROTOCOLS),

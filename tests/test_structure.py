@@ -30,8 +30,8 @@ FLOORS = [
     {"preconditioner", "reference", "spectral", "choices", "_interrupt", "_on_import", "_streams", "_warnings"},
 ]
 EXPERIMENTS = [
-    {"commands"},
-    {"planning"},
+    {"commands", "exported"},
+    {"planning", "trained"},
     {"recipes"},
     {"training", "report"},
     {"tasks", "runs"},

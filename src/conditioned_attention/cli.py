@@ -1,4 +1,4 @@
-"""``conditioned-attention``: compare | train | inspect | report | bench | env, each a few lines over the library."""
+"""``conditioned-attention``: compare | train | resume | export | inspect | report | bench | env: a few lines each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ try:
     from conditioned_attention.experiments.recipes.recipe import Recipe
     from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
     from conditioned_attention.experiments.training.launch import Launch, leave
+    from conditioned_attention.experiments.training.start import Weights
     from conditioned_attention.experiments.variants.catalogue import find_variant
+    from conditioned_attention.experiments.variants.variant import Variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
 
@@ -115,30 +117,77 @@ class Train:
     dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
-        from rich.progress import Progress
-
-        from conditioned_attention.experiments.commands import evaluations_of, train_recipe
-
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
         check_torchvision()  # before anything is said
-        variant, task = find_variant(self.variant), self.recipe.task()
-        with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
-            say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
-            bar = progress.add_task(self.variant, total=evaluations_of(task, self.recipe.training))
+        where = {"folder": self.folder, "into": self.into, "launch": self.launch}
+        return _trained(self.recipe, find_variant(self.variant), self.seed, **where)
 
-            def show(row: Mapping[str, Any]) -> None:
-                progress.advance(bar)
-                # None stands for a number that is not finite
-                values = {key: "not finite" if value is None else value for key, value in row.items()}
-                say("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()))
 
-            if is_main():
-                say("\n".join(task.data_in_words()))
-            where: Any = {"folder": self.folder, "into": self.into, "launch": self.launch}
-            path = train_recipe(self.recipe, variant, self.seed, show=show, task=task, **where)
-            if is_main():
-                say(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run of `train` by its folder alone: recipe, variant, seed and data are those that it began with."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of the run."""
+    data_dir: Path | None = None
+    """Where its data lie, if they have moved; other data are refused."""
+    launch: Launch = field(default_factory=Launch)
+
+    def __call__(self) -> int:
+        from conditioned_attention.experiments.commands import recorded
+
+        check_torchvision()
+        recipe, variant, seed = recorded(self.folder, self.data_dir)
+        return _trained(recipe, variant, seed, folder=self.folder, launch=self.launch)
+
+
+def _trained(recipe: Recipe, variant: Variant, seed: int, **where: Any) -> int:
+    """Trains, and shows how far it is; the exit status."""
+    from rich.progress import Progress
+
+    from conditioned_attention.experiments.commands import evaluations_of, train_recipe
+
+    task = recipe.task()
+    with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
+        say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
+        bar = progress.add_task(variant.name, total=evaluations_of(task, recipe.training))
+
+        def show(row: Mapping[str, Any]) -> None:
+            progress.advance(bar)
+            # None stands for a number that is not finite
+            values = {key: "not finite" if value is None else value for key, value in row.items()}
+            say("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in values.items()))
+
+        if is_main():
+            say("\n".join(task.data_in_words()))
+        path = train_recipe(recipe, variant, seed, show=show, task=task, **where)
+        if is_main():
+            say(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Export(Choices):
+    """Write the trained model of a run as plain files: weights, how it is conditioned, what builds it.
+
+    Neither the recipe nor its data are needed, then or later: in Python, load_run of either folder is the model.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of `train`, or of one run of a comparison: FOLDER/runs/VARIANT/seed-N."""
+    output: Path
+    """A new or empty folder: for model.safetensors, conditioning.json, model.json, and config.json of timm's models."""
+    weights: Weights = "run"
+    """run: those that the run's scores are of; model: those that were trained; average: their moving average."""
+    step: int | None = None
+    """Of the checkpoint; default the newest."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.experiments.exported import export_run
+
+        path = export_run(self.folder, self.output, weights=self.weights, step=self.step)
+        print(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
         return 0
 
 
@@ -253,7 +302,9 @@ class Env:
         return 0
 
 
-_WITHOUT_RECIPES = {"inspect": Inspect, "report": Report, "bench": Bench, "env": Env}
+_OF_RUNS = {"resume": Resume, "export": Export, "report": Report}
+_WITHOUT_RECIPES = {**_OF_RUNS, "inspect": Inspect, "bench": Bench, "env": Env}
+_IN_FILES = Compare, Train, Resume  # what they say is in files too
 _COMMANDS = {"compare": Compare, "train": Train, **_WITHOUT_RECIPES}
 
 
@@ -291,7 +342,7 @@ def _carried_out(arguments: list[str]) -> int:
             commands(arguments), args=arguments, prog="conditioned-attention", description=__doc__, config=CONFIG
         )
         status = int(command())
-        if not isinstance(command, (Compare, Train)) and (reason := lost(sys.stdout)):  # what they say is in files too
+        if not isinstance(command, _IN_FILES) and (reason := lost(sys.stdout)):
             raise OSError(f"standard output could not be written ({reason.strerror})")
         return status
     except KeyboardInterrupt:

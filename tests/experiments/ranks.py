@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import tests.conftest  # noqa: F401 - torchvision
 from conditioned_attention.experiments.training.launch import leave
@@ -37,6 +39,29 @@ class DyingRank(ShakenDigits):
         if self.batches == 5 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().loss(model, batch)
+
+
+class Normed(Quiet):
+    """With a batch norm, whose statistics are those of each rank's half; keeps those of every average evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def build_model(self):
+        return nn.Sequential(nn.BatchNorm2d(1), super().build_model())
+
+    def evaluator(self):
+        scored = super().evaluator()
+        take = scored.update
+
+        def update(model, batch, gather):
+            if not isinstance(model, DistributedDataParallel):  # which brings them together by itself
+                self.seen.append([buffer.tolist() for buffer in model.buffers()])
+            take(model, batch, gather)
+
+        scored.update = update
+        return scored
 
 
 class AskedToStop(ShakenDigits):
@@ -98,14 +123,18 @@ def threads():
     return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
 
 
-TASKS = {"quiet": Quiet, "shaken": ShakenDigits, "dying": DyingRank, "stopped": AskedToStop}
+TASKS = {"normed": Normed, "quiet": Quiet, "shaken": ShakenDigits, "dying": DyingRank, "stopped": AskedToStop}
 
 
 def run(folder, what, **launch):
     torch.set_num_threads(1)
     task = TASKS[what]()
     launch = dataclasses.replace(OFTEN, **launch)
-    return list(train(task, SETTINGS, VARIANTS["preconditioned"], 0, Path(folder), launch))
+    settings = SETTINGS if what != "normed" else dataclasses.replace(SETTINGS, ema=None, ema_beside=0.9)
+    rows = list(train(task, settings, VARIANTS["preconditioned"], 0, Path(folder), launch))
+    if what == "normed":
+        (Path(folder) / f"seen-{os.environ['RANK']}.json").write_text(json.dumps(task.seen))
+    return rows
 
 
 def main(folder, what, parallel="auto"):

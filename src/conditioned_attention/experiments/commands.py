@@ -12,17 +12,19 @@ from typing import Any
 from conditioned_attention._warnings import warn
 from conditioned_attention.environment import check_torchvision, is_main, world_size
 from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.stored import Places
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED as FIRST_TUNING_SEED
 from conditioned_attention.experiments.evidence.tuning import grid_of, read_grid, read_tuning
 from conditioned_attention.experiments.planning.cost import measure_cost
 from conditioned_attention.experiments.recipes.recipe import Recipe
-from conditioned_attention.experiments.recipes.registry import name_of, settings_of
+from conditioned_attention.experiments.recipes.registry import name_of, recipe_of, settings_of
 from conditioned_attention.experiments.runs.compare import compare, seed_list
 from conditioned_attention.experiments.runs.run import (
     carry_out,
     check_metric,
     check_origin,
     job_of,
+    read_run,
     run_folder,
     single_job,
 )
@@ -32,10 +34,12 @@ from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
-from conditioned_attention.experiments.variants.catalogue import find_variants
+from conditioned_attention.experiments.variants.catalogue import find_variant, find_variants
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
+from conditioned_attention.storage.files import read_json, write_json
 from conditioned_attention.storage.folder import FINGERPRINT, changes, check_settings, working_folder
 from conditioned_attention.storage.ownership import check_ours, claim
+from conditioned_attention.storage.settings import places_of
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,39 @@ def train_recipe(
         claim(into)
         check_metric(into, task.metric)
         check_settings(into, settings)
+    claim(job.path)
     with working_folder(job.path):
+        write_json(job.path / "places.json", {"places": places_of(recipe)})
         carry_out(lambda *_: _shown(rows, show), job)
     return job.path
+
+
+def recorded(folder: Path, data_dir: Path | None = None) -> tuple[Recipe, Variant, int]:
+    """Recipe, variant and seed of the run in a folder, to go on with it by `train_recipe` without knowing them.
+
+    Args:
+        folder: of a run that `train_recipe` has begun.
+        data_dir: where its data lie now; default where they lay.
+
+    Raises:
+        FileNotFoundError: no run has begun there.
+        ValueError: what the run was is not known here: of an earlier version that did not note where data lie, at a
+            tuned learning rate (go on with the comparison), or a recipe or variant of one's own.
+    """
+    if not (folder / "begun.json").is_file():
+        raise FileNotFoundError(f"no run has begun in {folder}")
+    begun = read_run(folder / "begun.json")
+    if not (folder / "places.json").is_file():
+        raise ValueError(f"{folder} does not say where the data of its run lie: call 'train' or 'compare' as before")
+    places = read_json(folder / "places.json", Places)["places"]
+    if data_dir is not None:
+        if "data_dir" not in places:
+            raise ValueError(f"data_dir={str(data_dir)!r}: this run's recipe has none")
+        places["data_dir"] = str(data_dir)
+    settings = {name: value for name, value in begun["settings"].items() if name != FINGERPRINT}
+    if "tuning" in settings:
+        raise ValueError(f"{folder} is a run at a tuned learning rate: go on with its comparison")
+    return recipe_of(settings, places), find_variant(begun["variant"]), begun["seed"]
 
 
 def _as_in(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 _BEFORE, _PLACE = "before", "place"
 _DEFAULT: Any = object()
@@ -48,3 +50,37 @@ def plain(settings: Any) -> dict[str, Any]:
             plain(value) if dataclasses.is_dataclass(value) else json.loads(json.dumps(value, default=str))
         )
     return found
+
+
+def places_of(settings: Any) -> dict[str, Any]:
+    """The fields of `place`, as plain data; paths are absolute."""
+    found = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if _PLACE in f.metadata}
+    return {name: str(v.expanduser().absolute()) if isinstance(v, Path) else v for name, v in found.items()}
+
+
+def from_plain(cls: type[Any], data: Mapping[str, Any]) -> Any:
+    """The dataclass that `plain` has written; a field of `added` that is not there has what earlier versions did.
+
+    Raises:
+        TypeError: a field that the class does not have, or one that is needed and is not there.
+
+    >>> @dataclasses.dataclass
+    ... class Settings:
+    ...     betas: tuple[float, float]
+    ...     init: str = added("width", before="library")
+    >>> from_plain(Settings, {"betas": [0.9, 0.98]})
+    Settings(betas=(0.9, 0.98), init='library')
+    """
+    hints = get_type_hints(cls)
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    found = {field.name: field.metadata[_BEFORE] for field in fields if _BEFORE in field.metadata}
+    for name, value in data.items():
+        kinds = [kind for kind in (hints.get(name), *get_args(hints.get(name))) if isinstance(kind, type)]
+        inner = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        if inner is not None and isinstance(value, Mapping):
+            found[name] = from_plain(inner, value)
+        elif isinstance(value, list):
+            found[name] = tuple(value)
+        else:
+            found[name] = Path(value) if Path in kinds and isinstance(value, str) else value
+    return cls(**found)

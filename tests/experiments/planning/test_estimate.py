@@ -164,7 +164,7 @@ def test_counting_leaves_no_trace():
 
 def test_a_run_is_its_steps(tmp_path):
     """Steps, samples and the checkpoint against a run; the file has a few headers besides."""
-    settings = Training(epochs=3, batch_size=50, accumulation=2, ema=0.9)
+    settings = Training(epochs=3, batch_size=50, accumulation=2, ema_beside=0.9)
     rows = estimate(TinyDigits(), settings, ["baseline", "preconditioned"])
     assert [row.variant for row in rows] == ["baseline", "preconditioned"]
     assert rows[0].flops == rows[1].flops  # the norm is no matrix product

@@ -130,7 +130,7 @@ def test_the_first_papers_recipe():
     assert model.blocks[0].attn.attn_drop.p == 0, "not on the weights of attention"
 
 
-def test_clipping_repeats_and_crops():
+def test_clipping_repeats_crops_and_averages():
     of = {name: recipe(name) for name in NAMES}
     assert {name: r.training.clip for name, r in of.items()} == dict.fromkeys(NAMES) | {
         "swin_b": 5.0, "davit_b": 1.0, "vit_b_original": 1.0,
@@ -140,6 +140,9 @@ def test_clipping_repeats_and_crops():
     crops = {"xcit_s12": 1.0, "xcit_m24": 1.0, "davit_b": 0.9, "volo_d1": 0.96}
     assert {name: r.crop for name, r in of.items()} == dict.fromkeys(NAMES, 0.875) | crops
     assert {r.image_size for r in of.values()} == {224}
+    averages = {name: r.training.ema_beside for name, r in of.items()}
+    assert averages == dict.fromkeys(NAMES) | dict.fromkeys(repeated, 0.99996)
+    assert {r.training.ema for r in of.values()} == {None}, "what counts are the weights"
 
 
 # Pictures

@@ -13,9 +13,16 @@ from conditioned_attention.experiments import compare
 from conditioned_attention.experiments.commands import RecipeTraining, compare_recipe
 from conditioned_attention.experiments.recipes.image_folder import ImageFolder
 from conditioned_attention.experiments.recipes.recipe import Recipe
-from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, recipe_class, settings_of
+from conditioned_attention.experiments.recipes.registry import (
+    RECIPES,
+    default_recipe,
+    recipe_class,
+    recipe_of,
+    settings_of,
+)
 from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.storage.settings import places_of
 from tests.experiments.loops import scores
 from tests.experiments.tiny import Tiny
 from tests.test_cli import call
@@ -50,6 +57,22 @@ PLACES = {
     "image_folder": {"data_dir": Path("a"), "max_unreadable": 3, "cache_dir": Path("b")},
     "next_byte": {"text": "files", "path": Path("novel.txt"), "max_unreadable": 0},
 }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_comes_back_from_its_settings_and_places(name):
+    places = {"data_dir": Path("/a")} if "data_dir" in {f.name for f in dataclasses.fields(recipe_class(name))} else {}
+    recipe = recipe_class(name)(**places)
+    betas = dataclasses.replace(recipe.training, betas=(0.9, 0.98), max_steps=3)
+    changed = [recipe, dataclasses.replace(recipe, training=betas)]
+    if name in OLD:  # a value that is left out of what is written, and not the default
+        changed.append(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init="library")))
+    for one in changed:
+        stored = json.loads(json.dumps([settings_of(one), places_of(one)]))
+        assert recipe_of(*stored) == one
+    for changes in ({"nothing": 1}, {"training": {"batch_size": 64}}):
+        with pytest.raises(ValueError, match="of this version"):
+            recipe_of(stored[0] | changes, stored[1])
 
 
 @pytest.mark.parametrize("name", OLD)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ import torch
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments import ranks
-from tests.processes import Forked
+from tests.processes import Forked, torchruns_variables
 
 
 def torchrun(*arguments, processes=2, **environment):
@@ -50,13 +49,9 @@ def alone(tmp_path_factory):
 
 def test_two_ranks_train_what_one_process_trains(alone, tmp_path, monkeypatch):
     processes = []
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    told = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # by torchrun, which takes seconds
-    for rank in (0, 1):
-        for name, value in (told | {"RANK": rank, "LOCAL_RANK": rank}).items():
-            monkeypatch.setenv(name, str(value))
+    for rank, told in enumerate(torchruns_variables(2)):
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
         processes.append(Forked(tmp_path.with_suffix(f".{rank}"), ranks.main, tmp_path, "quiet", "ddp"))
     assert [process.wait() for process in processes] == [0, 0], processes[0].said.read_text()
     assert_close(history(tmp_path), alone[1])

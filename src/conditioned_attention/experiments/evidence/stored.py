@@ -36,6 +36,8 @@ class Row(_Scored, total=False):
     seconds: Number
     train_loss: Number
     eval_loss: Number
+    ema_score: Number
+    ema_eval_loss: Number
     test_score: Number
     test_eval_loss: Number
     selected_step: Count
@@ -80,6 +82,29 @@ class Data(TypedDict):
 
     in_words: list[str]
     data_fingerprint: dict[str, Any]
+
+
+class BuiltOf(TypedDict):
+    """What a model was built of; see `models.built`."""
+
+    model: str
+    settings: dict[str, Any]
+    arguments: dict[str, Any]
+
+
+class Model(TypedDict):
+    """``model.json``: what is needed, besides weights, to have a run's model without recipe and data."""
+
+    built_of: BuiltOf | None
+    conditioning: dict[str, Any]
+    classes: list[str]
+    preprocessing: dict[str, Any] | None
+
+
+class Places(TypedDict):
+    """``places.json``: where a run's data lie, and how they are read, which sets none of its numbers."""
+
+    places: dict[str, Any]
 
 
 class _Step(TypedDict):

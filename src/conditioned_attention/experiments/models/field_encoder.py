@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.experiments.models.built import remembered
 from conditioned_attention.experiments.models.start import Start
 
 _DIAGONAL, _GAIN = 0.01, 0.01  # of the reference's W_Q, W_K and W_V before training
@@ -55,6 +56,7 @@ class FieldEncoder(Start):
                 f"{self.qk_scale} and {self.vo_scale}"
             )
 
+    @remembered
     def build(self) -> nn.Module:
         """The model with fresh weights; it maps functions (B, n) to functions (B, n)."""
         sizes = self.hidden_size, self.layers, self.heads, self.hidden_size * self.mlp_ratio

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from conditioned_attention.environment import needs
+from conditioned_attention.experiments.models.built import remembered
 from conditioned_attention.experiments.models.start import Start
 from conditioned_attention.storage.settings import added
 
@@ -44,6 +45,7 @@ class GPT(Start):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
+    @remembered
     def build(self, vocabulary: int = 256) -> nn.Module:
         """The model; it maps bytes or other tokens (B, L), int64, to logits (B, L, vocabulary)."""
         return self.first_weights(

@@ -6,9 +6,11 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from conditioned_attention.environment import needs
+from conditioned_attention.experiments.models.built import remembered
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,34 @@ class TimmModel:
             near = difflib.get_close_matches(self.name, timm.list_models(), n=5)
             raise ValueError(f"timm_model={self.name!r} is unknown to timm {timm.__version__}; near are {near}")
 
+    @remembered
     def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
         """The model; it maps images (B, C, H, W) to logits (B, classes).  Many models of timm take one size only."""
+        try:
+            model: nn.Module = _timm().create_model(self.name, img_size=image_size, **self._sizes(channels, classes))
+        except TypeError as error:
+            if "'img_size'" not in str(error):
+                raise
+            model = _timm().create_model(self.name, **self._sizes(channels, classes))  # it takes images of any size
+        return model
+
+    def arguments(self, image_size: int, channels: int, classes: int) -> dict[str, Any]:
+        """What `build` calls timm's ``create_model`` with, besides the name."""
+        sizes = self._sizes(channels, classes)
+        try:
+            with torch.device("meta"):
+                _timm().create_model(self.name, img_size=image_size)
+        except TypeError:
+            return sizes
+        return {"img_size": image_size, **sizes}
+
+    def _sizes(self, channels: int, classes: int) -> dict[str, Any]:
         sizes: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
         if self.drop_path:
             sizes["drop_path_rate"] = self.drop_path
         if self.dropout:
             sizes |= {"proj_drop_rate": self.dropout, "pos_drop_rate": self.dropout}
-        try:
-            model: nn.Module = _timm().create_model(self.name, img_size=image_size, **sizes)
-        except TypeError as error:
-            if "'img_size'" not in str(error):
-                raise
-            model = _timm().create_model(self.name, **sizes)  # it takes images of any size
-        return model
+        return sizes
 
 
 def _timm() -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from conditioned_attention.environment import needs
+from conditioned_attention.experiments.models.built import remembered
 from conditioned_attention.experiments.models.post_norm import PostNormBlock
 from conditioned_attention.experiments.models.start import Start
 from conditioned_attention.storage.settings import added
@@ -53,6 +54,7 @@ class VisionTransformer(Start):
         if self.hidden_size % self.heads:
             raise ValueError(f"heads={self.heads} must divide hidden_size={self.hidden_size}")
 
+    @remembered
     def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
         """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
         if image_size % self.patch_size:

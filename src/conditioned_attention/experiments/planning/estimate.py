@@ -180,7 +180,7 @@ def _estimate(task: Task, settings: Training, variant: Variant, steps: int, coun
     flops = count.forward_flops + count.backward_flops
     full = settings.full_steps(number_of(task.train_data()), task.tokens_per_sample)
     samples = full * settings.batch_size
-    ema = count.weight_bytes if settings.ema is not None else 0
+    ema = count.weight_bytes if settings.averages else 0
     counted = ("parameters", "trainable", "operations", "weight_bytes", "optimizer_bytes", "activation_bytes")
     return Estimate(
         **{name: getattr(count, name) for name in counted},

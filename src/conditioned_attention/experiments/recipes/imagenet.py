@@ -3,8 +3,9 @@
 What all of them have in common with the published loops: timm's network, transforms, mixup, decay and cosine.  What is
 not as there, for all: mixed precision is bfloat16 and not float16, since that needs no scaling of the loss; mixup draws
 once for a whole batch and not once a GPU; XCiT's batch norms are those of each GPU.  DeiT and XCiT also keep a moving
-average of the weights, and report the weights without it: there is none here.  The papers' own text says "original
-papers" and "timm", and no numbers.
+average of the weights with decay 0.99996, and report the weights without it: it is evaluated beside them, as
+``ema_score``, and with FSDP2 it has to be left out (``ema_beside=None``).  The papers' own text says "original papers"
+and "timm", and no numbers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _DEIT: dict[str, Any] = (
     _COMMON
     | _BY_EPOCH
     | {"clip": None, "warmup_from": 1e-6, "final_lr": 0.01, "schedule_lag": 1, "order": "repeated", "repeats": 3}
+    | {"ema_beside": 0.99996}
 )
 _MIXED, _SMOOTHED, _AS_THEY_ARE = Mixing(mixup=0.8, cutmix=1.0, smoothing=0.1), Mixing(smoothing=0.1), Mixing()
 

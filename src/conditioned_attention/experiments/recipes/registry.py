@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from conditioned_attention.experiments.recipes.recipe import Recipe
-from conditioned_attention.storage.settings import plain
+from conditioned_attention.storage.settings import from_plain, plain
 
 # name, also on the command line -> file beside this one, and class in it
 RECIPES = {
@@ -57,3 +58,16 @@ def name_of(recipe: Recipe) -> str:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What sets a recipe's numbers, as plain data with its name: not where the data lie."""
     return {"recipe": name_of(recipe), **plain(recipe)}
+
+
+def recipe_of(settings: Mapping[str, Any], places: Mapping[str, Any]) -> Recipe:
+    """The recipe that `settings_of` has described, with its data in these places; raises ValueError if it is not known
+    here by that name, or has other settings in this version."""
+    data = {name: value for name, value in settings.items() if name != "recipe"}
+    try:
+        recipe: Recipe = from_plain(recipe_class(settings["recipe"]), {**data, **places})
+    except TypeError as error:
+        raise ValueError(f"recipe {settings['recipe']!r} of this version has other settings: {error}") from error
+    if settings_of(recipe) != settings:
+        raise ValueError(f"recipe {settings['recipe']!r} of this version does not mean the same by its settings")
+    return recipe

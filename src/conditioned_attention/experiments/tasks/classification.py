@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.fingerprint import checksum, classes_in_words
 from conditioned_attention.experiments.data.images.mixing import Mixing
+from conditioned_attention.experiments.data.images.transforms import ImageTransform
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
@@ -46,7 +47,7 @@ class ImageClassification(Task):
     ) -> None:
         self._train, self._eval = data
         names = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
-        self._model, self._classes, self._names = model, len(names), names
+        self._model, self._classes, self.classes = model, len(names), names
         self._mixing = mixing or Mixing()
         self.about = classes_in_words(names)
         self.notes = list(notes)
@@ -62,7 +63,11 @@ class ImageClassification(Task):
         return self._eval
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"classes": self.about, "class names": checksum(self._names), **super().fingerprint()}
+        return {"classes": self.about, "class names": checksum(self.classes), **super().fingerprint()}
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        transform = getattr(self._eval, "transform", None)
+        return transform.in_words() if isinstance(transform, ImageTransform) else None
 
     def collate(self, items: Any) -> Any:
         return items if isinstance(items, tuple) else super().collate(items)  # `ImageArrays` hands out batches

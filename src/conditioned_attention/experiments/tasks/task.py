@@ -50,6 +50,7 @@ class Task(ABC):
     tokens_per_sample: int = 1  # the unit of budgets and throughput; 1 where samples are counted
     causal: bool = False  # whether a token may know nothing of later ones, as a transform that mixes rows would let it
     left_alone: tuple[str, ...] = ()  # patterns of names of attention modules that no variant changes
+    classes: Sequence[str] = ()  # names of what a classifier tells apart, in the order of its logits
     about: str = ""  # what the data are, in a few words
     notes: Sequence[str] = ()  # what a report should say about the data, such as items that are left out
 
@@ -120,6 +121,10 @@ class Task(ABC):
     def collate_train(self, items: Any) -> Any:
         """Makes a training batch; here chance has its place, such as mixup.  Default: `collate`."""
         return self.collate(items)
+
+    def preprocessing(self) -> dict[str, Any] | None:
+        """What is done to an image before a trained model sees it, in timm's words; None if that is not known."""
+        return None
 
     def no_weight_decay(self) -> Collection[str]:
         """Patterns of names of parameters that do not decay, such as ``"*norm*"``, beside those the model names."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from conditioned_attention.conversion import conditioning
 from conditioned_attention.experiments.evidence.stored import TrainRow
+from conditioned_attention.experiments.models.built import built_of
 from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.batches import training_batches
 from conditioned_attention.experiments.training.evaluation import evaluate
@@ -47,7 +49,8 @@ def train(
     """Trains one variant with one seed in a folder of its own; yields the metrics of every evaluation.
 
     The seed sets the initial weights and the order of the data, so variants of one seed are paired.  The folder gets
-    ``data.json`` (what was trained and evaluated on, and what was left out), ``train.jsonl`` (loss, learning rate,
+    ``data.json`` (what was trained and evaluated on, and what was left out), ``model.json`` (what the model was built
+    of, and how it is conditioned), ``train.jsonl`` (loss, learning rate,
     samples or tokens seen, gradient norm), ``conditions.jsonl`` (a line a head and measurement), checkpoints, and what
     `Task.finish` writes; called again on the same folder, the run goes on from the newest good checkpoint, and yields
     what it had yielded before.
@@ -120,6 +123,10 @@ class _Run:
             variant.apply(model, task.calibration())
         else:
             start.apply(model, variant, task.calibration(), folder if self.main else None)
+        self.described = {
+            "built_of": built_of(model), "conditioning": conditioning(model),
+            "classes": [*task.classes], "preprocessing": task.preprocessing(),
+        }  # fmt: skip
         self._seed_randomness(0)
         probe = send_to_device(task.probe(), self.accelerator.device)
         self.watch = Watch(model, probe, folder, launch) if settings.monitor_every else None
@@ -132,6 +139,7 @@ class _Run:
             folder, self.accelerator, launch, self.identity, steps=self.steps, accumulation=settings.accumulation
         )
         self.keeper.average, self.here = self.take.average, self.keeper.position
+        self.keeper.average_name = "average" if settings.ema_beside is None else "beside"
 
     def _seed_randomness(self, step: int) -> None:
         """Dropout draws the same numbers whatever the conversion drew, and others in every process."""
@@ -162,10 +170,11 @@ class _Run:
     def _prepare(self, model: nn.Module) -> None:
         settings = self.settings
         if kind(self.accelerator) == "fsdp2":
-            for name, wish in (("ema", settings.ema is not None), ("select='best'", settings.select == "best")):
+            wishes = {"ema": settings.ema is not None, "ema_beside": settings.ema_beside is not None}
+            for name, wish in {**wishes, "select='best'": settings.select == "best"}.items():
                 if wish:
                     raise ValueError(f"{name} keeps a whole copy of the weights in every process: not with fsdp2")
-        average = new_average(model, settings.ema)
+        average = new_average(model, settings)
         optimizer = build_optimizer(model, settings, self.task.no_weight_decay())
         by_share = settings.seconds is not None or bool(settings.ramp)
         self.ticks = _TICKS if by_share else self.steps
@@ -205,9 +214,12 @@ class _Run:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The weights that count, without what several processes wrap around them: the average, if there is one."""
+        """The weights that count, without what several processes wrap around them: the average of `Training.ema`."""
         average = self.take.average
-        return self.accelerator.unwrap_model(self.take.model) if average is None else average.module
+        if average is not None and self.settings.ema is not None:
+            return average.module
+        model: nn.Module = self.accelerator.unwrap_model(self.take.model)
+        return model
 
     def until_evaluated(self, stop: Stop) -> dict[str, Any]:
         """Trains up to the next evaluation; returns its row."""
@@ -273,9 +285,8 @@ class _Run:
         """Evaluates, measures if due, and returns the row of the history."""
         here = self.here
         losses = {f"train_{name}": self.keeper.mean(loss) / here.loss_count for name, loss in here.losses.items()}
-        batches = itertools.islice(self._until_stopped(self.eval_loader, stop), self.settings.evaluate_batches)
         try:
-            scores = self._scores(batches, "dev", here.step)
+            scores = self._scores(lambda: self._evaluation_batches(stop), "dev", here.step)
         except _Stopped:  # out of the evaluation, whose random states a checkpoint must not have
             self.keeper.save_and_stop(stop)
         row: dict[str, Any] = {"step": here.step, "seen": self.seen}
@@ -292,9 +303,27 @@ class _Run:
         here.losses, here.loss_count = {}, 0
         return here.history[-1]
 
-    def _scores(self, batches: Iterable[Any], *key: object) -> dict[str, float]:
-        model = self.take.model if self.take.average is None else self.take.average.module
-        return evaluate(self.task, model, batches, self.accelerator.gather_for_metrics, self.seed, *key)
+    def _evaluation_batches(self, stop: Stop) -> Iterator[Any]:
+        return itertools.islice(self._until_stopped(self.eval_loader, stop), self.settings.evaluate_batches)
+
+    def _scores(self, batches: Callable[[], Iterable[Any]], *key: object) -> dict[str, float]:
+        """Of the weights that count, and under ``ema_…`` of an average beside them; ``batches`` begins them anew."""
+        average, gather = self.take.average, self.accelerator.gather_for_metrics
+        if average is not None:
+            self._agree_on_buffers(average)
+        model = self.take.model if average is None or self.settings.ema is None else average.module
+        scores = evaluate(self.task, model, batches(), gather, self.seed, *key)
+        if average is not None and self.settings.ema_beside is not None:
+            beside = evaluate(self.task, average.module, batches(), gather, self.seed, *key)
+            scores |= {f"ema_{name}": value for name, value in beside.items()}
+        return scores
+
+    def _agree_on_buffers(self, average: nn.Module) -> None:
+        """Each process has seen other statistics of batch norms: those of the main one, which a checkpoint has too."""
+        from accelerate.utils import broadcast
+
+        for buffer in average.buffers():
+            buffer.copy_(broadcast(buffer.clone()))
 
     def _ended(self) -> dict[str, Any]:
         """Takes the weights that were selected, and evaluates them on the test set, if there is one."""
@@ -306,7 +335,7 @@ class _Run:
         data = self.task.test_data()
         if data is not None:  # to its end, even if somebody asks to stop: a checkpoint now would be of other weights
             loader = self.accelerator.prepare(self._evaluation_loader(data))
-            found |= {f"test_{name}": value for name, value in self._scores(loader, "test").items()}
+            found |= {f"test_{name}": value for name, value in self._scores(lambda: loader, "test").items()}
         return found
 
     def _until_stopped(self, batches: Iterable[Any], stop: Stop) -> Iterator[Any]:
@@ -339,10 +368,11 @@ class _Run:
                     write_text(self.folder / name, text)
 
     def record_data(self) -> None:
-        """Writes what the run is trained and evaluated on, and what was left out, for reports."""
+        """Writes what the run is trained and evaluated on, and what was left out; and what its model is."""
         if self.main:
             told = {"in_words": self.task.data_in_words(), FINGERPRINT: self.identity[FINGERPRINT]}
             write_json(self.folder / "data.json", told)
+            write_json(self.folder / "model.json", self.described)
 
     def resume(self) -> None:
         """Goes to the newest good checkpoint, if there is one, and cuts the logs back to it."""

@@ -100,6 +100,7 @@ class Keeper:
         self.pace = Pace(launch.checkpoint_seconds)
         self.position, self.best = Position(), Best()
         self.average: AveragedModel | None = None
+        self.average_name = "average"  # in a checkpoint: whoever starts from it takes that one for its weights
         self.saved_step = 0
 
     def save_if_due(self, stop: Stop, *, force: bool = False) -> None:
@@ -129,7 +130,7 @@ class Keeper:
         best = {"score": self.best.score, "step": self.best.step}
         more = {"processes": self.accelerator.num_processes, "best": best, "run": self.identity}
         position = {**vars(here), "losses": losses, **more}
-        extra: dict[str, Any] = {} if self.average is None else {"average": self.average.state_dict()}
+        extra: dict[str, Any] = {} if self.average is None else {self.average_name: self.average.state_dict()}
         if self.best.weights is not None:
             extra["best"] = self.best.weights
         path = self.checkpoints.save(here.step, position, extra or None)
@@ -167,10 +168,10 @@ class Keeper:
         self.position.place = there.get("place")
         device = self.accelerator.device
         self.position.losses = {name: torch.tensor(loss, device=device) for name, loss in losses.items()}
-        if extra is not None and "average" not in extra and "best" not in extra:
+        if extra is not None and not extra.keys() & {"average", "beside", "best"}:
             extra = {"average": extra}  # 0.1: the average alone
         if self.average is not None and extra is not None:
-            self.average.load_state_dict(extra["average"])
+            self.average.load_state_dict(extra[self.average_name])
         if extra is not None and "best" in extra:
             self.best.score, self.best.step = there["best"]["score"], there["best"]["step"]
             self.best.weights = extra["best"]

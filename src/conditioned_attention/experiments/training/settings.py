@@ -229,6 +229,11 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
     Attributes:
         precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (mixed precision; fp16 needs a GPU).
         ema: decay of an exponential moving average of the weights, which is then what is evaluated; None for none.
+        ema_beside: decay of one that is kept beside the weights and changes nothing of the run, as published recipes
+            have it: the weights are what is evaluated, and their average is evaluated too, with the same scores under
+            names that begin with ``ema_``.  It is timm's: it begins with the first weights, and buffers such as the
+            statistics of batch norms are averaged, whole numbers copied.  A copy of the weights, and evaluations take
+            twice the time.
         compile: whether the model is compiled by torch.compile; the monitor measures it as it is written.
         start_from: the folder of a run whose weights this one starts with; ``{variant}`` and ``{seed}`` in it stand for
             this run's own, so that each variant goes on from its own training.  It has to stay until this run has
@@ -237,16 +242,28 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
 
     precision: Precision = "no"
     ema: float | None = None
+    ema_beside: float | None = added(None)
     compile: bool = added(False)
     start_from: str | None = added(None)
 
     def __post_init__(self) -> None:
         for part in (Optimization, Schedule, Budget, Batch, Evaluation):
             part.__post_init__(self)
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must be between 0 and 1, or None, got {self.ema}")
+        for name in ("ema", "ema_beside"):
+            decay = getattr(self, name)
+            if decay is not None and not 0 < decay < 1:
+                raise ValueError(f"{name} must be between 0 and 1, or None, got {decay}")
+        if self.ema is not None and self.ema_beside is not None:
+            raise ValueError(
+                f"ema={self.ema} is evaluated instead of the weights, ema_beside={self.ema_beside} beside them: set one"
+            )
         if self.order == "streamed" and self.max_steps is None and self.tokens is None and self.seconds is None:
             raise ValueError("order='streamed' may have no end: give a budget of max_steps, tokens or seconds")
+
+    @property
+    def averages(self) -> bool:
+        """Whether there is a moving average of the weights."""
+        return self.ema is not None or self.ema_beside is not None
 
     def steps_of_epochs(self, epochs: float, samples: int | None) -> int:
         """Optimizer steps of a full batch in so many epochs over ``samples`` samples; at least 1.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from conditioned_attention.experiments.training.checkpoints import PositionData,
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import read_json, write_json
 from conditioned_attention.storage.ownership import checkpoints_in
+
+Weights = Literal["run", "model", "average"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class StartWeights:
         files = read_json(source / "files.json", dict[str, list[int]])
         of_weights = {name: print_ for name, print_ in files.items() if name.startswith("model") or name == "extra.pt"}
         identity = {"run": position["run"], "step": position["step"], "files": of_weights}
-        return cls(source, _read(source), identity)
+        return cls(source, weights_in(source), identity)
 
     def apply(self, model: nn.Module, variant: Variant, batch: Any, note_in: Path | None) -> None:
         """Gives a fresh model these weights and a variant's change.
@@ -92,13 +94,27 @@ class StartWeights:
         return {name for name, tensor in there.items() if name in fitting or tensor.data_ptr() in storages}
 
 
-def _read(checkpoint: Path) -> dict[str, Tensor]:
-    """The state_dict of a checkpoint that one process can read whole."""
-    if (checkpoint / "extra.pt").exists():
+def weights_in(checkpoint: Path, which: Weights = "run") -> dict[str, Tensor]:
+    """A state_dict of a checkpoint that one process can read whole.
+
+    Args:
+        checkpoint: its folder.
+        which: ``"run"``, the weights that the run's scores are of, which are the average of `Training.ema` where there
+            is one; ``"model"``, those that were trained; or ``"average"``, the moving average, beside them or not.
+
+    Raises:
+        ValueError: there is no average; or the weights lie in parts (fsdp2).
+    """
+    if which not in get_args(Weights):
+        raise ValueError(f"weights={which!r} is unknown; valid are {', '.join(map(repr, get_args(Weights)))}")
+    extra: dict[str, Any] = {}
+    if which != "model" and (checkpoint / "extra.pt").exists():
         extra = torch.load(checkpoint / "extra.pt", weights_only=True, map_location="cpu")
-        average = extra.get("average", {} if "best" in extra else extra)
-        if average:
-            return {name.removeprefix("module."): w for name, w in average.items() if name.startswith("module.")}
+    average = extra.get("average", {} if extra.keys() & {"beside", "best"} else extra)
+    if which == "average" and not (average := average or extra.get("beside", {})):
+        raise ValueError(f"weights='average': {checkpoint} holds none; ema or ema_beside is what a run keeps one by")
+    if average:
+        return {name.removeprefix("module."): w for name, w in average.items() if name.startswith("module.")}
     if (checkpoint / "model.safetensors").exists():
         from safetensors.torch import load_file
 
@@ -106,4 +122,4 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
     if (checkpoint / "pytorch_model.bin").exists():
         weights: dict[str, Tensor] = torch.load(checkpoint / "pytorch_model.bin", weights_only=True, map_location="cpu")
         return weights
-    raise ValueError(f"{checkpoint} holds its weights in parts (fsdp2), which no run can start from yet")
+    raise ValueError(f"{checkpoint} holds its weights in parts (fsdp2), which cannot be read by one process yet")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,9 +98,23 @@ def components(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"loss": torch.stack(list(loss.values())).sum(), **{f"loss/{name}": part for name, part in loss.items()}}
 
 
-def new_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """A moving average of the weights, on the CPU as they are; None without a decay."""
-    return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+def new_average(model: nn.Module, settings: Training) -> AveragedModel | None:
+    """The moving average of the weights that is asked for, on the CPU as they are; None without one."""
+    if settings.ema is not None:  # buffers are the model's
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    if settings.ema_beside is not None:
+        average = AveragedModel(model, multi_avg_fn=partial(_average, settings.ema_beside), use_buffers=True)
+        average.n_averaged.fill_(1)  # the first weights count, as in timm's; else PyTorch begins with those of step 1
+        return average
+    return None
+
+
+def _average(decay: float, averages: list[Tensor], tensors: list[Tensor], count: Tensor | int) -> None:
+    """As timm's ModelEmaV3, on tensors of one dtype: PyTorch's own would round averages of whole numbers down."""
+    if averages[0].is_floating_point():
+        get_ema_multi_avg_fn(decay)(averages, tensors, count)
+    else:
+        torch._foreach_copy_(averages, tensors)
 
 
 def step_of_variant(task: Task, settings: Training, variant: Variant, accelerator: Accelerator) -> Step:
@@ -109,7 +124,7 @@ def step_of_variant(task: Task, settings: Training, variant: Variant, accelerato
     variant.apply_structure(model)
     if settings.compile:
         model.compile()
-    average = new_average(model, settings.ema)
+    average = new_average(model, settings)
     optimizer = build_optimizer(model, settings, task.no_weight_decay())
     model, optimizer = accelerator.prepare(model, optimizer)
     if average is not None:

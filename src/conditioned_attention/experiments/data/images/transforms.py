@@ -69,6 +69,13 @@ class ImageTransform:
         result: Tensor = self.steps(image)
         return result
 
+    def in_words(self) -> dict[str, Any]:
+        """The evaluation that goes with it, as timm's ``create_transform`` and its models' configs name its parts."""
+        size, _, crop = self._arguments
+        norm = self.steps.transforms[-1]
+        mean, std = norm.mean.tolist(), norm.std.tolist()
+        return {"input_size": [3, size, size], "interpolation": "bicubic", "crop_pct": crop, "mean": mean, "std": std}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._made  # timm's steps hold functions that do not pickle
 

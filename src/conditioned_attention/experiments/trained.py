@@ -1,0 +1,105 @@
+"""A trained model out of the folder of a run, conditioned as it was trained: without its recipe and its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from conditioned_attention.conversion import apply_conditioning
+from conditioned_attention.experiments.evidence.stored import Model
+from conditioned_attention.experiments.models.built import build_again
+from conditioned_attention.experiments.training.checkpoints import damage
+from conditioned_attention.experiments.training.start import Weights, weights_in
+from conditioned_attention.storage.files import read_json
+from conditioned_attention.storage.ownership import checkpoint_name, checkpoints_in
+
+WEIGHTS, ABOUT = "model.safetensors", "model.json"
+
+
+def load_run(
+    folder: str | Path, *, weights: Weights = "run", step: int | None = None, model: nn.Module | None = None
+) -> nn.Module:
+    """The trained model of a run, on the CPU and in evaluation mode, conditioned as it was trained.
+
+    Only what the model is made of has to be installed, such as timm.
+
+    Args:
+        folder: that of ``train``, of one run of a comparison (``runs/VARIANT/seed-N`` in its folder), or one that
+            `export_run` has written.
+        weights: ``"run"``, those that the run's scores are of; ``"model"``, the trained ones, where a run is scored by
+            its average (``ema``); ``"average"``, the moving average of the weights (``ema`` or ``ema_beside``).
+        step: of the checkpoint; default the newest.  A run keeps two.
+        model: a fresh one of the same shape, plain; needed where a task of one's own has built it.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint, or not that one.
+        ValueError: the checkpoint is damaged; it holds no average, or its weights in parts (fsdp2); it was written by a
+            version that did not note what models are, and no ``model`` is given; or the model is another one.
+
+    >>> model = load_run("runs/deit_b-preconditioned-0", weights="average")  # doctest: +SKIP
+    >>> logits = model(images)  # doctest: +SKIP
+    """
+    folder = Path(folder).expanduser()
+    about = about_model(folder)
+    state = _state_of(folder, weights, step)
+    if model is None:
+        if about["built_of"] is None:
+            raise ValueError(f"{folder}: a task of one's own has built this model; give a fresh one as model")
+        model = build_again(about["built_of"])
+    apply_conditioning(model, about["conditioning"])
+    _load(model, state, folder)
+    return model.eval()
+
+
+def about_model(folder: Path) -> dict[str, Any]:
+    """What ``model.json`` says; raises ValueError where there is none, or it is damaged."""
+    if not (folder / ABOUT).is_file():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}")
+        raise ValueError(
+            f"{folder} has no {ABOUT}: it is no run's folder, or an earlier version's. The same 'train', called again "
+            "there, writes it, and trains nothing anew"
+        )
+    found: dict[str, Any] = read_json(folder / ABOUT, Model)
+    return found
+
+
+def checkpoint_in(folder: Path, step: int | None = None) -> Path:
+    """The newest checkpoint of a run, or that of a step, whose files are as they were written."""
+    found = checkpoints_in(folder)
+    if step is not None:
+        there, found = found, [path for path in found if path.name == checkpoint_name(step)]
+        if there and not found:
+            raise FileNotFoundError(f"step={step}: {folder} holds {', '.join(path.name for path in there)}")
+    if not found:
+        raise FileNotFoundError(f"there is no checkpoint in {folder}")
+    if reason := damage(found[-1]):
+        raise ValueError(f"{found[-1]} is damaged ({reason}); step=… takes another checkpoint")
+    return found[-1]
+
+
+def _state_of(folder: Path, weights: Weights, step: int | None) -> dict[str, Tensor]:
+    if not (folder / WEIGHTS).is_file():
+        return weights_in(checkpoint_in(folder, step), weights)
+    if weights != "run" or step is not None:
+        raise ValueError(
+            f"{folder} was exported and holds one state of a model: no weights={weights!r} and step={step}"
+        )
+    from safetensors.torch import load_file
+
+    return load_file(folder / WEIGHTS)
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Tied weights may be stored under one of their names."""
+    there = model.state_dict()
+    shapes = [name for name, tensor in weights.items() if name in there and there[name].shape != tensor.shape]
+    if shapes or (unknown := weights.keys() - there.keys()):
+        name = shapes[0] if shapes else sorted(unknown)[0]
+        raise ValueError(f"the weights in {folder} are those of another model than {type(model).__name__}: see {name}")
+    model.load_state_dict(weights, strict=False)
+    storages = {there[name].data_ptr() for name in weights}
+    if missing := [name for name, tensor in there.items() if name not in weights and tensor.data_ptr() not in storages]:
+        raise ValueError(f"the weights in {folder} are not all of {type(model).__name__}: there is no {missing[0]}")
