@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+import pkgutil
 import shutil
+from importlib import import_module
 
 import pytest
 import timm
 import torch
 
 from conditioned_attention import apply_conditioning, conditioning
+from conditioned_attention.experiments import models
 from conditioned_attention.experiments.commands import recorded, train_recipe
 from conditioned_attention.experiments.exported import export_run
 from conditioned_attention.experiments.models.built import build_again, built_of
 from conditioned_attention.experiments.models.gpt import GPT
+from conditioned_attention.experiments.models.small_family import SmallFamily
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
 from conditioned_attention.experiments.recipes.image_folder import ImageFolder
 from conditioned_attention.experiments.runs.run import read_run
@@ -31,6 +35,19 @@ from tests.test_cli import call
 NAMES = ["preconditioned", "spectral=0.3", "preconditioned+spectral", "qk_norm_temperature", "constant_gain"]
 OF_PLAIN_WEIGHTS = [name for name in NAMES if name != "qk_norm_temperature"]
 TRAINING = Training(epochs=1, batch_size=30, max_steps=3, ema_beside=0.5, monitor_every=0)
+
+
+def test_whatever_builds_a_model_is_remembered():
+    files = (import_module(f"{models.__name__}.{found.name}") for found in pkgutil.iter_modules(models.__path__))
+    builders = {cls for file in files for cls in vars(file).values() if hasattr(cls, "__dataclass_fields__")}
+    builders = {cls for cls in builders if "build" in vars(cls)}
+    assert SmallFamily in builders
+    assert [cls for cls in builders if not hasattr(cls.build, "__wrapped__")] == []
+    model = SmallFamily("davit", depth=4).build(28, 1, 3)
+    again = build_again(built_of(model))
+    assert {name: t.shape for name, t in model.state_dict().items()} == {
+        n: t.shape for n, t in again.state_dict().items()
+    }
 
 
 def images():

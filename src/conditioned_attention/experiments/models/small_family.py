@@ -11,6 +11,7 @@ from torch import nn
 
 from conditioned_attention.choices import Choices
 from conditioned_attention.environment import needs
+from conditioned_attention.experiments.models.built import remembered
 from conditioned_attention.experiments.models.start import USUAL_STD, USUAL_WIDTH
 
 Family = Literal["vit", "vit_wide_heads", "swin", "xcit", "davit"]
@@ -70,6 +71,7 @@ class SmallFamily(Choices):
     def _head_width(self) -> int:
         return 32 if self.family == "vit_wide_heads" else 16
 
+    @remembered
     def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
         """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes).
 
