@@ -50,6 +50,7 @@ BLOCKS, OUTCOMES = "tests/experiments/evidence/test_blocks.py", "tests/experimen
 RECALL, BURGERS = "tests/experiments/recipes/test_recall.py", "tests/experiments/recipes/test_burgers.py"
 REGRESSION = "tests/experiments/recipes/test_in_context_regression.py"
 IDENTITY, FOLDERS = "tests/experiments/runs/test_data_identity.py", "tests/experiments/recipes/test_image_folder.py"
+BAD_INPUT = "tests/experiments/recipes/test_bad_input.py"
 PARQUET = "tests/experiments/data/test_parquet.py"
 SAVED, TEXTS = "tests/experiments/data/test_saved_dataset.py", "tests/experiments/data/test_text_files.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
@@ -446,6 +447,9 @@ MUTATIONS = [
     ("parquet, any path", "experiments/data/images/parquet.py", "glob.escape(os.path.abspath(file))", "os.path.abspath(file)", PARQUET),
     ("parquet, a label without a name", "experiments/data/images/columns.py", "if value >= len(feature.names)]", "if False]", PARQUET),
     ("parquet, opened for each image", "experiments/data/images/source.py", "    source = source.opened()\n", "", PARQUET),
+    ("a GPU that is absent, after the data", "experiments/commands.py", "    training.launch.check(recipe.training.precision)\n", "", BAD_INPUT),
+    ("a batch too large, in a new folder", "experiments/commands.py", "    evaluations_of(task, recipe.training)  # an", "    # an", BAD_INPUT),
+    ("fp16 without a GPU", "experiments/training/launch.py", 'if precision == "fp16" and not there:', "if False:", BAD_INPUT),
     ("ImageNet, counts", "experiments/recipes/imagenet.py", "counts == _IMAGES", "True", PARQUET),
     ("ImageNet, by the order of the list", "experiments/data/images/imagenet.py", "return [_number(named[os.path.basename(name)], numbers, file) for name in images]", "return [_number(value, numbers, file) for value in named.values()]", IMAGENET),
 ]  # fmt: skip

@@ -122,6 +122,7 @@ class Train:
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
         check_torchvision()  # before anything is said
+        self.launch.check(self.recipe.training.precision)
         variant, task = find_variant(self.variant), self.recipe.task()
         with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
             say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
