@@ -50,6 +50,7 @@ BLOCKS, OUTCOMES = "tests/experiments/evidence/test_blocks.py", "tests/experimen
 RECALL, BURGERS = "tests/experiments/recipes/test_recall.py", "tests/experiments/recipes/test_burgers.py"
 REGRESSION = "tests/experiments/recipes/test_in_context_regression.py"
 IDENTITY, FOLDERS = "tests/experiments/runs/test_data_identity.py", "tests/experiments/recipes/test_image_folder.py"
+RESUME_IMAGES = "tests/experiments/training/test_resume_images.py"
 BAD_INPUT = "tests/experiments/recipes/test_bad_input.py"
 PARQUET = "tests/experiments/data/test_parquet.py"
 SAVED, TEXTS = "tests/experiments/data/test_saved_dataset.py", "tests/experiments/data/test_text_files.py"
@@ -358,6 +359,8 @@ MUTATIONS = [
     ("regression, y of the present seen", "experiments/models/in_context.py", "torch.stack([x, values], dim=2)", "torch.stack([values, x], dim=2)", REGRESSION),
     ("regression, no penalty", "experiments/data/linear_functions.py", "penalty = noise**2 *", "penalty = noise *", REGRESSION),
     ("regression, the first point scored", "experiments/tasks/in_context_regression.py", '("score", expected[:, -1])', '("score", expected[:, 0])', REGRESSION),
+    ("order, the seed without the epoch", "experiments/training/order.py", "manual_seed(seed * 1_000_003 + epoch)", "manual_seed(seed * 1_000_003)", ORDER),
+    ("order, from the beginning of the epoch", "experiments/training/order.py", "epoch, first = divmod(start, self.used)", "epoch, first = start // self.used, 0", RESUME_IMAGES),
     ("order, copies alike", "experiments/training/order.py", "(epoch, i, copy) for", "(epoch, i, 0) for", ORDER),
     ("order, a number outside", "experiments/training/order.py", "(outside := found >= length)", "(outside := found > length)", ORDER),
     ("order, epochs of a stream", "experiments/training/stream.py", "self.source.set_epoch(epoch)", "pass", ORDER),
