@@ -52,6 +52,9 @@ BLOCKS, OUTCOMES = "tests/experiments/evidence/test_blocks.py", "tests/experimen
 RECALL, BURGERS = "tests/experiments/recipes/test_recall.py", "tests/experiments/recipes/test_burgers.py"
 REGRESSION = "tests/experiments/recipes/test_in_context_regression.py"
 IDENTITY, FOLDERS = "tests/experiments/runs/test_data_identity.py", "tests/experiments/recipes/test_image_folder.py"
+RESUME_IMAGES = "tests/experiments/training/test_resume_images.py"
+BAD_INPUT = "tests/experiments/recipes/test_bad_input.py"
+PARQUET = "tests/experiments/data/test_parquet.py"
 SAVED, TEXTS = "tests/experiments/data/test_saved_dataset.py", "tests/experiments/data/test_text_files.py"
 EMOJI, FAMILY = "tests/experiments/recipes/test_emoji.py", "tests/experiments/models/test_small_family.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
@@ -369,6 +372,8 @@ MUTATIONS = [
     ("regression, y of the present seen", "experiments/models/in_context.py", "torch.stack([x, values], dim=2)", "torch.stack([values, x], dim=2)", REGRESSION),
     ("regression, no penalty", "experiments/data/linear_functions.py", "penalty = noise**2 *", "penalty = noise *", REGRESSION),
     ("regression, the first point scored", "experiments/tasks/in_context_regression.py", '("score", expected[:, -1])', '("score", expected[:, 0])', REGRESSION),
+    ("order, the seed without the epoch", "experiments/training/order.py", "manual_seed(seed * 1_000_003 + epoch)", "manual_seed(seed * 1_000_003)", ORDER),
+    ("order, from the beginning of the epoch", "experiments/training/order.py", "epoch, first = divmod(start, self.used)", "epoch, first = start // self.used, 0", RESUME_IMAGES),
     ("order, copies alike", "experiments/training/order.py", "(epoch, i, copy) for", "(epoch, i, 0) for", ORDER),
     ("order, a number outside", "experiments/training/order.py", "(outside := found >= length)", "(outside := found > length)", ORDER),
     ("order, epochs of a stream", "experiments/training/stream.py", "self.source.set_epoch(epoch)", "pass", ORDER),
@@ -428,7 +433,7 @@ MUTATIONS = [
     ("data, links into the data", "experiments/data/walk.py", "return _within(target, self._real) or", "return", FOLDERS),
     ("data, thumbnails", "experiments/data/walk.py", "if entry.name.casefold() in GENERATED:", "if False:", FOLDERS),
     ("data, one class", "experiments/data/images/source.py", "if len(source.classes) == 1:", "if False:", FOLDERS),
-    ("data, no label is a class", "experiments/data/images/saved.py", "(isinstance(value, int) and value < 0)", "False", SAVED),
+    ("data, no label is a class", "experiments/data/images/columns.py", "(isinstance(value, int) and value < 0)", "False", SAVED),
     ("texts, the test split trained on", "experiments/data/text/files.py", "train, evaluation = (path, sets.train), (path, sets.evaluation)", "train, evaluation = (path, None), (path, sets.evaluation)", TEXTS),
     ("anybody's folder", "storage/ownership.py", "if MARK in names or", "if names or", OWNERSHIP),
     ("a mark after other files", "storage/ownership.py", "mark.write_text(_WORDS", "(folder / 'first').write_text(''), mark.write_text(_WORDS", OWNERSHIP),
@@ -458,6 +463,17 @@ MUTATIONS = [
     ("bench step, the third stage as deep as ever", "bench/models.py", "(*stages[:2], layers, stages[2])", "(*stages[:2], 2, stages[2])", "tests/bench/test_step.py"),
     ("left alone, in words alone", "experiments/variants/variant.py", "return (*before, *more) or None", "return before or None", IMAGENET),
     ("ImageNet, the kit's numbers as they are", "experiments/data/images/imagenet.py", "numbers = _of_the_kit(file.parent / _META, numbers)", "numbers = {**numbers, **{str(i): (i - 1) % 4 for i in range(20)}}", IMAGENET),
+    ("parquet, in memory", "experiments/data/images/parquet.py", 'builder.as_dataset("train")', 'builder.as_dataset("train", in_memory=True)', PARQUET),
+    ("parquet, copied in silence", "experiments/data/images/parquet.py", "if not os.path.exists(builder.cache_dir):", "if False:", PARQUET),
+    ("parquet, a file missing", "experiments/data/images/parquet.py", "if i not in there]", "if False]", PARQUET),
+    ("parquet, several data sets", "experiments/data/images/parquet.py", "    _check_one_folder(root, {name: files[name] for name in chosen})\n", "", PARQUET),
+    ("parquet, any path", "experiments/data/images/parquet.py", "glob.escape(os.path.abspath(file))", "os.path.abspath(file)", PARQUET),
+    ("parquet, a label without a name", "experiments/data/images/columns.py", "if value >= len(feature.names)]", "if False]", PARQUET),
+    ("parquet, opened for each image", "experiments/data/images/source.py", "    source = source.opened()\n", "", PARQUET),
+    ("a GPU that is absent, after the data", "experiments/commands.py", "    training.launch.check(recipe.training.precision)\n", "", BAD_INPUT),
+    ("a batch too large, in a new folder", "experiments/commands.py", "    evaluations_of(task, recipe.training)  # an", "    # an", BAD_INPUT),
+    ("fp16 without a GPU", "experiments/training/launch.py", 'if precision == "fp16" and not there:', "if False:", BAD_INPUT),
+    ("ImageNet, counts", "experiments/recipes/imagenet.py", "counts == _IMAGES", "True", PARQUET),
     ("ImageNet, by the order of the list", "experiments/data/images/imagenet.py", "return [_number(named[os.path.basename(name)], numbers, file) for name in images]", "return [_number(value, numbers, file) for value in named.values()]", IMAGENET),
 ]  # fmt: skip
 

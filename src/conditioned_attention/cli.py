@@ -120,8 +120,8 @@ class Train:
         if self.dry.asked:
             return self.dry(self.recipe, [self.variant])
         check_torchvision()  # before anything is said
-        where = {"folder": self.folder, "into": self.into, "launch": self.launch}
-        return _trained(self.recipe, find_variant(self.variant), self.seed, **where)
+        where = {"folder": self.folder, "into": self.into}
+        return _trained(self.recipe, find_variant(self.variant), self.seed, self.launch, **where)
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,16 @@ class Resume:
 
         check_torchvision()
         recipe, variant, seed = recorded(self.folder, self.data_dir)
-        return _trained(recipe, variant, seed, folder=self.folder, launch=self.launch)
+        return _trained(recipe, variant, seed, self.launch, folder=self.folder)
 
 
-def _trained(recipe: Recipe, variant: Variant, seed: int, **where: Any) -> int:
+def _trained(recipe: Recipe, variant: Variant, seed: int, launch: Launch, **where: Any) -> int:
     """Trains, and shows how far it is; the exit status."""
     from rich.progress import Progress
 
     from conditioned_attention.experiments.commands import evaluations_of, train_recipe
 
+    launch.check(recipe.training.precision)
     task = recipe.task()
     with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
         say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
@@ -161,7 +162,7 @@ def _trained(recipe: Recipe, variant: Variant, seed: int, **where: Any) -> int:
 
         if is_main():
             say("\n".join(task.data_in_words()))
-        path = train_recipe(recipe, variant, seed, show=show, task=task, **where)
+        path = train_recipe(recipe, variant, seed, show=show, task=task, launch=launch, **where)
         if is_main():
             say(f"{path}: {', '.join(sorted(p.name for p in path.iterdir() if not p.name.startswith('.')))}")
     return 0

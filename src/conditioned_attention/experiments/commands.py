@@ -244,8 +244,10 @@ def compare_recipe(
     chosen, seeds = find_variants(variants), seed_list(seeds)
     training = RecipeTraining(recipe, folder, launch=launch or Launch())
     check_torchvision()  # like missing data an error before anything starts
+    training.launch.check(recipe.training.precision)
     task = training.task
     check_suited(chosen, causal=task.causal)
+    evaluations_of(task, recipe.training)  # an error, such as of too few samples, before there is a folder
     how: dict[str, Any] = {"workers": workers, "threads": threads, "progress": progress}
     how |= {"metric": task.metric, "settings": {**settings_of(recipe), FINGERPRINT: task.data_fingerprint}}
     if progress:

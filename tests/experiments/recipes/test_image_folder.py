@@ -442,7 +442,7 @@ def test_the_strongest_posterisation_is_black_and_no_error():
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
         ({"timm_model": "vit_tinny_patch16_224", "model": VIT_S}, r"unknown to timm .*vit_tiny_patch16_224"),
         ({"timm_model": "vit_tiny_patch16_224"}, "takes the place of model, which is set too"),
-        ({"label_column": "label"}, "are for saved data sets, and .* is none"),
+        ({"label_column": "label"}, "are for saved data sets and parquet files, and .* is neither"),
     ],
 )
 def test_wrong_settings(digits, changes, words):

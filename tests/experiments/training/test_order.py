@@ -214,22 +214,36 @@ def test_stored_is_the_data_sets_own_order():
     assert values(some(batches(kind="stored", collate=torch.stack), 9)) == [*range(18), *range(9)]
 
 
-def test_repeated_is_the_one_of_timm():
-    """The same numbers of copies in a batch as in its sampler's; an epoch is as long, with a third of the samples."""
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_repeated_is_the_one_of_timm(ranks):
+    """With seed 0, which is timm's: the same samples in the same order, as all of its ranks together take them."""
     from timm.data.distributed_sampler import RepeatAugSampler
 
-    theirs = RepeatAugSampler(range(1000), num_replicas=1, rank=0)
-    ours = list(itertools.islice(SampleOrder("repeated", 1000, seed=0, used=1000 // 256 * 256).keys(), 768))
-    assert len(set(ours)) == 768
-    for batch in range(3):
-        left, right = list(theirs)[256 * batch : 256 * (batch + 1)], ours[256 * batch : 256 * (batch + 1)]
-        assert [len(list(same)) for _, same in itertools.groupby(left)] == [
-            len(list(same)) for _, same in itertools.groupby(index for _, index, _ in right)
-        ]
-    assert len({index for _, index, _ in ours}) == 256
+    theirs = [RepeatAugSampler(range(1000), num_replicas=ranks, rank=rank) for rank in range(ranks)]
+    used = sum(map(len, theirs))
+    ours = list(itertools.islice(SampleOrder("repeated", 1000, seed=0, used=used).keys(), 3 * used))
+    assert used == 1000 // 256 * 256 == 768
+    for epoch in range(3):
+        for sampler in theirs:
+            sampler.set_epoch(epoch)
+        together = [index for step in zip(*theirs, strict=True) for index in step]
+        assert [index for e, index, _ in ours if e == epoch] == together
+        assert len(set(together)) == 768 / 3
+    assert len(set(ours)) == 3 * 768, "every copy has its own chance"
+
+
+def test_an_epoch_of_imagenet_is_as_long_as_timms():
+    from timm.data.distributed_sampler import RepeatAugSampler
+
+    images = range(1_281_167)
+    order = batches(images, "repeated", batch_size=1024, micro_batch=1024).loader.sampler.of.__self__
+    assert order.used == 16 * len(RepeatAugSampler(images, num_replicas=16, rank=0)) == 1_281_024
+
+
+def test_every_copy_has_its_own_augmentation():
     found = some(batches(kind="repeated", collate=torch.stack), 6)
     assert len(found[:, 0].unique()) == 6
-    assert len(found[:, 1].unique()) == 18, "every copy has its own augmentation"
+    assert len(found[:, 1].unique()) == 18
 
 
 LARGE = 3 * order.IN_MEMORY + 7

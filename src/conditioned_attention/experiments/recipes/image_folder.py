@@ -1,4 +1,4 @@
-"""Classification of one's own images, from class folders or a saved data set: the recipe ``image_folder``."""
+"""Classification of one's own images: the recipe ``image_folder``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.data.images.folder import image_folder
 from conditioned_attention.experiments.data.images.mixing import Mixing
+from conditioned_attention.experiments.data.images.parquet import is_parquet_folder, parquet_images
 from conditioned_attention.experiments.data.images.saved import saved_images
 from conditioned_attention.experiments.data.images.source import ImageSource, LazyImages, without_unreadable
 from conditioned_attention.experiments.data.images.transforms import Augment, ImageTransform
@@ -31,14 +32,16 @@ class ImageFolder(Choices):
 
     Attributes:
         data_dir: folder with train/CLASS/ and val/CLASS/ (or validation, dev, test), or CLASS/ alone, of which a
-            fifth then is for evaluation; or a folder that save_to_disk has written.
+            fifth then is for evaluation; or a folder that save_to_disk has written, or one with parquet files, as in a
+            snapshot of the Hugging Face hub.
         eval_split: which folder or split to evaluate on; needed if there are several.
-        image_column: of a saved data set; default the only one with images.
-        label_column: of a saved data set; default the only one with labels.
+        image_column: of a saved data set or parquet files; default the only one with images.
+        label_column: of a saved data set or parquet files; default the only one with labels.
         image_size: side in pixels of what the model sees.
         augment: of training images: none, light (random crops and flips) or strong (RandAugment and erasing too).
         max_unreadable: images that cannot be read are left out; more than so many are an error.
-        cache_dir: where the result of reading all images once is kept; default ~/.cache/conditioned-attention.
+        cache_dir: where the result of reading all images once is kept; default ~/.cache/conditioned-attention.  Of
+            parquet files also the copy of them that is read; default the cache of Hugging Face's datasets.
         crop: share of the image's short side that evaluation looks at.
         mixing: mixup, cutmix and label smoothing in training.
         timm_model: train this model of timm instead of the vision transformer below.
@@ -101,6 +104,11 @@ class ImageFolder(Choices):
         path = self.data_dir.expanduser()
         if is_saved_dataset(path):
             return saved_images(path, self.image_column, self.label_column, self.eval_split)
+        if is_parquet_folder(path):
+            cache = None if self.cache_dir is None else self.cache_dir.expanduser()
+            return parquet_images(path, self.image_column, self.label_column, self.eval_split, cache)
         if self.image_column is not None or self.label_column is not None:
-            raise ValueError(f"image_column and label_column are for saved data sets, and {path} is none")
+            raise ValueError(
+                f"image_column and label_column are for saved data sets and parquet files, and {path} is neither"
+            )
         return image_folder(path, self.eval_split)

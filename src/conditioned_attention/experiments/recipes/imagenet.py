@@ -10,7 +10,7 @@ and "timm", and no numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ _DEIT: dict[str, Any] = (
     | {"ema_beside": 0.99996}
 )
 _MIXED, _SMOOTHED, _AS_THEY_ARE = Mixing(mixup=0.8, cutmix=1.0, smoothing=0.1), Mixing(smoothing=0.1), Mixing()
+_CLASSES, _IMAGES = 1000, (1_281_167, 50_000)  # of ImageNet-1k, to train and to evaluate
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class ImageNet(ImageFolder):
 
     Attributes:
         val_labels: the list of the classes of validation images that lie in one folder, as they come; see `imagenet`.
-            Without it they lie in class folders, or the data are a saved data set.
-        classes: how many there must be; another number is an error before any image is read.
+            Without it they lie in class folders, or the data are a saved data set or parquet files.
+        classes: how many there must be; another number is an error before any image is read.  Another number of images
+            than ImageNet's is said, and no error.
     """
 
     val_labels: Path | None = place(None)
-    classes: int = place(1000)
+    classes: int = place(_CLASSES)
     augment: Augment = "strong"
     mixing: Mixing = _MIXED
 
@@ -59,7 +61,11 @@ class ImageNet(ImageFolder):
             source = imagenet(self.data_dir.expanduser(), self.val_labels.expanduser(), self.eval_split)
         if (found := len(source.classes)) != self.classes:  # before a million images are read
             raise ValueError(f"{self.data_dir} has {found} classes, and classes={self.classes} were expected")
-        return source
+        counts = len(source.train), len(source.evaluation)
+        if self.classes != _CLASSES or counts == _IMAGES:
+            return source
+        note = "{:,} images to train and {:,} to evaluate; ImageNet-1k has {:,} and {:,}".format(*counts, *_IMAGES)
+        return replace(source, notes=[*source.notes, note])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Parallel = Literal["auto", "none", "ddp", "fsdp2"]
+_FP16 = "precision='fp16' needs a GPU; on a CPU 'no' and 'bf16' are valid"
+_HINTS = {
+    "fsdp2": "FSDP2 needs GPUs, and 'torchrun --nproc-per-node N' or accelerate launch --fsdp_version 2",
+    "ddp": "start it with 'torchrun --nproc-per-node N' (accelerate launch --cpu starts one process only)",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,22 @@ class Launch:
         for name in ("loader_workers", "checkpoint_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def check(self, precision: str) -> None:
+        """Whether this machine has what is asked for, before any data are read.
+
+        Raises:
+            RuntimeError: ``parallel`` asks for GPUs where there are none, or for a launcher that has not started this.
+            ValueError: fp16 without a GPU.
+        """
+        import torch
+
+        there = torch.accelerator.is_available()
+        if precision == "fp16" and not there:
+            raise ValueError(_FP16)
+        if (self.parallel == "fsdp2" and not there) or (self.parallel == "ddp" and world_size() == 1):
+            kind = f"{world_size()} process(es) on {torch.accelerator.current_accelerator() if there else 'cpu'}"
+            raise RuntimeError(f"parallel={self.parallel!r} was asked for, but this is {kind}; {_HINTS[self.parallel]}")
 
     def accelerator(self, precision: str, accumulation: int, *, cpu: bool = False) -> Accelerator:
         """What the run trains with; with ``cpu`` on the CPU, whatever else there is.
@@ -89,7 +110,7 @@ class Launch:
             fsdp_plugin=plugin,
         )
         if precision == "fp16" and accelerator.device.type == "cpu":
-            raise ValueError("precision='fp16' needs a GPU; on a CPU 'no' and 'bf16' are valid")
+            raise ValueError(_FP16)
         self._check(accelerator)
         return accelerator
 
@@ -102,10 +123,7 @@ class Launch:
         wanted = "fsdp2" if self.parallel == "auto" and by_launcher else self.parallel
         if wanted == got or (wanted == "auto" and got in ("none", "ddp")):
             return
-        hint = {
-            "fsdp2": "FSDP2 needs GPUs, and 'torchrun --nproc-per-node N' or accelerate launch --fsdp_version 2",
-            "ddp": "start it with 'torchrun --nproc-per-node N' (accelerate launch --cpu starts one process only)",
-        }.get(wanted, "ddp, fsdp2 and a single process are supported")
+        hint = _HINTS.get(wanted, "ddp, fsdp2 and a single process are supported")
         raise RuntimeError(f"parallel={wanted!r} was asked for, but this is {got!r}, {found}; {hint}")
 
 

@@ -32,6 +32,11 @@ class SampleOrder(Choices):
     an epoch is as long as a plain one, so it has only a ``repeats``-th of the samples.  ``"stored"`` is the order of
     the data set, alike in every epoch.
 
+    On purpose not as in timm's sampler: whole batches make up an epoch, not multiples of 256 samples (of ImageNet at
+    1,024 a batch both are 1,281,024 samples); the run's seed counts besides the epoch, whose number alone is timm's
+    seed (of up to 2²⁰ samples seed 0 gives timm's very order); and the copies of a sample stay neighbours in one
+    process, where timm deals them out to different ones, which changes no step's samples.
+
     Attributes:
         order: one of these three.
         length: samples in the data set.

@@ -11,7 +11,7 @@ from conditioned_attention.environment import needs
 from conditioned_attention.experiments.data.images.folder import FileReader, image_folder
 from conditioned_attention.experiments.data.images.read import SUFFIXES
 from conditioned_attention.experiments.data.images.source import ImageSource
-from conditioned_attention.experiments.data.scan import stamp_of
+from conditioned_attention.experiments.data.scan import reason_of, stamp_of
 from conditioned_attention.experiments.data.walk import Walk
 
 _META = "meta.mat"  # of the development kit: which number stands for which class
@@ -57,7 +57,10 @@ def imagenet(root: Path, val_labels: Path, eval_split: str | None = None) -> Ima
 
 def _labels(file: Path, images: Sequence[str], classes: Sequence[str]) -> list[int]:
     """The class of each image, by the list."""
-    lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as a list of classes ({reason_of(error)})") from error
     if len(lines) != len(images):
         raise ValueError(f"{file} has {len(lines):,} lines, and there are {len(images):,} images to evaluate on")
     numbers = {name: label for label, name in enumerate(classes)}
@@ -91,5 +94,9 @@ def _of_the_kit(file: Path, numbers: Mapping[str, int]) -> dict[str, int]:
     with needs("experiments"):
         from scipy.io import loadmat
 
-    rows = loadmat(file, squeeze_me=True)["synsets"]
-    return {str(row["ILSVRC2012_ID"]): numbers[str(row["WNID"])] for row in rows if str(row["WNID"]) in numbers}
+    try:
+        rows = loadmat(file, squeeze_me=True)["synsets"]
+        known = [(str(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in rows]
+    except Exception as error:  # damaged files fail in as many ways as there are formats of them
+        raise ValueError(f"{file} is not the development kit's, or damaged ({reason_of(error)})") from error
+    return {number: numbers[name] for number, name in known if name in numbers}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import PIL
 from PIL import Image
@@ -22,6 +22,13 @@ from conditioned_attention.experiments.data.scan import read_once, reason_of, st
 from conditioned_attention.experiments.data.split import EVALUATION, Sets, hold_out
 
 
+@runtime_checkable
+class Closed(Protocol):
+    """What loads images only after something long, which waits until labels and counts have been looked at."""
+
+    def open(self) -> Callable[[int], bytes]: ...
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """Labelled images that are not yet decoded; a row is an index into ``names`` and ``labels``.
@@ -32,7 +39,7 @@ class ImageSource:
         labels: of the images.
         train: rows of the training set.
         evaluation: rows of the evaluation set.
-        load: gives the bytes of the image in a row; it can be pickled.
+        load: gives the bytes of the image in a row; it can be pickled.  See `opened`.
         stamp: changes when an image may have changed.
         notes: which sets these are, and what was left out of them.
         contents: of the images, a checksum of the bytes of each; known once all were read, see `without_unreadable`.
@@ -47,6 +54,10 @@ class ImageSource:
     stamp: str
     notes: Sequence[str] = field(default=(), compare=False)
     contents: Sequence[int] = field(default=(), compare=False)
+
+    def opened(self) -> ImageSource:
+        """The source ready to read images one by one, which may take a copy of them; see `Closed`."""
+        return replace(self, load=self.load.open()) if isinstance(self.load, Closed) else self
 
     def read(self, row: int) -> Image.Image:
         """The image of a row, decoded to RGB."""
@@ -68,6 +79,7 @@ def without_unreadable(
         ValueError: too many cannot be read, a class is left without training images, or there is one class only.
     """
     notes = [*source.notes, *_doubts(source)]
+    source = source.opened()
     stamp = stamp_of([PIL.__version__, RULES, source.stamp])  # another Pillow may read other files
     scan = read_once(source.names, source.check, stamp, max_unreadable=max_unreadable, cache_dir=cache_dir)
     found = scan.unreadable
