@@ -71,7 +71,7 @@ class ImageTransform:
 
     def in_words(self) -> dict[str, Any]:
         """The evaluation that goes with it, as timm's ``create_transform`` and its models' configs name its parts."""
-        size, _, crop = self._arguments
+        size, _, crop = self._made[0].args
         norm = self.steps.transforms[-1]
         mean, std = norm.mean.tolist(), norm.std.tolist()
         return {"input_size": [3, size, size], "interpolation": "bicubic", "crop_pct": crop, "mean": mean, "std": std}
