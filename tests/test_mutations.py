@@ -40,7 +40,7 @@ PROTOCOLS, SETTINGS = "tests/experiments/training/test_protocols.py", "tests/exp
 ORDER, TRACKERS = "tests/experiments/training/test_order.py", "tests/experiments/training/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/recipes/test_recipes.py"
 CLIP = "tests/sites/test_clip.py"
-MODELS = "tests/experiments/models/test_models.py"
+MODELS, LRA = "tests/experiments/models/test_models.py", "tests/experiments/models/test_lra_encoder.py"
 WORKERS, STATISTICS = "tests/experiments/runs/test_workers.py", "tests/experiments/evidence/test_statistics.py"
 TUNING = "tests/experiments/runs/test_tuning.py"
 OWNERSHIP, SCHEMA = "tests/storage/test_ownership.py", "tests/storage/test_schema.py"
@@ -439,6 +439,13 @@ MUTATIONS = [
     ("left alone, in words alone", "experiments/variants/variant.py", "return (*before, *more) or None", "return before or None", IMAGENET),
     ("ImageNet, the kit's numbers as they are", "experiments/data/images/imagenet.py", "numbers = _of_the_kit(file.parent / _META, numbers)", "numbers = {**numbers, **{str(i): (i - 1) % 4 for i in range(20)}}", IMAGENET),
     ("ImageNet, by the order of the list", "experiments/data/images/imagenet.py", "return [_number(named[os.path.basename(name)], numbers, file) for name in images]", "return [_number(value, numbers, file) for value in named.values()]", IMAGENET),
+    ("Nyström, the convolution inside of C", "experiments/models/lra_attention.py", "return behind(transform, left @ (right @ v), norms)", "return behind(transform, left @ (right @ v) + v, norms) - v", LRA),
+    ("Nyström, rows of F Z alone", "experiments/models/lra_attention.py", "norms_of_product(left, right)", "left.norm(dim=-1, keepdim=True)", LRA),
+    ("Nyström, squares in float32", "sites/low_rank.py", "left.double(), right.double()", "left, right", LRA),
+    ("Nyström, padding in landmarks", "experiments/models/nystrom.py", "(shown(x / root, seen) for x in", "(x / root for x in", LRA),
+    ("Nyström, padding in the convolution", "experiments/models/lra_attention.py", "self.convolution(shown(v, seen)", "self.convolution((v)", LRA),
+    ("Nyström, norms for those who read all", "sites/swap.py", "(self.norms and transform.norms_suffice)", "self.norms", LRA),
+    ("the mean of tokens alone", "experiments/models/lra_encoder.py", 'seen is None or self.settings.pooling == "length"', "seen is None", LRA),
 ]  # fmt: skip
 
 
