@@ -41,6 +41,7 @@ ORDER, TRACKERS = "tests/experiments/training/test_order.py", "tests/experiments
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/recipes/test_recipes.py"
 CLIP = "tests/sites/test_clip.py"
 MODELS, LRA = "tests/experiments/models/test_models.py", "tests/experiments/models/test_lra_encoder.py"
+LISTOPS = "tests/experiments/data/lra/test_listops.py"
 WORKERS, STATISTICS = "tests/experiments/runs/test_workers.py", "tests/experiments/evidence/test_statistics.py"
 TUNING = "tests/experiments/runs/test_tuning.py"
 OWNERSHIP, SCHEMA = "tests/storage/test_ownership.py", "tests/storage/test_schema.py"
@@ -445,6 +446,10 @@ MUTATIONS = [
     ("Nyström, padding in landmarks", "experiments/models/nystrom.py", "(shown(x / root, seen) for x in", "(x / root for x in", LRA),
     ("Nyström, padding in the convolution", "experiments/models/lra_attention.py", "self.convolution(shown(v, seen)", "self.convolution((v)", LRA),
     ("Nyström, norms for those who read all", "sites/swap.py", "(self.norms and transform.norms_suffice)", "self.norms", LRA),
+    ("ListOps, digits as rare as operators", "experiments/data/lra/listops.py", "random.random(len(tree)) <= _OPERATOR", "random.random(len(tree)) > _OPERATOR", LISTOPS),
+    ("ListOps, medians rounded up", "experiments/data/lra/listops.py", "middle // 2,", "(middle + 1) // 2,", LISTOPS),
+    ("ListOps, those of 500 tokens too", "experiments/data/lra/listops.py", "lengths > trees.longer_than", "lengths >= trees.longer_than", LISTOPS),
+    ("ListOps, one twice", "experiments/data/lra/listops.py", "if tree not in seen:", "if True:", LISTOPS),
     ("the mean of tokens alone", "experiments/models/lra_encoder.py", 'seen is None or self.settings.pooling == "length"', "seen is None", LRA),
 ]  # fmt: skip
 

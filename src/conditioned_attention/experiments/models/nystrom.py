@@ -75,10 +75,10 @@ def first_inverse(matrices: Tensor, start: InverseStart) -> Tensor:
     Args:
         matrices: (B, H, L, L), softmax over the last dimension.
         start: which number.  ``"batch_columns"``, the largest sum of a column in the whole batch, is what the authors'
-            code does; ``"batch_columns_and_rows"``, that times the largest sum of a row, is what it did until
-            2021-02-28 (b646b0e), and the same but for rounding, since rows sum to 1; ``"head_columns"``, the largest sum of a
-            column of each head of each example, they recommend, and their code never reaches it.  With the first two
-            what comes out for an example depends on the others in its batch.
+            code does.  ``"batch_columns_and_rows"``, that times the largest sum of a row, is what it did until
+            2021-02-28 (b646b0e), and the same but for rounding, since rows sum to 1.  ``"head_columns"``, the largest
+            sum of a column of each head of each example, they recommend, and their code never reaches it.  With the
+            first two what comes out for an example depends on the others in its batch.
     """
     columns = matrices.sum(-2)
     if start == "head_columns":
