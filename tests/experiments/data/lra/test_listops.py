@@ -11,7 +11,7 @@ from conditioned_attention.experiments.data.lra import listops as module
 from conditioned_attention.experiments.data.lra.listops import TOKENS, ListOpsTrees, drawn, listops
 from conditioned_attention.experiments.data.lra.released import read_listops
 
-SHORT = ListOpsTrees(longer_than=10, shorter_than=80, max_depth=5, max_args=6)
+SHORT = ListOpsTrees(longer_than=3, shorter_than=80, max_depth=5, max_args=6)
 
 
 def words(sequence):
