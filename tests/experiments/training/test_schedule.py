@@ -52,3 +52,9 @@ def test_they_go_with_the_cosine():
             Training(schedule="triangle", **{name: value})
     with pytest.raises(ValueError, match="must not be negative"):
         Training(schedule_lag=-1)
+
+
+def test_one_cycle_of_a_single_step_up_is_refused():
+    """PyTorch divides by zero there."""
+    with pytest.raises(ValueError, match="cannot warm up in exactly one step, here of 4: give two"):
+        rates(Training(schedule="one_cycle", warmup_steps=1), 4)
