@@ -40,7 +40,8 @@ PROTOCOLS, SETTINGS = "tests/experiments/training/test_protocols.py", "tests/exp
 ORDER, TRACKERS = "tests/experiments/training/test_order.py", "tests/experiments/training/test_trackers.py"
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/recipes/test_recipes.py"
 CLIP = "tests/sites/test_clip.py"
-MODELS = "tests/experiments/models/test_models.py"
+MODELS, LRA = "tests/experiments/models/test_models.py", "tests/experiments/models/test_lra_encoder.py"
+LISTOPS = "tests/experiments/data/lra/test_listops.py"
 WORKERS, STATISTICS = "tests/experiments/runs/test_workers.py", "tests/experiments/evidence/test_statistics.py"
 TUNING = "tests/experiments/runs/test_tuning.py"
 OWNERSHIP, SCHEMA = "tests/storage/test_ownership.py", "tests/storage/test_schema.py"
@@ -475,6 +476,17 @@ MUTATIONS = [
     ("fp16 without a GPU", "experiments/training/launch.py", 'if precision == "fp16" and not there:', "if False:", BAD_INPUT),
     ("ImageNet, counts", "experiments/recipes/imagenet.py", "counts == _IMAGES", "True", PARQUET),
     ("ImageNet, by the order of the list", "experiments/data/images/imagenet.py", "return [_number(named[os.path.basename(name)], numbers, file) for name in images]", "return [_number(value, numbers, file) for value in named.values()]", IMAGENET),
+    ("Nyström, the convolution inside of C", "experiments/models/lra_attention.py", "return behind(transform, left @ (right @ v), norms)", "return behind(transform, left @ (right @ v) + v, norms) - v", LRA),
+    ("Nyström, rows of F Z alone", "experiments/models/lra_attention.py", "norms_of_product(left, right)", "left.norm(dim=-1, keepdim=True)", LRA),
+    ("Nyström, squares in float32", "sites/low_rank.py", "left.double(), right.double()", "left, right", LRA),
+    ("Nyström, padding in landmarks", "experiments/models/nystrom.py", "(shown(x / root, seen) for x in", "(x / root for x in", LRA),
+    ("Nyström, padding in the convolution", "experiments/models/lra_attention.py", "self.convolution(shown(v, seen)", "self.convolution((v)", LRA),
+    ("Nyström, norms for those who read all", "sites/swap.py", "(self.norms and transform.norms_suffice)", "self.norms", LRA),
+    ("ListOps, digits as rare as operators", "experiments/data/lra/listops.py", "random.random(len(tree)) <= _OPERATOR", "random.random(len(tree)) > _OPERATOR", LISTOPS),
+    ("ListOps, medians rounded up", "experiments/data/lra/listops.py", "middle // 2,", "(middle + 1) // 2,", LISTOPS),
+    ("ListOps, those of 500 tokens too", "experiments/data/lra/listops.py", "lengths > trees.longer_than", "lengths >= trees.longer_than", LISTOPS),
+    ("ListOps, one twice", "experiments/data/lra/listops.py", "if tree not in seen:", "if True:", LISTOPS),
+    ("the mean of tokens alone", "experiments/models/lra_encoder.py", 'seen is None or self.settings.pooling == "length"', "seen is None", LRA),
 ]  # fmt: skip
 
 

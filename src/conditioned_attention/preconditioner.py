@@ -48,6 +48,11 @@ class HeadTransform(ABC):
         return False
 
     @property
+    def norms_suffice(self) -> bool:
+        """True if of the weights the transform reads only how long their rows are: (B, H, N, 1) may come for them."""
+        return False
+
+    @property
     def changes_queries(self) -> bool:
         """True if `queries` is to be called before attention, which only some mechanisms can do."""
         return False
@@ -99,6 +104,10 @@ class RowNorm(HeadTransform):
     @property
     def needs_weights(self) -> bool:
         return self.rows == "weights"
+
+    @property
+    def norms_suffice(self) -> bool:
+        return self.needs_weights
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
         if self.rows == "weights":

@@ -133,20 +133,34 @@ def nystromformer(landmarks, segment):
 
 
 def nystrom_by_hand(attention, x, seen, landmarks, normalise):
-    """Xiong et al. 2021 as its authors compute it: (B, N, H*D); ``seen`` (B, N) is 0 for padding."""
+    """Xiong et al. 2021 as its authors compute it: (B, N, H*D); ``seen`` (B, N) is 0 for padding.
+
+    ``normalise`` makes heads of the attention weights, all N × N of them, and the values.
+    """
     b, n, d = *x.shape[:2], 8
     q, k, v = (p(x).view(b, n, 4, d).transpose(1, 2) for p in (attention.query, attention.key, attention.value))
     shown = seen[:, None, :, None]
     hidden = (1 - seen)[:, None, None] * torch.finfo(x.dtype).min
     if landmarks == n:
-        rows, convolved = (q @ k.mT / d**0.5 + hidden).softmax(-1) @ v, v
+        weights, convolved = (q @ k.mT / d**0.5 + hidden).softmax(-1), v
     else:
         q, k, convolved = q * shown / d**0.25, k * shown / d**0.25, v * shown
         of_q, of_k = (t.unflatten(2, (landmarks, -1)).mean(3) for t in (q, k))
         inverse = attention.iterative_inv((of_q @ of_k.mT).softmax(-1))
-        rows = (q @ of_k.mT).softmax(-1) @ (inverse @ ((of_q @ k.mT + hidden).softmax(-1) @ v))
-    rows = F.normalize(rows, dim=-1) if normalise else rows
-    return (rows + attention.conv(convolved)).transpose(1, 2).flatten(2)
+        weights = (q @ of_k.mT).softmax(-1) @ inverse @ (of_q @ k.mT + hidden).softmax(-1)
+    return (normalise(weights, v) + attention.conv(convolved)).transpose(1, 2).flatten(2)
+
+
+def as_they_are(weights, v):
+    return weights @ v
+
+
+def by_output(weights, v):
+    return F.normalize(weights @ v, dim=-1)
+
+
+def by_weights(weights, v):
+    return F.normalize(weights, dim=-1) @ v
 
 
 @pytest.mark.parametrize(("landmarks", "segment"), [(8, 8), (4, 8)])
@@ -157,7 +171,9 @@ def test_nystromformer_adds_its_convolution_to_scaled_rows(landmarks, segment, m
     if masked:
         seen[0, 5:] = 0
     mask = ((1 - seen) * torch.finfo(torch.float64).min)[:, None, None].expand(2, 1, 8, 8) if masked else None
-    plain, expected = (nystrom_by_hand(attention, x, seen, landmarks, normalise) for normalise in (False, True))
+    plain, expected = (
+        nystrom_by_hand(attention, x, seen, landmarks, normalise) for normalise in (as_they_are, by_output)
+    )
     if not masked or landmarks == segment:
         torch.testing.assert_close(attention(x, mask)[0], plain)
     else:
@@ -169,8 +185,8 @@ def test_nystromformer_adds_its_convolution_to_scaled_rows(landmarks, segment, m
     assert (result - plain).abs().max() > 0.01 * plain.abs().max()
     assert weights.shape[-1] == landmarks
     restore(attention)
-    with pytest.raises(ValueError, match="does not give its attention weights"):
-        precondition(attention, rows="weights")
+    precondition(attention, rows="weights")
+    torch.testing.assert_close(attention(x, mask)[0], nystrom_by_hand(attention, x, seen, landmarks, by_weights))
 
 
 def test_nystromformer_refuses_what_its_landmarks_cannot_do():

@@ -41,14 +41,16 @@ M = TypeVar("M", bound=type[nn.Module])
 class Swap(Mechanism):
     """Instances of ``plain`` become ``conditioned``, which reads its transform from ``__dict__[TRANSFORM]``.
 
-    ``weights`` says whether the conditioned forward can give the attention weights to the transform, ``queries``
-    whether it lets the transform change queries and keys.
+    ``weights`` says whether the conditioned forward can give the attention weights to the transform, ``norms`` whether
+    it can give it the norms of their rows where those suffice, ``queries`` whether it lets the transform change queries
+    and keys.
     """
 
     plain: type[nn.Module]
     conditioned: type[nn.Module]
     weights: bool = True
     queries: bool = True
+    norms: bool = False
 
     name: ClassVar[str] = "class swap"
 
@@ -86,7 +88,8 @@ class Swap(Mechanism):
             return f"it has become a {type(site.module).__qualname__}: convert before fully_shard or parametrize"
         if reason := self._passed_by(site.module):
             return reason
-        if transform.needs_weights and not self.weights:
+        given = self.weights or (self.norms and transform.norms_suffice)
+        if transform.needs_weights and not given:
             return f"{self.plain.__qualname__} does not give its attention weights to {transform}"
         if transform.changes_queries and not self.queries:
             return f"{self.plain.__qualname__} does not give its queries and keys to {transform}"
@@ -112,12 +115,17 @@ class Swap(Mechanism):
 
 
 def swapped_for(
-    plain: type[nn.Module], mechanism: type[Swap] = Swap, *, weights: bool = True, queries: bool = True
+    plain: type[nn.Module],
+    mechanism: type[Swap] = Swap,
+    *,
+    weights: bool = True,
+    queries: bool = True,
+    norms: bool = False,
 ) -> Callable[[M], M]:
     """Decorates the subclass that instances of ``plain`` are switched to."""
 
     def decorate(conditioned: M) -> M:
-        _swaps[plain] = mechanism(plain, conditioned, weights, queries)
+        _swaps[plain] = mechanism(plain, conditioned, weights, queries, norms)
         for name in _written_again(plain, conditioned):
             setattr(conditioned, name, _either(getattr(conditioned, name), getattr(plain, name)))
         setattr(conditioned, _SWAP, _swaps[plain])
@@ -149,6 +157,11 @@ def _either(conditioned: Callable[..., Any], plain: Callable[..., Any]) -> Calla
 def swap_of(cls: type) -> Swap | None:
     """The class swap that ``cls``, or a class it is derived from, is the conditioned side of."""
     return getattr(cls, _SWAP, None)
+
+
+def declared_swap(plain: type) -> Swap | None:
+    """The class swap from a class, if one was declared in a file that has been imported."""
+    return _swaps.get(plain)
 
 
 def swap_in(module: str, plain: type) -> Swap:

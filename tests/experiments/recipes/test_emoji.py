@@ -66,7 +66,7 @@ def test_pixels_are_those_of_the_drawing_on_white(packages):
 
 
 def test_labels_and_skin_tones(packages):
-    assert len(sets(packages, labels="subcategory")[2]._names) == 8
+    assert len(sets(packages, labels="subcategory")[2].classes) == 8
     train, _, _ = sets(packages, skin_tones=True)
     assert len(train) == 20 + 2 * 4
     assert train.labels.tolist()[:4] == [0, 0, 0, 1]

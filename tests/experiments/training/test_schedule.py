@@ -59,3 +59,9 @@ def test_they_go_with_the_cosine():
         Training(schedule_lag=-2)
     with pytest.raises(ValueError, match=r"cooldown must be between 0 and what warmup=0\.1 leaves"):
         Training(cooldown=0.95)
+
+
+def test_one_cycle_of_a_single_step_up_is_refused():
+    """PyTorch divides by zero there."""
+    with pytest.raises(ValueError, match="cannot warm up in exactly one step, here of 4: give two"):
+        rates(Training(schedule="one_cycle", warmup_steps=1), 4)

@@ -27,6 +27,7 @@ RECIPES = {
     "next_byte": ("next_byte", "NextByteRecipe"),
     "recall": ("recall", "RecallRecipe"),
     "burgers": ("burgers", "Burgers"),
+    "listops": ("long_range_arena", "ListOps"),
     "in_context_regression": ("in_context_regression", "InContextRegressionRecipe"),
 }
 

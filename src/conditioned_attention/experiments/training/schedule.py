@@ -36,6 +36,8 @@ def build_schedule(
         warmup = round(settings.warmup_steps * ticks / (steps or ticks))
     if settings.schedule == "one_cycle":
         share = settings.warmup if settings.warmup_steps is None else warmup / ticks
+        if share * ticks == 1:  # PyTorch's divides by what it counts between the first step and the last of these
+            raise ValueError(f"schedule='one_cycle' cannot warm up in exactly one step, here of {ticks}: give two")
         return OneCycleLR(optimizer, max_lr=settings.lr, total_steps=ticks, pct_start=share, anneal_strategy="linear")
     if settings.schedule == "constant":
         return LinearLR(optimizer, start_factor=1.0, end_factor=1.0, total_iters=ticks)

@@ -78,7 +78,7 @@ class _Reading(Passing):
     """Reads the attention weights on the way."""
 
     kind = "reading weights"
-    needs_weights = True
+    needs_weights, norms_suffice = True, False
 
     def __init__(self, site: Site, take: Callable[[str, Tensor], None]) -> None:
         super().__init__(site)

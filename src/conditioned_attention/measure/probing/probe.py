@@ -131,6 +131,10 @@ class Passing(HeadTransform):
         return self.inner is not None and self.inner.needs_weights
 
     @property
+    def norms_suffice(self) -> bool:
+        return self.inner is not None and self.inner.norms_suffice
+
+    @property
     def changes_queries(self) -> bool:
         return self.inner is not None and self.inner.changes_queries
 

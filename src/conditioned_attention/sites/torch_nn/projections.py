@@ -1,6 +1,6 @@
-"""W_Q, W_K and W_V of ``torch.nn.MultiheadAttention`` and of torchvision's attention classes.
+"""W_Q, W_K and W_V of ``torch.nn.MultiheadAttention``, and of the attention classes of torchvision and this project.
 
-Nothing of torchvision is imported here.
+Nothing of torchvision and `experiments` is imported here.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def fused(module: Any, path: str = "qkv", heads: str = "num_heads", remark: str 
     return made_by(module, {path: "qkv"}, getattr(module, heads), remark)
 
 
+def apart(module: Any) -> Projections:
+    """Three weights."""
+    return made_by(module, {"q_proj": "q", "k_proj": "k", "v_proj": "v"}, module.num_heads)
+
+
 def mvit(module: Any) -> Projections:
     """``qkv`` as [Q | K | V], where queries or keys and values may be pooled, which ends in a norm."""
     pooled = module.pool_q is not None or module.pool_k is not None
@@ -36,6 +41,8 @@ def mvit(module: Any) -> Projections:
 FOUND = {
     "torch.nn.modules.activation.MultiheadAttention": multihead_attention,
     "conditioned_attention.modules.MultiheadAttention": multihead_attention,
+    "conditioned_attention.experiments.models.lra_attention.NystromAttention": apart,
+    "conditioned_attention.experiments.models.lra_attention.SoftmaxAttention": apart,
     "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": partial(fused, path="to_qkv", heads="n_heads"),
     "torchvision.models.swin_transformer.ShiftedWindowAttention": fused,
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": partial(fused, remark=NORMED),  # cosines

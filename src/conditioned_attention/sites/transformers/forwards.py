@@ -20,10 +20,11 @@ from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 from conditioned_attention.functional import behind
 from conditioned_attention.preconditioner import TRANSFORM
 from conditioned_attention.sites.hook import Layout
+from conditioned_attention.sites.low_rank import norms_of_product
 from conditioned_attention.sites.swap import swapped_for
 
 
-@swapped_for(NystromformerSelfAttention, weights=False, queries=False)
+@swapped_for(NystromformerSelfAttention, weights=False, queries=False, norms=True)
 class ConditionedNystromformer(NystromformerSelfAttention):
     """The rows of F Z B v are scaled before the convolution of the values is added to them.
 
@@ -45,9 +46,10 @@ class ConditionedNystromformer(NystromformerSelfAttention):
         )
         width = math.sqrt(math.sqrt(self.attention_head_size))
         q, k, convolved = q / width, k / width, v
+        transform = self.__dict__[TRANSFORM]
         if self.num_landmarks == self.seq_len:
             weights = _masked(q @ k.mT, attention_mask).softmax(-1)
-            heads = weights @ v
+            heads = behind(transform, weights @ v, weights)
         else:
             if q.shape[-2] != self.seq_len:
                 raise ValueError(
@@ -61,8 +63,9 @@ class ConditionedNystromformer(NystromformerSelfAttention):
             to_landmarks = (q @ k_landmarks.mT).softmax(-1)
             inverse = self.iterative_inv((q_landmarks @ k_landmarks.mT).softmax(-1))  # type: ignore[no-untyped-call]
             weights = to_landmarks @ inverse
-            heads = weights @ (_masked(q_landmarks @ k.mT, attention_mask).softmax(-1) @ v)
-        heads = behind(self.__dict__[TRANSFORM], heads)
+            from_landmarks = _masked(q_landmarks @ k.mT, attention_mask).softmax(-1)
+            norms = norms_of_product(weights, from_landmarks) if transform.needs_weights else None
+            heads = behind(transform, weights @ (from_landmarks @ v), norms)
         if self.conv_kernel_size is not None:
             heads = heads + self.conv(convolved)
         output = heads.transpose(1, 2).flatten(2)

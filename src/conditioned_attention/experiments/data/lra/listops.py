@@ -1,0 +1,254 @@
+"""ListOps of the Long Range Arena (Tay et al. 2021, arXiv 2011.04006): nested lists of digits, and what they come to.
+
+The generator draws what that of google-research/long-range-arena does (``lra_benchmarks/data/listops.py``), tree for
+tree independent, but many trees at a time: level by level, in arrays with one entry a node.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from conditioned_attention.experiments.data.lra.sequences import TokenSequences
+from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
+from conditioned_attention.storage.files import write_bytes
+
+# A token's id is its place here and 1: 0 is padding.  (The original's ids differ from run to run.)
+TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
+OPERATORS = 4
+VOCABULARY = 32  # of the authors' model; 16 ids are used
+
+_CLOSE, _ZERO = TOKENS.index("]") + 1, TOKENS.index("0") + 1
+_OPERATOR = 0.25  # probability of an operator; the others are digits
+_TREES = 2**14  # begun at a time; most are too short
+_VERSION = 1  # of the numbers: raise it with whatever changes them
+
+
+@dataclass(frozen=True)
+class ListOpsTrees:
+    """Which trees: the published ones by default.
+
+    A node is a digit with probability 3/4, and always at depth ``max_depth``; else an operator (minimum, maximum,
+    median, sum modulo 10) over 2 to ``max_args`` nodes.  The median of an even number is rounded down.  A digit counts
+    as one token, an operator as two, itself and the bracket that closes it.
+
+    Attributes:
+        shorter_than: trees have fewer tokens than this,
+        longer_than: and more than this.
+        max_depth: of the digits, the root being at depth 1.
+        max_args: of an operator.
+        stream: which trees; those of one stream are the same whatever the number of processes.
+    """
+
+    longer_than: int = 500
+    shorter_than: int = 2000
+    max_depth: int = 10
+    max_args: int = 10
+    stream: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_depth < 2 or self.max_args < 2 or self.stream < 0:
+            raise ValueError(
+                "max_depth and max_args must be at least 2 and stream not negative, got "
+                f"{self.max_depth}, {self.max_args} and {self.stream}"
+            )
+        if not 1 <= self.longer_than < self.shorter_than - 1:
+            raise ValueError(
+                "longer_than must be at least 1, and a number lie between it and shorter_than, got "
+                f"{self.longer_than} and {self.shorter_than}"
+            )
+
+
+def listops(
+    count: int,
+    padded: int,
+    trees: ListOpsTrees | None = None,
+    cache_dir: Path | None = None,
+    processes: int = 1,
+) -> TokenSequences:
+    """``count`` different trees as tokens, with what they come to; the first of them are the same for every count.
+
+    Made at the first call, 100,000 published ones in about half a minute of one core, and kept in a file.
+
+    Args:
+        count: how many.
+        padded: to which length.
+        trees: which; default the published ones.
+        cache_dir: folder for the file, which may be deleted whenever one likes; default
+            `conditioned_attention.experiments.data.scan.default_cache_dir`.
+        processes: how many make them; they are started by spawning, so a script needs its ``__main__`` guard for more
+            than one.
+
+    Raises:
+        ValueError: no tree, or no process.
+        OSError: ``cache_dir`` cannot be written.
+    """
+    if min(count, processes) < 1:
+        raise ValueError(f"count and processes must be at least 1, got {count} and {processes}")
+    trees = trees or ListOpsTrees()
+    made = {"version": _VERSION, **asdict(trees)}
+    stamp = stamp_of([*made.values(), count])
+    file = (default_cache_dir() if cache_dir is None else cache_dir).expanduser() / f"listops-{stamp}.npz"
+    kept = _read(file)
+    if kept is None:
+        kept = _made(count, trees, processes)
+        content = io.BytesIO()
+        np.savez(content, **kept._asdict())
+        write_bytes(file, content.getvalue())
+    return TokenSequences(*kept, padded, made)
+
+
+class _Sequences(NamedTuple):
+    tokens: np.ndarray  # uint8, one sequence behind the other
+    lengths: np.ndarray  # int32
+    labels: np.ndarray  # uint8
+
+
+def _read(file: Path) -> _Sequences | None:
+    """What an earlier call has kept; None if there is nothing, or nothing whole."""
+    try:
+        with np.load(file) as kept:
+            return _Sequences(*(kept[name] for name in _Sequences._fields))
+    except Exception:  # as many kinds as there are ways for a file to be damaged
+        return None
+
+
+def _made(count: int, trees: ListOpsTrees, processes: int) -> _Sequences:
+    """The first ``count`` different trees, in the order of the parts that they are drawn in."""
+    seen: set[bytes] = set()
+    found: list[bytes] = []
+    labels: list[int] = []
+    with _parts(trees, processes) as parts:
+        for part in parts:
+            begin = 0
+            for length, label in zip(part.lengths, part.labels):
+                tree = part.tokens[begin : begin + length].tobytes()
+                begin += length
+                if tree not in seen:
+                    seen.add(tree)
+                    found.append(tree)
+                    labels.append(label)
+                if len(found) == count:
+                    lengths = np.array([len(tree) for tree in found], np.int32)
+                    return _Sequences(np.frombuffer(b"".join(found), np.uint8), lengths, np.array(labels, np.uint8))
+    raise AssertionError("parts have no end")
+
+
+@contextmanager
+def _parts(trees: ListOpsTrees, processes: int) -> Iterator[Iterator[_Sequences]]:
+    """Parts 0, 1, 2, … without end, of as many processes."""
+    numbers, draw = _counted(), partial(drawn, trees)
+    if processes == 1:
+        yield map(draw, numbers)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield (part for first in _counted(processes) for part in pool.map(draw, range(first, first + processes)))
+
+
+def _counted(step: int = 1) -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += step
+
+
+class _Level(NamedTuple):
+    """All nodes of one depth, those of one parent side by side."""
+
+    tree: np.ndarray  # which tree each is of
+    parent: np.ndarray  # its place in the level above
+    operator: np.ndarray  # True for operators
+    symbol: np.ndarray  # which operator, or which digit
+
+
+def drawn(trees: ListOpsTrees, part: int) -> _Sequences:
+    """The trees of the right length among `_TREES` that are begun; ``part`` and the stream set which."""
+    random = np.random.Generator(np.random.Philox(key=[trees.stream, part]))
+    levels, lengths = _grown(random, trees)
+    levels = _kept(levels, (lengths > trees.longer_than) & (lengths < trees.shorter_than))
+    sizes, values = _summed_up(levels)
+    return _written(levels, sizes, values)
+
+
+def _grown(random: np.random.Generator, trees: ListOpsTrees) -> tuple[list[_Level], np.ndarray]:
+    """From the roots down, and how many tokens each tree has; one that is too long already grows no further."""
+    levels, lengths = [], np.zeros(_TREES, np.int64)
+    tree, parent = np.arange(_TREES), np.zeros(_TREES, np.int64)
+    for depth in range(1, trees.max_depth + 1):
+        operator = random.random(len(tree)) <= _OPERATOR
+        if depth == trees.max_depth:
+            operator[:] = False
+        lengths += np.bincount(tree, 1 + operator, _TREES).astype(np.int64)
+        operator &= lengths[tree] < trees.shorter_than
+        symbol = np.where(operator, random.integers(OPERATORS, size=len(tree)), random.integers(10, size=len(tree)))
+        levels.append(_Level(tree, parent, operator, symbol))
+        above = np.flatnonzero(operator)
+        parent = np.repeat(above, random.integers(2, trees.max_args + 1, size=len(above)))
+        tree = tree[parent]
+        if not len(tree):
+            break
+    return levels, lengths
+
+
+def _kept(levels: list[_Level], wanted: np.ndarray) -> list[_Level]:
+    """Without the trees that are not wanted; the others are counted anew."""
+    number = np.cumsum(wanted) - 1
+    place, found = np.zeros(len(levels[0].tree), np.int64), []
+    for level in levels:
+        keep = wanted[level.tree]
+        found.append(
+            _Level(number[level.tree[keep]], place[level.parent[keep]], level.operator[keep], level.symbol[keep])
+        )
+        place = np.cumsum(keep) - 1
+    return [level for level in found if len(level.tree)]
+
+
+def _summed_up(levels: list[_Level]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """From the digits up: how many tokens stand for each node, and what it comes to."""
+    sizes = [np.ones(len(level.tree), np.int64) for level in levels]
+    values = [level.symbol.copy() for level in levels]
+    for i in range(len(levels) - 2, -1, -1):
+        operators, below = np.flatnonzero(levels[i].operator), levels[i + 1]
+        if not len(operators):
+            continue
+        counts = np.bincount(below.parent, minlength=len(sizes[i]))[operators]
+        begins = np.cumsum(counts) - counts
+        sizes[i][operators] = 2 + np.add.reduceat(sizes[i + 1], begins)
+        values[i][operators] = _applied(levels[i].symbol[operators], values[i + 1], begins, counts, below.parent)
+    return sizes, values
+
+
+def _applied(
+    which: np.ndarray, values: np.ndarray, begins: np.ndarray, counts: np.ndarray, parent: np.ndarray
+) -> np.ndarray:
+    """Each operator on its own stretch of values, which begins and counts so."""
+    ordered = values[np.lexsort((values, parent))]
+    middle = ordered[begins + (counts - 1) // 2] + ordered[begins + counts // 2]
+    results = (ordered[begins], ordered[begins + counts - 1], middle // 2, np.add.reduceat(values, begins) % 10)
+    return np.choose(which, results)
+
+
+def _written(levels: list[_Level], sizes: list[np.ndarray], values: list[np.ndarray]) -> _Sequences:
+    """From the roots down: where each node's tokens stand, and they themselves."""
+    if not levels:
+        return _Sequences(np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros(0, np.uint8))
+    tokens = np.zeros(sizes[0].sum(), np.uint8)
+    begins = np.cumsum(sizes[0]) - sizes[0]
+    for i, (level, size) in enumerate(zip(levels, sizes)):
+        if i > 0:
+            before = np.cumsum(size) - size
+            first = np.flatnonzero(np.diff(level.parent, prepend=-1))
+            brothers = np.diff([*first, len(size)])
+            begins = begins[level.parent] + 1 + before - np.repeat(before[first], brothers)
+        tokens[begins] = level.symbol + np.where(level.operator, 1, _ZERO)
+        tokens[(begins + size - 1)[level.operator]] = _CLOSE
+    return _Sequences(tokens, sizes[0].astype(np.int32), values[0].astype(np.uint8))

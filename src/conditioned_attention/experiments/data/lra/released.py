@@ -1,0 +1,69 @@
+"""Files of the Long Range Arena's release (lra_release.gz), read line by line: broken ones are counted and named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from conditioned_attention.experiments.data.lra.listops import TOKENS
+from conditioned_attention.experiments.data.lra.sequences import TokenSequences
+
+_IDS = {token: number + 1 for number, token in enumerate(TOKENS)}
+_IDS["X"] = _IDS["]"]  # as the original's reader calls it
+_PARENTHESES = re.compile(r"[()]")
+_SHOWN = 5  # lines that are named
+
+
+def read_listops(file: Path, padded: int) -> tuple[TokenSequences, list[str]]:
+    """The sequences of a file such as ``listops-1000/basic_train.tsv``, and what a report should say about it.
+
+    A line is an expression, a tab and what it comes to; the first is a header.  Parentheses are no tokens.
+
+    Args:
+        file: tab separated, without quotes.
+        padded: to which length; longer expressions are cut, which is said.
+
+    Raises:
+        ValueError: not one line of it can be read.
+        OSError: it cannot be opened.
+    """
+    tokens, lengths, labels, broken, cut = [], [], [], [], 0
+    with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            text = line.rstrip("\r\n")
+            if number == 1 and text.split("\t") == ["Source", "Target"]:
+                continue
+            found = _expression(text)
+            if isinstance(found, str):
+                broken.append(f"line {number} {found}")
+                continue
+            tokens.append(found[0])
+            lengths.append(len(found[0]))
+            labels.append(found[1])
+            cut += len(found[0]) > padded
+    if not labels:
+        raise ValueError(f"{file} has no line that can be read: {_listed(broken) or 'it is empty'}")
+    notes = [f"{file.name}: {len(broken)} broken lines are left out: {_listed(broken)}"] if broken else []
+    notes += [f"{file.name}: {cut} expressions of more than {padded} tokens are cut"] if cut else []
+    arrays = np.concatenate(tokens), np.array(lengths, np.int32), np.array(labels, np.uint8)
+    return TokenSequences(*arrays, padded, {"file": file.name, "broken": len(broken)}), notes
+
+
+def _expression(line: str) -> tuple[np.ndarray, int] | str:
+    """Ids and label of one line, or what is wrong with it."""
+    columns = line.split("\t")
+    if len(columns) != 2:
+        return f"has {len(columns)} columns, not 2"
+    words, label = _PARENTHESES.sub(" ", columns[0]).split(), columns[1].strip()
+    if not re.fullmatch("[0-9]", label):
+        return f"has the target {label[:20]!r}, no digit"
+    unknown = next((word for word in words if word not in _IDS), None)
+    if unknown is not None or not words:
+        return f"has the unknown token {unknown[:20]!r}" if unknown else "has no tokens"
+    return np.array([_IDS[word] for word in words], np.uint8), int(label)
+
+
+def _listed(broken: list[str]) -> str:
+    return "; ".join(broken[:_SHOWN]) + ("; …" if len(broken) > _SHOWN else "")

@@ -1,0 +1,48 @@
+"""Classification of sequences of token ids, scored by accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from conditioned_attention.experiments.data.lra.sequences import TokenSequences
+from conditioned_attention.experiments.tasks.classification import ImageClassification
+
+
+class SequenceModel(Protocol):
+    """Settings of a network that classifies sequences."""
+
+    def build(self, vocabulary: int, classes: int) -> nn.Module:
+        """The model with fresh weights; it maps ids (B, N) to logits (B, classes)."""
+
+
+class SequenceClassification(ImageClassification):
+    """As of images: cross entropy, and accuracy; with a test set, for the weights that a run ends with.
+
+    Args:
+        data: training and evaluation set, and perhaps a test set.
+        model: what is trained.
+        vocabulary: number of ids.
+        classes: how many, or their names.
+        notes: what a report should say about the data.
+    """
+
+    def __init__(
+        self,
+        data: tuple[TokenSequences, TokenSequences, TokenSequences | None],
+        model: SequenceModel,
+        vocabulary: int,
+        classes: int | Sequence[str] = 10,
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(data[:2], None, classes, notes)  # type: ignore[arg-type]  # no model of images
+        self._test, self._sequence_model, self._vocabulary = data[2], model, vocabulary
+        self.tokens_per_sample = data[0].padded
+
+    def build_model(self) -> nn.Module:
+        return self._sequence_model.build(self._vocabulary, self._classes)
+
+    def test_data(self) -> Any:
+        return self._test
