@@ -33,7 +33,9 @@ bytes) compare next_byte "$OF_TEXT" --text wordnet --path /usr/share/wordnet --h
   --tokens 1000000 --batch-size 16 --eval-windows 256 --evaluate-every 0.01 --seeds 10 \
   --tune 2.5e-3 6e-3 1.5e-2 3e-2 --tune-seeds 3 "$@" ;;
 
-sgd) digits "$FIVE" --optimizer sgd --seeds 10 --tune 1e-3 3e-3 1e-2 3e-2 1e-1 --tune-seeds 3 "$@" ;;
+# with the decay that is usual for SGD, where it is part of the gradient; and with that of AdamW, which is a hundredfold
+sgd) digits "$FIVE" --optimizer sgd --weight-decay 5e-4 --seeds 10 --tune 3e-3 1e-2 3e-2 1e-1 3e-1 --tune-seeds 3 "$@" ;;
+sgd-decay-0.05) digits "$FIVE" --optimizer sgd --seeds 10 --tune 1e-3 3e-3 1e-2 3e-2 1e-1 --tune-seeds 3 "$@" ;;
 muon) digits "$FIVE" --optimizer muon --seeds 10 --tune 1e-3 3e-3 1e-2 3e-2 1e-1 --tune-seeds 3 "$@" ;;
 
 init-*) dose --init "${name#init-}" "$@" ;;         # 0.01 0.02 0.04 0.0693 0.125 0.25
