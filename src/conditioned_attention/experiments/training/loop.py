@@ -149,8 +149,9 @@ class _Run:
         self.steps = settings.steps(self.samples, task.tokens_per_sample)
         self.evaluate_steps = settings.evaluate_steps or settings.steps_of_epochs(settings.evaluate_every, self.samples)
         self.batches = training_batches(
-            data, settings, seed=self.seed, collate=task.collate_train, workers=self.launch.loader_workers
-        )
+            data, settings, seed=self.seed, collate=task.collate_train, pairs=task.mixes_pairs,
+            workers=self.launch.loader_workers,
+        )  # fmt: skip
         self.eval_loader = self._evaluation_loader(task.eval_data())
 
     def _evaluation_loader(self, data: Any) -> DataLoader[Any]:
