@@ -83,7 +83,9 @@ class Compare:
 
         if self.dry.asked:
             tuning = len(self.tune) * self.tune_seeds
-            return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
+            return self.dry(
+                self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads, launch=self.launch
+            )
         folder = self.folder or Path("runs") / name_of(self.recipe)
         how: Any = {name: getattr(self, name) for name in ("threads", "cost", "tune", "tune_seeds", "launch")}
         how["workers"] = _default_workers() if self.workers is None else self.workers
@@ -120,7 +122,7 @@ class Train:
         from conditioned_attention.experiments.commands import evaluations_of, train_recipe
 
         if self.dry.asked:
-            return self.dry(self.recipe, [self.variant])
+            return self.dry(self.recipe, [self.variant], launch=self.launch)
         check_torchvision()  # before anything is said
         variant, task = find_variant(self.variant), self.recipe.task()
         with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:

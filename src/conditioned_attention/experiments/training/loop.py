@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from conditioned_attention.experiments.evidence.stored import TrainRow
 from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.batches import training_batches
+from conditioned_attention.experiments.training.blocks import recompute_blocks
 from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.interruption import Stop, signals_noted
 from conditioned_attention.experiments.training.launch import Launch, agree, kind
@@ -173,6 +174,8 @@ class _Run:
         if settings.schedule_per == "epoch":
             self.ticks = max(1, round(self.full_steps / settings.steps_of_epochs(1, self.samples)))
         schedule = build_schedule(optimizer, settings, self.ticks, self.steps)
+        if self.launch.recompute:  # of the model that trains, not of its average
+            recompute_blocks(model)
         if settings.compile:
             model.compile()
         model, optimizer, self.schedule, self.batches.loader, self.eval_loader = self.accelerator.prepare(

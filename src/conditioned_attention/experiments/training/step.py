@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.blocks import recompute_blocks
 from conditioned_attention.experiments.training.optimizer import build_optimizer, state_bytes
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.variant import Variant
@@ -102,7 +103,9 @@ def new_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
     return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
-def step_of_variant(task: Task, settings: Training, variant: Variant, accelerator: Accelerator) -> Step:
+def step_of_variant(
+    task: Task, settings: Training, variant: Variant, accelerator: Accelerator, *, recompute: bool = False
+) -> Step:
     """A step of a freshly built model with the structure of a variant, to time it or measure its memory."""
     torch.manual_seed(0)
     model, variant = task.build_model(), variant.leaving(task.left_alone)
@@ -110,6 +113,8 @@ def step_of_variant(task: Task, settings: Training, variant: Variant, accelerato
     if settings.compile:
         model.compile()
     average = new_average(model, settings.ema)
+    if recompute:
+        recompute_blocks(model)
     optimizer = build_optimizer(model, settings, task.no_weight_decay())
     model, optimizer = accelerator.prepare(model, optimizer)
     if average is not None:
