@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -43,14 +42,15 @@ def required_blocks(model: nn.Module) -> dict[str, nn.Module]:
 def recompute_blocks(model: nn.Module) -> None:
     """Lets backward compute every block again instead of holding what is in it; the numbers stay the same.
 
-    Dropout draws the same masks again.  Models of Hugging Face do it themselves, since they know of their caches.
+    Dropout and drop path draw the same masks again.  Gradients are those of before to the bit on a CPU, but for dropout
+    of attention weights behind a causal mask, where sums are rounded in another order.  Caches of keys and values,
+    which would be filled twice, are switched off.
 
     Raises:
         ValueError: there are no blocks in which attention is known.
     """
-    enable: Any = getattr(model, "gradient_checkpointing_enable", None)
-    if enable is not None:
-        enable({"use_reentrant": False})
-        return
+    for module in model.modules():
+        if getattr(getattr(module, "config", None), "use_cache", False):
+            module.config.use_cache = False  # type: ignore[union-attr]
     for block in required_blocks(model).values():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from conditioned_attention._warnings import warn
 from conditioned_attention.choices import check_choices
@@ -60,12 +60,12 @@ class Launch:
 
         Raises:
             RuntimeError: the processes that were started are not what ``parallel`` asks for.
-            ValueError: fp16 without a GPU, or FSDP2 without one.
+            ValueError: fp16 without a GPU.
         """
         import torch
-        from accelerate import Accelerator, DataLoaderConfiguration, FullyShardedDataParallelPlugin
-        from accelerate.state import AcceleratorState, GradientState
-        from accelerate.utils import GradientAccumulationPlugin
+        from accelerate import Accelerator, DataLoaderConfiguration
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+        from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
         _tell_of_environment()
         # One process may train several runs, and Accelerate keeps its settings in singletons and in the environment.
@@ -74,13 +74,11 @@ class Launch:
         global _requested_here
         if _requested_here:
             os.environ.pop(_FSDP, None)
+            if PartialState().device.type == "cpu" and PartialState().use_distributed:
+                PartialState().distributed_type = DistributedType.MULTI_CPU
         # Accelerate writes a plugin's wish into the environment, where it reads like the launcher's.
         _requested_here = self.parallel == "fsdp2" and _FSDP not in os.environ
-        plugin = None
-        if self.parallel == "fsdp2":  # wrapped by the model's own _no_split_modules
-            plugin = FullyShardedDataParallelPlugin(
-                fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="SHARDED_STATE_DICT"
-            )
+        plugin = _plugin(precision) if self.parallel == "fsdp2" else None
         accelerator = Accelerator(
             # torchrun on a machine without a GPU: without this word every process would train a run of its own
             cpu=cpu or (world_size() > 1 and not torch.accelerator.is_available()),
@@ -91,6 +89,11 @@ class Launch:
             dataloader_config=DataLoaderConfiguration(split_batches=True),
             fsdp_plugin=plugin,
         )
+        if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
+            # there Accelerate forgets the plugin without a word, though nothing that it does needs a GPU
+            accelerator.state.fsdp_plugin = plugin
+            for state in (accelerator.state, PartialState()):
+                state.distributed_type = DistributedType.FSDP
         if precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("precision='fp16' needs a GPU; on a CPU 'no' and 'bf16' are valid")
         self._check(accelerator)
@@ -106,10 +109,23 @@ class Launch:
         if wanted == got or (wanted == "auto" and got in ("none", "ddp")):
             return
         hint = {
-            "fsdp2": "FSDP2 needs GPUs, and 'torchrun --nproc-per-node N' or accelerate launch --fsdp_version 2",
+            "fsdp2": "FSDP2 needs several processes: 'torchrun --nproc-per-node N' with --parallel fsdp2",
             "ddp": "start it with 'torchrun --nproc-per-node N' (accelerate launch --cpu starts one process only)",
         }.get(wanted, "ddp, fsdp2 and a single process are supported")
         raise RuntimeError(f"parallel={wanted!r} was asked for, but this is {got!r}, {found}; {hint}")
+
+
+def _plugin(precision: str) -> Any:
+    """FSDP2 by blocks, which `shard_by_blocks` names; half precision without rounding what is summed up."""
+    import torch
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = None if half is None else MixedPrecisionPolicy(half, torch.float32, torch.float32)
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", mixed_precision_policy=policy
+    )
 
 
 # Of `accelerate launch`: what they say there, a run says by its own settings, or does not know.

@@ -28,6 +28,7 @@ from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.position import Keeper
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.sharded import shard_by_blocks
 from conditioned_attention.experiments.training.start import StartWeights
 from conditioned_attention.experiments.training.step import Step, new_average
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
@@ -178,6 +179,7 @@ class _Run:
             recompute_blocks(model)
         if settings.compile:
             model.compile()
+        shard_by_blocks(self.accelerator, model)
         model, optimizer, self.schedule, self.batches.loader, self.eval_loader = self.accelerator.prepare(
             model, optimizer, schedule, self.batches.loader, self.eval_loader
         )
