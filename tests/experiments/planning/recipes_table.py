@@ -9,10 +9,11 @@ from conditioned_attention.experiments.training.launch import Launch
 
 PAGE = Path(__file__).parents[3] / "docs" / "experiments.md"
 BEGIN, END = "<!-- recipes_table -->\n", "<!-- end of recipes_table -->\n"
-HEAD = """\
-| recipe | parameters | forward, an image | FLOPs of the run | memory, preconditioned | with `--recompute` | GPU hours | with `--recompute` |
-|---|---|---|---|---|---|---|---|
-"""
+COLUMNS = (
+    "recipe", "parameters", "forward, an image", "FLOPs of the run", "memory", "with `--recompute`", "GPU hours",
+    "with `--recompute`",
+)  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
 def row_of(name):
