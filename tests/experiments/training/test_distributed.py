@@ -105,7 +105,10 @@ def test_two_ranks_share_the_weights_and_one_process_goes_on(tmp_path, monkeypat
 def test_blocks_are_what_is_shared_at_a_time():
     plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
     accelerator = SimpleNamespace(
-        distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin)
+        distributed_type=DistributedType.FSDP,
+        is_fsdp2=True,
+        mixed_precision="no",
+        state=SimpleNamespace(fsdp_plugin=plugin),
     )
     for name in ("xcit_nano_12_p16_224", "davit_tiny"):
         with torch.device("meta"):

@@ -122,7 +122,7 @@ def _plugin(precision: str) -> Any:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    policy = None if half is None else MixedPrecisionPolicy(half, torch.float32, torch.float32)
+    policy = None if half is None else MixedPrecisionPolicy(half, reduce_dtype=torch.float32)
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", mixed_precision_policy=policy
     )

@@ -20,8 +20,17 @@ _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.bin"  # Accelerate's name
 
 
 def shard_by_blocks(accelerator: Accelerator, model: nn.Module) -> None:
-    """Tells Accelerate which modules to shard at a time, unless the launcher has; to be called before it prepares."""
-    if kind(accelerator) == "fsdp2" and not accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap:
+    """Tells Accelerate which modules to shard at a time, unless the launcher has; to be called before it prepares.
+
+    In half precision the model then gives float32 all the same, as under autocast.
+    """
+    if kind(accelerator) != "fsdp2":
+        return
+    from accelerate.utils import convert_outputs_to_fp32
+
+    if accelerator.mixed_precision != "no":
+        model.forward = convert_outputs_to_fp32(model.forward)
+    if not accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap:
         names = sorted({type(block).__name__ for block in blocks_of(model).values()})
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names
 
