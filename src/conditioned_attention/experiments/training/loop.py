@@ -28,7 +28,7 @@ from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.position import Keeper
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
-from conditioned_attention.experiments.training.sharded import shard_by_blocks
+from conditioned_attention.experiments.training.sharded import reshard, shard_by_blocks
 from conditioned_attention.experiments.training.start import StartWeights
 from conditioned_attention.experiments.training.step import Step, new_average
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
@@ -332,6 +332,7 @@ class _Run:
 
     def measure(self) -> dict[str, float]:
         """Condition numbers of every head and every projection, into their files; and their summary."""
+        reshard(self.evaluated_model)
         return {} if self.watch is None else self.watch.measure(self.here.step, self.evaluated_model, main=self.main)
 
     def finish(self) -> None:

@@ -35,6 +35,13 @@ def shard_by_blocks(accelerator: Accelerator, model: nn.Module) -> None:
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names
 
 
+def reshard(model: nn.Module) -> None:
+    """Puts every weight back into its shards, in float32; a forward without a backward leaves some in half precision."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+
+
 def save_state(accelerator: Accelerator, folder: Path) -> None:
     """``Accelerator.save_state``, where sharded weights and optimizer state are put together by the main process."""
     if kind(accelerator) != "fsdp2":
