@@ -36,9 +36,11 @@ def shard_by_blocks(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Puts every weight back into its shards, in float32; a forward without a backward leaves some in half precision."""
+    """Puts every weight back into its shards, in float32: a forward without a backward leaves some whole."""
+    from torch.distributed.fsdp import FSDPModule
+
     for module in model.modules():
-        if hasattr(module, "reshard"):
+        if isinstance(module, FSDPModule):
             module.reshard()
 
 
