@@ -85,7 +85,9 @@ class Compare:
 
         if self.dry.asked:
             tuning = len(self.tune) * self.tune_seeds
-            return self.dry(self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
+            return self.dry(
+                self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads, launch=self.launch
+            )
         folder = self.folder or Path("runs") / name_of(self.recipe)
         how: Any = {name: getattr(self, name) for name in ("threads", "cost", "tune", "tune_seeds", "launch")}
         how["workers"] = _default_workers() if self.workers is None else self.workers
@@ -118,7 +120,7 @@ class Train:
 
     def __call__(self) -> int:
         if self.dry.asked:
-            return self.dry(self.recipe, [self.variant])
+            return self.dry(self.recipe, [self.variant], launch=self.launch)
         check_torchvision()  # before anything is said
         where = {"folder": self.folder, "into": self.into}
         return _trained(self.recipe, find_variant(self.variant), self.seed, self.launch, **where)

@@ -14,11 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 import tests.conftest  # noqa: F401 - torchvision
 from conditioned_attention.experiments.training.launch import leave
 from conditioned_attention.experiments.training.loop import train
-from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
-from tests.processes import end
 
 # no dropout: each rank would draw masks of its own
 SETTINGS = Training(epochs=2, batch_size=30, accumulation=1, evaluate_every=0.5, ema=0.9)
@@ -76,75 +74,37 @@ class AskedToStop(ShakenDigits):
         return super().loss(model, batch)
 
 
-def sharded(folder):
-    """Six optimizer steps under PyTorch's own fully_shard, on half a batch a rank; losses of whole batches."""
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    dist.init_process_group("gloo")
-    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
-
-    def prepare(model):
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh)
-        return fully_shard(model, mesh=mesh)
-
-    def mean(loss):
-        dist.all_reduce(loss)
-        return loss / 2
-
-    losses = six_steps(prepare, lambda tensor: tensor.chunk(2)[rank], mean)
-    if rank == 0:
-        (Path(folder) / "losses.json").write_text(json.dumps(losses))
-    end()
-
-
-def six_steps(prepare=lambda model: model, part=lambda tensor: tensor, mean=lambda loss: loss):
-    """Losses of a converted model that is trained by hand, on one process or, with these functions, on several."""
-    torch.manual_seed(0)
-    task = Quiet()
-    model = task.build_model()
-    VARIANTS["preconditioned"].apply(model)
-    model = prepare(model).train()
-    optimizer, losses = build_optimizer(model, SETTINGS), []
-    for step in range(6):
-        batch = task.train_data().__getitems__(range(30 * step, 30 * step + 30))
-        loss = task.loss(model, [part(tensor) for tensor in batch])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(mean(loss.detach().clone()).item())
-    return losses
-
-
 def threads():
     """Names of the threads of this process, also of those that are not Python's."""
     return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
 
 
-TASKS = {"normed": Normed, "quiet": Quiet, "shaken": ShakenDigits, "dying": DyingRank, "stopped": AskedToStop}
+TASKS = {
+    "normed": Normed, "quiet": Quiet, "sharded": Quiet, "shaken": ShakenDigits, "dying": DyingRank,
+    "stopped": AskedToStop,
+}  # fmt: skip
 
 
 def run(folder, what, **launch):
     torch.set_num_threads(1)
     task = TASKS[what]()
     launch = dataclasses.replace(OFTEN, **launch)
-    settings = SETTINGS if what != "normed" else dataclasses.replace(SETTINGS, ema=None, ema_beside=0.9)
-    rows = list(train(task, settings, VARIANTS["preconditioned"], 0, Path(folder), launch))
+    settings, variant = SETTINGS, "preconditioned"
+    if what == "normed":
+        settings = dataclasses.replace(SETTINGS, ema=None, ema_beside=0.9)
+    if what == "sharded":  # fsdp2 has no moving average
+        settings, variant = dataclasses.replace(SETTINGS, ema=None), "preconditioned+spectral"
+    rows = list(train(task, settings, VARIANTS[variant], 0, Path(folder), launch))
     if what == "normed":
         (Path(folder) / f"seen-{os.environ['RANK']}.json").write_text(json.dumps(task.seen))
     return rows
 
 
 def main(folder, what, parallel="auto"):
-    if what == "sharded":
-        torch.set_num_threads(1)
-        sharded(folder)
-    else:
-        run(folder, what, parallel=parallel)
-        leave()
-        assert not any("gloo" in name for name in threads()), threads()
+    run(folder, what, parallel=parallel)
+    leave()
+    # PyTorch's sharding keeps its process group in caches of its own
+    assert what == "sharded" or not any("gloo" in name for name in threads()), threads()
 
 
 if __name__ == "__main__":

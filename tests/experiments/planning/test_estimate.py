@@ -14,6 +14,9 @@ from conditioned_attention.experiments.planning.counting import _autocast_forwar
 from conditioned_attention.experiments.planning.dry_run import print_estimates
 from conditioned_attention.experiments.planning.estimate import OPERATION_SECONDS, UTILISATION, estimate
 from conditioned_attention.experiments.planning.gpus import GPUS, find_gpu
+from conditioned_attention.experiments.recipes.registry import recipe_class
+from conditioned_attention.experiments.training.blocks import recompute_blocks
+from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
@@ -235,7 +238,55 @@ def test_too_large_says_what_helps(capsys):
     assert "baseline does not fit: 75.6 GB of 24 GB" in printed
     assert "--accumulation 4 (micro-batches of 16) or --precision bf16" in printed
     print_estimates([dataclasses.replace(row, weight_bytes=10**12)])
-    assert "shard them" in capsys.readouterr().out
+    assert "--parallel fsdp2 shards them" in capsys.readouterr().out
+
+
+def test_several_gpus_share_a_batch_and_with_fsdp2_the_weights():
+    settings, how = Training(epochs=1, batch_size=60, precision="bf16"), {"gpu": "A100-80", "measure": False}
+    (one,), (two,), (sharded,) = (
+        estimate(TinyDigits(), settings, ["baseline"], **how, **more)
+        for more in ({}, {"gpus": 2}, {"gpus": 2, "launch": Launch(parallel="fsdp2")})
+    )
+    assert (two.micro_batch, two.flops, two.fixed_bytes) == (30, one.flops, one.fixed_bytes)
+    assert two.activation_bytes == pytest.approx(one.activation_bytes / 2, rel=0.05)
+    assert two.gpu_hours == pytest.approx(2 * one.gpu_hours), "as many operations in each of them"
+    assert 2 * sharded.fixed_bytes == pytest.approx(one.fixed_bytes, abs=1)
+    with pytest.raises(ValueError, match="gpus must be at least 1 and divide the 60 samples at a time, got 7"):
+        estimate(TinyDigits(), settings, ["baseline"], gpus=7)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_memory_of_blocks_that_are_computed_again(dropout):
+    """What lies between the blocks, and one block; of real blocks as backward of the last one meets them."""
+    task, batch = TinyDigits(dropout=dropout), torch.ones(6, 1, 8, 8)
+    task.loss = classification_loss
+    plain, again = (count_step(task, BASELINE, batch, gpu=False, recompute=wish) for wish in (False, True))
+    model = task.build_model()
+    recompute_blocks(model)
+    between = held_bytes(lambda: classification_loss(model, batch), [*model.parameters(), batch])
+    block, x = task.build_model().blocks[0], torch.ones(6, 17, 32, requires_grad=True)
+    inside = held_bytes(lambda: block(x), [*block.parameters(), x])
+    assert again.activation_bytes == pytest.approx(between + inside, rel=0.02)
+    assert again.activation_bytes < plain.activation_bytes
+    work = ("forward_flops", "backward_flops", "operations")
+    assert [getattr(again, name) for name in work] == [getattr(plain, name) for name in work]
+    assert 0.8 * plain.forward_flops < again.recomputed_flops < plain.forward_flops
+    with pytest.raises(ValueError, match="Linear has no list of blocks with known attention"):
+        count_step(toy(lambda: nn.Linear(7, 1)), BASELINE, torch.ones(3, 7), recompute=True)
+
+
+# 10⁹ multiplications and additions of a forward pass, as published (timm's results, and the papers of each model)
+PUBLISHED = {
+    "vit_b": 17.6, "deit_b": 17.6, "swin_b": 15.4, "xcit_s12": 4.8, "xcit_m24": 16.2, "davit_b": 15.5, "volo_d1": 6.8
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "vit_b" else pytest.mark.slow) for n in PUBLISHED])
+def test_models_of_the_papers_take_what_is_published(name):
+    recipe = recipe_class(name)()
+    batch = torch.zeros(1, 3, 224, 224), torch.zeros(1, dtype=torch.int64)
+    count = count_step(recipe.stand_in(), BASELINE, batch, recipe.training)
+    assert count.forward_flops / 2e9 == pytest.approx(PUBLISHED[name], rel=0.02)
 
 
 def test_values_in_the_data_cannot_be_foreseen():
@@ -287,6 +338,16 @@ def test_the_commands_say_it_and_write_nothing(tmp_path, capsys, monkeypatch):
     data = json.loads(capsys.readouterr().out)
     assert [run["variant"] for run in data["runs"]] == ["preconditioned"]
     assert data["total"]["flops"] == data["runs"][0]["flops"] > 0
+    small = ["--timm-model", "vit_tiny_patch16_224", "--image-size", "32", "--batch-size", "64"]
+    assert call("train", "vit_b", *small, "--gpu", "A100-80", "--gpus", "8", "--recompute", "--dry-run") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "there is no imagenet: counted for the 1,281,167 training images", "samples 384,345,600", "GPU hours",
+        "time on 8 × A100-80", "activations of 8 samples", "computed a second time",
+    ):  # fmt: skip
+        assert words in printed
+    assert call("train", "vit_b", "--data-dir", str(tmp_path), "--dry-run") == 2, "a folder that is there is looked at"
+    assert "no class folders" in capsys.readouterr().err
     assert call("train", "digits", "--gpu", "H100") == 2
     assert "add --dry-run" in capsys.readouterr().err
     assert call("train", "digits", "--dry-run", "--gpu", "K80") == 2

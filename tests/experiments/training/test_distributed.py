@@ -3,13 +3,18 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
+from timm import create_model
 
 from conditioned_attention.experiments.training.launch import Launch
+from conditioned_attention.experiments.training.sharded import shard_by_blocks
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments import ranks
 from tests.processes import Forked, torchruns_variables
@@ -47,32 +52,63 @@ def alone(tmp_path_factory):
     return folder, ranks.run(folder, "quiet")
 
 
-def test_two_ranks_train_what_one_process_trains(alone, tmp_path, monkeypatch):
+def two_ranks(monkeypatch, folder, what, parallel):
+    """Told what torchrun tells, which takes seconds."""
     processes = []
-    for rank, told in enumerate(torchruns_variables(2)):
-        for name, value in told.items():
-            monkeypatch.setenv(name, value)
-        processes.append(Forked(tmp_path.with_suffix(f".{rank}"), ranks.main, tmp_path, "quiet", "ddp"))
-    assert [process.wait() for process in processes] == [0, 0], processes[0].said.read_text()
-    assert_close(history(tmp_path), alone[1])
-    for name in ("train.jsonl", "conditions.jsonl"):
-        ours, theirs = (JsonLines(folder / name).read() for folder in (tmp_path, alone[0]))
-        assert [row["step"] for row in ours] == [row["step"] for row in theirs], "written once, not by every rank"
-    for row, other in zip(JsonLines(tmp_path / "train.jsonl").read(), JsonLines(alone[0] / "train.jsonl").read()):
+    with monkeypatch.context() as told:
+        for rank, variables in enumerate(torchruns_variables(2)):
+            for name, value in variables.items():
+                told.setenv(name, value)
+            processes.append(Forked(folder.with_suffix(f".{rank}"), ranks.main, folder, what, parallel))
+        assert [process.wait() for process in processes] == [0, 0], processes[0].said.read_text()
+
+
+def assert_trained_alike(folder, other):
+    ours, theirs = (JsonLines(path / "train.jsonl").read() for path in (folder, other))
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs], "written once, not by every rank"
+    for row, expected in zip(ours, theirs):
         for key in ("loss", "lr", "grad_norm", "seen"):
-            assert row[key] == pytest.approx(other[key], rel=1e-4), key
+            assert row[key] == pytest.approx(expected[key], rel=1e-4), key
+
+
+def test_two_ranks_train_what_one_process_trains(alone, tmp_path, monkeypatch):
+    two_ranks(monkeypatch, tmp_path, "quiet", "ddp")
+    assert_close(history(tmp_path), alone[1])
+    assert_trained_alike(tmp_path, alone[0])
+    ours, theirs = (JsonLines(folder / "conditions.jsonl").read() for folder in (tmp_path, alone[0]))
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     newest = sorted(tmp_path.glob("checkpoint-*"))[-1]
     assert {path.name for path in newest.glob("random_states_*")} == {"random_states_0.pkl", "random_states_1.pkl"}
 
 
-@pytest.mark.slow
-def test_the_same_model_under_fully_shard(tmp_path):
-    """What FSDP2 through Accelerate does on GPUs, with gloo and by hand."""
-    done = launched(tmp_path, "sharded")
-    assert done.returncode == 0, done.stderr
-    expected = ranks.six_steps()
-    assert expected[-1] < expected[0]
-    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(expected, rel=1e-5)
+def test_two_ranks_share_the_weights_and_one_process_goes_on(tmp_path, monkeypatch):
+    """FSDP2 through Accelerate, with C and λ I; its checkpoints are those of one process, and the other way round."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    rows = ranks.run(one, "sharded")
+    two_ranks(monkeypatch, two, "sharded", "fsdp2")
+    assert_close(history(two), rows)
+    assert_trained_alike(two, one)
+    files = [{path.name for path in sorted(folder.glob("checkpoint-*"))[-1].iterdir()} for folder in (one, two)]
+    assert files[1] == files[0] | {"random_states_1.pkl"}
+    for folder in (one, two):  # back to the step before the last
+        shutil.rmtree(sorted(folder.glob("checkpoint-*"))[-1])
+    assert_close(ranks.run(two, "sharded"), rows)
+    two_ranks(monkeypatch, one, "sharded", "fsdp2")
+    assert_close(history(one), rows)
+
+
+def test_blocks_are_what_is_shared_at_a_time():
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.FSDP,
+        is_fsdp2=True,
+        mixed_precision="no",
+        state=SimpleNamespace(fsdp_plugin=plugin),
+    )
+    for name in ("xcit_nano_12_p16_224", "davit_tiny"):
+        with torch.device("meta"):
+            shard_by_blocks(accelerator, create_model(name))
+    assert plugin.transformer_cls_names_to_wrap == ["ClassAttentionBlock", "XCABlock"], "those of the launcher stay"
 
 
 @pytest.mark.slow
@@ -102,7 +138,7 @@ def test_it_goes_on_with_another_number_of_processes(alone, tmp_path):
 def test_another_kind_than_asked_is_an_error(tmp_path, monkeypatch):
     for wish, words in (
         ("ddp", "parallel='ddp' was asked for, but this is 'none', 1 process.* on cpu; start it with 'torchrun"),
-        ("fsdp2", "parallel='fsdp2' was asked for, but this is 'none'.*FSDP2 needs GPUs"),
+        ("fsdp2", "parallel='fsdp2' was asked for, but this is 'none'.*FSDP2 needs several processes"),
     ):
         with pytest.raises(RuntimeError, match=words):
             ranks.run(tmp_path, "quiet", parallel=wish)
@@ -118,10 +154,9 @@ def test_another_kind_than_asked_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="FSDP2 is not refused where there are GPUs")
 def test_launched_as_another_kind_than_asked(tmp_path):
-    for wish, got in (("none", "'ddp', 2 process"), ("fsdp2", "'ddp', 2 process")):
-        done = launched(tmp_path, "quiet", wish)
-        assert done.returncode != 0
-        assert f"parallel='{wish}' was asked for, but this is {got}" in done.stderr
+    done = launched(tmp_path, "quiet", "none")
+    assert done.returncode != 0
+    assert "parallel='none' was asked for, but this is 'ddp', 2 process" in done.stderr
     done = launched(tmp_path, "quiet", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     assert "parallel='fsdp2' was asked for" in done.stderr
     assert not list(tmp_path.iterdir())

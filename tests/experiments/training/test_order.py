@@ -1,5 +1,6 @@
 """Batches depend on the seed and the position alone: not on workers, ranks, or where a run was resumed."""
 
+import inspect
 import itertools
 import random
 import threading
@@ -236,8 +237,12 @@ def test_an_epoch_of_imagenet_is_as_long_as_timms():
     from timm.data.distributed_sampler import RepeatAugSampler
 
     images = range(1_281_167)
-    order = batches(images, "repeated", batch_size=1024, micro_batch=1024).loader.sampler.of.__self__
-    assert order.used == 16 * len(RepeatAugSampler(images, num_replicas=16, rank=0)) == 1_281_024
+    keys = batches(images, "repeated", batch_size=1024, micro_batch=1024).loader.sampler.of
+    assert (
+        inspect.getclosurevars(keys).nonlocals["order"].used
+        == 16 * len(RepeatAugSampler(images, num_replicas=16, rank=0))
+        == 1_281_024
+    )
 
 
 def test_every_copy_has_its_own_augmentation():
@@ -422,3 +427,26 @@ def test_an_empty_stream_is_an_error():
 def test_what_cannot_be_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         next(batches(**changes))
+
+
+def pairs_with_chance(items):
+    """What mixup does: first with last, second with last but one, and a number for the whole batch."""
+    found = torch.stack(items)
+    return torch.cat((found + 100 * found.flip(0), torch.full((len(found), 1), np.random.rand())), dim=1)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "repeated"])
+def test_pairs_are_mixed_alike_on_any_number_of_processes(kind):
+    def mixed(rank=0, ranks=1, **pairs):
+        found = batches(kind=kind, micro_batch=BATCH, collate=pairs_with_chance, **pairs)
+        found.loader = prepare_data_loader(
+            found.loader, num_processes=ranks, process_index=rank, split_batches=True, put_on_device=False
+        )
+        return list(itertools.islice(found, 5))  # into the second epoch
+
+    whole = mixed(pairs=True)
+    assert all(torch.equal(one, two) for one, two in zip(whole, mixed())), "the batches of one process stay"
+    shares = zip(*(mixed(rank, 3, pairs=True) for rank in range(3)))
+    for batch, parts in zip(whole, shares):
+        for i, part in enumerate(parts):
+            assert torch.equal(part, batch[[i, BATCH - 1 - i]])

@@ -6,7 +6,9 @@ shape, dtype and storage and otherwise pretend to be on a CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.blocks import required_blocks
 from conditioned_attention.experiments.training.optimizer import build_optimizer, state_bytes
 from conditioned_attention.experiments.training.settings import Precision, Training
 from conditioned_attention.experiments.training.step import components
@@ -41,8 +45,10 @@ class StepCount:
         trainable_bytes: of the parameters that have gradients.
         saved_bytes: parameters and those buffers that a state_dict holds.
         activation_bytes: different storages that the loss holds for backward, weights not counted; under autocast
-            with the copies of the weights that it casts.
+            with the copies of the weights that it casts.  With recomputation what is held between the blocks, and
+            the largest block's own.
         optimizer_bytes: what the optimizer holds after its first step.
+        recomputed_flops: forward FLOPs that backward does again; they are not among its own.
     """
 
     parameters: int
@@ -55,10 +61,17 @@ class StepCount:
     saved_bytes: int
     activation_bytes: int
     optimizer_bytes: int
+    recomputed_flops: int = 0
 
 
 def count_step(
-    task: Task, variant: Variant, batch: Any, settings: Training | None = None, *, gpu: bool = True
+    task: Task,
+    variant: Variant,
+    batch: Any,
+    settings: Training | None = None,
+    *,
+    gpu: bool = True,
+    recompute: bool = False,
 ) -> StepCount:
     """Counts one micro-batch of a task without running it.
 
@@ -73,6 +86,7 @@ def count_step(
             them.
         gpu: count memory as a GPU holds it, where fused attention has dropout and autocast keeps norms and softmax in
             float32; False: as a CPU does.
+        recompute: see `Launch`.
 
     Raises:
         ValueError: the model cannot be built without data, or its loss depends on values, such as indexing by a mask.
@@ -90,8 +104,9 @@ def count_step(
             # in either case a function mode, so that implementations of attention that look for one choose alike
             with _LikeGPU() if gpu else BaseTorchFunctionMode():
                 weights = [*model.parameters(), *model.buffers()]
-                held = held_bytes(lambda: components(task.loss(model, batch))["loss"], weights)
                 work = _count_work(task, model, batch)
+                again = _Recomputation(model, weights) if recompute else None
+                held = held_bytes(lambda: components(task.loss(model, batch))["loss"], weights)
             optimizer = build_optimizer(model, settings, task.no_weight_decay())
             optimizer.step()
         except (RuntimeError, NotImplementedError) as error:  # those of fake tensors are among them
@@ -102,7 +117,8 @@ def count_step(
         trainable = [p for p in model.parameters() if p.requires_grad]
         parameters, numbers = (sum(p.numel() for p in some) for some in (model.parameters(), trainable))
         sizes = _bytes(weights), _bytes(trainable), _bytes(model.state_dict(keep_vars=True).values())
-        return StepCount(parameters, numbers, *work, *sizes, held, state_bytes(optimizer))
+        held, more = (held, 0) if again is None else (held + again.largest, again.flops)
+        return StepCount(parameters, numbers, *work, *sizes, held, state_bytes(optimizer), more)
 
 
 def _bytes(tensors: Any) -> int:
@@ -192,6 +208,27 @@ def _count_work(task: Task, model: nn.Module, batch: Any) -> tuple[int, int, int
         forward = counter.get_total_flops()
         loss.backward()
     return forward, counter.get_total_flops() - forward, operations.count
+
+
+class _Recomputation:
+    """Makes backward compute every block of a model again, and counts what that takes while a forward runs.
+
+    Attributes:
+        largest: bytes that a block holds for its own backward, of the block that holds most.
+        flops: of the forward of all blocks.
+    """
+
+    def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
+        self.weights, self.largest, self.flops = weights, 0, 0
+        for block in required_blocks(model).values():
+            block.forward = partial(self._forward, block.forward)
+
+    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+            held = held_bytes(lambda: forward(*args, **kwargs), [*self.weights, *inputs])
+        self.largest, self.flops = max(self.largest, held), self.flops + counter.get_total_flops()
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 class _Operations(TorchDispatchMode):

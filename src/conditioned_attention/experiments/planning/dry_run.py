@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from conditioned_attention.experiments.planning.estimate import OPERATION_SECOND
 from conditioned_attention.experiments.planning.gpus import GPU, GPUS
 from conditioned_attention.experiments.recipes.recipe import Recipe
 from conditioned_attention.experiments.recipes.registry import settings_of
+from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.launch import Launch
 
 _PIPED = 200  # columns where the output is no terminal
 
@@ -25,6 +27,8 @@ class DryRun:
     """Only say what this would take: parameters, steps, FLOPs, memory and hours.  Nothing is trained or written."""
     gpu: str | None = None
     """With --dry-run: hours and memory on this GPU, such as H100.  An unknown name lists them."""
+    gpus: int = 1
+    """With --dry-run: how many of them share a batch."""
     utilisation: float = UTILISATION
     """With --dry-run: share of the GPU's peak rate that is assumed; a guess."""
     json: bool = False
@@ -34,11 +38,18 @@ class DryRun:
     def asked(self) -> bool:
         """Whether this is a dry run; raises ValueError for options that have a meaning in one only."""
         if not self.dry_run and self != DryRun():
-            raise ValueError("--gpu, --utilisation and --json say what a dry run is to tell: add --dry-run")
+            raise ValueError("--gpu, --gpus, --utilisation and --json say what a dry run is to tell: add --dry-run")
         return self.dry_run
 
     def __call__(
-        self, recipe: Recipe, variants: Sequence[str], seeds: int = 1, *, tuning: int = 0, threads: int | None = None
+        self,
+        recipe: Recipe,
+        variants: Sequence[str],
+        seeds: int = 1,
+        *,
+        tuning: int = 0,
+        threads: int | None = None,
+        launch: Launch | None = None,
     ) -> int:
         """Prints the estimate of every variant, and of all runs together; returns the exit status, 0.
 
@@ -47,14 +58,28 @@ class DryRun:
         if seeds < 1 or (threads or 1) < 1:
             raise ValueError(f"seeds must be at least one, and so must threads, got {seeds} and {threads}")
         torch.set_num_threads(threads or torch.get_num_threads())
-        rows = estimate(recipe.task(), recipe.training, variants, gpu=self.gpu, utilisation=self.utilisation)
+        task = task_to_plan(recipe)
+        how: Any = {"gpu": self.gpu, "gpus": self.gpus, "utilisation": self.utilisation, "launch": launch}
+        rows = estimate(task, recipe.training, variants, **how)
         if self.json:
-            data = {"settings": settings_of(recipe), "seeds": seeds, "tuning_runs": tuning}
+            data = {
+                "settings": settings_of(recipe),
+                "data": task.data_in_words(),
+                "seeds": seeds,
+                "tuning_runs": tuning,
+            }
             data |= {"runs": [row.to_json() for row in rows], "total": total(rows, seeds + tuning)}
             print(json.dumps(data, indent=2, default=str, allow_nan=False))
         else:
+            print(*task.data_in_words(), sep="\n")
             print_estimates(rows, seeds, tuning)
         return 0
+
+
+def task_to_plan(recipe: Recipe) -> Task:
+    """A recipe's task, or one of the same shapes where its data are well known and not there."""
+    stand_in: Callable[[], Task | None] = getattr(recipe, "stand_in", lambda: None)
+    return stand_in() or recipe.task()
 
 
 def total(rows: Sequence[Estimate], times: int) -> dict[str, Any]:
@@ -96,9 +121,9 @@ def _cells(row: Estimate) -> dict[str, str]:
     if row.tokens is not None:
         cells["tokens"] = _short(row.tokens)
     cells |= {
-        "FLOPs of an optimizer step": _short(row.accumulation * row.micro_batch_flops),
+        "FLOPs of an optimizer step": _short(row.gpus * row.accumulation * row.micro_batch_flops),
         "FLOPs of the run": _short(row.flops),
-        "memory": size(row.memory_bytes),
+        "memory" if row.gpus == 1 else "memory of each process": size(row.memory_bytes),
         "  parameters and buffers": size(row.weight_bytes),
         "  gradients": size(row.gradient_bytes),
         "  AdamW": size(row.optimizer_bytes),
@@ -108,18 +133,23 @@ def _cells(row: Estimate) -> dict[str, str]:
     cells[f"  activations of {row.micro_batch} samples"] = size(row.activation_bytes)
     cells["a checkpoint on disk"] = size(row.checkpoint_bytes)
     if row.gpu is not None:
-        cells[f"time on one {row.gpu}"] = "?" if row.gpu_seconds is None else duration(row.gpu_seconds)
+        cells[f"time on {_many(row)}"] = "?" if row.gpu_seconds is None else duration(row.gpu_seconds)
         cells["  at the least"] = "?" if row.least_gpu_seconds is None else duration(row.least_gpu_seconds)
+        cells["GPU hours"] = "?" if row.gpu_hours is None else _three(row.gpu_hours)
     measured = row.measured_seconds
     cells["time here, measured"] = "not measured" if measured is None else duration(measured)
     return cells
+
+
+def _many(row: Estimate) -> str:
+    return f"one {row.gpu}" if row.gpus == 1 else f"{row.gpus} × {row.gpu}"
 
 
 def _sentences(rows: Sequence[Estimate], seeds: int, tuning: int) -> list[str]:
     first, lines = rows[0], []
     summed = total(rows, seeds + tuning)
     if summed["runs"] > 1:
-        lines.append(_total_sentence(summed, first.gpu))
+        lines.append(_total_sentence(summed, _many(first)))
     if tuning:
         lines.append(
             f"{tuning * len(rows)} of them tune the learning rate, on nine tenths of the training data; "
@@ -140,10 +170,10 @@ def _sentences(rows: Sequence[Estimate], seeds: int, tuning: int) -> list[str]:
     return lines
 
 
-def _total_sentence(summed: dict[str, Any], gpu: str | None) -> str:
+def _total_sentence(summed: dict[str, Any], gpus: str) -> str:
     words = [f"All {summed['runs']} runs, one after another: {_short(summed['flops'])} FLOPs"]
     if summed["gpu_seconds"] is not None:
-        words.append(f"{duration(summed['gpu_seconds'])} on one {gpu}")
+        words.append(f"{duration(summed['gpu_seconds'])} on {gpus}")
     if summed["measured_seconds"] is not None:
         words.append(f"{duration(summed['measured_seconds'])} here")
     return ", ".join(words) + "."
@@ -162,10 +192,14 @@ def _gpu_sentences(rows: Sequence[Estimate]) -> list[str]:
         rate = {"no": gpu.fp32, "bf16": gpu.bf16, "fp16": gpu.fp16}[first.precision]
         words = "float32 outside the tensor cores, as PyTorch computes it" if first.precision == "no" else "dense"
         lines = [
-            f"Time on one {first.gpu}: {first.utilisation:.0%} of its peak of {rate:g} TFLOP/s ({words}) is assumed, "
+            f"Time on {_many(first)}: {first.utilisation:.0%} of its peak of {rate:g} TFLOP/s ({words}) is assumed, "
             f"and at least {1e6 * OPERATION_SECONDS:g} µs for each of the {first.operations:,} operations of a "
             "micro-batch; neither is measured.  At the least: all of the peak, or of the memory's bandwidth."
         ]
+        lines += ["What the GPUs tell each other is not counted."] * (first.gpus > 1)
+        lines += ["The blocks' forward is computed a second time, in the hours alone."] * bool(first.recomputed_flops)
+        if first.sharded:
+            lines.append("Weights, gradients and AdamW are shared by the GPUs; blocks in use are put together besides.")
     for row in rows:
         if not row.fits:
             lines.append(_does_not_fit(row, gpu))
@@ -177,12 +211,17 @@ def _does_not_fit(row: Estimate, gpu: GPU) -> str:
     words = f"{row.variant} does not fit: {size(row.memory_bytes)} of {gpu.memory} GB, a tenth of which is kept free."
     room = gpu.usable_bytes - row.fixed_bytes
     if room <= 0:
-        return f"{words}  Parameters, gradients and AdamW alone are too much for one {row.gpu}: shard them (FSDP)."
+        return (
+            f"{words}  Parameters, gradients and AdamW alone are too much for one {row.gpu}: "
+            "--parallel fsdp2 shards them."
+        )
     half = "fp16" if gpu.bf16 is None else "bf16"
     help_ = [f"--precision {half}"] * (row.precision == "no")
     wanted = row.accumulation * row.activation_bytes / room
     batch_size = row.micro_batch * row.accumulation
     enough = [n for n in range(row.accumulation + 1, batch_size + 1) if batch_size % n == 0 and n >= wanted]
+    if not row.recomputed_flops:
+        help_.append("--recompute")
     if enough:
         help_.insert(0, f"--accumulation {enough[0]} (micro-batches of {batch_size // enough[0]})")
     return f"{words}  What helps: {' or '.join([*help_, 'a GPU with more memory'])}."

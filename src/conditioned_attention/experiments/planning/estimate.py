@@ -51,8 +51,9 @@ class Timing:
 class Estimate:
     """What one run of one variant will take.
 
-    Memory is that of one process, without sharding.  It is the sum of what certainly exists at the same time, or
-    nearly so; temporaries of single operations, and the evaluation, are not in it.  FLOPs are those of training alone.
+    Memory is that of one process.  It is the sum of what certainly exists at the same time, or nearly so; temporaries
+    of single operations, and the evaluation, are not in it, nor blocks that are put together from their shards while
+    they are used.  FLOPs are those of training alone.
 
     Attributes:
         variant: name.
@@ -60,11 +61,14 @@ class Estimate:
         steps: optimizer steps; at most so many where there is a budget of seconds.
         samples: those steps' samples, over all processes.
         tokens: the same in tokens; None where a sample is not counted in tokens.
-        micro_batch, accumulation: samples at a time, and how many of those an optimizer step takes.
+        micro_batch, accumulation: samples at a time in one process, and how many of those an optimizer step takes.
         precision: of autocast.
         micro_batch_flops: forward and backward of one micro-batch.
         operations: of one micro-batch, forward and backward.
-        flops: of the whole run.
+        flops: of the whole run, in all processes.
+        recomputed_flops: forward FLOPs of one micro-batch that are done again, and counted in hours alone.
+        gpus: how many processes, a GPU each, share a batch.
+        sharded: whether they share weights, gradients and what the optimizer holds, too.
         weight_bytes: parameters and buffers.
         gradient_bytes, optimizer_bytes: of the gradients, and of what the optimizer holds.
         ema_bytes: the running average, a whole copy of the model; 0 without one.
@@ -73,8 +77,9 @@ class Estimate:
         budget_seconds: of `Training.seconds`, None without one.
         gpu: the GPU that the hours are for, a key of `GPUS`; None if none was named.
         utilisation: the share of its peak that is assumed.
-        gpu_seconds: on that GPU: the FLOPs at that share of its peak rate, or `OPERATION_SECONDS` an operation,
-            whichever takes longer; None without one, or where it has no hardware for the precision.
+        gpu_seconds: on ``gpus`` of that GPU: the FLOPs at that share of its peak rate, or `OPERATION_SECONDS` an
+            operation, whichever takes longer, and nothing for what they tell each other; None without one, or where it
+            has no hardware for the precision.
         least_gpu_seconds: no run on it can be faster: every FLOP at the peak rate, or every byte of weights, optimizer
             state and activations at the peak bandwidth, whichever takes longer.
         timing: of steps on this machine; None if they were not measured.
@@ -98,6 +103,9 @@ class Estimate:
     ema_bytes: int
     activation_bytes: int
     checkpoint_bytes: int
+    recomputed_flops: int = 0
+    gpus: int = 1
+    sharded: bool = False
     budget_seconds: float | None = None
     gpu: str | None = None
     utilisation: float = UTILISATION
@@ -113,7 +121,13 @@ class Estimate:
     @property
     def fixed_bytes(self) -> int:
         """The part of it that does not depend on the micro-batch."""
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.ema_bytes
+        whole = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.ema_bytes
+        return -(-whole // self.gpus) if self.sharded else whole
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of all GPUs together."""
+        return None if self.gpu_seconds is None else self.gpus * self.gpu_seconds / 3600
 
     @property
     def fits(self) -> bool | None:
@@ -131,7 +145,8 @@ class Estimate:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""
-        more = {"memory_bytes": self.memory_bytes, "fits": self.fits, "measured_seconds": self.measured_seconds}
+        names = ("memory_bytes", "fits", "gpu_hours", "measured_seconds")
+        more = {name: getattr(self, name) for name in names}
         return {**dataclasses.asdict(self), **more}
 
 
@@ -141,7 +156,9 @@ def estimate(
     variants: Sequence[str | Variant],
     *,
     gpu: str | None = None,
+    gpus: int = 1,
     utilisation: float = UTILISATION,
+    launch: Launch | None = None,
     measure: bool = True,
 ) -> list[Estimate]:
     """What training a task will take, a row a variant.  One micro-batch of data is read; nothing is trained or written.
@@ -150,44 +167,57 @@ def estimate(
         task, settings: what is trained, and how.
         variants: names or `Variant` objects.
         gpu: what to estimate hours and memory for, a key of `GPUS`.
+        gpus: how many of them share each micro-batch.
         utilisation: share of that GPU's peak rate that is assumed, in (0, 1].
+        launch: whether they share the weights too (``parallel="fsdp2"``), and whether blocks are computed again.
         measure: time a few steps on this machine, where they are small enough to take seconds.
 
     Raises:
-        ValueError: an unknown GPU or variant, a share out of range, a batch larger than the training set, or a task
-            whose step depends on values in the data (see `count_step`).
+        ValueError: an unknown GPU or variant, a share out of range, a batch larger than the training set or not to be
+            shared by so many GPUs, or a task whose step depends on values in the data (see `count_step`).
     """
+    from accelerate.utils import slice_tensors
+
+    launch = launch or Launch()
     gpu = None if gpu is None else find_gpu(gpu)
     if not 0 < utilisation <= 1:
         raise ValueError(f"utilisation must be in (0, 1], got {utilisation}")
+    if gpus < 1 or settings.micro_batch % gpus:
+        raise ValueError(f"gpus must be at least 1 and divide the {settings.micro_batch} samples at a time, got {gpus}")
     chosen = find_variants(variants)
     check_suited(chosen, causal=task.causal)
     steps = settings.steps(number_of(task.train_data()), task.tokens_per_sample)
     # the first micro-batch that a run trains on: its shapes are what counts
     batch = next(training_batches(task.train_data(), settings, seed=0, collate=task.collate_train))
+    share = slice_tensors(batch, slice(0, settings.micro_batch // gpus))  # as Accelerate cuts it
     like_gpu = gpu is not None or torch.cuda.is_available()
     rows = []
     for variant in chosen:
-        count = count_step(task, variant, batch, settings, gpu=like_gpu)
-        row = _on_gpu(_estimate(task, settings, variant, steps, count), gpu, utilisation)
+        count = count_step(task, variant, share, settings, gpu=like_gpu, recompute=launch.recompute)
+        row = _estimate(task, settings, variant, steps, count, gpus)
+        row = _on_gpu(dataclasses.replace(row, sharded=launch.parallel == "fsdp2"), gpu, utilisation)
         if measure and _quick(row):
-            row = dataclasses.replace(row, timing=_time(task, settings, variant, batch))
+            row = dataclasses.replace(row, timing=_time(task, settings, variant, batch, launch))
         rows.append(row)
     return rows
 
 
-def _estimate(task: Task, settings: Training, variant: Variant, steps: int, count: StepCount) -> Estimate:
+def _estimate(task: Task, settings: Training, variant: Variant, steps: int, count: StepCount, gpus: int) -> Estimate:
     flops = count.forward_flops + count.backward_flops
     full = settings.full_steps(number_of(task.train_data()), task.tokens_per_sample)
     samples = full * settings.batch_size
     ema = count.weight_bytes if settings.averages else 0
-    counted = ("parameters", "trainable", "operations", "weight_bytes", "optimizer_bytes", "activation_bytes")
+    counted = (
+        "parameters", "trainable", "operations", "weight_bytes", "optimizer_bytes", "activation_bytes",
+        "recomputed_flops",
+    )  # fmt: skip
     return Estimate(
         **{name: getattr(count, name) for name in counted},
-        **{name: getattr(settings, name) for name in ("micro_batch", "accumulation", "precision")},
+        **{name: getattr(settings, name) for name in ("accumulation", "precision")},
+        micro_batch=settings.micro_batch // gpus, gpus=gpus,
         variant=variant.name, steps=steps, samples=samples,
         tokens=samples * task.tokens_per_sample if task.tokens_per_sample > 1 else None,
-        micro_batch_flops=flops, flops=full * settings.accumulation * flops,
+        micro_batch_flops=flops, flops=full * settings.accumulation * gpus * flops,
         gradient_bytes=count.trainable_bytes, ema_bytes=ema,
         checkpoint_bytes=count.saved_bytes + count.optimizer_bytes + (ema and count.saved_bytes),
         budget_seconds=settings.seconds,
@@ -204,11 +234,12 @@ def _on_gpu(row: Estimate, name: str | None, utilisation: float) -> Estimate:
         return row
     # AdamW reads weight, gradient and both of its numbers, and writes all but the gradient; what is held for backward
     # is written once and read once.
-    update = 2 * (row.gradient_bytes + row.optimizer_bytes) + row.gradient_bytes
+    update = (2 * (row.gradient_bytes + row.optimizer_bytes) + row.gradient_bytes) / (row.gpus if row.sharded else 1)
     traffic = row.steps * (update + 2 * row.accumulation * row.activation_bytes)
-    least = max(row.flops / peak, traffic / (1e9 * gpu.bandwidth))
+    done = row.flops / row.gpus * (1 + row.recomputed_flops / row.micro_batch_flops)
+    least = max(done / peak, traffic / (1e9 * gpu.bandwidth))
     launches = row.steps * row.accumulation * row.operations * OPERATION_SECONDS
-    seconds = max(row.flops / (peak * utilisation), launches, least)
+    seconds = max(done / (peak * utilisation), launches, least)
     return dataclasses.replace(row, gpu_seconds=row.within_budget(seconds), least_gpu_seconds=row.within_budget(least))
 
 
@@ -216,18 +247,18 @@ def _quick(row: Estimate) -> bool:
     """Whether a few steps on this machine take seconds, and fit."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs_here = (row.precision, device) != ("fp16", "cpu")
-    flops = row.accumulation * row.micro_batch_flops
+    flops = row.gpus * row.accumulation * row.micro_batch_flops
     return runs_here and row.memory_bytes <= _TIMED_BYTES and flops <= _TIMED_FLOPS[device]
 
 
-def _time(task: Task, settings: Training, variant: Variant, batch: Any) -> Timing:
+def _time(task: Task, settings: Training, variant: Variant, batch: Any, launch: Launch) -> Timing:
     """A few real optimizer steps on the same micro-batch, on this machine."""
     from accelerate.utils import send_to_device
 
     accelerator = Launch().accelerator(settings.precision, settings.accumulation)
     device = accelerator.device
     with torch.random.fork_rng():
-        step = step_of_variant(task, settings, variant, accelerator)
+        step = step_of_variant(task, settings, variant, accelerator, recompute=launch.recompute)
         take = partial(step, itertools.repeat(send_to_device(batch, device)), settings.accumulation)
         seconds = [seconds_of(take, device)]
         while len(seconds) <= _TIMED_STEPS and sum(seconds) < _PATIENCE:

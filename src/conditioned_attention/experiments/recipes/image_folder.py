@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.data.images.folder import image_folder
@@ -76,7 +79,7 @@ class ImageFolder(Choices):
             )
 
     def task(self, *, tuning: bool = False) -> ImageClassification:
-        model = self._model()
+        self._model()  # what is wrong with it is said before a million images are read
         for_training = ImageTransform(self.image_size, self.augment)
         for_evaluation = ImageTransform(self.image_size, _EVALUATION, self.crop)
         source, notes = without_unreadable(self._source(), self.max_unreadable, self.cache_dir)
@@ -87,7 +90,13 @@ class ImageFolder(Choices):
         # shuffled, so that the first few, which the monitor looks at, are of many classes
         evaluation = np.random.RandomState(0).permutation(evaluation).tolist()
         data = LazyImages(source, train, for_training), LazyImages(source, evaluation, for_evaluation)
-        return ImageClassification(data, model, source.classes, notes, self.mixing)
+        return self._task(data, source.classes, notes)
+
+    def _task(
+        self, data: tuple[Dataset[Any], Dataset[Any]], classes: int | Sequence[str], notes: Sequence[str]
+    ) -> ImageClassification:
+        """The task on these training and evaluation images."""
+        return ImageClassification(data, self._model(), classes, notes, self.mixing)
 
     def _model(self) -> VisionTransformer | TimmModel:
         if self.timm_model is None:

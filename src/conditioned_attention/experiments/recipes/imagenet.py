@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from conditioned_attention.experiments.data.images.blank import BlankImages
 from conditioned_attention.experiments.data.images.imagenet import imagenet
 from conditioned_attention.experiments.data.images.mixing import Mixing
 from conditioned_attention.experiments.data.images.source import ImageSource
@@ -34,6 +35,7 @@ _DEIT: dict[str, Any] = (
     | {"clip": None, "warmup_from": 1e-6, "final_lr": 0.01, "schedule_lag": 1, "order": "repeated", "repeats": 3}
     | {"ema_beside": 0.99996}
 )
+_TRAINING_IMAGES, _VALIDATION_IMAGES = 1_281_167, 50_000  # of ILSVRC 2012
 _MIXED, _SMOOTHED, _AS_THEY_ARE = Mixing(mixup=0.8, cutmix=1.0, smoothing=0.1), Mixing(smoothing=0.1), Mixing()
 _CLASSES, _IMAGES = 1000, (1_281_167, 50_000)  # of ImageNet-1k, to train and to evaluate
 
@@ -43,12 +45,14 @@ class ImageNet(ImageFolder):
     """A recipe on ImageNet-1k, or on other images in its place.
 
     Attributes:
+        data_dir: where the images lie; see `ImageFolder`.  A dry run needs none.
         val_labels: the list of the classes of validation images that lie in one folder, as they come; see `imagenet`.
             Without it they lie in class folders, or the data are a saved data set or parquet files.
         classes: how many there must be; another number is an error before any image is read.  Another number of images
             than ImageNet's is said, and no error.
     """
 
+    data_dir: Path = place(Path("imagenet"))
     val_labels: Path | None = place(None)
     classes: int = place(_CLASSES)
     augment: Augment = "strong"
@@ -66,6 +70,14 @@ class ImageNet(ImageFolder):
             return source
         note = "{:,} images to train and {:,} to evaluate; ImageNet-1k has {:,} and {:,}".format(*counts, *_IMAGES)
         return replace(source, notes=[*source.notes, note])
+
+    def stand_in(self) -> ImageClassification | None:
+        """The task on as many blank images as ImageNet-1k has, for a plan; None where there is a ``data_dir``."""
+        if self.data_dir.expanduser().exists():
+            return None
+        note = f"there is no {self.data_dir}: counted for the {_TRAINING_IMAGES:,} training images of ImageNet-1k"
+        data = BlankImages(_TRAINING_IMAGES, self.image_size), BlankImages(_VALIDATION_IMAGES, self.image_size)
+        return self._task(data, self.classes, [note])
 
 
 @dataclass(frozen=True)
@@ -140,8 +152,8 @@ class XCiT(ImageNet):
     crop: float = 1.0
     training: Training = field(default_factory=partial(Training, epochs=400, warmup=5 / 400, **_DEIT))
 
-    def task(self, *, tuning: bool = False) -> ImageClassification:
-        task = super().task(tuning=tuning)
+    def _task(self, *given: Any) -> ImageClassification:
+        task = super()._task(*given)
         task.left_alone = () if self.class_attention else ("cls_attn_blocks.*",)
         return task
 

@@ -49,6 +49,7 @@ class ImageClassification(Task):
         names = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
         self._model, self._classes, self.classes = model, len(names), names
         self._mixing = mixing or Mixing()
+        self.mixes_pairs = self._mixing.mixes
         self.about = classes_in_words(names)
         self.notes = list(notes)
 

@@ -51,6 +51,7 @@ class Task(ABC):
     causal: bool = False  # whether a token may know nothing of later ones, as a transform that mixes rows would let it
     left_alone: tuple[str, ...] = ()  # patterns of names of attention modules that no variant changes
     classes: Sequence[str] = ()  # names of what a classifier tells apart, in the order of its logits
+    mixes_pairs: bool = False  # whether `collate_train` mixes first and last sample, second and last but one, …
     about: str = ""  # what the data are, in a few words
     notes: Sequence[str] = ()  # what a report should say about the data, such as items that are left out
 
@@ -119,7 +120,11 @@ class Task(ABC):
         return default_collate(items)
 
     def collate_train(self, items: Any) -> Any:
-        """Makes a training batch; here chance has its place, such as mixup.  Default: `collate`."""
+        """Makes a training batch; here chance has its place, such as mixup.  Default: `collate`.
+
+        Of several processes each makes its share, with other chance; with `mixes_pairs` all of them have that of one
+        process, and pairs that it has too.
+        """
         return self.collate(items)
 
     def preprocessing(self) -> dict[str, Any] | None:

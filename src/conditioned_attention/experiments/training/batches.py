@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from conditioned_attention.experiments.training.chance import generators_kept, reseed, seeded
-from conditioned_attention.experiments.training.order import Key, SampleOrder
+from conditioned_attention.experiments.training.order import Key, SampleOrder, from_both_ends
 from conditioned_attention.experiments.training.settings import Batch
 from conditioned_attention.experiments.training.stream import StreamedItems
 
@@ -52,21 +52,25 @@ class TrainingBatches(Iterator[Any]):
 
 
 def training_batches(
-    data: Any, batch: Batch, *, seed: int, collate: Callable[[Any], Any], workers: int = 0
+    data: Any, batch: Batch, *, seed: int, collate: Callable[[Any], Any], pairs: bool = False, workers: int = 0
 ) -> TrainingBatches:
     """The micro-batches of a run.
 
     The samples that do not fill a batch are left out of an epoch.  In a stream, a batch may begin in one epoch and end
     in the next.
 
-    Accelerate cuts each micro-batch over the processes in the order of its samples, so the copies of ``"repeated"``
-    are neighbours in one process, and in two where the border lies between them.
+    Accelerate cuts each micro-batch over the processes in the order of its samples, and each process collates its own
+    share, with chance of its own.  So the copies of ``"repeated"`` are neighbours in one process, and in two where the
+    border lies between them.  With ``pairs`` it is cut from both ends, so that a share's first and last sample, its
+    second and its last but one, … are such pairs of the whole, and all shares have the chance of the whole: what mixes
+    these pairs by numbers drawn once a batch gives the same on any number of processes.
 
     Args:
         data: has a length and items by index; for ``order="streamed"`` it is iterated, and a ``set_epoch`` is called.
         batch: which samples make an optimizer step, and in which order they come.
         seed: of the order, and of all chance in items and batches.
         collate: makes a batch of items, and may draw from the global generators.
+        pairs: cut micro-batches from both ends; streams never are.
         workers: processes that prepare batches, 0 for none.  Each reads the whole of a stream: there they help where
             it is ``collate`` that takes the time.
 
@@ -88,7 +92,8 @@ def training_batches(
         if not used:
             raise ValueError(f"batch_size={batch.batch_size} leaves no batch of {len(data)} samples")
         order = SampleOrder(batch.order, len(data), seed, used, batch.repeats)
-        items, keys = SeededItems(data, seed), _Keys(order.keys)
+        items, together = SeededItems(data, seed, pairs=pairs), batch.micro_batch if pairs else 1
+        keys = _Keys(lambda start: from_both_ends(order.keys(start), together))
     loader = DataLoader(
         items,
         batch.micro_batch,
@@ -117,24 +122,29 @@ class SeededItems(Dataset[Any]):
     Random transforms of torchvision, timm or the user's own draw from the generators of torch, numpy and Python; so
     they give the same picture in any worker, on any rank, and after any resume.  A data set with ``__getitems__``
     hands out whole batches: there the generators are set by the first key, and chance depends on the batch as well.
+
+    Keys come as `from_both_ends` gives them; with ``pairs``, of more than one at a time.
     """
 
-    def __init__(self, data: Any, seed: int) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: Any, seed: int, *, pairs: bool) -> None:
+        self.data, self.seed, self.pairs = data, seed, pairs
         while isinstance(data, Subset):  # has __getitems__, and hands out one item after another
             data = data.dataset
         self.in_batches = hasattr(data, "__getitems__")
 
-    def __getitems__(self, keys: Sequence[Key]) -> tuple[Key, None, Any]:
+    def __getitems__(self, found: Sequence[tuple[Key, Key]]) -> tuple[Key, None, Any]:
+        first, keys = found[0][0], [key for _, key in found]
+        if self.pairs:
+            keys = keys[::2] + keys[1::2][::-1]  # of the whole micro-batch, this is its order
         with generators_kept():
             if self.in_batches:
                 reseed(self.seed, *keys[0])
-                return keys[0], None, self.data.__getitems__([key[1] for key in keys])
+                return first, None, self.data.__getitems__([key[1] for key in keys])
             items = []
             for key in keys:
                 reseed(self.seed, *key)
                 items.append(self.data[key[1]])
-            return keys[0], None, items
+            return first, None, items
 
 
 class SeededCollate:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from conditioned_attention.experiments.evidence.stored import Number
+from conditioned_attention.experiments.training.sharded import load_state, save_state
 from conditioned_attention.storage.files import UNFINISHED, read_json, write_json
 from conditioned_attention.storage.ownership import checkpoint_name, checkpoints_in
 from conditioned_attention.storage.schema import Count
@@ -80,7 +81,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         try:
             with _quiet():
-                self.accelerator.save_state(str(temporary))
+                save_state(self.accelerator, temporary)
             if main:
                 if extra is not None:
                     torch.save(extra, temporary / "extra.pt")
@@ -93,9 +94,10 @@ class Checkpoints:
                 self._remove_before(path)
         except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by who writes
             shutil.rmtree(temporary, ignore_errors=True)
+            peer = ", or see why another process has ended," * (self.accelerator.num_processes > 1)
             raise OSError(
                 f"the checkpoint {path} could not be written ({type(error).__name__}: {error}); those before it are as "
-                "they were. Make room and call again: the run goes on from the newest of them"
+                f"they were. Make room{peer} and call again: the run goes on from the newest of them"
             ) from error
         self.accelerator.wait_for_everyone()
         return path
@@ -124,7 +126,7 @@ class Checkpoints:
         position = read_json(path / "position.json", PositionData)
         check(position)
         try:
-            self.accelerator.load_state(str(path))
+            load_state(self.accelerator, path)
             self._check_random_states(path, position["processes"])
             extra = torch.load(path / "extra.pt", weights_only=True) if (path / "extra.pt").exists() else None
         except Exception as error:  # files that do not fit fail in as many ways as there are readers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from conditioned_attention._warnings import warn
 from conditioned_attention.choices import check_choices
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Parallel = Literal["auto", "none", "ddp", "fsdp2"]
 _FP16 = "precision='fp16' needs a GPU; on a CPU 'no' and 'bf16' are valid"
 _HINTS = {
-    "fsdp2": "FSDP2 needs GPUs, and 'torchrun --nproc-per-node N' or accelerate launch --fsdp_version 2",
+    "fsdp2": "FSDP2 needs several processes: 'torchrun --nproc-per-node N' with --parallel fsdp2",
     "ddp": "start it with 'torchrun --nproc-per-node N' (accelerate launch --cpu starts one process only)",
 }
 
@@ -29,6 +29,8 @@ class Launch:
     Attributes:
         parallel: ``"auto"`` takes what torchrun or accelerate launch has started; ``"none"``, ``"ddp"`` and
             ``"fsdp2"`` raise if that is anything else.
+        recompute: hold only what is between the blocks of the model for backward, and compute what is in them again
+            (activation checkpointing): about a third more time for much less memory, and the same numbers.
         trackers: where to show the numbers besides the run's folder: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
             ``"trackio"``.
         name: what trackers call the run, before its variant and seed; default the task's.
@@ -41,6 +43,7 @@ class Launch:
     """
 
     parallel: Parallel = "auto"
+    recompute: bool = False
     trackers: tuple[str, ...] = ()
     name: str | None = None
     loader_workers: int = 0
@@ -61,7 +64,7 @@ class Launch:
         """Whether this machine has what is asked for, before any data are read.
 
         Raises:
-            RuntimeError: ``parallel`` asks for GPUs where there are none, or for a launcher that has not started this.
+            RuntimeError: ``parallel`` asks for several processes, and no launcher has started this.
             ValueError: fp16 without a GPU.
         """
         import torch
@@ -69,7 +72,7 @@ class Launch:
         there = torch.accelerator.is_available()
         if precision == "fp16" and not there:
             raise ValueError(_FP16)
-        if (self.parallel == "fsdp2" and not there) or (self.parallel == "ddp" and world_size() == 1):
+        if self.parallel in ("ddp", "fsdp2") and world_size() == 1:
             kind = f"{world_size()} process(es) on {torch.accelerator.current_accelerator() if there else 'cpu'}"
             raise RuntimeError(f"parallel={self.parallel!r} was asked for, but this is {kind}; {_HINTS[self.parallel]}")
 
@@ -78,12 +81,12 @@ class Launch:
 
         Raises:
             RuntimeError: the processes that were started are not what ``parallel`` asks for.
-            ValueError: fp16 without a GPU, or FSDP2 without one.
+            ValueError: fp16 without a GPU.
         """
         import torch
-        from accelerate import Accelerator, DataLoaderConfiguration, FullyShardedDataParallelPlugin
-        from accelerate.state import AcceleratorState, GradientState
-        from accelerate.utils import GradientAccumulationPlugin
+        from accelerate import Accelerator, DataLoaderConfiguration
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+        from accelerate.utils import DistributedType, GradientAccumulationPlugin
 
         _tell_of_environment()
         # One process may train several runs, and Accelerate keeps its settings in singletons and in the environment.
@@ -92,13 +95,11 @@ class Launch:
         global _requested_here
         if _requested_here:
             os.environ.pop(_FSDP, None)
+            if PartialState().device.type == "cpu" and PartialState().use_distributed:
+                PartialState().distributed_type = DistributedType.MULTI_CPU
         # Accelerate writes a plugin's wish into the environment, where it reads like the launcher's.
         _requested_here = self.parallel == "fsdp2" and _FSDP not in os.environ
-        plugin = None
-        if self.parallel == "fsdp2":  # wrapped by the model's own _no_split_modules
-            plugin = FullyShardedDataParallelPlugin(
-                fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="SHARDED_STATE_DICT"
-            )
+        plugin = _plugin(precision) if self.parallel == "fsdp2" else None
         accelerator = Accelerator(
             # torchrun on a machine without a GPU: without this word every process would train a run of its own
             cpu=cpu or (world_size() > 1 and not torch.accelerator.is_available()),
@@ -109,6 +110,11 @@ class Launch:
             dataloader_config=DataLoaderConfiguration(split_batches=True),
             fsdp_plugin=plugin,
         )
+        if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
+            # there Accelerate forgets the plugin without a word, though nothing that it does needs a GPU
+            accelerator.state.fsdp_plugin = plugin
+            for state in (accelerator.state, PartialState()):
+                state.distributed_type = DistributedType.FSDP
         if precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError(_FP16)
         self._check(accelerator)
@@ -125,6 +131,19 @@ class Launch:
             return
         hint = _HINTS.get(wanted, "ddp, fsdp2 and a single process are supported")
         raise RuntimeError(f"parallel={wanted!r} was asked for, but this is {got!r}, {found}; {hint}")
+
+
+def _plugin(precision: str) -> Any:
+    """FSDP2 by blocks, which `shard_by_blocks` names; half precision without rounding what is summed up."""
+    import torch
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = None if half is None else MixedPrecisionPolicy(half, reduce_dtype=torch.float32)
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", mixed_precision_policy=policy
+    )
 
 
 # Of `accelerate launch`: what they say there, a run says by its own settings, or does not know.

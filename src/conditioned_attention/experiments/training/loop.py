@@ -22,6 +22,7 @@ from conditioned_attention.experiments.evidence.stored import TrainRow
 from conditioned_attention.experiments.models.built import built_of
 from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.batches import training_batches
+from conditioned_attention.experiments.training.blocks import recompute_blocks
 from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.interruption import Stop, signals_noted
 from conditioned_attention.experiments.training.launch import Launch, agree, kind
@@ -29,6 +30,7 @@ from conditioned_attention.experiments.training.optimizer import build_optimizer
 from conditioned_attention.experiments.training.position import Keeper
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
+from conditioned_attention.experiments.training.sharded import reshard, shard_by_blocks
 from conditioned_attention.experiments.training.start import StartWeights
 from conditioned_attention.experiments.training.step import Step, new_average
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
@@ -157,8 +159,9 @@ class _Run:
         self.steps = settings.steps(self.samples, task.tokens_per_sample)
         self.evaluate_steps = settings.evaluate_steps or settings.steps_of_epochs(settings.evaluate_every, self.samples)
         self.batches = training_batches(
-            data, settings, seed=self.seed, collate=task.collate_train, workers=self.launch.loader_workers
-        )
+            data, settings, seed=self.seed, collate=task.collate_train, pairs=task.mixes_pairs,
+            workers=self.launch.loader_workers,
+        )  # fmt: skip
         self.eval_loader = self._evaluation_loader(task.eval_data())
 
     def _evaluation_loader(self, data: Any) -> DataLoader[Any]:
@@ -181,8 +184,11 @@ class _Run:
         if settings.schedule_per == "epoch":
             self.ticks = max(1, round(self.full_steps / settings.steps_of_epochs(1, self.samples)))
         schedule = build_schedule(optimizer, settings, self.ticks, self.steps)
+        if self.launch.recompute:  # of the model that trains, not of its average
+            recompute_blocks(model)
         if settings.compile:
             model.compile()
+        shard_by_blocks(self.accelerator, model)
         model, optimizer, self.schedule, self.batches.loader, self.eval_loader = self.accelerator.prepare(
             model, optimizer, schedule, self.batches.loader, self.eval_loader
         )
@@ -355,6 +361,7 @@ class _Run:
 
     def measure(self) -> dict[str, float]:
         """Condition numbers of every head and every projection, into their files; and their summary."""
+        reshard(self.evaluated_model)
         return {} if self.watch is None else self.watch.measure(self.here.step, self.evaluated_model, main=self.main)
 
     def finish(self) -> None:

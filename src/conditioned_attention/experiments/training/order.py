@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,6 +67,17 @@ class SampleOrder(Choices):
                     which, copies = np.divmod(positions, self.repeats)
                     yield from ((epoch, i, copy) for i, copy in zip(permuted(which).tolist(), copies.tolist()))
             epoch, first = epoch + 1, 0
+
+
+def from_both_ends(keys: Iterator[Key], size: int) -> Iterator[tuple[Key, Key]]:
+    """Every ``size`` keys, each behind the first of them: the first and the last, the second and the last but one, ….
+
+    >>> [key for _, (key,) in from_both_ends(((i,) for i in range(6)), 6)]
+    [0, 5, 1, 4, 2, 3]
+    """
+    while some := list(itertools.islice(keys, size)):
+        for i in range(len(some)):
+            yield some[0], some[-1 - i // 2 if i % 2 else i // 2]
 
 
 def permutation(length: int, seed: int, epoch: int) -> Callable[[Array], Array]:

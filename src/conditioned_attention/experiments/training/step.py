@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.blocks import recompute_blocks
 from conditioned_attention.experiments.training.optimizer import build_optimizer, state_bytes
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.variant import Variant
@@ -117,7 +118,9 @@ def _average(decay: float, averages: list[Tensor], tensors: list[Tensor], count:
         torch._foreach_copy_(averages, tensors)
 
 
-def step_of_variant(task: Task, settings: Training, variant: Variant, accelerator: Accelerator) -> Step:
+def step_of_variant(
+    task: Task, settings: Training, variant: Variant, accelerator: Accelerator, *, recompute: bool = False
+) -> Step:
     """A step of a freshly built model with the structure of a variant, to time it or measure its memory."""
     torch.manual_seed(0)
     model, variant = task.build_model(), variant.leaving(task.left_alone)
@@ -125,6 +128,8 @@ def step_of_variant(task: Task, settings: Training, variant: Variant, accelerato
     if settings.compile:
         model.compile()
     average = new_average(model, settings)
+    if recompute:
+        recompute_blocks(model)
     optimizer = build_optimizer(model, settings, task.no_weight_decay())
     model, optimizer = accelerator.prepare(model, optimizer)
     if average is not None:
