@@ -390,6 +390,8 @@ MUTATIONS = [
     ("output, a reader that left", "_streams.py", "error.errno == errno.EPIPE else error", "False else error", "tests/test_streams.py"),
     ("output, few letters", "_streams.py", 'return _PLAIN_LETTERS if stream.errors in', 'return "strict" if stream.errors in', "tests/test_streams.py"),
     ("output, names by the byte", "_streams.py", "return bytes([ord(letter) - 0xDC00]), following", 'return "?", following', "tests/test_streams.py"),
+    ("inspect, trained weights for random ones", "inspection/load.py", "    if pretrained:\n", "    if True:\n", INSPECTION),
+    ("a warning about numpy that nothing here needs", "_torch.py", '"ignore", "Failed', '"default", "Failed', "tests/test_environment.py"),
     ("output, lost and all is well", "cli.py", "(reason := lost(sys.stdout)):", "False:", "tests/test_streams.py"),
     ("Ctrl-C while it imports", "_interrupt.py", "        signal.signal(signal.SIGINT, _leave)\n", "        pass\n", "tests/test_streams.py"),
     ("Ctrl-C of other programs", "_interrupt.py", "if _is_command() and", "if", "tests/test_streams.py"),

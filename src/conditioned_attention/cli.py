@@ -18,6 +18,7 @@ from conditioned_attention._streams import lost, survive
 from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
 from conditioned_attention.environment import check_torchvision, environment, is_main, torchvision_misfit
+from conditioned_attention.sites.versions import SUPPORTED, unsupported
 
 try:
     import tyro
@@ -174,7 +175,13 @@ class Inspect(Choices):
     def __call__(self) -> int:
         import torch
 
-        from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
+        from conditioned_attention.inspection import (
+            inspect_model,
+            load_input,
+            load_model,
+            synthetic_input,
+            weights_in_words,
+        )
         from conditioned_attention.inspection.tables import print_inspection
 
         for option, why in {
@@ -194,7 +201,8 @@ class Inspect(Choices):
         else:
             probe = None if self.structure else synthetic_input(model)
         inspection = inspect_model(model, probe, spectral=self.spectral, dtype=getattr(torch, self.precision))
-        source = "random numbers" if self.input is None else str(self.input)
+        weights = weights_in_words(self.model, pretrained=self.pretrained)
+        source = "random numbers (--input takes real ones)" if self.input is None else str(self.input)
         if self.picture is not None:
             from conditioned_attention.inspection.pictures import plot_inspection
 
@@ -202,10 +210,10 @@ class Inspect(Choices):
             figure: Any = plot_inspection(inspection, theme="dark" if self.dark else "light")[0].figure
             figure.savefig(self.picture, dpi=150)
         if self.json:
-            data = {"model": self.model, "input": source, **inspection.to_json()}
+            data = {"model": self.model, "weights": weights, "input": source, **inspection.to_json()}
             print(json.dumps(data, indent=2, allow_nan=False))
         else:
-            print_inspection(inspection, source)
+            print_inspection(inspection, source, weights)
         return 0 if inspection.complete else 1
 
 
@@ -248,7 +256,9 @@ class Env:
     """Print versions, devices, and which attention implementations can run here."""
 
     def __call__(self) -> int:
-        problems = [problem for problem in [torchvision_misfit()] if problem]
+        misfit = torchvision_misfit()
+        others = [unsupported(package) for package in SUPPORTED if not (misfit and package == "torchvision")]
+        problems = [problem for problem in [misfit, *others] if problem]
         print(json.dumps({**environment(), "problems": problems}, indent=2))
         return 0
 

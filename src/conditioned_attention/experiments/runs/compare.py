@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from conditioned_attention._warnings import warn
+from conditioned_attention.environment import needs
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.progress import Display, display
@@ -82,6 +84,9 @@ def compare(
     >>> result.verdicts()[0][:43]
     'preconditioned: no difference to baseline w'
     """
+    with needs("experiments", "compare"):  # in one line now, and not when the runs are done
+        for name in ("filelock", "rich", "scipy"):
+            import_module(name)
     result = run_missing(
         train, find_variants(variants), seed_list(seeds), folder=folder, workers=workers, threads=threads,
         metric=metric, settings=settings, variant_settings=variant_settings, progress=progress,
