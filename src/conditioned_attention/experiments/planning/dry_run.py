@@ -24,7 +24,7 @@ class DryRun:
     dry_run: bool = False
     """Only say what this would take: parameters, steps, FLOPs, memory and hours.  Nothing is trained or written."""
     gpu: str | None = None
-    """With --dry-run: hours and memory on this GPU, such as H100.  An unknown name lists them."""
+    """With --dry-run: hours and memory on this GPU, such as H100; `conditioned-attention list gpus` lists them."""
     utilisation: float = UTILISATION
     """With --dry-run: share of the GPU's peak rate that is assumed; a guess."""
     json: bool = False
