@@ -2,10 +2,12 @@
 
 import csv
 import re
+import shlex
 import statistics
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.results import read_rows
@@ -38,9 +40,10 @@ def shorter(text, *pairs):
 
 def test_python_of_the_readme_runs(tmp_path):
     text = shorter(README, ("range(1, 6)", "range(1, 2)"), ("seeds=3", "seeds=2"))
-    _, converted, _, compared = run_alone(blocks_of(text), tmp_path)
+    converted, watched, compared = run_alone(blocks_of(text), tmp_path)
     assert "encoder.layer.1.attention.self" in converted
-    assert len((tmp_path / "1/runs/conditions.jsonl").read_text().splitlines()) == 8
+    assert watched.startswith("step 200: median log10 κ ")
+    assert len(read_records(tmp_path / "1/conditions.jsonl")) == 3 * 8
     assert "head_rmsnorm: " in compared
 
 
@@ -144,20 +147,50 @@ def test_versions_of_the_page_on_conversion_are_those_supported():
         assert f"| {package} ≥ {first}, < {end} |" in CONVERSION
 
 
-COMMANDS = (README + CONVERSION + SPECTRAL + MATHEMATICS + MONITORING).replace("\\\n", " ")
+COMMANDS = (README + EXPERIMENTS + CONVERSION + SPECTRAL + MATHEMATICS + MONITORING).replace("\\\n", " ")
 
 
 @pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", COMMANDS, re.MULTILINE))
 def test_command_lines_of_the_readme_parse(line):
     import tyro
 
+    from conditioned_attention._command_line import REGISTRY
     from conditioned_attention.cli import CONFIG, commands
 
-    arguments = line.split()[1:]
-    assert tyro.cli(commands(arguments), args=arguments, config=CONFIG) is not None
+    arguments = shlex.split(line, comments=True)[1:]
+    assert tyro.cli(commands(arguments), args=arguments, config=CONFIG, registry=REGISTRY) is not None
 
 
-def test_the_costs_in_the_readme_are_those_measured():
-    """If this fails: ``conditioned-attention bench table results/bench --into README.md``."""
-    _, between, _ = split_at_marks(ROOT / "README.md")
+def test_the_costs_are_those_measured():
+    """If this fails: ``conditioned-attention bench table results/bench --into docs/cost.md``."""
+    _, between, _ = split_at_marks(ROOT / "docs" / "cost.md")
     assert between == readme_text(ROOT / "results" / "bench")
+    rows = re.findall(r"^\| (.*?) \| (\S+ \(\S+\) \| \S+) \|$", README, re.MULTILINE)
+    assert len(rows) == 4
+    for model, costs in rows:
+        assert re.search(rf"{model.split(',')[0]}.* preconditioned \| {re.escape(costs)}", between)
+
+
+def test_the_evidence_of_the_readme_is_that_of_its_page():
+    """Every number of the table stands in docs/evidence.md, ours and the audit's alike."""
+    table = README.replace("**", "").partition("| variant | digits")[2].partition("\n\n")[0]
+    numbers = re.findall(r"[+−]\d+\.\d+(?: \[.*?\])?", table)
+    assert len(numbers) == 9
+    page = (ROOT / "docs" / "evidence.md").read_text().replace("**", "")
+    assert all(number in page for number in numbers)
+
+
+def test_the_readme_fits_on_a_screen_or_three_and_every_link_leads_somewhere():
+    """Also on a package index, which knows no paths of the repository: the address is the one of pyproject.toml."""
+    assert len(README.splitlines()) <= 150
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        address = tomllib.load(file)["project"]["urls"]["Repository"]
+    links = re.findall(r"\]\((.*?)\)", README)
+    own = [link for link in links if link.startswith(address)]
+    assert len(own) > 20
+    for link in own:
+        assert (ROOT / re.sub(r"^/(blob|raw)/main/", "", link.removeprefix(address))).exists(), link
+    titles = {title.lower().replace(" ", "-").strip("?") for title in re.findall(r"^## (.*)$", README, re.MULTILINE)}
+    others = [link for link in links if link not in own]
+    assert all(link.startswith("https://") or link.removeprefix("#") in titles for link in others)
+    assert address in (ROOT / "CITATION.cff").read_text()

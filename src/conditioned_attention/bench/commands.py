@@ -161,7 +161,7 @@ class BenchLoop:
 
 @dataclass(frozen=True)
 class BenchTable:
-    """Print the README's tables of what `bench operator` and `bench step` have written, or the page of `bench gpu`."""
+    """Print the tables of docs/cost.md from what `bench operator` and `bench step` have written, or `bench gpu`'s page."""
 
     folder: Annotated[Path, Positional]
     """Folder with operator.csv, step.csv or both, or with gpu.json."""
