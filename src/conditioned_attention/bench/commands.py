@@ -161,7 +161,7 @@ class BenchLoop:
 
 @dataclass(frozen=True)
 class BenchTable:
-    """Print the tables of docs/cost.md from what `bench operator` and `bench step` have written, or `bench gpu`'s page."""
+    """Print the tables of docs/cost.md from the files of `bench operator` and `bench step`, or `bench gpu`'s page."""
 
     folder: Annotated[Path, Positional]
     """Folder with operator.csv, step.csv or both, or with gpu.json."""

@@ -153,15 +153,16 @@ def spread(wanted: int, count: int) -> list[int]:
 
 
 def in_words(records: Sequence[HeadRecord]) -> str:
-    """One measurement in a line.
+    """One measurement, of at least one head, in a line.
 
     >>> in_words([HeadRecord(7, 0, "attn", 2, False, 100.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)])
     'step 7: median log10 κ 2.00 of 1 heads, 0 % at the floor, largest C 1.5; largest κ in attn, head 2'
     """
     numbers = summary(records)
     worst = max(records, key=lambda record: -1.0 if math.isnan(record.kappa) else record.kappa)
+    kappa = f"{numbers['log10_kappa']:.2f}".replace("inf", "at the floor")
     return (
-        f"step {records[0].step}: median log10 κ {numbers['log10_kappa']:.2f} of {len(records)} heads, "
+        f"step {records[0].step}: median log10 κ {kappa} of {len(records)} heads, "
         f"{100 * numbers['floor_share']:.0f} % at the floor, largest C {numbers['largest_scale']:.3g}; "
         f"largest κ in {worst.module or 'the model'}, head {worst.head}"
     )
