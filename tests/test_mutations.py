@@ -392,6 +392,7 @@ MUTATIONS = [
     ("output, names by the byte", "_streams.py", "return bytes([ord(letter) - 0xDC00]), following", 'return "?", following', "tests/test_streams.py"),
     ("inspect, trained weights for random ones", "inspection/load.py", "    if pretrained:\n", "    if True:\n", INSPECTION),
     ("a warning about numpy that nothing here needs", "_torch.py", '"ignore", "Failed', '"default", "Failed', "tests/test_environment.py"),
+    ("a loop's own monitor, seen again and again", "experiments/runs/own.py", "found, self._numbers = self._numbers, {}", "found = self._numbers", "tests/experiments/runs/test_own.py"),
     ("tables as wide as they like", "experiments/report/terminal.py", "+ wide[i] > width", "+ wide[i] > 999", "tests/test_cli.py"),
     ("output, lost and all is well", "cli.py", "(reason := lost(sys.stdout)):", "False:", "tests/test_streams.py"),
     ("Ctrl-C while it imports", "_interrupt.py", "        signal.signal(signal.SIGINT, _leave)\n", "        pass\n", "tests/test_streams.py"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomllib
 
+from conditioned_attention import __version__
 from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.results import read_rows
 from conditioned_attention.bench.spectra import SpectraRow
@@ -193,4 +194,6 @@ def test_the_readme_fits_on_a_screen_or_three_and_every_link_leads_somewhere():
     titles = {title.lower().replace(" ", "-").strip("?") for title in re.findall(r"^## (.*)$", README, re.MULTILINE)}
     others = [link for link in links if link not in own]
     assert all(link.startswith("https://") or link.removeprefix("#") in titles for link in others)
-    assert address in (ROOT / "CITATION.cff").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"repository-code: {address}\n" in citation
+    assert f"version: {__version__}\n" in citation

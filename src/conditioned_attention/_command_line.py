@@ -19,7 +19,7 @@ EXAMPLES = {
         "vit_small_patch16_224 --pretrained --input photographs/ --picture heads.png",
         "path/to/checkpoint --input sentences.txt --spectral auto",
     ),
-    "report": ("runs/digits", "runs/digits runs/fashion_mnist --output both.html"),
+    "report": ("runs/digits", "conditions.jsonl", "runs/digits runs/fashion_mnist --output both.html"),
     "bench": ("operator --cases vit_b gpt", "step --models vit_b --threads 2"),
     "list": ("variants", "gpus"),
 }

@@ -254,7 +254,8 @@ class Report:
     """
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that `compare` or `train` has written, or is writing."""
+    """Folders that `compare` or `train` has written, or is writing; or logs (.jsonl, .parquet) that a ConditionMonitor
+    has written in a loop of your own, whose page lies beside the first, or in `--output`."""
     output: _Folder = None
     """Write one page of all folders to this file, and leave the folders as they are.  Without, each folder gets its
     own report.html, and that of several folders is ./report.html."""
@@ -263,11 +264,16 @@ class Report:
     where final scores are close to the best there can be; page and results.json always have it."""
 
     def __call__(self) -> int:
+        from conditioned_attention.experiments.report.logs import is_log, write_log_report
         from conditioned_attention.experiments.report.terminal import print_subject
         from conditioned_attention.experiments.report.write import read_subjects, write_reports
 
         if self.output is not None and self.output.suffix not in (".html", ".htm"):
             raise ValueError(f"output must be an .html file, got {str(self.output)!r}")
+        if self.folders and all(map(is_log, self.folders)):
+            page, said = write_log_report(self.folders, self.output)
+            print(*said, page, sep="\n")
+            return 0
         subjects = read_subjects(self.folders)
         page = write_reports(subjects, self.folders, self.output)
         for subject in subjects:

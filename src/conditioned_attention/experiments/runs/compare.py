@@ -50,8 +50,10 @@ def compare(
     Args:
         train: builds and trains a model with everything random set by ``seed``, after ``variant.apply(model)``, and
             yields a row of metrics at every evaluation: ``{"score": …}``, with ``"epoch"`` if epochs are not simply
-            counted.  With more than one worker it must be a module-level function or another picklable callable, and
-            the calling script needs the ``if __name__ == "__main__"`` guard.
+            counted.  With a third parameter called ``run`` it also gets a `Run`: ``run.folder``, and
+            ``run.monitor(model, probe, every=100)``, whose κ then is in the comparison.  With more than one worker it
+            must be a module-level function or another picklable callable, and the calling script needs the
+            ``if __name__ == "__main__"`` guard.
         variants: names out of ``VARIANTS``, or `Variant` objects; the first is the baseline.
         seeds: how many (0, 1, …), or which.
         folder: keeps the runs: a second call with the same folder runs only what is missing or had failed.  None
