@@ -21,6 +21,7 @@ EXAMPLES = {
     "Case": next(iter(CASES.values())),
     "ImageFolder": {"data_dir": Path(".")},
     "Inspect": {"model": "vit"},
+    "List": {"what": "gpus"},
     "SampleOrder": {"order": "stored", "length": 1, "seed": 0, "used": 1},
 }
 

@@ -148,17 +148,21 @@ def test_versions_of_the_page_on_conversion_are_those_supported():
         assert f"| {package} ≥ {first}, < {end} |" in CONVERSION
 
 
-COMMANDS = (README + EXPERIMENTS + CONVERSION + SPECTRAL + MATHEMATICS + MONITORING).replace("\\\n", " ")
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
 
 
-@pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", COMMANDS, re.MULTILINE))
-def test_command_lines_of_the_readme_parse(line):
+@pytest.mark.parametrize(
+    "line",
+    re.findall(r"^(?:conditioned-attention|torchrun .* -m conditioned_attention) (?!.*…)(.*)$", COMMANDS, re.MULTILINE),
+)
+def test_command_lines_of_the_pages_parse(line):
     import tyro
 
     from conditioned_attention._command_line import REGISTRY
     from conditioned_attention.cli import CONFIG, commands
 
-    arguments = shlex.split(line, comments=True)[1:]
+    arguments = shlex.split(line, comments=True)
     assert tyro.cli(commands(arguments), args=arguments, config=CONFIG, registry=REGISTRY) is not None
 
 
