@@ -104,6 +104,7 @@ class Compare:
 
         recipe, dry = self.asked.recipe, self.asked.dry
         if dry.asked:
+            meanwhile("counting what a training step of each variant takes")
             tuning = len(self.tune) * self.tune_seeds
             return dry(recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads)
         folder = self.folder or Path("runs") / name_of(recipe)
@@ -111,7 +112,9 @@ class Compare:
         how["launch"] = self.asked.launch
         how["workers"] = _default_workers() if self.workers is None else self.workers
         seeds = range(self.first_seed, self.first_seed + self.seeds)
+        meanwhile("reading the data")
         result = compare_recipe(recipe, self.variants, seeds, folder, **how)
+        meanwhile("writing the report")
         write_report(result, folder)
         print_table(result)
         print(f"{folder}: report.html, results.json, {', '.join(sorted(p.name for p in folder.glob('*.png')))}")
@@ -143,9 +146,12 @@ class Train:
 
         recipe = self.asked.recipe
         if self.asked.dry.asked:
+            meanwhile("counting what a training step takes")
             return self.asked.dry(recipe, [self.variant])
         check_torchvision()  # before anything is said
-        variant, task = find_variant(self.variant), recipe.task()
+        variant = find_variant(self.variant)
+        meanwhile("reading the data")
+        task = recipe.task()
         with Progress(*columns(), transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
             say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
             evaluations = evaluations_of(task, recipe.training)

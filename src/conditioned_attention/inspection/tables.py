@@ -65,6 +65,7 @@ def _print_heads(console: Console, inspection: Inspection) -> None:
     corrected = {(record.layer, record.head): record.kappa_before for record in inspection.heads_corrected}
     columns = [*_HEAD_COLUMNS[:3], *(["with λ I"] if corrected else []), *_HEAD_COLUMNS[3:]]
     grid = Table(*columns, title="the worst heads", title_justify="left")
+    grid.columns[0].overflow = "fold"
     for record in worst_heads(inspection.heads, _WORST):
         where = f"{record.module or '(the model)'}, head {record.head}"
         cells = [where, _log10(record.kappa_before), _log10(record.kappa_after)]
