@@ -40,7 +40,7 @@ def shorter(text, *pairs):
 
 
 def test_python_of_the_readme_runs(tmp_path):
-    text = shorter(README, ("range(1, 6)", "range(1, 2)"), ("seeds=3", "seeds=2"))
+    text = shorter(README, ("range(1, 6)", "range(1, 2)"), (".split(50)", ".split(350)"), ("seeds=3", "seeds=2"))
     converted, watched, compared = run_alone(blocks_of(text), tmp_path)
     assert "encoder.layer.1.attention.self" in converted
     assert watched.startswith("step 200: median log10 κ ")

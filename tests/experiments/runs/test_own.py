@@ -3,7 +3,6 @@
 import json
 import re
 
-import pytest
 import torch
 
 from conditioned_attention import ConditionMonitor
@@ -31,9 +30,8 @@ def watched(variant, seed, run):
         yield {"score": 1.0 + seed + step}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_comparison_of_a_watched_loop_has_kappa(workers, tmp_path, capsys):
-    result = compare(watched, seeds=2, folder=tmp_path, progress=False, workers=workers)
+def test_the_comparison_of_a_watched_loop_has_kappa(tmp_path):
+    result = compare(watched, seeds=2, folder=tmp_path, progress=False)
     for variant in ("baseline", "preconditioned"):
         for seed in (0, 1):
             first, between, last = result.runs[variant][seed]
