@@ -57,14 +57,14 @@ docs: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
 	touch $(READY)
 
 # Pins every dependency anew, from what pip resolves today in an empty environment (torch stays where it is).
 constraints:
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e ".[all]"
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e ".[all,dev]"
 	{ echo "# Every dependency of development and CI; written by 'make constraints'."; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -rf build

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
-_LIGHT = 'theme = "light"'
+_LIGHT = 'theme="light"'
 
 
 def run_page(text, folder, theme="light"):
-    """Runs the page's blocks of Python, in one go.
+    """Runs the page's blocks of Python, each by itself.
 
     Args:
         text: the page.
@@ -22,13 +22,11 @@ def run_page(text, folder, theme="light"):
     Returns:
         For the name of each picture that stands below a block, the axes that the block left as ``ax`` or ``axes``.
     """
-    assert text.count(_LIGHT) == 1
-    assert text.count('Path("runs/gallery")') == 1
-    text = text.replace(_LIGHT, f'theme = "{theme}"').replace('"runs/gallery"', repr(str(folder)))
-    pictures, names = {}, {}
+    text = text.replace(_LIGHT, f'theme="{theme}"').replace('"runs/gallery', f'"{folder}')
+    pictures = {}
     for part in text.split("```python\n")[1:]:
         block, _, rest = part.partition("```")
-        names.pop("ax", None), names.pop("axes", None)
+        names = {}
         exec(compile(block, "gallery.md", "exec"), names)
         for name in re.findall(r'src="pictures/(.*?)-light\.png"', rest):
             pictures[name] = names["axes"] if "axes" in names else [names["ax"]]

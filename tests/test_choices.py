@@ -22,6 +22,7 @@ EXAMPLES = {
     "Export": {"folder": Path("."), "output": Path(".")},
     "ImageFolder": {"data_dir": Path(".")},
     "Inspect": {"model": "vit"},
+    "List": {"what": "gpus"},
     "SmallFamily": {"family": "vit"},
     "SampleOrder": {"order": "stored", "length": 1, "seed": 0, "used": 1},
 }

@@ -7,8 +7,13 @@ import time
 import warnings
 
 import pytest
+import tyro
 
-from conditioned_attention.cli import main
+from conditioned_attention import __version__
+from conditioned_attention._command_line import EXAMPLES, REGISTRY
+from conditioned_attention.cli import CONFIG, commands, main
+from conditioned_attention.experiments import compare
+from conditioned_attention.experiments.report.terminal import print_table
 from tests.processes import Forked
 
 QUICK = ["--epochs", "1", "--layers", "1", "--hidden-size", "16", "--heads", "4", "--batch-size", "256"]
@@ -22,6 +27,60 @@ def call(*arguments):
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_bare_call_helps_and_the_version_is_told(capsys):
+    assert call() == 0
+    said = capsys.readouterr().out
+    assert all(command in said for command in ("compare", "train", "inspect", "report", "bench", "list", "env"))
+    assert "COMMAND --help" in said
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"conditioned-attention {__version__}\n"
+    assert not call("--tyro-print-completion", "bash")
+    assert "complete " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["compare digits", "train image_folder"])
+def test_options_of_a_recipe_stand_before_those_of_its_launch(command, capsys):
+    assert call(*command.split(), "--help") == 0
+    said = capsys.readouterr().out
+    places = [said.index(f" {title} options ") for title in ("model", "training", "launch")]
+    assert places == sorted(places)
+    assert "None}" not in said
+    assert "--folder PATH" in said
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_examples_are_on_the_page_and_can_be_called(command, capsys):
+    assert call(command, "--help") == 0
+    said = capsys.readouterr().out
+    for example in EXAMPLES[command]:
+        arguments = [command, *example.split()]
+        assert " ".join(["$ conditioned-attention", *arguments]) in said
+        assert tyro.cli(commands(arguments), args=arguments, config=CONFIG, registry=REGISTRY) is not None
+
+
+def test_lists(capsys):
+    for what, first in (("recipes", "digits"), ("variants", "baseline"), ("cases", "vit_b"), ("models", "vit_b")):
+        assert call("list", what) == 0
+        assert re.match(rf"{first}  +\S", capsys.readouterr().out)
+    assert call("list", "gpus") == 0
+    assert "A100-80   80 GB, 312 TFLOP/s of bf16, 19.5 of float32\n" in capsys.readouterr().out
+
+
+def test_the_verdict_is_first_and_no_line_is_cut_at_80_columns(capsys, monkeypatch):
+    for name, value in {"COLUMNS": "80", "TERM": "dumb", "TTY_COMPATIBLE": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    def train(variant, seed):
+        yield {"score": 90.0 + seed + len(variant.name) / 7, "log10_kappa": 2.0, "floor_share": 0.1}
+
+    print_table(compare(train, ["baseline", "preconditioned+spectral"], progress=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("preconditioned+spectral: ")
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert len([line for line in lines if line.startswith("preconditioned+spectral  ")]) >= 4
 
 
 def test_compare_then_report_then_more_seeds(tmp_path, capsys):

@@ -24,13 +24,30 @@ for arguments in (line.split() for line in sys.argv[1:]):
         print("---", file=sys.stderr, flush=True)
 """
 WITHOUT_IT = """
-import torch
+import sys
+
+class Missing:
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("numpy", "scipy", "rich", "matplotlib", "timm", "transformers", "tyro"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
 from conditioned_attention import precondition, preconditioned_attention
+import torch
 
 x = torch.randn(1, 2, 5, 8)
 assert preconditioned_attention(x, x, x).norm(dim=-1).allclose(torch.ones(1, 2, 5))
 report = precondition(torch.nn.TransformerEncoderLayer(16, 2, batch_first=True))
 print(len(report.converted), "converted")
+
+from conditioned_attention.experiments import compare
+from conditioned_attention.measure.plots import plot_spectra
+
+for call in (lambda: compare(print), lambda: plot_spectra(torch.eye(3))):
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        print(error)
 """
 
 
@@ -83,8 +100,14 @@ def test_a_torchvision_for_another_torch_is_one_line_with_the_command_that_mends
         assert (error, output) == (f"error: {problem}\n", "exit 2\n"), command
 
 
-def test_what_needs_no_torchvision_works_without_a_word(run):
-    assert run(WITHOUT_IT) == ("1 converted\n", "")
+def test_torch_alone_is_enough_without_a_word_and_what_needs_more_says_so_in_a_line(run):
+    out, err = run(WITHOUT_IT)
+    assert err == ""
+    assert out.splitlines() == [
+        "1 converted",
+        "compare needs: pip install 'conditioned-attention[experiments]' (No module named 'rich')",
+        "drawing needs: pip install 'conditioned-attention[plots]' (No module named 'matplotlib')",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +115,7 @@ def test_what_needs_no_torchvision_works_without_a_word(run):
     [
         ("2.14.1", "torch==2.14.1 'torchvision==0.29.*'"),
         ("2.14.1+cu130", "torch==2.14.1 'torchvision==0.29.*'"),
+        ("2.14.1+cpu", "torch==2.14.1 'torchvision==0.29.*' --index-url https://download.pytorch.org/whl/cpu"),
         ("2.15.0a0+git0123abc", "--pre torch torchvision"),
         ("2.15.0.dev20261101+cpu", "--pre torch torchvision"),
     ],

@@ -157,6 +157,7 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 would be converted, 1 already conditioned" in out
     assert "bert.encoder.layer.1.attention.self" in out
+    assert f"weights: the weights in {tmp_path / 'bert'}" in out.replace("\n", "")
 
     assert call("inspect", str(tmp_path / "bert"), "--json") == 0
     data = json.loads(capsys.readouterr().out)
@@ -235,6 +236,7 @@ def test_projections_with_and_without_c():
 def test_the_command_says_what_lambda_does(capsys):
     assert call("inspect", "vit_tiny_patch16_224", "--spectral", "auto") == 0
     said = capsys.readouterr().out
+    assert "weights: fresh random weights, as timm starts this model" in said
     assert "λ = 10, as published, adds 8" in said.replace("\n", " ")
     assert "σ_min(W + C)" in said
 

@@ -1,13 +1,15 @@
-"""README and docs do what they say: their Python runs as written, in one go a page, and training for less long."""
+"""README and docs do what they say: their Python runs as written, each block by itself, and training for less long."""
 
 import csv
 import re
+import shlex
 import statistics
 from pathlib import Path
 
 import pytest
-import torch
+import tomllib
 
+from conditioned_attention import __version__
 from conditioned_attention.bench.monitor import MonitorRow
 from conditioned_attention.bench.results import read_rows
 from conditioned_attention.bench.spectra import SpectraRow
@@ -15,68 +17,58 @@ from conditioned_attention.bench.tables import readme_text, split_at_marks
 from conditioned_attention.experiments.evidence.statistics import paired_interval
 from conditioned_attention.experiments.report.write import read_report
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
-from conditioned_attention.sites import registered
+from conditioned_attention.measure import read_records
 from conditioned_attention.sites.versions import SUPPORTED
 from conditioned_attention.storage.files import read_json
+from tests.pages import blocks_of, run_alone
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONVERSION = (ROOT / "docs" / "conversion.md").read_text()
 SPECTRAL = (ROOT / "docs" / "spectral.md").read_text()
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text()
+EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text()
 MATHEMATICS = (ROOT / "docs" / "mathematics.md").read_text()
 
 
-def run_page(text, number, shorter=()):
-    """All Python blocks of a page, one after the other; the names they leave behind.
-
-    ``shorter``: pairs of words there, and words instead.
-    """
-    for words, instead in shorter:
+def shorter(text, *pairs):
+    """The page with other words in the place of some, each of which is there once."""
+    for words, instead in pairs:
         assert text.count(words) == 1, words
         text = text.replace(words, instead)
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == number
-    names = {}
-    for block in blocks:
-        exec(compile(block, "page.md", "exec"), names)
-    return names
+    return text
 
 
-def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names = run_page(README, 4, [("range(1, 6)", "range(1, 3)"), ("seeds=3", "seeds=2")])
-    assert names["y"] is not None
-    assert len(names["monitor"].records) == 8
-    printed = capsys.readouterr().out
-    assert "encoder.layer.1.attention.self" in printed
-    assert "head_rmsnorm: " in printed
+def test_python_of_the_readme_runs(tmp_path):
+    text = shorter(README, ("range(1, 6)", "range(1, 2)"), (".split(50)", ".split(350)"), ("seeds=3", "seeds=2"))
+    converted, watched, compared = run_alone(blocks_of(text), tmp_path)
+    assert "encoder.layer.1.attention.self" in converted
+    assert watched.startswith("step 200: median log10 κ ")
+    assert len(read_records(tmp_path / "1/conditions.jsonl")) == 3 * 8
+    assert "head_rmsnorm: " in compared
 
 
-def test_python_of_the_page_on_conversion_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registered, "_registered", {})
-    names = run_page(CONVERSION, 6)
-    assert len(names["report"].converted) == 12
-    printed = capsys.readouterr().out
-    assert "Unexpected key(s)" in printed
-    assert re.search(r"^2 +MyAttention +hook +converted", printed, re.MULTILINE)
+def test_python_of_the_page_on_conversion_runs(tmp_path):
+    first, mine, *_, guarded, _ = run_alone(blocks_of(CONVERSION), tmp_path)
+    assert first.count("converted") == 12
+    assert "Unexpected key(s)" in guarded
+    assert re.search(r"^2 +MyAttention +hook +converted", mine, re.MULTILINE)
 
 
-def test_python_of_the_page_on_spectral_conditioning_runs(monkeypatch, capsys):
-    for name in ("_registered", "_projections"):
-        monkeypatch.setattr(registered, name, {})
-    names = run_page(SPECTRAL, 4)
-    assert not torch.equal(names["corrected"], names["plain"])
-    assert "W + C" in capsys.readouterr().out
+def test_python_of_the_page_on_spectral_conditioning_runs(tmp_path):
+    assert "W + C" in run_alone(blocks_of(SPECTRAL), tmp_path)[0]
 
 
-def test_python_of_the_page_on_monitoring_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names = run_page(MONITORING, 4)
-    assert len(names["records"]) == 3 * 2 * 4
-    assert {path.name for path in tmp_path.iterdir()} == {"conditions.jsonl", "kappa.png", "heads.png"}
-    assert capsys.readouterr().out.startswith("vit.")
+def test_python_of_the_page_on_monitoring_runs(tmp_path):
+    *_, printed = run_alone(blocks_of(MONITORING), tmp_path)
+    assert len(read_records(tmp_path / "0/conditions.jsonl")) == 3 * 2 * 4
+    assert {path.name for path in (tmp_path / "0").iterdir()} == {"conditions.jsonl", "kappa.png", "heads.png"}
+    assert printed.startswith("layers.0")
+
+
+def test_a_block_that_lacks_an_import_is_found(tmp_path):
+    with pytest.raises(AssertionError, match=r"block 1:[^@]*NameError: name 'torch' is not defined"):
+        run_alone(["import torch", "torch.zeros(2)"], tmp_path)
 
 
 def test_costs_of_the_page_on_monitoring_are_those_measured():
@@ -98,10 +90,20 @@ def test_costs_of_the_page_on_monitoring_are_those_measured():
         assert errors == [f"{svd.error:.1e}", f"{gram.error:.1e}"]
 
 
-def test_python_of_the_page_on_mathematics_runs_and_prints_its_table(capsys):
-    names = run_page(MATHEMATICS, 11)
-    assert len(names["table"]) == 10
-    assert set(capsys.readouterr().out.splitlines()[1:]) <= set(MATHEMATICS.splitlines())
+def test_python_of_the_page_on_mathematics_runs_and_prints_its_table(tmp_path):
+    printed = run_alone(blocks_of(MATHEMATICS), tmp_path)[6].splitlines()
+    assert len(printed) == 10
+    assert set(printed) <= set(MATHEMATICS.splitlines())
+
+
+def test_python_of_the_page_on_experiments_runs(tmp_path):
+    run_alone(blocks_of(EXPERIMENTS), tmp_path)
+
+
+def test_every_page_with_python_is_run():
+    pages = {page.name for page in (ROOT / "docs").glob("*.md") if blocks_of(page.read_text())}
+    here = {"conversion.md", "spectral.md", "monitoring.md", "mathematics.md", "experiments.md"}
+    assert pages == here | {"gallery.md"}  # tests/test_gallery.py
 
 
 @pytest.mark.parametrize(
@@ -137,8 +139,7 @@ def test_condition_numbers_of_the_page_on_mathematics_are_those_measured():
 
 def test_the_page_on_experiments_has_every_variant():
     """In the tables' first column."""
-    text = (ROOT / "docs" / "experiments.md").read_text()
-    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", EXPERIMENTS, re.MULTILINE)
     assert set(VARIANTS) <= {name for row in rows for name in re.findall(r"`(.*?)`", row)}
 
 
@@ -147,20 +148,56 @@ def test_versions_of_the_page_on_conversion_are_those_supported():
         assert f"| {package} ≥ {first}, < {end} |" in CONVERSION
 
 
-COMMANDS = (README + CONVERSION + SPECTRAL + MATHEMATICS + MONITORING).replace("\\\n", " ")
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
 
 
-@pytest.mark.parametrize("line", re.findall(r"^conditioned-attention .*$", COMMANDS, re.MULTILINE))
-def test_command_lines_of_the_readme_parse(line):
+@pytest.mark.parametrize(
+    "line",
+    re.findall(r"^(?:conditioned-attention|torchrun .* -m conditioned_attention) (?!.*…)(.*)$", COMMANDS, re.MULTILINE),
+)
+def test_command_lines_of_the_pages_parse(line):
     import tyro
 
+    from conditioned_attention._command_line import REGISTRY
     from conditioned_attention.cli import CONFIG, commands
 
-    arguments = line.split()[1:]
-    assert tyro.cli(commands(arguments), args=arguments, config=CONFIG) is not None
+    arguments = shlex.split(line, comments=True)
+    assert tyro.cli(commands(arguments), args=arguments, config=CONFIG, registry=REGISTRY) is not None
 
 
-def test_the_costs_in_the_readme_are_those_measured():
-    """If this fails: ``conditioned-attention bench table results/bench --into README.md``."""
-    _, between, _ = split_at_marks(ROOT / "README.md")
+def test_the_costs_are_those_measured():
+    """If this fails: ``conditioned-attention bench table results/bench --into docs/cost.md``."""
+    _, between, _ = split_at_marks(ROOT / "docs" / "cost.md")
     assert between == readme_text(ROOT / "results" / "bench")
+    rows = re.findall(r"^\| (.*?) \| (\S+ \(\S+\) \| \S+) \|$", README, re.MULTILINE)
+    assert len(rows) == 4
+    for model, costs in rows:
+        assert re.search(rf"{model.split(',')[0]}.* preconditioned \| {re.escape(costs)}", between)
+
+
+def test_the_evidence_of_the_readme_is_that_of_its_page():
+    """Every number of the table stands in docs/evidence.md, ours and the audit's alike."""
+    table = README.replace("**", "").partition("| variant | digits")[2].partition("\n\n")[0]
+    numbers = re.findall(r"[+−]\d+\.\d+(?: \[.*?\])?", table)
+    assert len(numbers) == 9
+    page = (ROOT / "docs" / "evidence.md").read_text().replace("**", "")
+    assert all(number in page for number in numbers)
+
+
+def test_the_readme_fits_on_a_screen_or_three_and_every_link_leads_somewhere():
+    """Also on a package index, which knows no paths of the repository: the address is the one of pyproject.toml."""
+    assert len(README.splitlines()) <= 150
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        address = tomllib.load(file)["project"]["urls"]["Repository"]
+    links = re.findall(r"\]\((.*?)\)", README)
+    own = [link for link in links if link.startswith(address)]
+    assert len(own) > 20
+    for link in own:
+        assert (ROOT / re.sub(r"^/(blob|raw)/main/", "", link.removeprefix(address))).exists(), link
+    titles = {title.lower().replace(" ", "-").strip("?") for title in re.findall(r"^## (.*)$", README, re.MULTILINE)}
+    others = [link for link in links if link not in own]
+    assert all(link.startswith("https://") or link.removeprefix("#") in titles for link in others)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"repository-code: {address}\n" in citation
+    assert f"version: {__version__}\n" in citation

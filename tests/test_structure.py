@@ -27,7 +27,18 @@ FLOORS = [
     {"functional"},
     {"attention", "controls", "d_optimal"},
     {"storage", "profiling"},
-    {"preconditioner", "reference", "spectral", "choices", "_interrupt", "_on_import", "_streams", "_warnings"},
+    {
+        "preconditioner",
+        "reference",
+        "spectral",
+        "choices",
+        "_command_line",
+        "_interrupt",
+        "_on_import",
+        "_streams",
+        "_torch",
+        "_warnings",
+    },
 ]
 EXPERIMENTS = [
     {"commands", "exported"},

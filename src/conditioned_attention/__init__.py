@@ -1,6 +1,6 @@
 """Preconditioned attention for PyTorch: a drop-in function, one-call model conversion, live condition numbers."""
 
-from conditioned_attention import _interrupt  # noqa: F401 - the first of all
+from conditioned_attention import _interrupt, _torch  # noqa: F401 - the first of all, in this order
 from conditioned_attention.conversion import (
     apply_conditioning,
     conditioning,

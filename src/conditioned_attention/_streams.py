@@ -119,3 +119,9 @@ def _in_plain_letters(error: UnicodeError) -> tuple[str | bytes, int]:
         return bytes([ord(letter) - 0xDC00]), following
     decomposed = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
     return _SPELT.get(letter) or decomposed or "?", following
+
+
+def meanwhile(words: str) -> None:
+    """What goes on while nothing else is said; to people only, never into a file or a pipe."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"{words} …", file=sys.stderr)

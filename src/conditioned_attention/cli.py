@@ -1,7 +1,8 @@
-"""``conditioned-attention``: compare | train | resume | export | inspect | report | bench | env: a few lines each."""
+"""``conditioned-attention``: compare, train, resume, export, inspect, report, bench, list, env; each a few lines."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -11,25 +12,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union
 
+from conditioned_attention import __version__
 from conditioned_attention._interrupt import imported
-from conditioned_attention._streams import lost, survive
+from conditioned_attention._streams import lost, meanwhile, survive
 from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
 from conditioned_attention.environment import check_torchvision, environment, is_main, torchvision_misfit
+from conditioned_attention.sites.versions import SUPPORTED, unsupported
 
 try:
     import tyro
     from tyro.conf import OmitArgPrefixes, subcommand
 
+    from conditioned_attention._command_line import REGISTRY, with_examples
+    from conditioned_attention.bench.cases import CASES
     from conditioned_attention.bench.commands import Bench
+    from conditioned_attention.bench.models import MODELS
     from conditioned_attention.experiments.planning.dry_run import DryRun
+    from conditioned_attention.experiments.planning.gpus import GPUS
     from conditioned_attention.experiments.recipes.recipe import Recipe
     from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
     from conditioned_attention.experiments.training.launch import Launch, leave
     from conditioned_attention.experiments.training.start import Weights
-    from conditioned_attention.experiments.variants.catalogue import find_variant
+    from conditioned_attention.experiments.variants.catalogue import VARIANTS, find_variant
     from conditioned_attention.experiments.variants.variant import Variant
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
@@ -39,13 +46,28 @@ def _recipes() -> Any:
     """One subcommand a recipe; asked for only where a command takes one, since every recipe's file is imported."""
     commands: list[Any] = []
     for name in RECIPES:
-        default = default_recipe(name)
-        options = subcommand(name, prefix_name=False, **({} if default is None else {"default": default}))
-        commands.append(Annotated[recipe_class(name), options])
+        cls, default = recipe_class(name), default_recipe(name)
+        about = (inspect.getdoc(cls) or "").partition("\n\nAttributes:")[0]
+        options: Any = {"description": about, "prefix_name": False}
+        options |= {} if default is None else {"default": Asked(default)}
+        commands.append(Annotated[Asked[cls], subcommand(name, **options)])  # type: ignore[valid-type]
     return Union[tuple(commands)]  # noqa: UP007 - made while the program runs
 
 
-AnyRecipe = Annotated[Recipe, tyro.conf.arg(constructor_factory=_recipes)]
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class Asked(Generic[AnyRecipe]):
+    """A recipe, how it is carried out, and what a dry run is to tell: in this order on the page of its options."""
+
+    recipe: Annotated[AnyRecipe, tyro.conf.arg(name="")]
+    launch: Launch = field(default_factory=Launch)
+    dry: DryRun = field(default_factory=DryRun)
+
+
+AnyAsked = Annotated[Asked[Recipe], tyro.conf.arg(constructor_factory=_recipes, name="")]
+_Folder = Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")]  # what it is without is in the words
 
 
 @dataclass(frozen=True)
@@ -55,44 +77,47 @@ class Compare:
     A second call with the same folder runs only what is missing; more seeds and variants may be asked for.
     """
 
-    recipe: AnyRecipe
+    asked: AnyAsked
     variants: tuple[str, ...] = ("baseline", "preconditioned")
-    """Variants to compare; the first is the baseline.  An unknown name lists the known ones; spectral=0.3 sets λ."""
+    """Variants to compare; the first is the baseline.  `conditioned-attention list variants` has them; spectral=0.3
+    sets λ."""
     seeds: int = 3
     """How many seeds every variant is run with."""
     first_seed: int = 0
     """The first of them.  Several machines may share the work: see `report`."""
-    folder: Path | None = None
+    folder: _Folder = None
     """Where runs and report are kept; default runs/RECIPE."""
-    workers: int | None = None
+    workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Runs at a time, each in a process of its own; default: one a core, or one if there is a GPU."""
     threads: int = 1
     """Threads of torch in each run; more than one helps only models much larger than these."""
     cost: bool = True
     """Measure time and memory of a training step afterwards."""
-    tune: tuple[float, ...] = ()
-    """Learning rates, the same for every variant; each is compared at the one that is best for it on validation data,
-    a tenth of the training set.  Without, all variants have the learning rate `--lr`."""
+    tune: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint="")] = ()
+    """Learning rates, the same for every variant. Each is compared at the one that is best for it on validation data
+    (one tenth of the training set).  Without, all variants have the learning rate `--lr`."""
     tune_seeds: int = 1
     """Runs a variant and learning rate, with other seeds than those of the comparison."""
-    launch: Launch = field(default_factory=Launch)
-    dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.commands import compare_recipe
         from conditioned_attention.experiments.report.terminal import print_table
         from conditioned_attention.experiments.report.write import write_report
 
-        if self.dry.asked:
+        recipe, dry = self.asked.recipe, self.asked.dry
+        if dry.asked:
+            meanwhile("counting what a training step of each variant takes")
             tuning = len(self.tune) * self.tune_seeds
-            return self.dry(
-                self.recipe, self.variants, self.seeds, tuning=tuning, threads=self.threads, launch=self.launch
-            )
-        folder = self.folder or Path("runs") / name_of(self.recipe)
-        how: Any = {name: getattr(self, name) for name in ("threads", "cost", "tune", "tune_seeds", "launch")}
+            how: Any = {"tuning": tuning, "threads": self.threads, "launch": self.asked.launch}
+            return dry(recipe, self.variants, self.seeds, **how)
+        folder = self.folder or Path("runs") / name_of(recipe)
+        how = {name: getattr(self, name) for name in ("threads", "cost", "tune", "tune_seeds")}
+        how["launch"] = self.asked.launch
         how["workers"] = _default_workers() if self.workers is None else self.workers
         seeds = range(self.first_seed, self.first_seed + self.seeds)
-        result = compare_recipe(self.recipe, self.variants, seeds, folder, **how)
+        meanwhile("reading the data")
+        result = compare_recipe(recipe, self.variants, seeds, folder, **how)
+        meanwhile("writing the report")
         write_report(result, folder)
         print_table(result)
         print(f"{folder}: report.html, results.json, {', '.join(sorted(p.name for p in folder.glob('*.png')))}")
@@ -106,24 +131,24 @@ class Train:
     On several processes: torchrun --nproc-per-node N -m conditioned_attention train …
     """
 
-    recipe: AnyRecipe
+    asked: AnyAsked
     variant: str = "preconditioned"
     """What to train."""
     seed: int = 0
     """Of the initial weights and the order of the data."""
-    folder: Path | None = None
+    folder: _Folder = None
     """Where checkpoints and logs are kept; default runs/RECIPE-VARIANT-SEED."""
-    into: Path | None = None
+    into: _Folder = None
     """A comparison's folder that the run becomes a part of, instead; then `report` it."""
-    launch: Launch = field(default_factory=Launch)
-    dry: DryRun = field(default_factory=DryRun)
 
     def __call__(self) -> int:
-        if self.dry.asked:
-            return self.dry(self.recipe, [self.variant], launch=self.launch)
+        recipe, launch = self.asked.recipe, self.asked.launch
+        if self.asked.dry.asked:
+            meanwhile("counting what a training step takes")
+            return self.asked.dry(recipe, [self.variant], launch=launch)
         check_torchvision()  # before anything is said
         where = {"folder": self.folder, "into": self.into}
-        return _trained(self.recipe, find_variant(self.variant), self.seed, self.launch, **where)
+        return _trained(recipe, find_variant(self.variant), self.seed, launch, **where)
 
 
 @dataclass(frozen=True)
@@ -149,12 +174,15 @@ def _trained(recipe: Recipe, variant: Variant, seed: int, launch: Launch, **wher
     from rich.progress import Progress
 
     from conditioned_attention.experiments.commands import evaluations_of, train_recipe
+    from conditioned_attention.experiments.runs.progress import columns
 
     launch.check(recipe.training.precision)
+    meanwhile("reading the data")
     task = recipe.task()
-    with Progress(transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
+    with Progress(*columns(), transient=True, disable=not (is_main() and sys.stdout.isatty())) as progress:
         say = partial(progress.console.print, highlight=False, markup=False, soft_wrap=True)
-        bar = progress.add_task(variant.name, total=evaluations_of(task, recipe.training))
+        evaluations = evaluations_of(task, recipe.training)
+        bar = progress.add_task(variant.name, total=evaluations, unit="evaluations", score="")
 
         def show(row: Mapping[str, Any]) -> None:
             progress.advance(bar)
@@ -203,7 +231,7 @@ class Inspect(Choices):
 
     model: tyro.conf.Positional[str]
     """A timm model's name, a folder with a Hugging Face checkpoint, or a file with a saved module."""
-    input: Path | None = None
+    input: _Folder = None
     """What to run it on: a text (for a Hugging Face folder), a picture or a folder with pictures, or .pt, .npy, .npz,
     .safetensors with a tensor or keywords; default: random numbers."""
     structure: bool = False
@@ -216,7 +244,7 @@ class Inspect(Choices):
     """Show singular values of W_Q, W_K and W_V as well, with and without λ I for this λ (of large models: minutes)."""
     precision: Literal["float32", "float64"] = "float32"
     """What heads are computed in at least; float64 tells apart those at the floor of float32, in twice the time."""
-    picture: Path | None = None
+    picture: _Folder = None
     """Draw log10 κ of every head before and after C (and with λ I) into this file: .png, .svg or .pdf."""
     dark: bool = False
     """Draw it on a dark ground."""
@@ -226,7 +254,13 @@ class Inspect(Choices):
     def __call__(self) -> int:
         import torch
 
-        from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
+        from conditioned_attention.inspection import (
+            inspect_model,
+            load_input,
+            load_model,
+            synthetic_input,
+            weights_in_words,
+        )
         from conditioned_attention.inspection.tables import print_inspection
 
         for option, why in {
@@ -240,13 +274,16 @@ class Inspect(Choices):
             raise ValueError(f"--picture must end in .png, .svg or .pdf, got {self.picture}")
         if self.input is not None and not self.input.exists():
             raise FileNotFoundError(f"--input {self.input}: there is no such file or folder")
+        meanwhile(f"loading {self.model}")
         model = load_model(self.model, pretrained=self.pretrained, weights=not self.structure, unpickle=self.unpickle)
         if self.input is not None:
             probe = load_input(self.input, model, self.model)
         else:
             probe = None if self.structure else synthetic_input(model)
+        meanwhile("measuring its heads" + (" and projections (of a large model minutes)" if self.spectral else ""))
         inspection = inspect_model(model, probe, spectral=self.spectral, dtype=getattr(torch, self.precision))
-        source = "random numbers" if self.input is None else str(self.input)
+        weights = weights_in_words(self.model, pretrained=self.pretrained)
+        source = "random numbers (--input takes real ones)" if self.input is None else str(self.input)
         if self.picture is not None:
             from conditioned_attention.inspection.pictures import plot_inspection
 
@@ -254,10 +291,10 @@ class Inspect(Choices):
             figure: Any = plot_inspection(inspection, theme="dark" if self.dark else "light")[0].figure
             figure.savefig(self.picture, dpi=150)
         if self.json:
-            data = {"model": self.model, "input": source, **inspection.to_json()}
+            data = {"model": self.model, "weights": weights, "input": source, **inspection.to_json()}
             print(json.dumps(data, indent=2, allow_nan=False))
         else:
-            print_inspection(inspection, source)
+            print_inspection(inspection, source, weights)
         return 0 if inspection.complete else 1
 
 
@@ -273,8 +310,9 @@ class Report:
     """
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that `compare` or `train` has written, or is writing."""
-    output: Path | None = None
+    """Folders that `compare` or `train` has written, or is writing; or logs (.jsonl, .parquet) that a ConditionMonitor
+    has written in a loop of your own, whose page lies beside the first, or in `--output`."""
+    output: _Folder = None
     """Write one page of all folders to this file, and leave the folders as they are.  Without, each folder gets its
     own report.html, and that of several folders is ./report.html."""
     outcomes: bool = False
@@ -282,11 +320,16 @@ class Report:
     where final scores are close to the best there can be; page and results.json always have it."""
 
     def __call__(self) -> int:
+        from conditioned_attention.experiments.report.logs import is_log, write_log_report
         from conditioned_attention.experiments.report.terminal import print_subject
         from conditioned_attention.experiments.report.write import read_subjects, write_reports
 
         if self.output is not None and self.output.suffix not in (".html", ".htm"):
             raise ValueError(f"output must be an .html file, got {str(self.output)!r}")
+        if self.folders and all(map(is_log, self.folders)):
+            page, said = write_log_report(self.folders, self.output)
+            print(*said, page, sep="\n")
+            return 0
         subjects = read_subjects(self.folders)
         page = write_reports(subjects, self.folders, self.output)
         for subject in subjects:
@@ -300,21 +343,71 @@ class Env:
     """Print versions, devices, and which attention implementations can run here."""
 
     def __call__(self) -> int:
-        problems = [problem for problem in [torchvision_misfit()] if problem]
+        misfit = torchvision_misfit()
+        others = [unsupported(package) for package in SUPPORTED if not (misfit and package == "torchvision")]
+        problems = [problem for problem in [misfit, *others] if problem]
         print(json.dumps({**environment(), "problems": problems}, indent=2))
         return 0
 
 
+@dataclass(frozen=True)
+class List(Choices):
+    """Print what can be named elsewhere, one a line: what it is called, and what it is."""
+
+    what: tyro.conf.Positional[Literal["recipes", "variants", "cases", "models", "gpus"]]
+    """Recipes and variants of `compare` and `train`, cases of `bench operator`, models of `bench step`, or GPUs of
+    `--dry-run --gpu`."""
+
+    def __call__(self) -> int:
+        lines = _LISTS[self.what]()
+        width = max(map(len, lines))
+        for name, about in lines.items():
+            print(f"{name:{width}}  {about}")
+        return 0
+
+
+def _recipe_lines() -> dict[str, str]:
+    return {name: (inspect.getdoc(recipe_class(name)) or "").splitlines()[0] for name in RECIPES}
+
+
+def _gpu_lines() -> dict[str, str]:
+    return {
+        name: f"{gpu.memory} GB, {gpu.bf16 or gpu.fp16:g} TFLOP/s of {'bf16' if gpu.bf16 else 'fp16'}, "
+        f"{gpu.fp32:g} of float32"
+        for name, gpu in GPUS.items()
+    }
+
+
+_LISTS = {
+    "recipes": _recipe_lines,
+    "variants": lambda: {name: variant.about for name, variant in VARIANTS.items()},
+    "cases": lambda: {name: case.shape for name, case in CASES.items()},
+    "models": lambda: {name: model.about for name, model in MODELS.items()},
+    "gpus": _gpu_lines,
+}
+
 _OF_RUNS = {"resume": Resume, "export": Export, "report": Report}
-_WITHOUT_RECIPES = {**_OF_RUNS, "inspect": Inspect, "bench": Bench, "env": Env}
+_WITHOUT_RECIPES = {**_OF_RUNS, "inspect": Inspect, "bench": Bench, "list": List, "env": Env}
 _IN_FILES = Compare, Train, Resume  # what they say is in files too
 _COMMANDS = {"compare": Compare, "train": Train, **_WITHOUT_RECIPES}
+_ABOUT = "Condition attention, watch it train, and find out whether it helped."
+_MORE = """
+`conditioned-attention COMMAND --help` has options and examples; `conditioned-attention --version` the version.
+
+For completion by the Tab key (bash, zsh or tcsh):
+$ conditioned-attention --tyro-write-completion bash ~/.local/share/bash-completion/completions/conditioned-attention
+"""
 
 
 def commands(arguments: list[str]) -> Any:
     """The commands to choose from; those that take a recipe only where one of them may be meant."""
     known = _WITHOUT_RECIPES if arguments[:1] and arguments[0] in _WITHOUT_RECIPES else _COMMANDS
-    return Union[tuple(Annotated[command, subcommand(name)] for name, command in known.items())]  # noqa: UP007
+    found = []
+    for name, command in known.items():
+        about = inspect.getdoc(command) or ""
+        words = with_examples(name, about) if arguments[:1] == [name] else about.partition("\n\n")[0]
+        found.append(Annotated[command, subcommand(name, description=words)])
+    return Union[tuple(found)]  # noqa: UP007
 
 
 _STOPPED = "stopped; the same command goes on where this one was"
@@ -341,8 +434,16 @@ def main(arguments: list[str] | None = None) -> None:
 def _carried_out(arguments: list[str]) -> int:
     """Reads and carries out a command; its exit status."""
     try:
+        if arguments == ["--version"]:
+            print(f"conditioned-attention {__version__}")
+            return 0
         command: Any = tyro.cli(
-            commands(arguments), args=arguments, prog="conditioned-attention", description=__doc__, config=CONFIG
+            commands(arguments),
+            args=arguments or ["--help"],
+            prog="conditioned-attention",
+            description=_ABOUT + _MORE,
+            config=CONFIG,
+            registry=REGISTRY,
         )
         status = int(command())
         if not isinstance(command, _IN_FILES) and (reason := lost(sys.stdout)):

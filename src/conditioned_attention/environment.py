@@ -109,11 +109,16 @@ def torchvision_misfit() -> str | None:
 def _pair(version: str) -> str:
     """What pip is asked for beside a torch of that version: torch 2.N goes with torchvision 0.(N + 15).
 
+    A torch without CUDA stays one: the package index has no such build for Linux, PyTorch's own has.
+
     >>> _pair("2.14.1+cu130"), _pair("2.15.0a0+git1234")
     ("torch==2.14.1 'torchvision==0.29.*'", '--pre torch torchvision')
     """
     release = re.fullmatch(r"(2\.(\d+)\.\d+)(\+.*)?", version)
-    return f"torch=={release[1]} 'torchvision==0.{int(release[2]) + 15}.*'" if release else "--pre torch torchvision"
+    if not release:
+        return "--pre torch torchvision"
+    pair = f"torch=={release[1]} 'torchvision==0.{int(release[2]) + 15}.*'"
+    return f"{pair} --index-url https://download.pytorch.org/whl/cpu" if release[3] == "+cpu" else pair
 
 
 def _availability(implementation: str) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, subcommand
 
+from conditioned_attention._streams import meanwhile
 from conditioned_attention.bench import tables
 from conditioned_attention.bench.blocks import BlocksSettings, find_blocks_cases, run_blocks
 from conditioned_attention.bench.cases import find_cases
@@ -28,6 +29,7 @@ from conditioned_attention.storage.files import write_json
 
 def _shown(measured: Iterable[Any], show: Callable[[Any], None], folder: Path, name: str) -> int:
     """Prints each result as it comes, and in the end where they all are; returns the exit status, 0."""
+    meanwhile(f"measuring; what is finished goes to {folder / name}.csv")
     for rows in measured:
         show(rows)
     picture = f", {write_plot(folder / 'operator.csv').name}" if name == "operator" else ""
@@ -45,7 +47,7 @@ class BenchOperator:
 
     settings: OperatorSettings = field(default_factory=OperatorSettings)
     cases: tuple[str, ...] = ()
-    """Names of cases; default all.  An unknown name lists them."""
+    """Names of cases; default all.  `conditioned-attention list cases` lists them."""
     output: Path = Path("runs/bench")
     """Folder for operator.csv, operator.json and operator.png."""
 
@@ -63,7 +65,7 @@ class BenchStep:
 
     settings: StepSettings = field(default_factory=StepSettings)
     models: tuple[str, ...] = QUICK
-    """Names of models.  An unknown name lists them."""
+    """Names of models; `conditioned-attention list models` has all of them."""
     output: Path = Path("runs/bench")
     """Folder for step.csv and step.json."""
 
@@ -114,7 +116,7 @@ class BenchMonitor:
 
     settings: MonitorSettings = field(default_factory=MonitorSettings)
     models: tuple[str, ...] = ("vit_b", "gpt2")
-    """Names of models.  An unknown name lists them."""
+    """Names of models; `conditioned-attention list models` lists them."""
     output: Path = Path("runs/bench")
     """Folder for monitor.csv and monitor.json."""
 
@@ -159,7 +161,7 @@ class BenchLoop:
 
 @dataclass(frozen=True)
 class BenchTable:
-    """Print the README's tables of what `bench operator` and `bench step` have written, or the page of `bench gpu`."""
+    """Print the tables of docs/cost.md from the files of `bench operator` and `bench step`, or `bench gpu`'s page."""
 
     folder: Annotated[Path, Positional]
     """Folder with operator.csv, step.csv or both, or with gpu.json."""

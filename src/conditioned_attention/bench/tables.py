@@ -1,4 +1,4 @@
-"""Tables: of one case on a terminal, and of the README, both made from the rows of the CSV files."""
+"""Tables: of one case on a terminal, and of docs/cost.md, both made from the rows of the CSV files."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def print_monitor(row: MonitorRow, every: int) -> None:
 
 
 def markdown_table(csv: Path) -> str:
-    """The README's table of an ``operator.csv`` or a ``step.csv``, with a line that says how it was measured."""
+    """The table of docs/cost.md of an ``operator.csv`` or a ``step.csv``, with a line on how it was measured."""
     if csv.stem == "step":
         return _markdown_of_steps(read_rows(csv, StepRow), read_about(csv))
     return _markdown_of_cases(read_rows(csv, OperatorRow), read_about(csv))
 
 
 def readme_text(folder: Path) -> str:
-    """What stands between the README's two marks: the tables of the files that ``folder`` holds."""
+    """What stands between the two marks of docs/cost.md: the tables of the files that ``folder`` holds."""
     files = [file for name in ("operator.csv", "step.csv") if (file := folder / name).exists()]
     return "\n\n".join(markdown_table(file) for file in files) or NOT_MEASURED
 

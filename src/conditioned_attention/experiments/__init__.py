@@ -5,7 +5,8 @@ Needs ``pip install "conditioned-attention[experiments]"``; importing this packa
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.runs.compare import compare
+from conditioned_attention.experiments.runs.own import Run
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.experiments.variants.variant import Variant
 
-__all__ = ["VARIANTS", "Comparison", "Variant", "compare"]
+__all__ = ["VARIANTS", "Comparison", "Run", "Variant", "compare"]

@@ -265,6 +265,8 @@ def compare_recipe(
     finished = [variant for variant in chosen if result.runs.get(variant.name)]
     if not cost or chosen[0] not in finished:  # it is measured relative to the baseline
         return result
+    if progress:
+        print("measuring time and memory of a training step of each variant")
     return dataclasses.replace(result, cost=measure_cost(task, recipe.training, finished, threads=threads))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from conditioned_attention.conversion import apply_conditioning
 from conditioned_attention.conversion.configs import CONFIG_KEY
-from conditioned_attention.environment import check_torchvision
+from conditioned_attention.environment import check_torchvision, needs
 
 
 def load_model(name: str, *, pretrained: bool = False, weights: bool = True, unpickle: bool = False) -> nn.Module:
@@ -34,8 +34,22 @@ def load_model(name: str, *, pretrained: bool = False, weights: bool = True, unp
     return (_from_file(path, unpickle) if path.is_file() else _from_timm(name, pretrained, weights)).eval()
 
 
+def weights_in_words(name: str, *, pretrained: bool = False) -> str:
+    """Which weights `load_model` gives a model, for people who read what was measured of them.
+
+    >>> weights_in_words("vit_small_patch16_224", pretrained=True)
+    "timm's pretrained weights"
+    """
+    if Path(name).exists():
+        return f"the weights in {name}"
+    if pretrained:
+        return "timm's pretrained weights"
+    return "fresh random weights, as timm starts this model (--pretrained downloads trained ones)"
+
+
 def _from_timm(name: str, pretrained: bool, weights: bool) -> nn.Module:
-    import timm
+    with needs("timm", f"{name!r}, which is no folder and no file, but may be a timm model,"):
+        import timm
 
     short = name.removeprefix("timm/")
     if not timm.is_model(short):
@@ -49,7 +63,8 @@ def _from_timm(name: str, pretrained: bool, weights: bool) -> nn.Module:
 
 
 def _from_folder(folder: Path, weights: bool) -> nn.Module:
-    import transformers
+    with needs("transformers", f"the folder {folder}"):
+        import transformers
 
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json, so it is no Hugging Face checkpoint")

@@ -22,10 +22,10 @@ _WORST = 8  # heads that are named
 _PIPED = 160  # columns where the output is no terminal
 
 
-def print_inspection(inspection: Inspection, source: str) -> None:
+def print_inspection(inspection: Inspection, source: str, weights: str) -> None:
     """A table with one line for each attention module, and below it the reasons against conversion.
 
-    ``source`` says what the condition numbers were measured on.
+    ``source`` says what the condition numbers were measured on, and ``weights`` which weights the model has.
     """
     table = Table(*_COLUMNS)
     table.columns[0].no_wrap = True
@@ -45,7 +45,7 @@ def print_inspection(inspection: Inspection, source: str) -> None:
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         say(f"{names[0]}{more}: {reason}")
-    say(_summary(inspection, source))
+    say(_summary(inspection, source, weights))
     if inspection.heads:
         _print_heads(console, inspection)
     if inspection.self_logit is not None:
@@ -65,6 +65,7 @@ def _print_heads(console: Console, inspection: Inspection) -> None:
     corrected = {(record.layer, record.head): record.kappa_before for record in inspection.heads_corrected}
     columns = [*_HEAD_COLUMNS[:3], *(["with λ I"] if corrected else []), *_HEAD_COLUMNS[3:]]
     grid = Table(*columns, title="the worst heads", title_justify="left")
+    grid.columns[0].overflow = "fold"
     for record in worst_heads(inspection.heads, _WORST):
         where = f"{record.module or '(the model)'}, head {record.head}"
         cells = [where, _log10(record.kappa_before), _log10(record.kappa_after)]
@@ -98,7 +99,7 @@ def _log10(kappa: float | None) -> str:
     return "floor" if math.isinf(kappa) else f"{math.log10(kappa):.2f}"
 
 
-def _summary(inspection: Inspection, source: str) -> str:
+def _summary(inspection: Inspection, source: str, weights: str) -> str:
     words = {"converts": "would be converted", "on request": "converted on request"}
     words |= {kind: kind for kind in ("already conditioned", "refused", "no attention")}
     conversions = [row.conversion for row in inspection.rows]
@@ -106,4 +107,5 @@ def _summary(inspection: Inspection, source: str) -> str:
     line = f"{inspection.parameters / 1e6:.1f} million parameters; attention modules: {found or 'none'}"
     if inspection.not_measured:
         return f"{line}\nno condition numbers: {inspection.not_measured}"
-    return f"{line}\ncondition numbers (median over heads) on {source}"
+    what = "κ: the condition number of a head's output softmax(q kᵀ) v, above as its median over the module's heads"
+    return f"{line}\nweights: {weights}\ninput: {source}\n{what}"

@@ -26,7 +26,8 @@ def unsupported(package: str) -> str:
     first, end = SUPPORTED[package]
     if _numbers(first) <= _numbers(installed) < _numbers(end):
         return ""
-    return f"{package} {installed} is installed, and conversion knows {package} from {first} on and below {end}"
+    known = f"{package} {installed} is installed, and conversion knows {package} from {first} on and below {end}"
+    return f"{known}: pip install '{package}>={first},<{end}'"
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ class DryRun:
     dry_run: bool = False
     """Only say what this would take: parameters, steps, FLOPs, memory and hours.  Nothing is trained or written."""
     gpu: str | None = None
-    """With --dry-run: hours and memory on this GPU, such as H100.  An unknown name lists them."""
+    """With --dry-run: hours and memory on this GPU, such as H100; `conditioned-attention list gpus` lists them."""
     gpus: int = 1
     """With --dry-run: how many of them share a batch."""
     utilisation: float = UTILISATION

@@ -52,17 +52,20 @@ GPUS = {
     "B200": GPU(2250, 2250, 75, 180, 7700),
 }
 
+_ALIASES = {"a100": "a10080"}
+
 
 def find_gpu(name: str) -> str:
-    """The key of `GPUS` that is meant: case, spaces and hyphens do not matter.
+    """The key of `GPUS` that is meant: case, spaces and hyphens do not matter, and A100 is the one with 80 GB.
 
     Raises:
         ValueError: no such GPU.
 
-    >>> find_gpu("rtx4090")
-    'RTX 4090'
+    >>> find_gpu("rtx4090"), find_gpu("a100")
+    ('RTX 4090', 'A100-80')
     """
-    found = [key for key in GPUS if _letters(key) == _letters(name)]
+    letters = _letters(name)
+    found = [key for key in GPUS if _letters(key) == _ALIASES.get(letters, letters)]
     if not found:
         raise ValueError(f"GPU {name!r} is unknown; valid are {', '.join(GPUS)}")
     return found[0]

@@ -46,6 +46,7 @@ class Section:
     subject: Subject
     charts: Sequence[Chart]
     heads: Mapping[str, Sequence[Heads]] = field(default_factory=dict)
+    lead: Sequence[str] = ()  # sentences on top, where there are no scores to make them of
 
 
 def page(sections: Sequence[Section]) -> str:
@@ -69,6 +70,7 @@ def page(sections: Sequence[Section]) -> str:
         title="; ".join(section.subject.name for section in sections),
         several=several,
         subjects=[_words(section) for section in sections],
+        scored=not all(section.lead for section in sections),
         compared=any(_others(section.subject) for section in sections),
         differences=settings_that_differ([section.subject for section in sections]) if several else [],
         chart_rows=[
@@ -119,7 +121,7 @@ def _words(section: Section) -> dict[str, Any]:
         marked = [(mark.replace(" ", "-"), _OUTCOMES[mark], text) for mark, text in zip(marks, sentences)]
         lead = [sentence for sentence in [several, *sentences[len(marked) :]] if sentence]
     else:
-        lead, marked = description(subject, section.heads), []
+        lead, marked = list(section.lead) or description(subject, section.heads), []
     return {
         "name": subject.name,
         "metric": comparison.metric.name,

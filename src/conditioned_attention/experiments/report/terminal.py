@@ -14,9 +14,11 @@ from conditioned_attention.experiments.evidence.tables import (
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.words import description
 
+_BETWEEN = 2  # spaces between columns
+
 
 def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
-    """The table and its sentences on a terminal, wrapped to its width.
+    """The verdicts and then the tables they are of, on a terminal; tables that are wider continue below.
 
     Args:
         comparison: what is shown.
@@ -29,19 +31,24 @@ def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
     console = Console(width=None if Console().is_terminal else 160)
 
     def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        grid = Table(box=None, padding=(0, 2, 0, 0))
-        for name in header:
-            grid.add_column(escape(name))
-        for row in rows:
-            grid.add_row(*map(escape, row))
-        console.print(grid)
+        for columns in fitting(header, rows, console.width):
+            grid = Table(box=None, padding=(0, _BETWEEN, 0, 0))
+            for i in columns:
+                grid.add_column(escape(header[i]))
+            for row in rows:
+                grid.add_row(*(escape(row[i]) for i in columns))
+            console.print(grid)
 
-    warnings: list[str] = []
+    failed = [f"{name} has no result: {reason}" for name, reason in comparison.failures.items()]
+    machines = [describe_machines(comparison.machines)] if len(comparison.machines) > 1 else []
+    warnings = [] if comparison.tuning is None else comparison.tuning.warnings()
+    for line in [*comparison.verdicts(), *warnings, *failed, *machines]:
+        console.print(line, highlight=False, markup=False)
+    console.print()
     if comparison.tuning is not None:
         console.print("learning rates, chosen on validation data", highlight=False, markup=False)
         print_grid(*tuning_table(comparison.tuning))
         console.print()
-        warnings = comparison.tuning.warnings()
     console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
     rows = comparison.summary()
     print_grid(*table(rows, comparison.cost))
@@ -49,17 +56,27 @@ def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
         if found[1]:
             console.print()
             print_grid(*found)
-    console.print()
-    failed = [f"{name} has no result: {reason}" for name, reason in comparison.failures.items()]
-    machines = [describe_machines(comparison.machines)] if len(comparison.machines) > 1 else []
-    for line in [*comparison.verdicts(), *warnings, *failed, *machines]:
-        console.print(line, highlight=False, markup=False)
     if (outcomes or comparison.saturated) and (found := comparison.outcome_table())[1]:
         console.print()
         print_grid(*found)
         console.print()
         for line in comparison.outcome_sentences():
             console.print(line, highlight=False, markup=False)
+
+
+def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns of a table in groups that fit into a width, each with the first column, which says whose row it is.
+
+    >>> fitting(["variant", "final", "best"], [["baseline", "98.19 ± 0.48", "98.33 ± 0.42"]], 32)
+    [[0, 1], [0, 2]]
+    """
+    wide = [max(map(len, (name, *(row[i] for row in rows)))) + _BETWEEN for i, name in enumerate(header)]
+    groups = [[0]]
+    for i in range(1, len(header)):
+        if len(groups[-1]) > 1 and sum(wide[j] for j in groups[-1]) + wide[i] > width:
+            groups.append([0])
+        groups[-1].append(i)
+    return groups
 
 
 def print_subject(subject: Subject, *, outcomes: bool = False) -> None:

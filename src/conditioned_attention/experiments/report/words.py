@@ -69,7 +69,7 @@ def description(subject: Subject, heads: Mapping[str, Sequence[Heads]] | None = 
         if by_seed:
             sentences.append(_trained(subject, summary))
             sentences.append(_scored(comparison, summary, bool(subject.unfinished)))
-            sentences += _conditioning(list(by_seed.values()), (heads or {}).get(summary.variant, ()))
+            sentences += conditioning(list(by_seed.values()), (heads or {}).get(summary.variant, ()))
         else:
             sentences.append(f"{summary.variant}: no evaluation yet.")
     return [*sentences, "One variant only: nothing is compared, so nothing is said on whether it helps."]
@@ -106,7 +106,7 @@ def _spread(spread: Spread) -> str:
     return f"{spread.mean:.{digits}f} ± {spread.sd:.{digits}f} (mean ± standard deviation, {spread.n} seeds)"
 
 
-def _conditioning(histories: Sequence[Sequence[Any]], heads: Sequence[Heads]) -> list[str]:
+def conditioning(histories: Sequence[Sequence[Any]], heads: Sequence[Heads]) -> list[str]:
     """κ from the first to the last measurement, and the share of heads that have none."""
     if heads:  # measured before the first step too
         logs = [[np.log10(h.used[place][~np.isnan(h.used[place])]) for h in heads] for place in (0, -1)]

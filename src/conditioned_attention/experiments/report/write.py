@@ -56,7 +56,7 @@ def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: 
     measured = [heads_of(subject.folders) for subject in subjects]
     page_of_all = output or Path("report.html")
     if output is not None or len(subjects) > 1:
-        _check_page(page_of_all)
+        check_page(page_of_all)
     if output is None:
         for subject, folder, heads in zip(subjects, folders, measured):
             _write_own(subject, folder, heads)
@@ -68,7 +68,7 @@ def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: 
     return page_of_all
 
 
-def _check_page(file: Path) -> None:
+def check_page(file: Path) -> None:
     """Raises ValueError if there is a file that is no page of ours."""
     if file.exists() and _TITLE not in file.read_bytes()[: 1 << 16]:
         raise ValueError(f"{file} is there, and is no page of conditioned-attention; name another with output")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from conditioned_attention._warnings import warn
+from conditioned_attention.environment import needs
 from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.progress import Display, display
@@ -48,8 +50,10 @@ def compare(
     Args:
         train: builds and trains a model with everything random set by ``seed``, after ``variant.apply(model)``, and
             yields a row of metrics at every evaluation: ``{"score": …}``, with ``"epoch"`` if epochs are not simply
-            counted.  With more than one worker it must be a module-level function or another picklable callable, and
-            the calling script needs the ``if __name__ == "__main__"`` guard.
+            counted.  With a third parameter called ``run`` it also gets a `Run`: ``run.folder``, and
+            ``run.monitor(model, probe, every=100)``, whose κ then is in the comparison.  With more than one worker it
+            must be a module-level function or another picklable callable, and the calling script needs the
+            ``if __name__ == "__main__"`` guard.
         variants: names out of ``VARIANTS``, or `Variant` objects; the first is the baseline.
         seeds: how many (0, 1, …), or which.
         folder: keeps the runs: a second call with the same folder runs only what is missing or had failed.  None
@@ -82,6 +86,9 @@ def compare(
     >>> result.verdicts()[0][:43]
     'preconditioned: no difference to baseline w'
     """
+    with needs("experiments", "compare"):  # in one line now, and not when the runs are done
+        for name in ("filelock", "rich", "scipy"):
+            import_module(name)
     result = run_missing(
         train, find_variants(variants), seed_list(seeds), folder=folder, workers=workers, threads=threads,
         metric=metric, settings=settings, variant_settings=variant_settings, progress=progress,

@@ -14,7 +14,7 @@ from conditioned_attention.experiments.runs.run import Job
 from conditioned_attention.storage.json_lines import JsonLines
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 
 class Display:
@@ -46,13 +46,13 @@ class Bars(Display):
         self.sizes: dict[str, int] = {}
         self.done = self.failed = 0
         self.refreshed = 0.0
-        self.overall = bars.add_task(self._count(), total=runs, score="")
+        self.overall = bars.add_task(self._count(), total=runs, score="", unit="")
 
     def _count(self) -> str:
         return f"{self.done} of {self.runs} runs" + (f", {self.failed} failed" if self.failed else "")
 
     def started(self, job: Job) -> None:
-        self.active[job.name] = job, self.bars.add_task(job.name, total=self.rows, score="")
+        self.active[job.name] = job, self.bars.add_task(job.name, total=self.rows, score="", unit="evaluations")
 
     def ended(self, job: Job, finished: bool) -> None:
         self._read_on(job.name)
@@ -63,7 +63,7 @@ class Bars(Display):
         self.failed += not finished
         self.bars.update(self.overall, completed=self.done + self.failed, description=self._count())
         if finished and not self.bars.console.is_terminal:
-            self.say(f"{self._count()}: {job.name}, score {bar.fields['score']}, {bar.elapsed or 0:.0f} s")
+            self.say(f"{self._count()}: {job.name}, {bar.fields['score']}, {bar.elapsed or 0:.0f} s")
 
     def refresh(self) -> None:
         if time.monotonic() - self.refreshed < 0.2:
@@ -79,7 +79,7 @@ class Bars(Display):
         if size != self.sizes.get(name, 0):
             self.sizes[name] = size
             history = log.read()
-            score = f"{finite_or_nan(history[-1]['score']):.4g}" if history else ""
+            score = f"score {finite_or_nan(history[-1]['score']):.4g}" if history else ""
             self.bars.update(bar, completed=len(history), score=score)
 
     def say(self, text: str) -> None:
@@ -105,6 +105,24 @@ class _Unfailing:
             self.stream.flush()
 
 
+def columns() -> list[ProgressColumn]:
+    """Of a line for a run: how many of its evaluations are done, and how long the others take, in 80 characters.
+
+    A task has the fields ``unit``, of what is counted, and ``score``.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    return [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(12),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        TextColumn("{task.fields[score]}"),
+    ]
+
+
 @contextmanager
 def display(runs: int, rows: int | None, *, shown: bool) -> Iterator[Display]:
     """Bars for so many runs of ``rows`` rows each (None: unknown), or a `Display` that shows nothing."""
@@ -112,10 +130,9 @@ def display(runs: int, rows: int | None, *, shown: bool) -> Iterator[Display]:
         yield Display()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # of a stream that fails Rich ends the process, without a word
     console = None if sys.stdout is None else Console(file=cast(TextIO, _Unfailing(sys.stdout)))
-    with Progress(*columns, TextColumn("{task.fields[score]}"), console=console) as bars:
+    with Progress(*columns(), console=console) as bars:
         yield Bars(bars, runs, rows)

@@ -15,6 +15,7 @@ from typing import Any
 from conditioned_attention.environment import short_environment
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.stored import Begun, Data, Result, Row
+from conditioned_attention.experiments.runs.own import Run, wants_run
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import finite, read_json, write_json, write_text
 from conditioned_attention.storage.folder import differences, working_folder
@@ -22,7 +23,7 @@ from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.ownership import check_ours, checkpoints_in, claim
 from conditioned_attention.storage.schema import check
 
-Train = Callable[[Variant, int], Iterable[Mapping[str, Any]]]
+Train = Callable[..., Iterable[Mapping[str, Any]]]  # of a variant, a seed and, if it is asked for, a `Run`
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,11 @@ def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None)
     job.error.unlink(missing_ok=True)
     write_json(job.path / "begun.json", about)
     history: list[Mapping[str, Any]] = []
-    rows = train(job.variant, job.seed)
+    run = Run(job.path)
+    rows = train(job.variant, job.seed, run=run) if wants_run(train) else train(job.variant, job.seed)
     try:
         for row in rows:
-            history.append(_plain_row(row))
+            history.append(_plain_row({**run.measured(), **row}))
             log.append(history[-1])
             update()
         if not history:

@@ -38,8 +38,8 @@ class Launch:
         log_every: optimizer steps between lines of the training log.
         checkpoint_seconds: a checkpoint is written at the first optimizer step after so many seconds, or after fifty
             times what the last one took, if that is longer; 0 is after every step.
-        max_kappa, max_scale: where a head's κ, or the largest factor that C puts on a row, is beyond it, the monitor
-            warns.
+        max_kappa: where a head's κ is beyond it, the monitor warns; None for no bound.
+        max_scale: the same for the largest factor that C puts on a row.
     """
 
     parallel: Parallel = "auto"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from conditioned_attention._warnings import warn as warn_user
 from conditioned_attention.measure.monitoring import callbacks
 from conditioned_attention.measure.monitoring.alarms import Alarm, Unchanged, alarms_of, warn
-from conditioned_attention.measure.monitoring.records import HeadRecord, head_records, spread, summary
+from conditioned_attention.measure.monitoring.records import HeadRecord, head_records, in_words, spread, summary
 from conditioned_attention.measure.monitoring.sinks import sink_for
 from conditioned_attention.measure.probing.probe import HeadOutputs, watch_heads
 from conditioned_attention.sites import find_sites, unwrap
@@ -82,6 +82,8 @@ class ConditionMonitor:
     ...     optimizer.step()
     >>> len(monitor.records)  # 2 measurements, 2 layers, 4 heads
     16
+    >>> print(monitor)  # doctest: +ELLIPSIS
+    step 10: median log10 κ ... of 8 heads, ...
     """
 
     def __init__(
@@ -129,6 +131,11 @@ class ConditionMonitor:
     def records(self) -> list[HeadRecord]:
         """Every record of the last ``keep`` measurements."""
         return [record for measurement in self._kept for record in measurement]
+
+    def __str__(self) -> str:
+        """The last measurement that was kept, in a line."""
+        last = self._kept[-1] if self._kept else []
+        return in_words(last) if last else f"nothing measured yet of {type(self.model).__name__}"
 
     def step(self, step: int) -> list[HeadRecord]:
         """Measures if ``step`` is a multiple of ``every``; returns the new records, or an empty list.

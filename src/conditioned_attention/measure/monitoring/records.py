@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -150,6 +150,22 @@ def spread(wanted: int, count: int) -> list[int]:
     if wanted >= count:
         return list(range(count))
     return [0] if wanted == 1 else [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
+
+
+def in_words(records: Sequence[HeadRecord]) -> str:
+    """One measurement, of at least one head, in a line.
+
+    >>> in_words([HeadRecord(7, 0, "attn", 2, False, 100.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)])
+    'step 7: median log10 κ 2.00 of 1 heads, 0 % at the floor, largest C 1.5; largest κ in attn, head 2'
+    """
+    numbers = summary(records)
+    worst = max(records, key=lambda record: -1.0 if math.isnan(record.kappa) else record.kappa)
+    kappa = f"{numbers['log10_kappa']:.2f}".replace("inf", "at the floor")
+    return (
+        f"step {records[0].step}: median log10 κ {kappa} of {len(records)} heads, "
+        f"{100 * numbers['floor_share']:.0f} % at the floor, largest C {numbers['largest_scale']:.3g}; "
+        f"largest κ in {worst.module or 'the model'}, head {worst.head}"
+    )
 
 
 def summary(records: Iterable[HeadRecord]) -> dict[str, float]:

@@ -86,7 +86,11 @@ def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tup
     """``axes``, or those of a new figure, side by side, painted in the theme; ValueError for another number."""
     colours = find_theme(theme)
     if axes is None:
-        from matplotlib.figure import Figure
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            needs = "drawing needs: pip install 'conditioned-attention[plots]'"
+            raise ModuleNotFoundError(f"{needs} ({error})") from error
 
         axes = list(Figure(figsize=size, layout="constrained").subplots(1, number, squeeze=False)[0])
     if len(axes) != number:

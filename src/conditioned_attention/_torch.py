@@ -1,0 +1,7 @@
+"""Imports torch, without its warning where numpy is not installed: nothing here needs numpy."""
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
+    import torch  # noqa: F401

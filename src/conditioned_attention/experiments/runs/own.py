@@ -1,0 +1,66 @@
+"""What `compare` gives a loop of somebody's own that asks for it: the run's folder, and a monitor that writes there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from conditioned_attention.measure import ConditionMonitor
+
+Log = Callable[[Mapping[str, float], int], None]
+
+
+class Run:
+    """One run of a loop ``train(variant, seed, run)``.
+
+    Attributes:
+        folder: the run's own, where the loop may keep what it likes; it is there already.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._numbers: dict[str, float] = {}
+
+    def monitor(
+        self,
+        model: nn.Module,
+        probe: Any,
+        *,
+        log: Log | None = None,
+        **options: Any,
+    ) -> ConditionMonitor:
+        """A `ConditionMonitor` whose records go into the run's folder, and its summary into the next row that the loop
+        yields, so that table and report of the comparison have κ.
+
+        Args:
+            model, probe, log, options: as for `ConditionMonitor`, without ``path``.
+
+        Raises:
+            TypeError, ValueError: as `ConditionMonitor`.
+        """
+        path = self.folder / "conditions.jsonl"
+        path.unlink(missing_ok=True)  # of an attempt that did not finish
+
+        def take(numbers: Mapping[str, float], step: int) -> None:
+            self._numbers = dict(numbers)
+            if log is not None:
+                log(numbers, step)
+
+        return ConditionMonitor(model, probe, path=path, log=take, **options)
+
+    def measured(self) -> dict[str, float]:
+        """The summary of the last measurement since this was last asked."""
+        found, self._numbers = self._numbers, {}
+        return found
+
+
+def wants_run(train: Any) -> bool:
+    """Whether a loop has a parameter called ``run``."""
+    with suppress(TypeError, ValueError):  # callables without a signature
+        return "run" in inspect.signature(train).parameters
+    return False
