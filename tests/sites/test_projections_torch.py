@@ -11,6 +11,7 @@ from torchvision.models.video.mvit import MultiscaleAttention
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from conditioned_attention import MultiheadAttention, precondition
+from conditioned_attention.experiments.models.lra_attention import NystromAttention, SoftmaxAttention
 from conditioned_attention.sites.corrected import correct
 from conditioned_attention.sites.site import class_name
 from conditioned_attention.sites.table import find_projections
@@ -53,6 +54,8 @@ CASES = {
         nn.MultiheadAttention(32, 4, kdim=24, vdim=40, batch_first=True),
         (TOKENS, vectors(2, 7, 24), vectors(2, 7, 40)),
     ),
+    "Nyström": lambda: (NystromAttention(32, 4, 3, 0), (TOKENS,)),
+    "softmax of the Long Range Arena": lambda: (SoftmaxAttention(32, 4), (TOKENS,)),
     "MultiheadAttention, built in": lambda: (MultiheadAttention(32, 4, batch_first=True), (TOKENS,) * 3),
 }
 COSINES = {"Swin V2"}
@@ -109,7 +112,7 @@ def test_corrected_and_converted(name):
 
 def test_every_class_has_projections_and_a_case():
     known = {*torchvision._SWAPPED, *torchvision._HOOKED, class_name(nn.MultiheadAttention)}
-    known.add(class_name(MultiheadAttention))
+    known |= {class_name(cls) for cls in (MultiheadAttention, NystromAttention, SoftmaxAttention)}
     assert set(projections_torch.FOUND) == known
     assert {class_name(type(subject(name).module)) for name in CASES} == known
 

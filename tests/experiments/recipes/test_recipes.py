@@ -92,7 +92,7 @@ def test_every_recipe_is_a_frozen_dataclass():
         assert dataclasses.is_dataclass(cls)
         assert cls.__dataclass_params__.frozen
         default = default_recipe(name)
-        assert (default is None) == issubclass(cls, ImageFolder)
+        assert (default is None) == (cls is ImageFolder)
         assert default is None or isinstance(default.training, Training)
         assert callable(cls.task)
     assert Recipe

@@ -237,14 +237,15 @@ def test_a_worker_that_reads_other_data_than_its_parent_says_so(digits, tmp_path
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
-    chosen = default_recipe(name)
-    if chosen is None:  # those that need a folder, and of ImageNet's the number of classes
-        kind = recipe_class(name)
+    chosen, kind = default_recipe(name), recipe_class(name)
+    if issubclass(kind, ImageFolder):
         chosen = kind(digits, image_size=32, **({} if name == "image_folder" else {"classes": 10}))
     if name == "fashion_mnist" and not chosen.data_dir.exists():
         pytest.skip("dataset-fashion-mnist is not installed")
     if name == "emoji":
-        chosen = recipe_class(name)(write_emoji(tmp_path))
+        chosen = kind(write_emoji(tmp_path))
+    if name == "listops":
+        chosen = kind(samples=20, eval_samples=5, test_samples=5, cache_dir=tmp_path)
     if name == "burgers":
         chosen = Burgers(samples=20, eval_samples=5, cache_dir=tmp_path)
     task = chosen.task()
