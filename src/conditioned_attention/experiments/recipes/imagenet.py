@@ -103,8 +103,11 @@ class ViTB(DeiTB):
 
 @dataclass(frozen=True)
 class ViTBOriginal(ImageNet):
-    """ViT-B/16 by the first paper's recipe for ImageNet-1k alone, as DeiT's table of recipes gives it (not checked in
-    its code): batch 4,096, weight decay 0.3, dropout 0.1, 10,000 steps of warm-up, no strong augmentation."""
+    """ViT-B/16 by the first paper's recipe for ImageNet-1k alone.
+
+    As DeiT's table of recipes gives it (not checked in its code): batch 4,096, weight decay 0.3, dropout 0.1, 10,000
+    steps of warm-up, no strong augmentation.
+    """
 
     timm_model: str | None = "vit_base_patch16_224"
     augment: Augment = "light"
