@@ -28,6 +28,9 @@ RECIPES = {
     "recall": ("recall", "RecallRecipe"),
     "burgers": ("burgers", "Burgers"),
     "listops": ("long_range_arena", "ListOps"),
+    "lra_image": ("lra_images", "LRAImage"),
+    "lra_fashion": ("lra_images", "LRAFashion"),
+    "lra_text": ("lra_texts", "LRAText"),
     "in_context_regression": ("in_context_regression", "InContextRegressionRecipe"),
 }
 

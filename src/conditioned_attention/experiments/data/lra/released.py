@@ -44,8 +44,8 @@ def read_listops(file: Path, padded: int) -> tuple[TokenSequences, list[str]]:
             labels.append(found[1])
             cut += len(found[0]) > padded
     if not labels:
-        raise ValueError(f"{file} has no line that can be read: {_listed(broken) or 'it is empty'}")
-    notes = [f"{file.name}: {len(broken)} broken lines are left out: {_listed(broken)}"] if broken else []
+        raise ValueError(f"{file} has no line that can be read: {listed(broken) or 'it is empty'}")
+    notes = [f"{file.name}: {len(broken)} broken lines are left out: {listed(broken)}"] if broken else []
     notes += [f"{file.name}: {cut} expressions of more than {padded} tokens are cut"] if cut else []
     arrays = np.concatenate(tokens), np.array(lengths, np.int32), np.array(labels, np.uint8)
     return TokenSequences(*arrays, padded, {"file": file.name, "broken": len(broken)}), notes
@@ -65,5 +65,6 @@ def _expression(line: str) -> tuple[np.ndarray, int] | str:
     return np.array([_IDS[word] for word in words], np.uint8), int(label)
 
 
-def _listed(broken: list[str]) -> str:
+def listed(broken: list[str]) -> str:
+    """The first few of them, for a message."""
     return "; ".join(broken[:_SHOWN]) + ("; …" if len(broken) > _SHOWN else "")
