@@ -29,7 +29,7 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.folder import FINGERPRINT
-from tests.experiments.data.lra.files import write_cifar10, write_reviews
+from tests.experiments.data.lra.files import write_cifar10, write_pairs, write_reviews
 from tests.experiments.pictures import digit, write_digits, write_emoji
 
 BOTH = ["baseline", "preconditioned"]
@@ -247,8 +247,8 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
     if name == "lra_image":
         write_cifar10(tmp_path / "files")
         chosen = recipe_class(name)(tmp_path / "files")
-    if name == "lra_text":
-        write_reviews(tmp_path / "files")
+    if name in ("lra_text", "lra_retrieval"):
+        (write_reviews if name == "lra_text" else write_pairs)(tmp_path / "files")
         chosen = recipe_class(name)(tmp_path / "files")
     if name == "emoji":
         chosen = recipe_class(name)(write_emoji(tmp_path))

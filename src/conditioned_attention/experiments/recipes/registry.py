@@ -31,6 +31,7 @@ RECIPES = {
     "lra_image": ("lra_images", "LRAImage"),
     "lra_fashion": ("lra_images", "LRAFashion"),
     "lra_text": ("lra_texts", "LRAText"),
+    "lra_retrieval": ("lra_texts", "LRARetrieval"),
     "in_context_regression": ("in_context_regression", "InContextRegressionRecipe"),
 }
 

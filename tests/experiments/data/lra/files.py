@@ -28,3 +28,11 @@ def write_reviews(folder, per_class=12):
                 (place / f"{i}_7.txt").write_text(label[0] + f" {split}<br />\n" * i)
     (folder / "train" / "urls_pos.txt").write_text("http://")
     (folder / "README").write_text("x")
+
+
+def write_pairs(folder, lines=12):
+    """The three files of pairs, with a quote that never ends in each line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "eval", "test"):
+        rows = [f'{i % 2}.0\tP{i}\tQ{i}\t"a {name} {i}\t{"b" if i % 2 else "a"} {name} {i}' for i in range(lines)]
+        (folder / f"new_aan_pairs.{name}.tsv").write_text("\n".join([*rows, ""]))

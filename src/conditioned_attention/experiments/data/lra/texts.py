@@ -115,8 +115,9 @@ def read_labelled(
     else:
         test = read[sets.evaluation]
         notes.append(f"trained on {sets.train}, tested on {sets.evaluation}")
-    made = [_sequences(texts, classes, cut, padded, name, notes) for texts, name in ((train, "train"), (test, "test"))]
-    return LabelledTexts(*made, classes, notes)
+    made = {"train": train, "test": test}
+    sequences = {name: _sequences(texts, classes, cut, padded, name, notes) for name, texts in made.items()}
+    return LabelledTexts(sequences["train"], sequences["test"], classes, notes)
 
 
 _Texts = list[tuple[bytes, str]]  # with their classes
