@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from conditioned_attention.experiments.data.images import fashion_mnist
+from conditioned_attention.experiments.data.lra.pathfinder import PathfinderScenes
 from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
-from conditioned_attention.experiments.recipes.lra_images import LRAFashion, LRAImage
-from tests.experiments.data.lra.files import write_cifar10
+from conditioned_attention.experiments.recipes.lra_images import LRAFashion, LRAImage, Pathfinder32
+from tests.experiments.data.lra.files import write_cifar10, write_pathfinder
 from tests.experiments.data.test_data import idx
 from tests.test_cli import call
 
@@ -82,3 +83,31 @@ def test_black_pixels_are_padding_unless_asked_for(tmp_path):
         assert 0 <= rows[-1]["test_score"] <= 100
         losses[id_0] = rows[0]["eval_loss"]
     assert losses["padding"] != losses["token"]
+
+
+def test_the_published_protocol_of_pathfinder():
+    recipe = Pathfinder32()
+    assert protocol(recipe.training) == [62_400, 256, 2, 312, 312, None]
+    assert recipe.training.full_steps(160_000) == 62_400
+    assert dataclasses.astuple(recipe.scenes)[:6] == (32, 14, 5, 4, 7, 1.0)
+    assert (recipe.samples, recipe.eval_samples, recipe.test_samples) == (160_000, 20_000, 20_000)
+
+
+def test_pictures_that_are_made_and_those_of_the_release(tmp_path):
+    small = PathfinderScenes(side=16, path_length=4, distractors=1, distractor_length=2, seed_distance=3)
+    model = dataclasses.replace(TINY, length=256)
+    sizes = {"samples": 30, "eval_samples": 10, "test_samples": 10, "cache_dir": tmp_path}
+    recipe = Pathfinder32(scenes=small, model=model, **sizes)
+    task, more = recipe.task(), dataclasses.replace(recipe, samples=40).task()
+    assert [len(data) for data in (task.train_data(), task.eval_data(), task.test_data())] == [30, 10, 10]
+    assert more.test_data().fingerprint() == task.test_data().fingerprint() != task.eval_data().fingerprint()
+    assert task.build_model()(task.probe()).shape == (8, 2)
+    search = recipe.task(tuning=True)
+    assert [len(search.train_data()), len(search.eval_data()), search.test_data()] == [27, 3, None]
+    with pytest.raises(ValueError, match=r"model\.length=1024 is not the number of pixels, scenes\.side² = 256"):
+        Pathfinder32(scenes=small)
+    write_pathfinder(tmp_path / "release", side=16)
+    read = dataclasses.replace(recipe, release=tmp_path / "release").task()
+    sets = [read.train_data(), read.eval_data(), read.test_data()]
+    assert [len(data) for data in sets] == [16, 2, 2]
+    assert len({int(data.sequence(i)[0]) for data in sets for i in range(len(data))}) == 20

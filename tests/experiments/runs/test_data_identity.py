@@ -247,6 +247,8 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
     if name == "lra_image":
         write_cifar10(tmp_path / "files")
         chosen = recipe_class(name)(tmp_path / "files")
+    if name == "pathfinder32":
+        chosen = recipe_class(name)(samples=20, eval_samples=5, test_samples=5, cache_dir=tmp_path)
     if name in ("lra_text", "lra_retrieval"):
         (write_reviews if name == "lra_text" else write_pairs)(tmp_path / "files")
         chosen = recipe_class(name)(tmp_path / "files")

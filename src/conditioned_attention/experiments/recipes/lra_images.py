@@ -1,4 +1,4 @@
-"""Images of the Long Range Arena, a token a pixel: the recipes ``lra_image`` and ``lra_fashion``."""
+"""Images of the Long Range Arena, a token a pixel: the recipes ``lra_image``, ``lra_fashion`` and ``pathfinder32``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from conditioned_attention.experiments.data.images.fashion_mnist import read_pixels
 from conditioned_attention.experiments.data.lra.cifar10 import CLASSES, read_cifar10
 from conditioned_attention.experiments.data.lra.images import VOCABULARY, framed, pixels_as_tokens
+from conditioned_attention.experiments.data.lra.pathfinder import PathfinderScenes, pathfinder
+from conditioned_attention.experiments.data.lra.pathfinder_files import read_pathfinder
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
 from conditioned_attention.experiments.data.split import TUNING
 from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
@@ -20,6 +22,7 @@ from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.storage.settings import place
 
+Sets = tuple[TokenSequences, TokenSequences, TokenSequences]
 Labelled = tuple[np.ndarray, np.ndarray]  # (S, 32, 32) and (S,), uint8
 
 
@@ -95,7 +98,71 @@ class LRAFashion:
         return _task(_sets(train, test, "fashion_mnist", self.samples), self.model, 10, [], tuning)
 
 
-Sets = tuple[TokenSequences, TokenSequences, TokenSequences]
+@dataclass(frozen=True)
+class Pathfinder32:
+    """Pathfinder of the Long Range Arena by the Nyströmformer (arXiv 2102.03902): are two discs on one path of dashes?
+
+    A token is a pixel; the pictures are of the hard variant (``curv_contour_length_14``), made here, once, as the
+    published generator makes them, or read from the release.  Training is the authors': 62,400 steps of 256 in two
+    micro-batches, dev accuracy every 312.  Other than in their code the whole dev and test sets count, once, the
+    split of the release is always the same, and mixed precision is off unless ``--precision`` asks for it.
+
+    Black pixels, half of each picture, have id 0 and so count as padding, as in the original, which hides them from
+    attention and from the mean; ``--id-0 token`` shows them.
+
+    Attributes:
+        samples: to train on; fewer than the published 160,000 is a reduced run.
+        eval_samples: to choose the weights by.
+        test_samples: to score them on.
+        scenes: which pictures; smaller ones or shorter paths are another, reduced task.
+        release: the folder pathfinder32/curv_contour_length_14, which is read instead: eight tenths of it are trained
+            on, or the first ``samples`` of these, a tenth chooses the weights, and a tenth scores them.
+        cache_dir: where pictures that were made are kept; default ~/.cache/conditioned-attention.
+        processes: how many make them; one takes about ten minutes.
+        model: the network; its ``length`` is the number of pixels.
+        training: how it is trained.
+    """
+
+    samples: int = 160_000
+    eval_samples: int = 20_000
+    test_samples: int = 20_000
+    scenes: PathfinderScenes = field(default_factory=PathfinderScenes)
+    release: Path | None = place(None)
+    cache_dir: Path | None = place(None)
+    processes: int = place(1)
+    model: LRAEncoder = field(default_factory=lambda: LRAEncoder(length=1024))
+    training: Training = field(
+        default_factory=lambda: authors_training(62_400, 256, 312, 312, accumulation=2, monitor_every=2)
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "eval_samples", "test_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.model.length != self.scenes.side**2:
+            raise ValueError(
+                f"model.length={self.model.length} is not the number of pixels, scenes.side² = {self.scenes.side**2}"
+            )
+
+    def task(self, *, tuning: bool = False) -> Task:
+        """With ``tuning`` the last tenth of the training set scores, and nothing is tested."""
+        sets, notes = self._made() if self.release is None else self._read(self.release)
+        return _task(sets, self.model, ("two paths", "one path"), notes, tuning)
+
+    def _made(self) -> tuple[Sets, list[str]]:
+        """Test and evaluation pictures are the first, so that they stay the same however many there are to train on."""
+        tested, held = self.test_samples, self.eval_samples
+        made = pathfinder(tested + held + self.samples, self.scenes, self.cache_dir, self.processes)
+        return (made.part(tested + held, self.samples), made.part(tested, held), made.part(0, tested)), []
+
+    def _read(self, folder: Path) -> tuple[Sets, list[str]]:
+        whole, notes = read_pathfinder(folder.expanduser(), self.scenes.side)
+        tenth = len(whole) // 10
+        if not tenth:
+            raise ValueError(f"{folder} has {len(whole)} pictures, too few for a tenth to evaluate and a tenth to test")
+        rest = len(whole) - 2 * tenth
+        train = whole.part(0, min(rest, self.samples))
+        return (train, whole.part(rest, tenth), whole.part(rest + tenth, tenth)), notes
 
 
 def _sets(train: Labelled, test: Labelled, name: str, samples: int | None) -> Sets:

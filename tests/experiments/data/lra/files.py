@@ -1,6 +1,7 @@
 """Small folders in the forms in which the Long Range Arena's data come."""
 
 import numpy as np
+from PIL import Image
 
 RECORD = 3073
 
@@ -36,3 +37,17 @@ def write_pairs(folder, lines=12):
     for name in ("train", "eval", "test"):
         rows = [f'{i % 2}.0\tP{i}\tQ{i}\t"a {name} {i}\t{"b" if i % 2 else "a"} {name} {i}' for i in range(lines)]
         (folder / f"new_aan_pairs.{name}.tsv").write_text("\n".join([*rows, ""]))
+
+
+def write_pathfinder(folder, count=20, side=32):
+    """Pictures of the release in two lists, as text; the first pixel tells their number: list 10 comes after 2."""
+    for batch in (10, 2):
+        (folder / "imgs" / str(batch)).mkdir(parents=True)
+        (folder / "metadata").mkdir(exist_ok=True)
+        lines = []
+        for i in range(count // 2):
+            picture = np.zeros((side, side), np.uint8)
+            picture[0, 0] = i + (100 if batch == 10 else 0)
+            Image.fromarray(picture).save(folder / "imgs" / str(batch) / f"sample_{i}.png")
+            lines.append(f"imgs/{batch} sample_{i}.png {i} {i % 2} 1.0 14 4 2 0.5 1 1")
+        (folder / "metadata" / f"{batch}.npy").write_text("\n".join([*lines, ""]))

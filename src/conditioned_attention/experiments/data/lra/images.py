@@ -15,13 +15,14 @@ _WEIGHTS = np.array([0.2989, 0.5870, 0.1140], np.float32)  # of red, green and b
 
 
 def pixels_as_tokens(pixels: np.ndarray, labels: np.ndarray, origin: Mapping[str, Any]) -> TokenSequences:
-    """Images (S, 32, 32), uint8, as sequences of 1,024 ids; level 0 is id 0, which the authors' model hides as padding.
+    """Images (S, H, W), uint8, as sequences of H · W ids; level 0 is id 0, which the authors' model hides as padding.
 
     >>> len(pixels_as_tokens(np.zeros((2, 32, 32), np.uint8), np.zeros(2, np.uint8), {}).sequence(1))
     1024
     """
-    lengths = np.full(len(labels), SIDE * SIDE, np.int32)
-    return TokenSequences(pixels.reshape(-1), lengths, labels.astype(np.uint8), SIDE * SIDE, origin)
+    count = pixels[0].size
+    lengths = np.full(len(labels), count, np.int32)
+    return TokenSequences(pixels.reshape(-1), lengths, labels.astype(np.uint8), count, origin)
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
