@@ -118,7 +118,7 @@ class Pathfinder32:
         release: the folder pathfinder32/curv_contour_length_14, which is read instead: eight tenths of it are trained
             on, or the first ``samples`` of these, a tenth chooses the weights, and a tenth scores them.
         cache_dir: where pictures that were made are kept; default ~/.cache/conditioned-attention.
-        processes: how many make them; one takes about ten minutes.
+        processes: how many make them; one takes about seven minutes.
         model: the network; its ``length`` is the number of pixels.
         training: how it is trained.
     """
