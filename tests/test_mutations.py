@@ -41,7 +41,7 @@ ORDER, TRACKERS = "tests/experiments/training/test_order.py", "tests/experiments
 CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/recipes/test_recipes.py"
 CLIP = "tests/sites/test_clip.py"
 MODELS, LRA = "tests/experiments/models/test_models.py", "tests/experiments/models/test_lra_encoder.py"
-LISTOPS = "tests/experiments/data/lra/test_listops.py"
+LISTOPS, LRA_DATA = "tests/experiments/data/lra/test_listops.py", "tests/experiments/data/lra"
 WORKERS, STATISTICS = "tests/experiments/runs/test_workers.py", "tests/experiments/evidence/test_statistics.py"
 TUNING = "tests/experiments/runs/test_tuning.py"
 OWNERSHIP, SCHEMA = "tests/storage/test_ownership.py", "tests/storage/test_schema.py"
@@ -496,6 +496,15 @@ MUTATIONS = [
     ("ListOps, medians rounded up", "experiments/data/lra/listops.py", "middle // 2,", "(middle + 1) // 2,", LISTOPS),
     ("ListOps, those of 500 tokens too", "experiments/data/lra/listops.py", "lengths > trees.longer_than", "lengths >= trees.longer_than", LISTOPS),
     ("ListOps, one twice", "experiments/data/lra/listops.py", "if tree not in seen:", "if True:", LISTOPS),
+    ("grey, rounded", "experiments/data/lra/images.py", "(summed * np.float32(255.5)).astype", "(summed * np.float32(255) + 0.5).astype", f"{LRA_DATA}/test_images.py"),
+    ("CIFAR-10, labels of no class", "experiments/data/lra/cifar10.py", "labels < len(CLASSES)", "labels >= 0", f"{LRA_DATA}/test_images.py"),
+    ("texts, byte 0 is padding", "experiments/data/lra/texts.py", "tokens += 1", "tokens += 0", f"{LRA_DATA}/test_texts.py"),
+    ("texts, in the order of their classes", "experiments/data/lra/texts.py", "order = np.random.RandomState(0).permutation(len(found))", "order = np.arange(len(found))", f"{LRA_DATA}/test_texts.py"),
+    ("pairs, quotes are quotes", "experiments/data/lra/released.py", 'columns = line.split(b"\\t")', "columns = line.replace(b'\"', b'').split(b\"\\t\")", f"{LRA_DATA}/test_pairs.py"),
+    ("Pathfinder, labels upside down", "experiments/data/lra/pathfinder.py", "np.where(same, begins, 1 - begins)", "np.where(same, 1 - begins, begins)", f"{LRA_DATA}/test_pathfinder.py"),
+    ("Pathfinder, paths cross", "experiments/data/lra/pathfinder.py", "levels.max((1, 2)) >= 255 * _CROWDED", "levels.max((1, 2)) >= 255 * 9", f"{LRA_DATA}/test_pathfinder.py"),
+    ("Pathfinder, as straight as it likes", "experiments/data/lra/pathfinder.py", "* scenes.continuity", "* 1.0", f"{LRA_DATA}/test_pathfinder.py"),
+    ("Pathfinder, empty pictures are an error", "experiments/data/lra/pathfinder_files.py", "if not data:", "if False:", f"{LRA_DATA}/test_pathfinder.py"),
     ("the mean of tokens alone", "experiments/models/lra_encoder.py", 'seen is None or self.settings.pooling == "length"', "seen is None", LRA),
 ]  # fmt: skip
 

@@ -82,7 +82,10 @@ def test_models_by_name_and_sizes_that_are_none(tmp_path):
         list(run_step([MODEL], StepSettings(implementations=("fast",)), tmp_path))
 
 
-PAPER = {"vit_b": 1, "deit_b": 1, "swin_b": 7, "xcit_m24": 3, "davit_b": 8, "volo_d1": 9}
+PAPER = {
+    "vit_b": 1, "deit_b": 1, "swin_b": 7, "xcit_m24": 3, "davit_b": 8, "volo_d1": 9, "lra_listops": 1, "lra_text": 1,
+    "lra_retrieval": 1, "lra_image": 1, "lra_pathfinder": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -102,3 +105,14 @@ def test_the_real_models_train_with_one_layer(name):
     rows = measure_model(MODELS[name], StepSettings(rounds=1, batch_size=1, layers=1, variants=variants))
     assert rows[1].held_bytes > rows[0].held_bytes
     assert rows[2].note == rows[1].note
+
+
+def test_pairs_with_padding():
+    """Two texts and a label, of which at least a quarter is tokens, and not all."""
+    first, second, labels = MODELS["lra_retrieval"].batch(8)
+    assert first.shape == second.shape == (8, 4096)
+    assert labels.shape == (8,)
+    seen = first != 0
+    assert (seen[:, :1024]).all()
+    assert (~seen).sum() > 0
+    assert (seen[:, 1:] <= seen[:, :-1]).all(), "behind"

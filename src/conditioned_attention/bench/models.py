@@ -108,6 +108,32 @@ def _language(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
+def _arena(name: str, task: str, length: int, classes: int, *, vocabulary: int = 512, pairs: bool = False) -> StepModel:
+    """The Nyströmformer of the Long Range Arena at one of its tasks, with padding behind, on a small batch."""
+
+    def build(layers: int) -> nn.Module:
+        from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
+
+        encoder = LRAEncoder(length=length, layers=layers, dropout=0.0, attention_dropout=0.0)
+        return encoder.build(vocabulary, classes, pairs=pairs)
+
+    def batch(batch_size: int) -> Batch:
+        return (*(_padded(batch_size, length) for _ in range(1 + pairs)), torch.randint(classes, (batch_size,)))
+
+    tokens = f"{'2 × ' * pairs}{length:,} tokens"
+    return StepModel(name, f"Nyströmformer of the Long Range Arena, {task}, {tokens}", 4, 2, build, batch, _classified)
+
+
+def _padded(batch_size: int, length: int) -> Tensor:
+    """Ids of which a quarter to all are tokens, and the rest padding."""
+    counts = torch.randint(length // 4, length + 1, (batch_size, 1))
+    return torch.randint(1, 16, (batch_size, length)) * (torch.arange(length) < counts)
+
+
+def _classified(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(*batch[:-1]), batch[-1])
+
+
 def _vision(
     name: str, about: str, layers: int, build: Callable[[int], nn.Module], left_alone: tuple[str, ...] = ()
 ) -> StepModel:
@@ -127,6 +153,11 @@ MODELS = {
         ),
         _vision("davit_t", "DaViT-T, 224 pixels, windows and channels, by hook", 3, _timm("davit_tiny", 1, 1, 1)),
         StepModel("gpt2", "transformers GPT-2 small, 512 tokens", 2, 12, _gpt2, _text, _language),
+        _arena("lra_listops", "ListOps", 2048, 10, vocabulary=32),
+        _arena("lra_text", "Text", 4096, 2),
+        _arena("lra_retrieval", "Retrieval", 4096, 2, pairs=True),
+        _arena("lra_image", "Image", 1024, 10),
+        _arena("lra_pathfinder", "Pathfinder", 1024, 2),
         _vision("deit_b", "DeiT-B/16, 224 pixels", 12, _timm("deit_base_patch16_224")),
         _vision("swin_b", "Swin-B, 224 pixels", 18, _timm("swin_base_patch4_window7_224", 2, 2, 2)),
         _vision("xcit_m24", "XCiT-M24/16, 224 pixels", 24, _timm("xcit_medium_24_p16_224")),

@@ -29,6 +29,7 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.folder import FINGERPRINT
+from tests.experiments.data.lra.files import write_cifar10, write_pairs, write_reviews
 from tests.experiments.pictures import digit, write_digits, write_emoji
 
 BOTH = ["baseline", "preconditioned"]
@@ -240,8 +241,16 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
     chosen, kind = default_recipe(name), recipe_class(name)
     if issubclass(kind, ImageFolder):
         chosen = kind(digits, image_size=32, **({} if name == "image_folder" else {"classes": 10}))
-    if name == "fashion_mnist" and not chosen.data_dir.exists():
+    if name in ("fashion_mnist", "lra_fashion") and not chosen.data_dir.exists():
         pytest.skip("dataset-fashion-mnist is not installed")
+    if name == "lra_image":
+        write_cifar10(tmp_path / "files")
+        chosen = recipe_class(name)(tmp_path / "files")
+    if name == "pathfinder32":
+        chosen = recipe_class(name)(samples=20, eval_samples=5, test_samples=5, cache_dir=tmp_path)
+    if name in ("lra_text", "lra_retrieval"):
+        (write_reviews if name == "lra_text" else write_pairs)(tmp_path / "files")
+        chosen = recipe_class(name)(tmp_path / "files")
     if name == "emoji":
         chosen = kind(write_emoji(tmp_path))
     if name == "listops":

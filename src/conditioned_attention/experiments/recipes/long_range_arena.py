@@ -1,9 +1,10 @@
-"""The Long Range Arena as the Nyströmformer's authors run it: the recipe ``listops``."""
+"""The Long Range Arena as the Nyströmformer's authors run it: how they train, and the recipe ``listops``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from conditioned_attention.experiments.data.lra.listops import VOCABULARY, ListOpsTrees, listops
 from conditioned_attention.experiments.data.lra.released import read_listops
@@ -14,6 +15,49 @@ from conditioned_attention.experiments.tasks.sequences import SequenceClassifica
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.storage.settings import place
+
+EPOCHS = 100_000  # more than any run has: steps are the authors' budget
+
+
+def authors_training(steps: int, batch_size: int, warmup_steps: int, evaluate_steps: int, **changes: Any) -> Training:
+    """What they have for every task: AdamW at 1e-4 without decay or clipping, by a one-cycle schedule that moves Adam's
+    first beta too, and the weights of the best dev accuracy are tested."""
+    settings = {
+        "epochs": EPOCHS, "lr": 1e-4, "eps": 1e-6, "weight_decay": 0.0, "clip": None, "schedule": "one_cycle",
+        "select": "best",
+    }  # fmt: skip
+    own = {"max_steps": steps, "batch_size": batch_size, "warmup_steps": warmup_steps, "evaluate_steps": evaluate_steps}
+    return Training(**{**settings, **own, **changes})
+
+
+def check_samples(samples: int | None) -> None:
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1, or None for all, got {samples}")
+
+
+class Parted(Protocol):
+    """A data set of which stretches can be taken."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, first: int, count: int) -> Any: ...
+
+
+Data = TypeVar("Data", bound=Parted)
+
+
+def for_a_search(train: Data) -> tuple[Data, Data, None]:
+    """What settings are chosen by: the last tenth of the training set scores, and nothing is tested.
+
+    Raises:
+        ValueError: it is too small for that.
+    """
+    kept = len(train) // TUNING
+    rest = len(train) - kept
+    if not kept:
+        raise ValueError(f"{len(train)} samples to train on are too few to hold out one in {TUNING}")
+    return train.part(0, rest), train.part(rest, kept), None
+
 
 _FILES = [f"basic_{name}.tsv" for name in ("train", "val", "test")]
 
@@ -48,12 +92,8 @@ class ListOps:
     cache_dir: Path | None = place(None)
     model: LRAEncoder = field(default_factory=LRAEncoder)
     training: Training = field(
-        default_factory=lambda: Training(
-            epochs=2, max_steps=5_000, batch_size=32, lr=1e-4, eps=1e-6, weight_decay=0.0, clip=None,
-            schedule="one_cycle", warmup_steps=1_000, evaluate_steps=50, evaluate_batches=62, select="best",
-            monitor_every=0.2,
-        )
-    )  # fmt: skip
+        default_factory=lambda: authors_training(5_000, 32, 1_000, 50, epochs=2, evaluate_batches=62, monitor_every=0.2)
+    )
 
     def __post_init__(self) -> None:
         for name in ("samples", "eval_samples", "test_samples"):
@@ -68,14 +108,8 @@ class ListOps:
     def task(self, *, tuning: bool = False) -> Task:
         """With ``tuning`` the last tenth of the training set scores, and nothing is tested."""
         (train, held, test), notes = self._made() if self.release is None else self._read(self.release)
-        if not tuning:
-            return SequenceClassification((train, held, test), self.model, VOCABULARY, notes=notes)
-        kept = len(train) // TUNING
-        rest = len(train) - kept
-        if not kept:
-            raise ValueError(f"samples={len(train)} are too few to hold out one in {TUNING}")
-        parts = train.part(0, rest), train.part(rest, kept)
-        return SequenceClassification((*parts, None), self.model, VOCABULARY, notes=notes)
+        sets = for_a_search(train) if tuning else (train, held, test)
+        return SequenceClassification(sets, self.model, VOCABULARY, notes=notes)
 
     def _made(self) -> tuple[list[TokenSequences], list[str]]:
         """Test and evaluation lists are the first, so that they stay the same however many there are to train on."""

@@ -28,6 +28,11 @@ RECIPES = {
     "recall": ("recall", "RecallRecipe"),
     "burgers": ("burgers", "Burgers"),
     "listops": ("long_range_arena", "ListOps"),
+    "lra_image": ("lra_images", "LRAImage"),
+    "lra_fashion": ("lra_images", "LRAFashion"),
+    "pathfinder32": ("lra_images", "Pathfinder32"),
+    "lra_text": ("lra_texts", "LRAText"),
+    "lra_retrieval": ("lra_texts", "LRARetrieval"),
     "in_context_regression": ("in_context_regression", "InContextRegressionRecipe"),
 }
 

@@ -80,10 +80,15 @@ class ImageClassification(Task):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         images, labels = batch
         smoothing = 0.0 if self._mixing.mixes else self._mixing.smoothing  # mixed labels are smooth already
-        return F.cross_entropy(_logits(model(images)), labels, label_smoothing=smoothing)
+        return F.cross_entropy(self.logits(model, images), labels, label_smoothing=smoothing)
+
+    def logits(self, model: nn.Module, images: Any) -> Tensor:
+        """What a model says of the inputs of a batch: (B, classes)."""
+        output = model(images)
+        return output if isinstance(output, Tensor) else output.logits  # Hugging Face wraps them, timm does not
 
     def evaluator(self) -> Evaluator:
-        return _Accuracy(self._classes)
+        return _Accuracy(self._classes, self.logits)
 
     def probe(self) -> Tensor:
         return _first_images(self._eval)
@@ -99,23 +104,19 @@ def _first_images(data: Any) -> Tensor:
 class _Accuracy:
     """Share of images whose label has the largest logit, in per cent, and the mean loss."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, logits: Callable[[nn.Module, Any], Tensor]) -> None:
         from torchmetrics import MeanMetric
         from torchmetrics.classification import MulticlassAccuracy
 
         self.accuracy = MulticlassAccuracy(classes, average="micro", sync_on_compute=False)
         self.loss = MeanMetric(sync_on_compute=False)
+        self.logits = logits
 
     def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
         images, labels = batch
-        logits, labels = (t.cpu() for t in gather((_logits(model(images)).float(), labels)))
+        logits, labels = (t.cpu() for t in gather((self.logits(model, images).float(), labels)))
         self.accuracy.update(logits, labels)
         self.loss.update(F.cross_entropy(logits, labels), weight=len(labels))
 
     def compute(self) -> dict[str, float]:
         return {"score": 100 * float(self.accuracy.compute()), "eval_loss": float(self.loss.compute())}
-
-
-def _logits(output: Any) -> Tensor:
-    """Hugging Face wraps them, timm does not."""
-    return output if isinstance(output, Tensor) else output.logits

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from conditioned_attention.experiments.data.lra.sequences import TokenSequences
+from conditioned_attention.experiments.data.lra.sequences import TokenPairs, TokenSequences
 from conditioned_attention.experiments.tasks.classification import ImageClassification
+
+Data = TokenSequences | TokenPairs
 
 
 class SequenceModel(Protocol):
     """Settings of a network that classifies sequences."""
 
-    def build(self, vocabulary: int, classes: int) -> nn.Module:
-        """The model with fresh weights; it maps ids (B, N) to logits (B, classes)."""
+    def build(self, vocabulary: int, classes: int, *, pairs: bool = False) -> nn.Module:
+        """The model with fresh weights; it maps ids (B, N), with ``pairs`` two such, to logits (B, classes)."""
 
 
 class SequenceClassification(ImageClassification):
@@ -31,7 +33,7 @@ class SequenceClassification(ImageClassification):
 
     def __init__(
         self,
-        data: tuple[TokenSequences, TokenSequences, TokenSequences | None],
+        data: tuple[Data, Data, Data | None],
         model: SequenceModel,
         vocabulary: int,
         classes: int | Sequence[str] = 10,
@@ -46,3 +48,31 @@ class SequenceClassification(ImageClassification):
 
     def test_data(self) -> Any:
         return self._test
+
+
+class PairClassification(SequenceClassification):
+    """Of pairs of sequences, both of which a model sees; see `SequenceClassification`."""
+
+    def __init__(
+        self,
+        data: tuple[TokenPairs, TokenPairs, TokenPairs | None],
+        model: SequenceModel,
+        vocabulary: int,
+        classes: int | Sequence[str] = 2,
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(data, model, vocabulary, classes, notes)
+        self.tokens_per_sample = 2 * data[0].padded
+
+    def build_model(self) -> nn.Module:
+        return self._sequence_model.build(self._vocabulary, self._classes, pairs=True)
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        logits: Tensor = model(*images.unbind(1))
+        return logits
+
+    def probe(self) -> Any:
+        return super().probe().unbind(1)
+
+    def calibration(self) -> Any:
+        return super().calibration().unbind(1)

@@ -35,14 +35,9 @@ def load_fashion_mnist(folder: str | Path, train_limit: int | None = None) -> tu
     """
     if train_limit is not None and not 1 <= train_limit <= _COUNTS["train"]:
         raise ValueError(f"train_limit must be between 1 and {_COUNTS['train']}, got {train_limit}")
-    folder = Path(folder)
     splits = []
-    for split, limit in (("train", train_limit), ("t10k", None)):
-        images = _read_idx(folder, f"{split}-images-idx3-ubyte", (_COUNTS[split], 28, 28))[:limit]
-        labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", (_COUNTS[split],))[:limit]
-        if labels.max() > 9:
-            raise ValueError(f"{folder}/{split}-labels-idx1-ubyte holds labels above 9. {HOW_TO_GET}")
-        splits.append((torch.from_numpy(images), torch.from_numpy(labels).long()))
+    for (images, labels), limit in zip(read_pixels(Path(folder)), (train_limit, None)):
+        splits.append((torch.from_numpy(images[:limit]), torch.from_numpy(labels[:limit]).long()))
     pixels = splits[0][0].float()
     mean, std = pixels.mean(), pixels.std()
     if std == 0:
@@ -53,6 +48,22 @@ def load_fashion_mnist(folder: str | Path, train_limit: int | None = None) -> tu
         for images, labels in splits
     )
     return train, test
+
+
+def read_pixels(folder: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """(training set, test set) as stored: images (S, 28, 28) and labels (S,), uint8; raises as `load_fashion_mnist`."""
+    train, test = (
+        (_read_idx(folder, f"{split}-images-idx3-ubyte", (count, 28, 28)), _labels(folder, split, count))
+        for split, count in _COUNTS.items()
+    )
+    return train, test
+
+
+def _labels(folder: Path, split: str, count: int) -> np.ndarray:
+    labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", (count,))
+    if labels.max() > 9:
+        raise ValueError(f"{folder}/{split}-labels-idx1-ubyte holds labels above 9. {HOW_TO_GET}")
+    return labels
 
 
 def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,11 +6,6 @@ tree independent, but many trees at a time: level by level, in arrays with one e
 
 from __future__ import annotations
 
-import io
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from conditioned_attention.experiments.data.lra.made import kept_or_made, parts_of
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
 from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
-from conditioned_attention.storage.files import write_bytes
 
 # A token's id is its place here and 1: 0 is padding.  (The original's ids differ from run to run.)
 TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
@@ -98,12 +93,7 @@ def listops(
     made = {"version": _VERSION, **asdict(trees)}
     stamp = stamp_of([*made.values(), count])
     file = (default_cache_dir() if cache_dir is None else cache_dir).expanduser() / f"listops-{stamp}.npz"
-    kept = _read(file)
-    if kept is None:
-        kept = _made(count, trees, processes)
-        content = io.BytesIO()
-        np.savez(content, **kept._asdict())
-        write_bytes(file, content.getvalue())
+    kept = kept_or_made(file, _Sequences, lambda: _made(count, trees, processes))
     return TokenSequences(*kept, padded, made)
 
 
@@ -113,21 +103,12 @@ class _Sequences(NamedTuple):
     labels: np.ndarray  # uint8
 
 
-def _read(file: Path) -> _Sequences | None:
-    """What an earlier call has kept; None if there is nothing, or nothing whole."""
-    try:
-        with np.load(file) as kept:
-            return _Sequences(*(kept[name] for name in _Sequences._fields))
-    except Exception:  # as many kinds as there are ways for a file to be damaged
-        return None
-
-
 def _made(count: int, trees: ListOpsTrees, processes: int) -> _Sequences:
     """The first ``count`` different trees, in the order of the parts that they are drawn in."""
     seen: set[bytes] = set()
     found: list[bytes] = []
     labels: list[int] = []
-    with _parts(trees, processes) as parts:
+    with parts_of(partial(drawn, trees), processes) as parts:
         for part in parts:
             begin = 0
             for length, label in zip(part.lengths, part.labels):
@@ -141,24 +122,6 @@ def _made(count: int, trees: ListOpsTrees, processes: int) -> _Sequences:
                     lengths = np.array([len(tree) for tree in found], np.int32)
                     return _Sequences(np.frombuffer(b"".join(found), np.uint8), lengths, np.array(labels, np.uint8))
     raise AssertionError("parts have no end")
-
-
-@contextmanager
-def _parts(trees: ListOpsTrees, processes: int) -> Iterator[Iterator[_Sequences]]:
-    """Parts 0, 1, 2, … without end, of as many processes."""
-    numbers, draw = _counted(), partial(drawn, trees)
-    if processes == 1:
-        yield map(draw, numbers)
-        return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield (part for first in _counted(processes) for part in pool.map(draw, range(first, first + processes)))
-
-
-def _counted(step: int = 1) -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += step
 
 
 class _Level(NamedTuple):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from conditioned_attention.experiments.data.lra.listops import TOKENS
-from conditioned_attention.experiments.data.lra.sequences import TokenSequences
+from conditioned_attention.experiments.data.lra.sequences import TokenPairs, TokenSequences
+from conditioned_attention.experiments.data.lra.texts import ByteSequences
 
 _IDS = {token: number + 1 for number, token in enumerate(TOKENS)}
 _IDS["X"] = _IDS["]"]  # as the original's reader calls it
@@ -44,8 +45,8 @@ def read_listops(file: Path, padded: int) -> tuple[TokenSequences, list[str]]:
             labels.append(found[1])
             cut += len(found[0]) > padded
     if not labels:
-        raise ValueError(f"{file} has no line that can be read: {_listed(broken) or 'it is empty'}")
-    notes = [f"{file.name}: {len(broken)} broken lines are left out: {_listed(broken)}"] if broken else []
+        raise ValueError(f"{file} has no line that can be read: {listed(broken) or 'it is empty'}")
+    notes = [f"{file.name}: {len(broken)} broken lines are left out: {listed(broken)}"] if broken else []
     notes += [f"{file.name}: {cut} expressions of more than {padded} tokens are cut"] if cut else []
     arrays = np.concatenate(tokens), np.array(lengths, np.int32), np.array(labels, np.uint8)
     return TokenSequences(*arrays, padded, {"file": file.name, "broken": len(broken)}), notes
@@ -65,5 +66,51 @@ def _expression(line: str) -> tuple[np.ndarray, int] | str:
     return np.array([_IDS[word] for word in words], np.uint8), int(label)
 
 
-def _listed(broken: list[str]) -> str:
+def read_pairs(file: Path, cut: int, padded: int) -> tuple[TokenPairs, list[str]]:
+    """The pairs of texts of a file such as ``tsv_data/new_aan_pairs.train.tsv``, and what a report should say about it.
+
+    A line is a label, 0.0 or 1.0, the names of two papers and their texts, between tabs; there is no header, and quotes
+    are letters like any other.
+
+    Args:
+        file: tab separated, without quotes.
+        cut: bytes of a text that are read.
+        padded: to which length.
+
+    Raises:
+        ValueError: not one line of it can be read.
+        OSError: it cannot be opened.
+    """
+    first, second, labels, broken = ByteSequences(cut), ByteSequences(cut), bytearray(), []
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            found = _pair(line.rstrip(b"\r\n"))
+            if isinstance(found, str):
+                broken.append(f"line {number} {found}")
+                continue
+            labels.append(found[0])
+            first.add(found[1])
+            second.add(found[2])
+    if not labels:
+        raise ValueError(f"{file} has no line that can be read: {listed(broken) or 'it is empty'}")
+    notes = [f"{file.name}: {len(broken)} broken lines are left out: {listed(broken)}"] if broken else []
+    notes += [*first.notes(f"{file.name}, first texts"), *second.notes(f"{file.name}, second texts")]
+    origin = {"file": file.name, "broken": len(broken)}
+    return TokenPairs(*(texts.sequences(labels, padded, origin) for texts in (first, second))), notes
+
+
+def _pair(line: bytes) -> tuple[int, bytes, bytes] | str:
+    """Label and texts of one line, or what is wrong with it."""
+    columns = line.split(b"\t")
+    if len(columns) != 5:
+        return f"has {len(columns)} columns, not 5"
+    if not re.fullmatch(rb"[01](\.0*)?", columns[0].strip()):
+        return f"has the label {columns[0][:20].decode(errors='replace')!r}, not 0 or 1"
+    if not (columns[3].strip() and columns[4].strip()):
+        return "has an empty text"
+    return int(columns[0].strip()[:1]), columns[3], columns[4]
+
+
+def listed(broken: list[str]) -> str:
+    """The first few of them, for a message."""
     return "; ".join(broken[:_SHOWN]) + ("; …" if len(broken) > _SHOWN else "")

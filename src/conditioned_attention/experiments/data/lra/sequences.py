@@ -74,3 +74,37 @@ class TokenSequences(Dataset[tuple[Tensor, Tensor]]):
         arrays = (self.tokens, self.lengths.astype(np.int64), self.labels.astype(np.int64))
         sums = "-".join(checksum_of_bytes(np.ascontiguousarray(array)) for array in arrays)
         return {"items": len(self), "padded": self.padded, **self.origin, "checksum": sums}
+
+
+class TokenPairs(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of sequences, of one length with padding, and a label each: that of the first.
+
+    >>> one = TokenSequences(np.array([3, 4, 5], np.uint8), np.array([2, 1]), np.array([7, 9]), padded=2)
+    >>> TokenPairs(one, one).__getitems__([1])
+    (tensor([[[5, 0],
+             [5, 0]]]), tensor([9]))
+    """
+
+    def __init__(self, first: TokenSequences, second: TokenSequences) -> None:
+        self.first, self.second, self.padded = first, second, first.padded
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Ids (2, padded) and label (), int64."""
+        ids, labels = self.__getitems__([index])
+        return ids[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The same for a whole batch: (B, 2, padded) and (B,)."""
+        (first, labels), (second, _) = (one.__getitems__(indices) for one in (self.first, self.second))
+        return torch.stack([first, second], 1), labels
+
+    def part(self, first: int, count: int) -> TokenPairs:
+        """``count`` pairs from number ``first`` on."""
+        return TokenPairs(self.first.part(first, count), self.second.part(first, count))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Those of both."""
+        return {"first": self.first.fingerprint(), "second": self.second.fingerprint(), "items": len(self)}

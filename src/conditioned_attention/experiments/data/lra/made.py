@@ -1,0 +1,57 @@
+"""What is drawn by chance in numbered parts, in as many processes as one likes, and kept in a file."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from conditioned_attention.storage.files import write_bytes
+
+Part = TypeVar("Part", bound=NamedTuple)
+
+
+def kept_or_made(file: Path, kind: type[Part], make: Callable[[], Part]) -> Part:
+    """The arrays of a file, or new ones, which are written whole or not at all; a damaged file is made anew.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    kept = _read(file, kind)
+    if kept is None:
+        kept = make()
+        content = io.BytesIO()
+        np.savez_compressed(content, **kept._asdict())
+        write_bytes(file, content.getvalue())
+    return kept
+
+
+def _read(file: Path, kind: type[Part]) -> Part | None:
+    try:
+        with np.load(file) as kept:
+            return kind(*(kept[name] for name in kind._fields))
+    except Exception:  # as many kinds as there are ways for a file to be damaged
+        return None
+
+
+@contextmanager
+def parts_of(draw: Callable[[int], Any], processes: int) -> Iterator[Iterator[Any]]:
+    """Parts 0, 1, 2, … without end, in their order, of as many processes; they are started by spawning."""
+    if processes == 1:
+        yield map(draw, _counted())
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield (part for first in _counted(processes) for part in pool.map(draw, range(first, first + processes)))
+
+
+def _counted(step: int = 1) -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += step
