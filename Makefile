@@ -53,6 +53,7 @@ docs: $(READY)
 	$(BIN)/python -m tests.conversion.hugging_face_families
 	$(BIN)/python -m tests.conversion.survival_table
 	$(BIN)/python -m tests.experiments.planning.recipes_table
+	$(BIN)/python -m tests.experiments.planning.reproduce_page
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -58,6 +58,7 @@ BAD_INPUT = "tests/experiments/recipes/test_bad_input.py"
 PARQUET = "tests/experiments/data/test_parquet.py"
 SAVED, TEXTS = "tests/experiments/data/test_saved_dataset.py", "tests/experiments/data/test_text_files.py"
 EMOJI, FAMILY = "tests/experiments/recipes/test_emoji.py", "tests/experiments/models/test_small_family.py"
+REPRODUCE = "tests/experiments/planning/test_reproduce.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
@@ -466,6 +467,9 @@ MUTATIONS = [
     ("recompute, no block", "experiments/training/blocks.py", "for block in required_blocks(model).values():\n        block.forward", "for block in ():\n        block.forward", "tests/experiments/training/test_recompute.py"),
     ("sharded, weights by blocks", "experiments/training/sharded.py", "transformer_cls_names_to_wrap = names", "ignored = names", "tests/experiments/training/test_distributed.py"),
     ("sharded, an optimizer by names", "experiments/training/sharded.py", "save(_numbered(state)", "save((state)", "tests/experiments/training/test_distributed.py"),
+    ("the papers' ratio the wrong way round", "experiments/planning/reproduce.py", "conditioned / plain:.3f", "plain / conditioned:.3f", REPRODUCE),
+    ("data passed to no recipe", "experiments/planning/reproduce.py", "if data_dir is not None and name in takes else []", "if False else []", REPRODUCE),
+    ("measured numbers in the wrong place", "experiments/planning/reproduce.py", 'for name in ("baseline", item.variant)', 'for name in (item.variant, "baseline")', REPRODUCE),
     ("memory, the largest block", "experiments/planning/counting.py", "(held + again.largest, again.flops)", "(held, again.flops)", "tests/experiments/planning/test_estimate.py"),
     ("mixing, into what it was given", "experiments/data/images/mixing.py", "mix(images.clone(), labels)", "mix(images, labels)", IMAGENET),
     ("mixing, smooth twice", "experiments/tasks/classification.py", "0.0 if self._mixing.mixes else", "", IMAGENET),

@@ -22,6 +22,7 @@ EXAMPLES = {
     "report": ("runs/digits", "conditions.jsonl", "runs/digits runs/fashion_mnist --output both.html"),
     "bench": ("operator --cases vit_b gpt", "step --models vit_b --threads 2"),
     "list": ("variants", "gpus"),
+    "reproduce": ("table1 --data-dir imagenet/", "table1 --recipes vit_b --dry-run --gpu A100"),
 }
 
 

@@ -1,10 +1,11 @@
-"""``conditioned-attention``: compare, train, resume, export, inspect, report, bench, list, env; each a few lines."""
+"""``conditioned-attention``: each command a few lines."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -21,6 +22,7 @@ from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
 from conditioned_attention.environment import check_torchvision, environment, is_main, torchvision_misfit
 from conditioned_attention.sites.versions import SUPPORTED, unsupported
+from conditioned_attention.storage.files import write_text
 
 try:
     import tyro
@@ -32,6 +34,7 @@ try:
     from conditioned_attention.bench.models import MODELS
     from conditioned_attention.experiments.planning.dry_run import DryRun
     from conditioned_attention.experiments.planning.gpus import GPUS
+    from conditioned_attention.experiments.planning.published import ITEMS, SEEDS, Name
     from conditioned_attention.experiments.recipes.recipe import Recipe
     from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
     from conditioned_attention.experiments.training.launch import Launch, leave
@@ -339,6 +342,54 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Reproduce(Choices):
+    """List every table and figure of both papers; with the name of one, run it and set its numbers beside yours.
+
+    A second call goes on where the first one stopped, and items that need the same runs share them.
+    """
+
+    item: Annotated[Name | None, tyro.conf.Positional, tyro.conf.arg(help_behavior_hint="")] = None
+    """Which; without, all are listed."""
+    data_dir: _Folder = None
+    """Where the data lie, such as ImageNet's."""
+    folder: Path = Path("runs/reproduce")
+    """Where runs are kept, a folder a recipe, and ITEM.txt with the numbers."""
+    recipes: tuple[str, ...] = ()
+    """These rows alone; default all that have a recipe."""
+    seeds: int = SEEDS
+    """How many seeds every variant is run with."""
+    dry_run: bool = False
+    """Only say what the runs would take."""
+    gpu: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """With --dry-run: hours and memory on this GPU."""
+    options: str = ""
+    """Further options of `compare`, or of `bench step`, in one word: --options="--epochs 30 --workers 2"."""
+
+    def __call__(self) -> int:
+        from conditioned_attention.experiments.planning.reproduce import commands_of, listing, report
+
+        if self.item is None:
+            print(*listing(), sep="\n")
+            return 0
+        item, status = ITEMS[self.item], 0
+        if self.gpu is not None and not self.dry_run:
+            raise ValueError("--gpu says what a dry run is to tell: add --dry-run")
+        if self.dry_run and item.by != "compare":
+            raise ValueError(f"{item.name} takes minutes: there is no dry run of it")
+        dry = ["--dry-run", *(["--gpu", self.gpu] if self.gpu else [])] if self.dry_run else []
+        how: Any = {name: getattr(self, name) for name in ("data_dir", "recipes", "seeds")}
+        for words in commands_of(item, self.folder, **how).values():
+            words = [*words, *shlex.split(self.options), *dry]
+            print("conditioned-attention", shlex.join(words), flush=True)
+            status = max(status, int(_parsed(words)()))
+        if not dry:
+            told = report(item, self.folder, self.recipes, self.options)
+            write_text(self.folder / f"{item.name}.txt", told + "\n")
+            print("", told, sep="\n")
+        return status
+
+
+@dataclass(frozen=True)
 class Env:
     """Print versions, devices, and which attention implementations can run here."""
 
@@ -387,8 +438,8 @@ _LISTS = {
 }
 
 _OF_RUNS = {"resume": Resume, "export": Export, "report": Report}
-_WITHOUT_RECIPES = {**_OF_RUNS, "inspect": Inspect, "bench": Bench, "list": List, "env": Env}
-_IN_FILES = Compare, Train, Resume  # what they say is in files too
+_WITHOUT_RECIPES = {**_OF_RUNS, "inspect": Inspect, "bench": Bench, "list": List, "reproduce": Reproduce, "env": Env}
+_IN_FILES = Compare, Train, Resume, Reproduce  # what they say is in files too
 _COMMANDS = {"compare": Compare, "train": Train, **_WITHOUT_RECIPES}
 _ABOUT = "Condition attention, watch it train, and find out whether it helped."
 _MORE = """
@@ -431,20 +482,24 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
+def _parsed(arguments: list[str]) -> Any:
+    return tyro.cli(
+        commands(arguments),
+        args=arguments,
+        prog="conditioned-attention",
+        description=_ABOUT + _MORE,
+        config=CONFIG,
+        registry=REGISTRY,
+    )
+
+
 def _carried_out(arguments: list[str]) -> int:
     """Reads and carries out a command; its exit status."""
     try:
         if arguments == ["--version"]:
             print(f"conditioned-attention {__version__}")
             return 0
-        command: Any = tyro.cli(
-            commands(arguments),
-            args=arguments or ["--help"],
-            prog="conditioned-attention",
-            description=_ABOUT + _MORE,
-            config=CONFIG,
-            registry=REGISTRY,
-        )
+        command = _parsed(arguments or ["--help"])
         status = int(command())
         if not isinstance(command, _IN_FILES) and (reason := lost(sys.stdout)):
             raise OSError(f"standard output could not be written ({reason.strerror})")

@@ -1,0 +1,220 @@
+"""Every table and figure of both papers, their numbers as printed, and which runs would repeat them.
+
+The numbers of arXiv 2603.27153 are those of its text.  Those of arXiv 2603.07162 come from public summaries, since its
+own text could not be read here; they name no tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from conditioned_attention.choices import Choices
+
+SEEDS = 5  # of the first; not known of the second
+
+Name = Literal[
+    "figure1", "table1", "figure2", "figure3", "table2", "table3", "table4", "figure4", "table5", "table6", "table7",
+    "spectral_imagenet", "spectral_coco", "spectral_lra", "spectral_glue", "spectral_projections", "spectral_lambda",
+]  # fmt: skip
+Paper = Literal["2603.27153", "2603.07162"]
+Measure = Literal["score", "epochs", "kappa", "kappa_weights", "hours", "memory"]
+
+
+@dataclass(frozen=True)
+class Row(Choices):
+    """Two numbers that a paper sets against each other.
+
+    Attributes:
+        what: model or task, and what of it.
+        recipe: that repeats it, by the name that it has or will have, or the model of ``bench step``; None where no
+            single one does.
+        plain, conditioned: as printed, hours as ``"29:28"``; empty where the paper gives no number.
+        measure: what the numbers are.
+    """
+
+    what: str
+    recipe: str | None
+    plain: str
+    conditioned: str
+    measure: Measure = "score"
+
+
+@dataclass(frozen=True)
+class Item(Choices):
+    """A table or figure.
+
+    Attributes:
+        name: on the command line.
+        paper: its number on arXiv.
+        place: in the paper.
+        shows: what it shows, and in which unit.
+        rows: what it compares; none of a drawing.
+        open_questions: what the paper leaves open, or what it says is at odds with, a sentence each.
+        variant: what stands for its method here.
+        by: the command that repeats it.
+    """
+
+    name: Name
+    paper: Paper
+    place: str
+    shows: str
+    rows: tuple[Row, ...] = ()
+    open_questions: tuple[str, ...] = ()
+    variant: str = "preconditioned"
+    by: Literal["compare", "bench step"] = "compare"
+
+
+def _rows(
+    whats: str, recipes: str, plain: str, conditioned: str, measure: Measure = "score", of: str = ""
+) -> tuple[Row, ...]:
+    """A row for each of the ``whats``, separated by commas; the rest, by spaces, in the paper's order.
+
+    One recipe may stand for all of them.
+    """
+    names = whats.split(", ")
+    given = recipes.split() if " " in recipes else [recipes] * len(names)
+    numbers = (text.split() or [""] * len(names) for text in (plain, conditioned))
+    cells = zip(names, given, *numbers, strict=True)
+    return tuple(Row(of + name, recipe, before, after, measure) for name, recipe, before, after in cells)
+
+
+_LRA_TASKS = "ListOps, Text, Retrieval, Image, Pathfinder"
+_LRA = "listops lra_text lra_retrieval lra_image pathfinder32"
+_GLUE = "MNLI, SST-2, STS-B, RTE, QNLI, QQP, MRPC, CoLA, average"
+_AP = "box AP, box AP50, box AP75, mask AP, mask AP50, mask AP75"
+
+_VIT_OPEN = (
+    'ViT-B "followed the original paper", whose recipe stays far below 80 % on ImageNet-1k alone; `vit_b` is that of '
+    "DeiT, `vit_b_original` the other. ViT-B and DeiT-B are one network, and what sets their rows apart is not said.",
+    "C is built from the rows of softmax(qkᵀ)v in Theorem 4.4 and from those of softmax(qkᵀ) in Algorithm 1: the "
+    "variants `preconditioned`, which stands here, and `preconditioned_weights`.",
+    'The text speaks of "five vision transformers", the table has four.',
+    "Whether C also acts in XCiT's two layers of class attention is not said; `--no-class-attention` leaves them out.",
+)
+_LRA_OPEN = (
+    "The Nyströmformer's authors report 37.15, 65.52, 79.56, 41.58 and 70.94 for the plain model: conditioned Text and "
+    "Image scores lie below the plain ones that were published before.",
+    "One test run has a standard error of 1.08 points on ListOps, 0.30 on Text and Retrieval, 0.49 on Image and 0.31 "
+    "on Pathfinder, by the number of test samples alone.",
+    "Whether C acts before or after the convolution beside the attention is not said.",
+)
+_GLUE_OPEN = (
+    "The average is the mean of eight numbers, MNLI once; Crammed BERT's own is over nine, with both parts of MNLI.",
+    'The caption says "as defined in Algorithm 1", which takes C from the weights: variant `preconditioned_weights`.',
+    "RTE has 277 validation sentences, a standard error of 3 points.",
+)
+_SUMMARY = "The numbers come from public summaries; the paper's text, and so its tables, could not be read here."
+_PER_HEAD = "Whether λ I stands once over all rows of W_Q, W_K and W_V, as here, or once a head is not known."
+_STRENGTH = (
+    "λ = 10 has ruined every small model that was trained here ([spectral.md](spectral.md#what-λ-does-to-attention))."
+)
+
+_PRECONDITIONED = (
+    Item("figure1", "2603.27153", "Figure 1", "a drawing of a layer with C"),
+    Item(
+        "table1", "2603.27153", "Table 1", "ImageNet-1k, top-1 accuracy (%), mean of five runs",
+        _rows("ViT-base, XCiT-medium, DeiT-base, Swin-base", "vit_b xcit_m24 deit_b swin_b",
+              "80.2 82.6 81.6 83.4", "81.4 83.5 82.7 84.5"),
+        _VIT_OPEN,
+    ),
+    Item(
+        "figure2", "2603.27153", "Figure 2", "epochs until the baseline's final accuracy is reached",
+        (*_rows("ViT-B, XCiT-M", "vit_b xcit_m24", "300 400", "221 328", "epochs"),
+         Row("Swin-B", "swin_b", "", "", "epochs")),
+        ("The second half of the figure, with Swin-B, has no numbers in the text.",
+         "Whether the epochs are those of one run or of the mean of five is not said; here they are of the mean."),
+    ),
+    Item(
+        "figure3", "2603.27153", "Figure 3", "condition number of heads while a ViT-B trains",
+        (Row("ViT-B", "vit_b", "", "", "kappa"),),
+        ("It draws the mean of κ over heads, which one singular head decides; here it is log₁₀ of the median.",),
+    ),
+    Item(
+        "table2", "2603.27153", "Table 2", "training time (hours:minutes) and memory (GB) of the models of Table 1",
+        _rows("ViT-Base, DeiT-Base, Swin-Base, XCiT-Medium", "vit_b deit_b swin_b xcit_m24",
+              "29:28 26:16 53:11 91:08", "30:45 27:25 54:24 92:10", "hours", of="time, ")
+        + _rows("ViT-Base, DeiT-Base, Swin-Base, XCiT-Medium", "vit_b deit_b swin_b xcit_m24",
+                "176.1 173.6 150.4 186.4", "178.5 175.1 152.6 188.5", "memory", of="memory, "),
+        ("How many A100 there were, and the batch, are not said; so ratios are compared.",),
+        by="bench step",
+    ),
+    Item(
+        "table3", "2603.27153", "Table 3", "COCO mini-val, Mask R-CNN on backbones of ImageNet-1k, average precision",
+        _rows(_AP, "detection_xcit_s12", "44.9 66.1 48.9 40.1 63.1 42.8", "45.4 66.4 49.5 40.5 63.3 43.2",
+              of="XCiT-S12, ")
+        + _rows(_AP, "detection_xcit_m24", "45.7 66.8 49.6 40.8 63.6 43.3", "46.0 67.2 49.9 41.2 63.9 44.0",
+                of="XCiT-M24, "),
+        ("Section 6 describes XCiT's protocol, appendix B.0.2 names matterport/Mask_RCNN, which is a ResNet.",
+         "Section 6 also puts C before the multiplication with the values, Theorem 4.4 does not.",
+         "XCiT itself reports 45.3 and 40.8 (S12/16) and 46.7 and 42.0 (M24/16), box and mask AP of plain models.",
+         "The patch size is not said."),
+    ),
+    Item(
+        "table4", "2603.27153", "Table 4", "Long Range Arena, Nyströmformer, accuracy (%)",
+        _rows(_LRA_TASKS, _LRA, "37.1 63.8 79.8 39.9 72.9", "37.9 64.8 80.7 40.8 73.8"),
+        _LRA_OPEN,
+    ),
+    Item(
+        "figure4", "2603.27153", "Figure 4", "condition number of heads, and iterations until the baseline's accuracy",
+        _rows("Text, ListOps", "lra_text listops", "", "", "kappa", of="κ, ")
+        + _rows("Text, ListOps", "lra_text listops", "", "", "epochs", of="iterations, "),
+        ("No number stands in the text.",),
+    ),
+    Item(
+        "table5", "2603.27153", "Table 5", "GLUE after Crammed BERT, scores of the tasks",
+        _rows(_GLUE, "crammed_bert", "83.8 92.3 86.3 55.1 90.1 87.3 85.0 48.9 78.6",
+              "84.9 92.9 87.5 55.9 90.9 88.4 85.9 50.0 79.6"),
+        _GLUE_OPEN,
+    ),
+    Item(
+        "table6", "2603.27153", "Table 6", "memory of training on the Long Range Arena (GB)",
+        _rows(_LRA_TASKS, _LRA, "5.6 3.6 13.8 9.6 9.6", "5.8 3.6 15.8 9.6 9.6", "memory"),
+    ),
+    Item(
+        "table7", "2603.27153", "Table 7", "training time on the Long Range Arena (hours:minutes)",
+        (Row("all five tasks", None, "8:30", "8:37", "hours"),),
+        ("One number for five trainings: Table 4 runs each of them, and its reports have the time of a step.",),
+    ),
+)  # fmt: skip
+
+_SPECTRAL = (
+    Item(
+        "spectral_imagenet", "2603.07162", "ImageNet", "ImageNet-1k, top-1 accuracy (%)",
+        _rows("ViT-B, DeiT-B, Swin-B, XCiT-M, DaViT-B", "vit_b deit_b swin_b xcit_m24 davit_b",
+              "80.7 81.6 83.4 82.6 84.3", "81.7 82.6 84.1 83.5 84.9"),
+        (_SUMMARY, _PER_HEAD, _STRENGTH,
+         "Its plain ViT-B has 80.7, that of arXiv 2603.27153 has 80.2; the other three plain models agree."),
+        "spectral_published",
+    ),
+    Item(
+        "spectral_coco", "2603.07162", "COCO", "COCO, Mask R-CNN, average precision",
+        _rows("box AP, box AP50, mask AP", "detection_xcit_s12", "44.9 66.1 40.1", "45.6 66.7 40.5", of="XCiT-S, "),
+        (_SUMMARY,), "spectral_published",
+    ),
+    Item(
+        "spectral_lra", "2603.07162", "Long Range Arena", "Long Range Arena, Nyströmformer, accuracy (%)",
+        _rows(_LRA_TASKS, _LRA, "37.1 63.8 79.8 39.9 72.9", "37.8 64.8 80.6 40.2 73.7"),
+        (_SUMMARY, _STRENGTH), "spectral_published",
+    ),
+    Item(
+        "spectral_glue", "2603.07162", "GLUE", "GLUE after Crammed BERT",
+        _rows("CoLA, average", "crammed_bert", "48.9 78.6", "51.7 79.4"),
+        (_SUMMARY,), "spectral_published",
+    ),
+    Item(
+        "spectral_projections", "2603.07162", "κ of W_Q, W_K and W_V",
+        "condition number of the projections while a model trains",
+        (Row("ViT-B", "vit_b", "", "", "kappa_weights"),),
+        ("Which models it shows is not known here, and no number is; ViT-B stands for them.",), "spectral_published",
+    ),
+    Item(
+        "spectral_lambda", "2603.07162", "λ", "accuracy by λ: 10 is reported as the best",
+        (Row("ViT-B, λ = 10", "vit_b", "", "", "score"),),
+        (_SUMMARY, _STRENGTH,
+         "Which model the ablation is of is not known here; `compare --variants` takes `spectral=0.3` and the like."),
+        "spectral_published",
+    ),
+)  # fmt: skip
+
+ITEMS: dict[str, Item] = {item.name: item for item in (*_PRECONDITIONED, *_SPECTRAL)}

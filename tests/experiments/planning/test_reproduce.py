@@ -1,0 +1,122 @@
+"""From a paper's table to commands, and its numbers beside the measured ones."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import tyro
+
+from conditioned_attention._command_line import REGISTRY
+from conditioned_attention.bench.commands import Bench
+from conditioned_attention.bench.models import MODELS
+from conditioned_attention.cli import CONFIG, Compare, commands
+from conditioned_attention.experiments.planning.published import ITEMS, Name, Row
+from conditioned_attention.experiments.planning.reproduce import beside, commands_of, measured, why_not
+from conditioned_attention.experiments.recipes.registry import RECIPES, name_of
+from conditioned_attention.experiments.variants.catalogue import find_variant
+from tests.experiments.planning.reproduce_page import PAGE, ROOT, hours_on_the_page, page, recipes_to_plan
+from tests.test_cli import QUICK, call
+
+PLANNED = {"lra_text", "lra_retrieval", "lra_image", "pathfinder32", "detection_xcit_s12", "detection_xcit_m24"}
+PLANNED |= {"crammed_bert"}
+TINY = " ".join([*QUICK, "--no-cost", "--workers", "1"])
+
+
+def parsed(words):
+    return tyro.cli(commands(words), args=words, config=CONFIG, registry=REGISTRY)
+
+
+def test_every_recipe_and_variant_exists_or_the_row_says_that_it_does_not():
+    assert set(ITEMS) == set(get_args(Name))
+    for item in ITEMS.values():
+        assert find_variant(item.variant).name == item.variant
+        for row in item.rows:
+            known = row.recipe is None or row.recipe in (RECIPES if item.by == "compare" else MODELS)
+            assert known or row.recipe in PLANNED, row.recipe
+            assert bool(why_not(item, row)) == (row.recipe is None or not known)
+
+
+def test_every_command_parses_to_what_the_row_names():
+    asked = {}
+    for item in ITEMS.values():
+        if any(not why_not(item, row) for row in item.rows):
+            found = commands_of(item, Path("there"), seeds=2)
+            asked |= {tuple(words): (item, recipe) for recipe, words in found.items()}
+    assert {recipe for item, recipe in asked.values() if item.by == "compare"} == set(recipes_to_plan())
+    for words, (item, recipe) in asked.items():
+        command = parsed(list(words))
+        if isinstance(command, Compare):
+            assert (name_of(command.asked.recipe), command.seeds) == (recipe, 2)
+            assert (command.variants, command.folder) == (("baseline", item.variant), Path("there") / recipe)
+        else:
+            assert isinstance(command, Bench)
+            assert (command.what.models, command.what.settings.variants) == ((recipe,), ("baseline", item.variant))
+
+
+def test_data_dir_goes_to_the_recipes_that_have_one():
+    (words,) = commands_of(ITEMS["table1"], data_dir=Path("images"), recipes=["swin_b"]).values()
+    assert parsed(words).asked.recipe.data_dir == Path("images")
+    for name, how, says in [
+        ("table4", {"data_dir": Path("images")}, "none of .* has one"),
+        ("table2", {"data_dir": Path("images")}, "random numbers"),
+        ("table1", {"recipes": ["digits"]}, "valid are vit_b, xcit_m24, deit_b, swin_b"),
+        ("figure1", {}, "nothing here repeats it"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            commands_of(ITEMS[name], **how)
+
+
+def test_the_list_has_every_row(capsys):
+    assert call("reproduce") == 0
+    said = capsys.readouterr().out
+    assert "table1: Table 1 of arXiv 2603.27153" in said
+    assert "  ViT-base: 80.2 → 81.4 (compare vit_b)" in said
+    assert "  CoLA: 48.9 → 50.0 (there is no recipe for it yet)" in said
+    assert len(said.splitlines()) == 2 * len(ITEMS) - 1 + sum(len(item.rows) for item in ITEMS.values())
+
+
+def test_the_papers_numbers_stand_beside_the_measured_ones(tmp_path, monkeypatch, capsys):
+    rows = (
+        Row("Digits", "digits", "80.2", "81.4"),
+        Row("Cells", "not_yet", "1", "2"),
+        Row("κ", "digits", "", "", "kappa"),
+    )
+    monkeypatch.setitem(ITEMS, "table1", dataclasses.replace(ITEMS["table1"], rows=rows))
+    words = ["reproduce", "table1", "--folder", str(tmp_path), "--seeds", "1", f"--options={TINY}"]
+    assert call(*words, "--dry-run", "--gpu", "A100") == 0
+    assert "GPU hours" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert call(*words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("conditioned-attention compare digits --variants baseline preconditioned --seeds 1")
+    text = (tmp_path / "table1.txt").read_text()
+    assert said.endswith(text)
+    assert f"Options besides: {TINY}; " in text
+    cells = measured(ITEMS["table1"], tmp_path)["digits"]
+    lines = [line for line in text.splitlines() if line.startswith(("Digits", "Cells", "κ"))]
+    first, second, third = ([cell.strip() for cell in line.split("  ") if cell] for line in lines)
+    ours = [cells["baseline"]["final"], cells["preconditioned"]["final"], cells["preconditioned"]["difference [95 %]"]]
+    assert first == ["Digits", "80.2", "81.4", "+1.2", *ours]
+    assert float(ours[0].split()[0]) > 0
+    assert second == ["Cells", "1", "2", "+1"]
+    assert third == ["κ", *(cells[name]["log10 κ(heads)"] for name in cells)]
+    assert call("reproduce", "table1", "--gpu", "A100") == 2
+
+
+def test_ratios_of_a_training_step_stand_beside_the_papers():
+    rows = {row[0]: row for row in beside(ITEMS["table2"], measured(ITEMS["table2"], ROOT / "results" / "bench"))}
+    with (ROOT / "results" / "bench" / "step.csv").open() as file:
+        (stored,) = [
+            row for row in csv.DictReader(file) if (row["model"], row["variant"]) == ("vit_b", "preconditioned")
+        ]
+    assert rows["time, ViT-Base"][1:6] == ["29:28", "30:45", "× 1.044", "1.000", f"{float(stored['ratio']):.3f}"]
+    assert rows["memory, ViT-Base"][5] == f"{float(stored['peak_ratio']):.3f}"
+
+
+def test_the_page_is_up_to_date():
+    """If this fails: ``make docs``, or for this page alone ``python -m tests.experiments.planning.reproduce_page``."""
+    hours = hours_on_the_page()
+    assert set(hours) == set(recipes_to_plan())
+    assert PAGE.read_text() == page(hours)
