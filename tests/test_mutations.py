@@ -60,6 +60,8 @@ SAVED, TEXTS = "tests/experiments/data/test_saved_dataset.py", "tests/experiment
 EMOJI, FAMILY = "tests/experiments/recipes/test_emoji.py", "tests/experiments/models/test_small_family.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
+CRAMMED = "tests/experiments/models/test_crammed_bert.py"
+
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
     ("zero rows get 1/eps", "preconditioner.py", "torch.threshold(norm, 0.0, 1.0)", "norm", OPERATOR),
@@ -495,6 +497,10 @@ MUTATIONS = [
     ("ListOps, digits as rare as operators", "experiments/data/lra/listops.py", "random.random(len(tree)) <= _OPERATOR", "random.random(len(tree)) > _OPERATOR", LISTOPS),
     ("ListOps, medians rounded up", "experiments/data/lra/listops.py", "middle // 2,", "(middle + 1) // 2,", LISTOPS),
     ("ListOps, those of 500 tokens too", "experiments/data/lra/listops.py", "lengths > trees.longer_than", "lengths >= trees.longer_than", LISTOPS),
+    ("Crammed BERT, the other half is the gate", "experiments/models/crammed_bert_network.py", "values, gate = ", "gate, values = ", CRAMMED),
+    ("Crammed BERT, sines and then cosines", "experiments/models/crammed_bert_network.py", "dim=-1).flatten(1)", "dim=1).flatten(1)", CRAMMED),
+    ("Crammed BERT, positions as they are", "experiments/models/crammed_bert_network.py", "words + self.position_scale * ", "words + ", CRAMMED),
+    ("Crammed BERT, other positions predicted", "experiments/models/crammed_bert_network.py", "hidden.gather(1, masked_positions[", "hidden.gather(1, masked_positions.flip(1)[", CRAMMED),
     ("ListOps, one twice", "experiments/data/lra/listops.py", "if tree not in seen:", "if True:", LISTOPS),
     ("the mean of tokens alone", "experiments/models/lra_encoder.py", 'seen is None or self.settings.pooling == "length"', "seen is None", LRA),
 ]  # fmt: skip
