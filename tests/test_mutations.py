@@ -61,6 +61,7 @@ EMOJI, FAMILY = "tests/experiments/recipes/test_emoji.py", "tests/experiments/mo
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 CRAMMED = "tests/experiments/models/test_crammed_bert.py"
+MASKED = "tests/experiments/recipes/test_masked_language.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -501,6 +502,11 @@ MUTATIONS = [
     ("Crammed BERT, sines and then cosines", "experiments/models/crammed_bert_network.py", "dim=-1).flatten(1)", "dim=1).flatten(1)", CRAMMED),
     ("Crammed BERT, positions as they are", "experiments/models/crammed_bert_network.py", "words + self.position_scale * ", "words + ", CRAMMED),
     ("Crammed BERT, other positions predicted", "experiments/models/crammed_bert_network.py", "hidden.gather(1, masked_positions[", "hidden.gather(1, masked_positions.flip(1)[", CRAMMED),
+    ("masked tokens, a tenth too few", "experiments/tasks/masked_tokens.py", "count - 2 * tenth", "count - 3 * tenth", MASKED),
+    ("masked tokens, other ones in every evaluation", "experiments/tasks/masked_tokens.py", "manual_seed(index)", "manual_seed(id(block))", MASKED),
+    ("blocks, a rest is lost", "experiments/data/text/packing.py", "blocks, rest = blocks + whole, rest[whole * length :]", "blocks, rest = blocks + whole, rest[:0]", MASKED),
+    ("blocks, training on what is held out", "experiments/data/text/packing.py", "~held & (part != _PARTS - 1)", "~held", MASKED),
+    ("WordPiece, pieces in any order", "experiments/data/text/wordpiece.py", "[*SPECIAL, *_WITHIN_WORDS]", "[*SPECIAL]", MASKED),
     ("ListOps, one twice", "experiments/data/lra/listops.py", "if tree not in seen:", "if True:", LISTOPS),
     ("the mean of tokens alone", "experiments/models/lra_encoder.py", 'seen is None or self.settings.pooling == "length"', "seen is None", LRA),
 ]  # fmt: skip
