@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from transformers import PreTrainedConfig
 
 from conditioned_attention.bench.cases import CASES
 from conditioned_attention.choices import check_choices, choices_of
@@ -36,6 +37,8 @@ def fields():
             continue
         module = importlib.import_module(f"conditioned_attention.{name}")
         for cls in vars(module).values():
+            if isinstance(cls, type) and issubclass(cls, PreTrainedConfig):  # whose fields are transformers'
+                continue
             if dataclasses.is_dataclass(cls) and isinstance(cls, type) and cls.__module__ == module.__name__:
                 try:
                     found += [(cls, field) for field in choices_of(cls)]

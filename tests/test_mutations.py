@@ -61,6 +61,9 @@ EMOJI, FAMILY = "tests/experiments/recipes/test_emoji.py", "tests/experiments/mo
 REPRODUCE = "tests/experiments/planning/test_reproduce.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
+CRAMMED = "tests/experiments/models/test_crammed_bert.py"
+MASKED = "tests/experiments/recipes/test_masked_language.py"
+
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
     ("zero rows get 1/eps", "preconditioner.py", "torch.threshold(norm, 0.0, 1.0)", "norm", OPERATOR),
@@ -499,6 +502,15 @@ MUTATIONS = [
     ("ListOps, digits as rare as operators", "experiments/data/lra/listops.py", "random.random(len(tree)) <= _OPERATOR", "random.random(len(tree)) > _OPERATOR", LISTOPS),
     ("ListOps, medians rounded up", "experiments/data/lra/listops.py", "middle // 2,", "(middle + 1) // 2,", LISTOPS),
     ("ListOps, those of 500 tokens too", "experiments/data/lra/listops.py", "lengths > trees.longer_than", "lengths >= trees.longer_than", LISTOPS),
+    ("Crammed BERT, the other half is the gate", "experiments/models/crammed_bert_network.py", "values, gate = ", "gate, values = ", CRAMMED),
+    ("Crammed BERT, sines and then cosines", "experiments/models/crammed_bert_network.py", "dim=-1).flatten(1)", "dim=1).flatten(1)", CRAMMED),
+    ("Crammed BERT, positions as they are", "experiments/models/crammed_bert_network.py", "words + self.position_scale * ", "words + ", CRAMMED),
+    ("Crammed BERT, other positions predicted", "experiments/models/crammed_bert_network.py", "hidden.gather(1, masked_positions[", "hidden.gather(1, masked_positions.flip(1)[", CRAMMED),
+    ("masked tokens, a tenth too few", "experiments/tasks/masked_tokens.py", "count - 2 * tenth", "count - 3 * tenth", MASKED),
+    ("masked tokens, other ones in every evaluation", "experiments/tasks/masked_tokens.py", "manual_seed(index)", "manual_seed(id(block))", MASKED),
+    ("blocks, a rest is lost", "experiments/data/text/packing.py", "blocks, rest = blocks + whole, rest[whole * length :]", "blocks, rest = blocks + whole, rest[:0]", MASKED),
+    ("blocks, training on what is held out", "experiments/data/text/packing.py", "~held & (part != _PARTS - 1)", "~held", MASKED),
+    ("WordPiece, pieces in any order", "experiments/data/text/wordpiece.py", "[*SPECIAL, *_WITHIN_WORDS]", "[*SPECIAL]", MASKED),
     ("ListOps, one twice", "experiments/data/lra/listops.py", "if tree not in seen:", "if True:", LISTOPS),
     ("grey, rounded", "experiments/data/lra/images.py", "(summed * np.float32(255.5)).astype", "(summed * np.float32(255) + 0.5).astype", f"{LRA_DATA}/test_images.py"),
     ("CIFAR-10, labels of no class", "experiments/data/lra/cifar10.py", "labels < len(CLASSES)", "labels >= 0", f"{LRA_DATA}/test_images.py"),

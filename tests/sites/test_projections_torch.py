@@ -11,6 +11,7 @@ from torchvision.models.video.mvit import MultiscaleAttention
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from conditioned_attention import MultiheadAttention, precondition
+from conditioned_attention.experiments.models.crammed_bert_network import CrammedBertAttention, CrammedBertConfig
 from conditioned_attention.experiments.models.lra_attention import NystromAttention, SoftmaxAttention
 from conditioned_attention.sites.corrected import correct
 from conditioned_attention.sites.site import class_name
@@ -40,6 +41,7 @@ def mvit(kernel_q=1, kernel_kv=1, stride=1, rel_pos=True):
 
 
 CLIP = (vectors(2, 33, 16).double(), (2, 4, 4))
+CRAMMED_BERT = CrammedBertConfig(hidden_size=32, num_attention_heads=4, attn_implementation="sdpa")
 CASES = {
     "Swin": lambda: (ShiftedWindowAttention(12, [4, 3], [0, 0], 2), (vectors(2, 8, 6, 12),)),
     "Swin, shifted and padded": lambda: (ShiftedWindowAttention(12, [4, 3], [2, 1], 2), (vectors(2, 9, 8, 12),)),
@@ -56,6 +58,7 @@ CASES = {
     ),
     "Nyström": lambda: (NystromAttention(32, 4, 3, 0), (TOKENS,)),
     "softmax of the Long Range Arena": lambda: (SoftmaxAttention(32, 4), (TOKENS,)),
+    "Crammed BERT": lambda: (CrammedBertAttention(CRAMMED_BERT), (TOKENS,)),
     "MultiheadAttention, built in": lambda: (MultiheadAttention(32, 4, batch_first=True), (TOKENS,) * 3),
 }
 COSINES = {"Swin V2"}
@@ -112,7 +115,7 @@ def test_corrected_and_converted(name):
 
 def test_every_class_has_projections_and_a_case():
     known = {*torchvision._SWAPPED, *torchvision._HOOKED, class_name(nn.MultiheadAttention)}
-    known |= {class_name(cls) for cls in (MultiheadAttention, NystromAttention, SoftmaxAttention)}
+    known |= {class_name(cls) for cls in (MultiheadAttention, CrammedBertAttention, NystromAttention, SoftmaxAttention)}
     assert set(projections_torch.FOUND) == known
     assert {class_name(type(subject(name).module)) for name in CASES} == known
 

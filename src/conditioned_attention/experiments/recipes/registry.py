@@ -25,6 +25,8 @@ RECIPES = {
     "davit_b": ("imagenet", "DaViTB"),
     "volo_d1": ("imagenet", "VOLOD1"),
     "next_byte": ("next_byte", "NextByteRecipe"),
+    "crammed_bert": ("masked_language", "CrammedBertRecipe"),
+    "small_bert": ("masked_language", "SmallBert"),
     "recall": ("recall", "RecallRecipe"),
     "burgers": ("burgers", "Burgers"),
     "listops": ("long_range_arena", "ListOps"),

@@ -41,6 +41,7 @@ def mvit(module: Any) -> Projections:
 FOUND = {
     "torch.nn.modules.activation.MultiheadAttention": multihead_attention,
     "conditioned_attention.modules.MultiheadAttention": multihead_attention,
+    "conditioned_attention.experiments.models.crammed_bert_network.CrammedBertAttention": apart,
     "conditioned_attention.experiments.models.lra_attention.NystromAttention": apart,
     "conditioned_attention.experiments.models.lra_attention.SoftmaxAttention": apart,
     "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": partial(fused, path="to_qkv", heads="n_heads"),

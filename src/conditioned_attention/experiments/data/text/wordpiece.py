@@ -1,0 +1,71 @@
+"""WordPiece trained on the text at hand, as JonasGeiping/cramming does; the same text gives the same vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from conditioned_attention.environment import needs
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<cls>", "<sep>", "<mask>")  # ids 0 to 6
+PAD, _, _, _, CLS, SEP, MASK = range(len(SPECIAL))
+
+# The trainer numbers pieces within words as it meets them in a table without order, and ties go by number.
+_WITHIN_WORDS = tuple(f"##{chr(code)}" for code in range(33, 127))
+
+
+def train_wordpiece(texts: Iterable[str], vocabulary: int = 32768) -> Tokenizer:
+    """A tokenizer of lowercase ASCII words and pieces of them, with `SPECIAL` at ids 0 to 6.
+
+    One text is encoded as ``text <sep>``, two as ``<cls> first <sep> second <sep>``; ``decode`` puts pieces together.
+
+    Args:
+        texts: to train it on.
+        vocabulary: at most so many pieces; a small text has fewer: ask ``get_vocab_size()``.
+
+    Raises:
+        ValueError: ``vocabulary`` has no room for the special tokens and the letters.
+
+    >>> tokenizer = train_wordpiece(["A cat sat on a mat. The cat sat."])
+    >>> tokenizer.encode("The CÁT", "sat").tokens
+    ['<cls>', 'the', 'cat', '<sep>', 'sat', '<sep>']
+    """
+    least = len(SPECIAL) + 2 * len(_WITHIN_WORDS)
+    if vocabulary < least:
+        raise ValueError(f"vocabulary must be at least {least}, for special tokens and letters, got {vocabulary}")
+    with needs("transformers"):
+        from tokenizers import trainers
+    untrained = _with_rules({})
+    reserved = [*SPECIAL, *_WITHIN_WORDS]
+    untrained.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=reserved, show_progress=False)
+    )
+    return _with_rules(untrained.get_vocab())
+
+
+def _with_rules(vocabulary: dict[str, int]) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    tokenizer: Any = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace("``", '"'),
+            normalizers.Replace("''", '"'),
+            normalizers.NFD(),
+            normalizers.Lowercase(),
+            normalizers.StripAccents(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Replace(Regex(r"[^\x00-\x7F]+"), ""),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece()
+    if vocabulary:
+        tokenizer.add_special_tokens(list(SPECIAL))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <sep>", pair="<cls> $A <sep> $B <sep>", special_tokens=[("<cls>", CLS), ("<sep>", SEP)]
+        )
+    return tokenizer  # type: ignore[no-any-return]
