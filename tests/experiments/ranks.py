@@ -93,7 +93,7 @@ def run(folder, what, **launch):
     if what == "normed":
         settings = dataclasses.replace(SETTINGS, ema=None, ema_beside=0.9)
     if what == "sharded":  # fsdp2 has no moving average
-        settings, variant = dataclasses.replace(SETTINGS, epochs=1, ema=None), "preconditioned+spectral"
+        settings, variant = dataclasses.replace(SETTINGS, ema=None), "preconditioned+spectral"
     rows = list(train(task, settings, VARIANTS[variant], 0, Path(folder), launch))
     if what == "normed":
         (Path(folder) / f"seen-{os.environ['RANK']}.json").write_text(json.dumps(task.seen))
