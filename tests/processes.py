@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 # Forks of a server that imports once and runs nothing: a fork of the process that tests would inherit its threads and,
 # where there is one, its GPU.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.imported"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.imported"])
 
 
 class Forked:
@@ -27,7 +27,7 @@ class Forked:
 
     def __init__(self, said, target, *args):
         self.said = said
-        self._process = _FORKS.Process(target=_run, args=(said, dict(os.environ), target, args))
+        self._process = FORKS.Process(target=_run, args=(said, dict(os.environ), target, args))
         self._process.start()
         self.pid = self._process.pid
 

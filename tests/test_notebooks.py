@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.notebooks import NOTEBOOKS, ROOT, execute, pictures, sources, text
+from tests.pages import run_alone
 
 STORED = {path: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
 EXACT = {"what_the_theorem_says"}  # float64 and no training: the same digits on every machine
@@ -33,10 +34,17 @@ def test_there_are_notebooks():
     assert [path.stem for path in NOTEBOOKS] == ["convert_and_watch_a_vit", "what_the_theorem_says"]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=() if path.stem in EXACT else pytest.mark.slow, id=path.stem) for path in NOTEBOOKS],
-)
+@pytest.mark.parametrize("name", EXACT)
+def test_a_notebook_prints_what_is_stored(name, tmp_path):
+    """As a program, which starts sooner than a kernel."""
+    stored = STORED[ROOT / "notebooks" / f"{name}.ipynb"]
+    lines = "\n".join(cell.source for cell in code(stored)).splitlines()
+    (said,) = run_alone(["\n".join(line for line in lines if not line.startswith("%"))], tmp_path)
+    assert said == "".join(map(text, code(stored)))
+
+
+@pytest.mark.slow
+@notebooks
 def test_a_notebook_runs(path, tmp_path):
     """From a fresh kernel, so that its asserts hold; it warns of nothing and writes nothing to where it runs."""
     fresh = execute(path, tmp_path / "run")

@@ -175,10 +175,10 @@ def anywhere(function, name):
     return "; ".join(error for error in errors if error)
 
 
-def main(models, result):
+def main(models, result, names):
     rank, child = two(f"{result}.store")
     things = {LOADED: load(models), **THINGS}
-    errors = {thing: {name: anywhere(function, name) for name in SURVIVORS} for thing, function in things.items()}
+    errors = {thing: {name: anywhere(function, name) for name in names} for thing, function in things.items()}
     if rank == 0:
         with open(result, "w") as file:
             json.dump(errors, file)

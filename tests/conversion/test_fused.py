@@ -14,7 +14,7 @@ pytestmark = needs_kernels
 
 STAYS_WITH_TRANSFORMERS = {"t5"}  # whose function adds the position bias
 # Seconds in the interpreter; the other models call the kernels with the same: padding, causal, grouped, learned keys.
-SLOW = {"clip", "vit", "torchvision_vit", "torch_transformer", "torch_encoder"}
+SLOW = {"clip", "vit", "gpt2", "torchvision_vit", "torch_transformer", "torch_encoder"}
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ WORDS = ["NaN", "-Infinity", "1e999", "[" * 5000]  # that json.dumps does not wr
 
 def make(folder):
     """Two variants, two seeds; one run of each kind has finished and one is under way; rates were tuned."""
-    recipe = Tiny(Training(epochs=2, batch_size=30))
+    recipe = Tiny(Training(epochs=1, batch_size=30, evaluate_every=0.5))
     result = compare_recipe(
         recipe, ["baseline", "preconditioned"], 2, folder, progress=False, tune=(1e-3, 1e-2), cost=False, launch=OFTEN
     )

@@ -185,7 +185,9 @@ def test_for_the_length_of_a_block(name, learned):
     assert torch.equal(output(model), output(build(name)))
 
 
-@pytest.mark.parametrize(("name", "learned"), [("timm_vit", GAIN), ("torch_encoder", GATE)])
+@pytest.mark.parametrize(
+    ("name", "learned"), [pytest.param("timm_vit", GAIN, marks=pytest.mark.slow), ("torch_encoder", GATE)]
+)
 def test_compile(name, learned):
     model = build(name)
     convert(model, learned)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import re
 import signal
 import time
@@ -19,9 +20,16 @@ from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments import loops
 from tests.experiments.light import Light
-from tests.processes import Forked
+from tests.processes import FORKS, Forked
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers that need not import; the spawned ones have `test_hundreds_of_runs_have_the_numbers_of_one_process`."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: FORKS)
+
+
+@pytest.mark.usefixtures("forked")
 def test_whatever_becomes_of_a_run_the_others_go_on(tmp_path):
     """Workers that die cost the run they had, and are replaced; a run may have processes of its own."""
     with pytest.warns(UserWarning, match="has no result") as caught:
@@ -39,6 +47,7 @@ def test_whatever_becomes_of_a_run_the_others_go_on(tmp_path):
     assert again.runs["baseline"][4] == whole
 
 
+@pytest.mark.usefixtures("forked")
 def test_workers_that_cannot_start_are_not_started_for_ever(tmp_path):
     result = run_missing(
         loops.NowhereToBeImported(), [VARIANTS["baseline"]], range(40), folder=tmp_path, workers=2, threads=None,
@@ -95,10 +104,17 @@ def compare_stubborn_runs(folder):
     compare(loops.stubborn, seeds=1, folder=folder, workers=2)
 
 
+def with_forks(target, folder):
+    """In a process that has imported and run nothing, as its workers then need not."""
+    forks = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method: forks
+    target(folder)
+
+
 def start(tmp_path, target):
     """Starts a process, and waits until both of its runs have yielded a row; its workers too."""
     folder = tmp_path / "compared"
-    process = Forked(tmp_path / "said.txt", target, folder)
+    process = Forked(tmp_path / "said.txt", with_forks, target, folder)
     deadline = time.monotonic() + 90
     while len(list(folder.glob("runs/*/*/metrics.jsonl"))) < 2:
         assert time.monotonic() < deadline, "no run began"

@@ -122,15 +122,15 @@ def kill_at(monkeypatch, place, count):
 @pytest.mark.parametrize(
     ("place", "count"),
     [
-        ("before a step", 1),
+        pytest.param("before a step", 1, marks=pytest.mark.slow),
         ("after a step", 1),
         pytest.param("after a step", 5, marks=pytest.mark.slow),
         ("after a step", 7),  # the end of an epoch, before its evaluation
-        ("after a step", STEPS),
-        ("in the middle of an accumulation", 2),
+        pytest.param("after a step", STEPS, marks=pytest.mark.slow),
+        pytest.param("in the middle of an accumulation", 2, marks=pytest.mark.slow),
         pytest.param("in the middle of an accumulation", 12, marks=pytest.mark.slow),
         ("in the middle of an accumulation", 20),
-        ("before an evaluation", 1),
+        pytest.param("before an evaluation", 1, marks=pytest.mark.slow),
         pytest.param("before an evaluation", 2, marks=pytest.mark.slow),
         pytest.param("after an evaluation", 1, marks=pytest.mark.slow),
         ("after an evaluation", 4),
