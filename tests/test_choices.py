@@ -23,8 +23,10 @@ EXAMPLES = {
     "Export": {"folder": Path("."), "output": Path(".")},
     "ImageFolder": {"data_dir": Path(".")},
     "Inspect": {"model": "vit"},
+    "Item": {"name": "table1", "paper": "2603.27153", "place": "", "shows": ""},
     "List": {"what": "gpus"},
     "SmallFamily": {"family": "vit"},
+    "Row": {"what": "", "recipe": None, "plain": "", "conditioned": ""},
     "SampleOrder": {"order": "stored", "length": 1, "seed": 0, "used": 1},
 }
 
