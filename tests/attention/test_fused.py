@@ -256,7 +256,8 @@ def graphs_of(attention, mark):
     return counter.frame_count
 
 
-@pytest.mark.parametrize("mark", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mark", [False, True])
 def test_recompiles_no_more_than_plain_attention(mark):
     ours = graphs_of(lambda q, k, v: fused_(q, k, v, is_causal=True, dropout_p=0.1), mark)
     assert ours <= graphs_of(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, None, 0.1, True), mark)

@@ -60,6 +60,7 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     assert samples[0] == samples[1]
 
 
+@pytest.mark.slow  # that C changes what a model computes is held for GPT-2 in tests/conversion
 def test_c_changes_what_is_learned(tmp_path):
     plain, ours = (list(rows_of(tmp_path / name, variant=name)) for name in ("baseline", "preconditioned"))
     assert plain[-1]["score"] != ours[-1]["score"]
@@ -175,9 +176,9 @@ def test_wrong_models(model, words):
 
 
 def test_a_budget_of_seconds_ends_in_time_with_the_schedule_at_its_end(tmp_path):
-    training = dataclasses.replace(SMALL.training, epochs=1000, tokens=None, seconds=2.0, final_lr=0.1, clip=None)
+    training = dataclasses.replace(SMALL.training, epochs=1000, tokens=None, seconds=1.2, final_lr=0.1, clip=None)
     rows = list(rows_of(tmp_path, dataclasses.replace(SMALL, training=training)))
-    assert 2.0 <= rows[-1]["seconds"] < 3.0
+    assert 1.2 <= rows[-1]["seconds"] < 2.2
     log = JsonLines(tmp_path / "train.jsonl").read()
     assert max(row["lr"] for row in log) == pytest.approx(4e-3, rel=0.05)
     assert log[-1]["lr"] == pytest.approx(4e-4, rel=1e-3)
