@@ -101,8 +101,15 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize(("sizes", "shape"), [(s, shape) for s in MASKS for shape in MASKS[s]], ids=str)
-@pytest.mark.parametrize(("causal", "gradient"), [(False, "stopped"), (True, "through")])
+@pytest.mark.parametrize(
+    ("sizes", "shape", "causal", "gradient"),
+    [
+        pytest.param(s, shape, *way, marks=pytest.mark.slow if (i + j) % 2 and not GPU else ())  # in turn
+        for j, way in enumerate([(False, "stopped"), (True, "through")])
+        for i, (s, shape) in enumerate((s, shape) for s in MASKS for shape in MASKS[s])
+    ],
+    ids=str,
+)
 def test_gradient_of_an_additive_mask(sizes, shape, causal, gradient, monkeypatch):
     monkeypatch.setattr(fused_launch, "_PROGRAMS", 3)  # so that heads are added up in the kernel and after it
     b, h, g, n, m = sizes
