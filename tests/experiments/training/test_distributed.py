@@ -90,6 +90,11 @@ def test_two_ranks_share_the_weights_and_one_process_goes_on(tmp_path, monkeypat
     assert_trained_alike(two, one)
     files = [{path.name for path in sorted(folder.glob("checkpoint-*"))[-1].iterdir()} for folder in (one, two)]
     assert files[1] == files[0] | {"random_states_1.pkl"}
+    optimizers = [
+        torch.load(sorted(folder.glob("checkpoint-*"))[-1] / "optimizer.bin", weights_only=True)
+        for folder in (one, two)
+    ]
+    assert optimizers[1]["state"].keys() == optimizers[0]["state"].keys(), "numbers, as of one process"
     for folder in (one, two):  # back to the step before the last
         shutil.rmtree(sorted(folder.glob("checkpoint-*"))[-1])
     assert_close(ranks.run(two, "sharded"), rows)
