@@ -140,7 +140,10 @@ def test_ctrl_c_while_torch_is_imported(tmp_path, command):
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )  # fmt: skip
     if command[0] == "-m":
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped\n")
     else:
