@@ -15,8 +15,6 @@ from conditioned_attention.experiments.runs.run import data_of, reason_of, run_f
 from conditioned_attention.storage.files import read_json, readable
 from conditioned_attention.storage.json_lines import JsonLines
 
-_TAIL = 4096  # bytes, more than a line of train.jsonl has
-
 
 @dataclass(frozen=True)
 class Subject:

@@ -15,7 +15,6 @@ import numpy as np
 
 from conditioned_attention.experiments.data.lra.made import kept_or_made, parts_of
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
-from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
 
 # A token's id is its place here and 1: 0 is padding.  (The original's ids differ from run to run.)
 TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
@@ -87,13 +86,11 @@ def listops(
         ValueError: no tree, or no process.
         OSError: ``cache_dir`` cannot be written.
     """
-    if min(count, processes) < 1:
-        raise ValueError(f"count and processes must be at least 1, got {count} and {processes}")
     trees = trees or ListOpsTrees()
     made = {"version": _VERSION, **asdict(trees)}
-    stamp = stamp_of([*made.values(), count])
-    file = (default_cache_dir() if cache_dir is None else cache_dir).expanduser() / f"listops-{stamp}.npz"
-    kept = kept_or_made(file, _Sequences, lambda: _made(count, trees, processes))
+    kept = kept_or_made(
+        "listops", _Sequences, made, count, processes, cache_dir, lambda: _made(count, trees, processes)
+    )
     return TokenSequences(*kept, padded, made)
 
 

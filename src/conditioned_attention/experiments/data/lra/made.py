@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +12,34 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
 from conditioned_attention.storage.files import write_bytes
 
 Part = TypeVar("Part", bound=NamedTuple)
 
 
-def kept_or_made(file: Path, kind: type[Part], make: Callable[[], Part]) -> Part:
+def kept_or_made(
+    name: str,
+    kind: type[Part],
+    settings: Mapping[str, Any],
+    count: int,
+    processes: int,
+    cache_dir: Path | None,
+    make: Callable[[], Part],
+) -> Part:
     """The arrays of a file, or new ones, which are written whole or not at all; a damaged file is made anew.
 
+    The file, in ``cache_dir`` or else in `default_cache_dir`, is named by what it holds and by a stamp of the settings
+    and the count.
+
     Raises:
+        ValueError: nothing is to be made, or by no process.
         OSError: the file cannot be written.
     """
+    if min(count, processes) < 1:
+        raise ValueError(f"count and processes must be at least 1, got {count} and {processes}")
+    folder = (default_cache_dir() if cache_dir is None else cache_dir).expanduser()
+    file = folder / f"{name}-{stamp_of([*settings.values(), count])}.npz"
     kept = _read(file, kind)
     if kept is None:
         kept = make()

@@ -18,7 +18,6 @@ from conditioned_attention.experiments.data.lra.dashes import DISC_REACH, LENGTH
 from conditioned_attention.experiments.data.lra.images import pixels_as_tokens
 from conditioned_attention.experiments.data.lra.made import kept_or_made, parts_of
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
-from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
 
 _SCENES = 2**11  # begun at a time
 _TRIALS, _RETRIES = 3, 5  # of a dash, and of a distractor
@@ -101,13 +100,9 @@ def pathfinder(
         ValueError: no picture, or no process.
         OSError: ``cache_dir`` cannot be written.
     """
-    if min(count, processes) < 1:
-        raise ValueError(f"count and processes must be at least 1, got {count} and {processes}")
     scenes = scenes or PathfinderScenes()
     made = {"version": _VERSION, **asdict(scenes)}
-    folder = (default_cache_dir() if cache_dir is None else cache_dir).expanduser()
-    file = folder / f"pathfinder-{stamp_of([*made.values(), count])}.npz"
-    kept = kept_or_made(file, _Kept, lambda: _made(count, scenes, processes))
+    kept = kept_or_made("pathfinder", _Kept, made, count, processes, cache_dir, lambda: _made(count, scenes, processes))
     return pixels_as_tokens(*kept, made)
 
 
