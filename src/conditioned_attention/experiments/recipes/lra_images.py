@@ -70,7 +70,7 @@ class LRAImage:
 
 
 @dataclass(frozen=True)
-class LRAFashion:
+class LRAFashion(LRAImage):
     """Grey Fashion-MNIST, a token a pixel: not of the Long Range Arena, whose Image it stands in for without CIFAR-10.
 
     The 28 × 28 pixels have two black ones around them, which makes 1,024 tokens.  Of the 60,000 training images the
@@ -85,12 +85,6 @@ class LRAFashion:
     """
 
     data_dir: Path = place(Path("/usr/share/datasets/fashion-mnist"))
-    samples: int | None = None
-    model: LRAEncoder = field(default_factory=lambda: LRAEncoder(length=1024))
-    training: Training = field(default_factory=_training)
-
-    def __post_init__(self) -> None:
-        check_samples(self.samples)
 
     def task(self, *, tuning: bool = False) -> Task:
         """With ``tuning`` the last tenth of what is trained on scores, and nothing is tested."""
