@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # torch and torchvision first, together and by exact version: torchvision's operators are compiled for one torch
 TORCH := $(shell grep -E '^torch(vision)?==' constraints.txt)
 
-.PHONY: demo gallery notebooks test test-all bench-gpu weights lint docs constraints clean
+.PHONY: demo gallery notebooks test test-all bench-gpu weights lint docs site constraints clean
 
 demo: $(READY)
 	$(BIN)/conditioned-attention compare digits --folder runs/demo
@@ -22,8 +22,11 @@ gallery: $(READY)
 notebooks: $(READY)
 	$(BIN)/python -m tests.notebooks
 
+# Byte code is kept, whatever the surroundings say: the tests start a hundred processes that import the package.
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(READY) weights
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
@@ -55,6 +58,11 @@ docs: $(READY)
 	$(BIN)/python -m tests.experiments.planning.recipes_table
 	$(BIN)/python -m tests.experiments.planning.reproduce_page
 
+# These pages, the examples and the reference as a site, in build/site.
+site: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[site]"
+	$(BIN)/python -m mkdocs build --strict -f website/mkdocs.yml
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
@@ -65,7 +73,7 @@ $(READY): pyproject.toml constraints.txt
 constraints:
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e ".[all,dev]"
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e ".[all,dev,site]"
 	{ echo "# Every dependency of development and CI; written by 'make constraints'."; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -rf build

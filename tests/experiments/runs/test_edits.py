@@ -41,7 +41,7 @@ def refusal(folder, file, text):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_an_edit_is_read_or_refused_by_name(folder, data):
     """A part of a file is taken away, or something else stands there; any traceback fails this."""
