@@ -472,6 +472,7 @@ MUTATIONS = [
     ("recompute, no block", "experiments/training/blocks.py", "for block in required_blocks(model).values():\n        block.forward", "for block in ():\n        block.forward", "tests/experiments/training/test_recompute.py"),
     ("sharded, weights by blocks", "experiments/training/sharded.py", "transformer_cls_names_to_wrap = names", "ignored = names", "tests/experiments/training/test_distributed.py"),
     ("sharded, an optimizer by names", "experiments/training/sharded.py", "save(_numbered(state)", "save((state)", "tests/experiments/training/test_distributed.py"),
+    ("half the standard error of a score", "experiments/planning/published.py", "100 * math.sqrt(share", "50 * math.sqrt(share", REPRODUCE),
     ("the papers' ratio the wrong way round", "experiments/planning/reproduce.py", "conditioned / plain:.3f", "plain / conditioned:.3f", REPRODUCE),
     ("data passed to no recipe", "experiments/planning/reproduce.py", "if data_dir is not None and name in takes else []", "if False else []", REPRODUCE),
     ("measured numbers in the wrong place", "experiments/planning/reproduce.py", 'for name in ("baseline", item.variant)', 'for name in (item.variant, "baseline")', REPRODUCE),
