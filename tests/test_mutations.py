@@ -42,6 +42,7 @@ CHOICES, RECIPES = "tests/test_choices.py", "tests/experiments/recipes/test_reci
 CLIP = "tests/sites/test_clip.py"
 MODELS, LRA = "tests/experiments/models/test_models.py", "tests/experiments/models/test_lra_encoder.py"
 LISTOPS, LRA_DATA = "tests/experiments/data/lra/test_listops.py", "tests/experiments/data/lra"
+LISTOPS_RECIPE = "tests/experiments/recipes/test_long_range_arena.py"
 WORKERS, STATISTICS = "tests/experiments/runs/test_workers.py", "tests/experiments/evidence/test_statistics.py"
 TUNING = "tests/experiments/runs/test_tuning.py"
 OWNERSHIP, SCHEMA = "tests/storage/test_ownership.py", "tests/storage/test_schema.py"
@@ -457,6 +458,7 @@ MUTATIONS = [
     ("rules not asked", "storage/schema.py", "if not rule.holds(value):", "if False:", SCHEMA),
     ("numbers beyond any float", "storage/files.py", "if _SUSPECT.search(text):", "if False:", SCHEMA),
     ("a full disk without a name", "storage/files.py", "error.filename = str(path)", "pass", SCHEMA),
+    ("a curve of dev scores held against a test score", "experiments/evidence/statistics.py", "ends = {seed: last_score(history)", "ends = {seed: final_score(history)", STATISTICS),
     ("infinite scores", "experiments/evidence/statistics.py", "value is None or not math.isfinite(value)", "value is None", STATISTICS),
     ("a finished run signed anew", "experiments/runs/run.py", "if before is None or not checkpoints_in(job.path):", "if True:", SIGNATURE),
     ("only where it ended", "experiments/runs/run.py", "continued = [*continued, now]", "first = now", SIGNATURE),
@@ -470,6 +472,7 @@ MUTATIONS = [
     ("recompute, no block", "experiments/training/blocks.py", "for block in required_blocks(model).values():\n        block.forward", "for block in ():\n        block.forward", "tests/experiments/training/test_recompute.py"),
     ("sharded, weights by blocks", "experiments/training/sharded.py", "transformer_cls_names_to_wrap = names", "ignored = names", "tests/experiments/training/test_distributed.py"),
     ("sharded, an optimizer by names", "experiments/training/sharded.py", "save(_numbered(state)", "save((state)", "tests/experiments/training/test_distributed.py"),
+    ("half the standard error of a score", "experiments/planning/published.py", "100 * math.sqrt(share", "50 * math.sqrt(share", REPRODUCE),
     ("the papers' ratio the wrong way round", "experiments/planning/reproduce.py", "conditioned / plain:.3f", "plain / conditioned:.3f", REPRODUCE),
     ("data passed to no recipe", "experiments/planning/reproduce.py", "if data_dir is not None and name in takes else []", "if False else []", REPRODUCE),
     ("measured numbers in the wrong place", "experiments/planning/reproduce.py", 'for name in ("baseline", item.variant)', 'for name in (item.variant, "baseline")', REPRODUCE),
@@ -521,6 +524,9 @@ MUTATIONS = [
     ("Pathfinder, paths cross", "experiments/data/lra/pathfinder.py", "levels.max((1, 2)) >= 255 * _CROWDED", "levels.max((1, 2)) >= 255 * 9", f"{LRA_DATA}/test_pathfinder.py"),
     ("Pathfinder, as straight as it likes", "experiments/data/lra/pathfinder.py", "* scenes.continuity", "* 1.0", f"{LRA_DATA}/test_pathfinder.py"),
     ("Pathfinder, empty pictures are an error", "experiments/data/lra/pathfinder_files.py", "if not data:", "if False:", f"{LRA_DATA}/test_pathfinder.py"),
+    ("heads of long sequences in float32", "experiments/recipes/long_range_arena.py", '"monitor_precision": "float64"', '"monitor_precision": "float32"', LISTOPS_RECIPE),
+    ("heads on the first sequences", "experiments/tasks/sequences.py", "np.argsort(-lengths", "np.argsort(0 * lengths", LISTOPS_RECIPE),
+    ("the whole test set of texts", "experiments/recipes/lra_texts.py", "dev = test = first(test, self.test_samples)", "dev = test", "tests/experiments/recipes/test_lra_texts.py"),
     ("the mean of tokens alone", "experiments/models/lra_encoder.py", 'seen is None or self.settings.pooling == "length"', "seen is None", LRA),
 ]  # fmt: skip
 

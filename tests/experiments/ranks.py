@@ -16,7 +16,7 @@ from conditioned_attention.experiments.training.launch import leave
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
-from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits
+from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits, six_steps, tiny_lists
 
 # no dropout: each rank would draw masks of its own
 SETTINGS = Training(epochs=2, batch_size=30, accumulation=1, evaluate_every=0.5, ema=0.9)
@@ -85,13 +85,24 @@ TASKS = {
 }  # fmt: skip
 
 
+def lists(folder):
+    """ListOps; no dropout, and an inverse that starts from each head's own number: else a batch's halves differ."""
+    recipe = tiny_lists(folder.parent / "cache")
+    return dataclasses.replace(
+        recipe, model=dataclasses.replace(recipe.model, dropout=0.0, inverse_start="head_columns")
+    )
+
+
 def run(folder, what, **launch):
     torch.set_num_threads(1)
-    task = TASKS[what]()
+    recipe = lists(Path(folder)) if what == "lists" else None
+    task = TASKS[what]() if recipe is None else recipe.task()
     launch = dataclasses.replace(OFTEN, **launch)
     settings, variant = SETTINGS, "preconditioned"
     if what == "normed":
         settings = dataclasses.replace(SETTINGS, ema=None, ema_beside=0.9)
+    if recipe is not None:
+        settings = six_steps(recipe)
     if what == "sharded":  # fsdp2 has no moving average
         settings, variant = dataclasses.replace(SETTINGS, ema=None), "preconditioned+spectral"
     rows = list(train(task, settings, VARIANTS[variant], 0, Path(folder), launch))

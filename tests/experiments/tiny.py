@@ -1,5 +1,6 @@
 """Tasks that train in a second: real digits, a small vision transformer with dropout, an odd number of batches."""
 
+import dataclasses
 import random
 from dataclasses import dataclass, field
 
@@ -10,7 +11,10 @@ from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.images.arrays import ImageArrays
 from conditioned_attention.experiments.data.images.digits import load_digits
+from conditioned_attention.experiments.data.lra.listops import ListOpsTrees
+from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
+from conditioned_attention.experiments.recipes.long_range_arena import ListOps
 from conditioned_attention.experiments.tasks.classification import ImageClassification
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
@@ -61,6 +65,22 @@ class ShakenDigits(TinyDigits):
     def collate_train(self, items):
         images, labels = super().collate_train(items)
         return images * (1 + 0.1 * torch.rand(len(images), 1, 1, 1)), labels
+
+
+TREES = ListOpsTrees(longer_than=4, shorter_than=33, max_depth=4)
+
+
+def tiny_lists(folder, **changes):
+    """ListOps with lists of at most 32 tokens, which are kept in the folder, and a model that fits them."""
+    model = LRAEncoder(length=32, hidden_size=16, mlp_size=16, landmarks=8, convolution=3)
+    sizes = {"samples": 60, "eval_samples": 20, "test_samples": 30}
+    return ListOps(**{**sizes, "trees": TREES, "model": model, "cache_dir": folder, **changes})
+
+
+def six_steps(recipe, **changes):
+    """The recipe's own protocol, of micro-batches, in six steps."""
+    sizes = {"max_steps": 6, "batch_size": 8, "accumulation": 2, "warmup_steps": 2, "evaluate_steps": 2}
+    return dataclasses.replace(recipe.training, evaluate_batches=None, lr=1e-2, **sizes, **changes)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,9 @@ def test_summary():
     assert other.difference.n == 2
     assert (other.log10_kappa, other.floor_share) == (math.inf, 1.0)
     assert (str(other.reached), other.reached.n) == ("epoch 2", 2)
+    tested = history(1, 3, 3, test_score=9.0, selected_score=4.0)
+    (alone,) = summarise({"baseline": {0: [{**row, "step": 100 * i} for i, row in enumerate(tested, 1)]}}, UP)
+    assert (alone.final.mean, str(alone.reached), alone.reached.step) == (9, "epoch 2", 200), "dev against dev"
     (down,) = summarise({"baseline": runs["baseline"]}, DOWN)
     assert down.best.mean == 1
 

@@ -15,6 +15,7 @@ from conditioned_attention.experiments.planning.reproduce import (
     cells_of,
     change,
     commands_of,
+    elsewhere,
     measured,
     why_not,
 )
@@ -70,15 +71,28 @@ def item_text(item, hours, run):
     possible = any(not why_not(item, row) for row in item.rows)
     lines = [f"\n### {item.place}: {item.shows}\n"]
     if possible:
-        files = {RECIPES[row.recipe][0] for row in item.rows if item.by == "compare" and row.recipe in RECIPES}
-        place = " --data-dir imagenet/" if "imagenet" in files else ""
-        lines.append(f"\n```sh\nconditioned-attention reproduce {item.name}{place}\n```\n")
+        called = "\n".join(f"conditioned-attention reproduce {item.name}{more}" for more in choices(item))
+        lines.append(f"\n```sh\n{called}\n```\n")
     if item.rows:
         commands = commands_of(item) if possible else {}
         rows = [row_of(item, row, commands.get(row.recipe, []), hours, run) for row in item.rows]
-        lines += ["\n", markdown(HEADER, rows)]
+        tables = [(HEADER, rows), elsewhere(item)]
+        lines += [text for header, rows in tables if rows for text in ("\n", markdown(header, rows))]
     lines += ["\n", *(f"- Open: {question}\n" for question in item.open_questions)] if item.open_questions else []
     return "".join(lines)
+
+
+def choices(item):
+    """What stands behind the item's name: where the data lie, and which recipes, where each has data of its own."""
+    names = list(dict.fromkeys(row.recipe for row in item.rows if row.recipe in RECIPES)) * (item.by == "compare")
+    if any(RECIPES[name][0] == "imagenet" for name in names):
+        return [" --data-dir imagenet/"]
+    places = {name: getattr(recipe_class(name)(), "data_dir", None) for name in names}
+    made = [name for name in names if places[name] is None]
+    if len(made) == len(names):
+        return [""]
+    of_own = [f" --recipes {name} --data-dir {place}/" for name, place in places.items() if place is not None]
+    return [f" --recipes {' '.join(made)}"] * bool(made) + of_own
 
 
 def row_of(item, row, words, hours, run):
@@ -99,8 +113,25 @@ def run_here(item, row, run):
     for folder, found in run:
         if found.settings["recipe"] == row.recipe and {"baseline", item.variant} <= found.runs.keys():
             cells = beside(dataclasses.replace(item, rows=(row,)), {row.recipe: cells_of(found)})[0][4:]
-            told.append(f"[{folder.name}](#what-has-been-run-here): {cells[0]} → {cells[1]} {cells[2]}")
+            words = f" (reduced, {length_of(found)})" if steps_of(found) != recipe_steps(row.recipe) else ""
+            told.append(f"[{folder.name}](#what-has-been-run-here){words}: {cells[0]} → {cells[1]} {cells[2]}")
     return "; ".join(told)
+
+
+def length_of(found):
+    """How long a run of a comparison is, in words."""
+    tokens, steps = found.settings["training"].get("tokens"), steps_of(found)
+    if tokens or steps:
+        return f"{tokens:,} tokens" if tokens else f"{steps:,} steps"
+    return f"{found.settings['training']['epochs']:g} epochs"
+
+
+def steps_of(found):
+    return found.settings["training"].get("max_steps")
+
+
+def recipe_steps(name):
+    return recipe_class(name)().training.max_steps
 
 
 def run_text(run):
@@ -117,9 +148,8 @@ def run_rows(folder, found, methods):
     cells, settings, name = cells_of(found), found.settings, folder.relative_to(RESULTS)
     if next(iter(found.runs)) != "baseline" or not cells.keys() & set(methods):
         return []
-    tokens, start = settings["training"].get("tokens"), settings["model"].get("init", 0.02)
-    scale = f"{tokens:,} tokens" if tokens else f"{settings['training']['epochs']:g} epochs"
-    where = [f"[{name}](../results/{name}/results.json)", f"`{settings['recipe']}`", scale, str(start)]
+    start = settings["model"].get("init", 0.02)
+    where = [f"[{name}](../results/{name}/results.json)", f"`{settings['recipe']}`", length_of(found), str(start)]
     chosen = [variant for variant in ("baseline", *methods) if variant in cells]
     return [
         [*where, f"`{variant}`", *(cells[variant].get(column, "").replace("-", "−") for column in RUN_COLUMNS)]

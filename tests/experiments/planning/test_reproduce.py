@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import os
+import subprocess
 from pathlib import Path
 from typing import get_args
 
@@ -52,6 +54,35 @@ def test_every_command_parses_to_what_the_row_names():
         else:
             assert isinstance(command, Bench)
             assert (command.what.models, command.what.settings.variants) == ((recipe,), ("baseline", item.variant))
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "recipe"),
+    [
+        ("long_range_arena", "listops", "listops"),
+        ("long_range_arena", "pathfinder", "pathfinder32"),
+        ("long_range_arena", "mail", "lra_text"),
+        ("long_range_arena", "fashion", "lra_fashion"),
+        ("image_classification", "vit-deit-emoji", "emoji"),
+        ("matched", "digits", "digits"),
+    ],
+)
+def test_scripts_of_results_ask_for_what_there_is(tmp_path, script, name, recipe):
+    """With a command in place of ours that only tells how it was called."""
+    called = tmp_path / "conditioned-attention"
+    called.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    called.chmod(0o755)
+    (tmp_path / "runs" / "long_range_arena" / "mail-bodies").mkdir(parents=True)  # else it would be made
+    told = subprocess.run(
+        [ROOT / "results" / script / "run.sh", name, "--workers", "1"],
+        cwd=tmp_path, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    command = parsed(told.stdout.splitlines())
+    assert name_of(command.asked.recipe) == recipe
+    assert (command.variants[0], command.folder) == ("baseline", Path("runs") / script / name)
+    assert all(find_variant(variant) for variant in command.variants)
+    assert command.workers == 1
 
 
 def test_data_dir_goes_to_the_recipes_that_have_one():

@@ -6,20 +6,17 @@ import json
 import pytest
 import torch
 
-from conditioned_attention.experiments.data.lra.listops import ListOpsTrees
-from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
 from conditioned_attention.experiments.recipes.long_range_arena import ListOps
 from conditioned_attention.experiments.recipes.registry import settings_of
+from conditioned_attention.experiments.training import loop
+from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.schedule import build_schedule
+from conditioned_attention.experiments.variants.catalogue import VARIANTS
+from conditioned_attention.storage.json_lines import JsonLines
+from conditioned_attention.storage.ownership import checkpoints_in
+from tests.experiments.tiny import OFTEN, TREES, six_steps
+from tests.experiments.tiny import tiny_lists as tiny
 from tests.test_cli import call
-
-TREES = ListOpsTrees(longer_than=4, shorter_than=33, max_depth=4)
-
-
-def tiny(folder, **changes):
-    model = LRAEncoder(length=32, hidden_size=16, mlp_size=16, landmarks=8, convolution=3)
-    sizes = {"samples": 60, "eval_samples": 20, "test_samples": 30}
-    return ListOps(**{**sizes, "trees": TREES, "model": model, "cache_dir": folder, **changes})
 
 
 def test_the_published_rates():
@@ -80,4 +77,67 @@ def test_a_reduced_run_by_command(tmp_path):
     assert [row["step"] for row in rows] == [2, 4]
     assert 0 <= rows[-1]["test_score"] <= 100
     assert rows[-1]["selected_score"] == max(row["score"] for row in rows)
-    assert rows[-1]["floor_share"] < 1, "condition numbers of some heads are measured"
+    heads = JsonLines(folder / "conditions.jsonl").read()
+    assert {row["step"] for row in heads} == {0, 2, 4}
+    assert {row["resolution"] for row in heads} == {1 / (32 * torch.finfo(torch.float64).eps)}
+    kappa = [row["kappa_before"] for row in heads]
+    assert all(1 < value < 1e13 for value in kappa), "none is at the floor, from the start on"
+    assert max(kappa[:4]) > 1 / (32 * torch.finfo(torch.float32).eps), "where some would be in float32"
+
+
+def test_heads_are_measured_on_long_lists(tmp_path):
+    """With fewer stretches that hold tokens than a head is wide it is singular, whatever it is measured in."""
+    task = tiny(tmp_path).task()
+    lengths = task.eval_data().lengths
+    assert sorted((task.probe() != 0).sum(1).tolist()) == sorted(lengths.tolist())[-8:]
+    assert lengths[:8].min() < sorted(lengths)[-8]
+
+
+class Killed(BaseException):
+    """Nothing in the library catches it."""
+
+
+def six(folder, **changes):
+    recipe = tiny(folder.parent / "cache")
+    return list(train(recipe.task(), six_steps(recipe, **changes), VARIANTS["preconditioned"], 0, folder, OFTEN))
+
+
+def logged(folder, name="train.jsonl"):
+    return [{**row, "seconds": 0} for row in JsonLines(folder / name).read()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, six(folder)
+
+
+def test_it_goes_on_to_the_bit(whole, tmp_path, monkeypatch):
+    """With dropout, padding, micro-batches, a first beta that moves, and the weights of the best evaluation."""
+    folder, rows = tmp_path / "run", whole[1]
+
+    def dies_at_the_last(self):
+        if self.here.step == 5:
+            raise Killed
+        take_step(self)
+
+    take_step = loop._Run.take_step
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "take_step", dies_at_the_last)
+        with pytest.raises(Killed):
+            six(folder)
+    assert [{**row, "seconds": 0} for row in six(folder)] == [{**row, "seconds": 0} for row in rows]
+    assert rows[-1]["selected_step"] < 5, "the best weights are of before the kill"
+    assert logged(folder) == logged(whole[0])
+    for name in ("model.safetensors", "optimizer.bin", "extra.pt"):
+        mine, expected = (checkpoints_in(place)[-1] / name for place in (folder, whole[0]))
+        assert mine.read_bytes() == expected.read_bytes(), name
+
+
+def test_half_precision_stays_near(whole, tmp_path):
+    six(tmp_path / "run", precision="bf16")
+    half, full = ([row["loss"] for row in logged(folder)] for folder in (tmp_path / "run", whole[0]))
+    assert half != full
+    assert half == pytest.approx(full, rel=0.02)
+    first = [logged(folder, "conditions.jsonl")[:4] for folder in (tmp_path / "run", whole[0])]
+    assert first[0] == first[1], "heads are measured in float64 all the same"

@@ -43,13 +43,14 @@ def test_the_last_tenth_chooses(tmp_path):
     assert task.notes == ["100 and 20 pictures, and CIFAR-10 has 50,000 and 10,000"]
     assert task.build_model()(task.probe()).shape == (8, 10)
     assert LRAImage().model.length == train.padded == task.tokens_per_sample == 1024
-    fewer = LRAImage(tmp_path, samples=30, model=TINY)
-    assert len(fewer.task().train_data()) == 30
+    fewer = LRAImage(tmp_path, samples=30, test_samples=7, model=TINY)
+    assert [len(fewer.task().train_data()), len(fewer.task().test_data())] == [30, 7]
     assert fewer.task().eval_data().fingerprint() == held.fingerprint()
     search = fewer.task(tuning=True)
     assert [len(search.train_data()), len(search.eval_data()), search.test_data()] == [27, 3, None]
-    with pytest.raises(ValueError, match="samples must be at least 1"):
-        dataclasses.replace(fewer, samples=0)
+    for name in ("samples", "test_samples"):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1"):
+            dataclasses.replace(fewer, **{name: 0})
 
 
 def test_fashion_has_a_name_and_pixels_of_its_own(tmp_path, monkeypatch):

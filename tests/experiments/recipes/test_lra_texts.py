@@ -34,6 +34,8 @@ def test_the_test_set_chooses_unless_a_tenth_is_held_out(tmp_path):
     assert [len(data) for data in (held.train_data(), held.eval_data(), held.test_data())] == [36, 4, 40]
     assert held.eval_data().fingerprint() == task.train_data().part(36, 4).fingerprint()
     assert not any("chooses" in note for note in held.notes)
+    less, ten = dataclasses.replace(recipe, test_samples=10).task(), task.test_data().part(0, 10)
+    assert less.test_data().fingerprint() == less.eval_data().fingerprint() == ten.fingerprint()
     search = dataclasses.replace(recipe, samples=30).task(tuning=True)
     assert [len(search.train_data()), len(search.eval_data()), search.test_data()] == [27, 3, None]
     with pytest.raises(ValueError, match=r"cut must be between 1 and model\.length=64, got 65"):
@@ -56,11 +58,13 @@ def test_pairs_go_through_one_encoder(tmp_path):
     assert model.classifier[0].in_features == 4 * 8
     first, second = task.probe()
     assert model(first, second).shape == (8, 2)
-    batch = task.collate(task.eval_data().__getitems__(range(8)))
+    longest = [0, 1, 2, 3, 4, 5, 10, 11]  # these two, and the first of the others
+    batch = task.collate(task.eval_data().__getitems__(longest))
     assert (task.logits(model, batch[0]) == model(first, second)).all()
     assert task.tokens_per_sample == 128
     search = dataclasses.replace(recipe, samples=11).task(tuning=True)
     assert [len(search.train_data()), len(search.eval_data()), search.test_data()] == [10, 1, None]
+    assert len(dataclasses.replace(recipe, test_samples=5).task().test_data()) == 5
     (tmp_path / "new_aan_pairs.eval.tsv").unlink()
     with pytest.raises(FileNotFoundError, match=r"new_aan_pairs\.eval\.tsv is missing: the release"):
         recipe.task()

@@ -80,9 +80,9 @@ def test_a_bar_without_an_end_is_open():
         assert low <= np.mean(points[50:]) <= high
 
 
-def test_the_baseline_is_reached_by_what_it_ended_with():
-    """The dot of a seed stands where the bar's number says: at the score of the test set where there is one."""
-    runs = {"baseline": {0: history(50, 90)}, "other": {0: history(60, 70)}}
+def test_the_baseline_is_reached_by_what_its_curve_ended_with():
+    """The dot of a seed stands where the bar's number says; the score of a test set is of other data than a curve."""
+    runs = {"baseline": {0: history(50, 90)}, "other": {0: history(70, 95)}}
     runs["baseline"][0][-1]["test_score"] = 65.0
     ax = plot_epochs_to_baseline(Comparison(runs, Metric("accuracy"), environment={}))
     assert [line.get_xdata().item() for line in ax.lines] == [2, 2]

@@ -69,10 +69,12 @@ class Reached:
     Attributes:
         epoch: the first evaluation at which the mean over the runs was that good; None if it never was.
         n: of how many runs; 0 if there is no mean curve.
+        step: the same in optimizer steps; None if it never was, or steps were not counted.
     """
 
     epoch: float | None
     n: int
+    step: int | None = None
 
     def __str__(self) -> str:
         if self.n == 0:
@@ -88,8 +90,8 @@ class Summary:
         variant: its name.
         final, best: last and best score of a run, over seeds.  The best is chosen on the data it is measured on.
         difference: of the final scores, variant minus baseline, same seeds; None for the baseline.
-        reached: when the mean over seeds reached the baseline's mean final score, over the pairs of seeds (figure 2 of
-            2603.27153).
+        reached: when the mean over seeds reached what the baseline's had come to at its end, over the pairs of seeds
+            (figure 2 of 2603.27153); both on the evaluation set, also where final scores are of a test set.
         log10_kappa: median over seeds of the last median log₁₀ κ over heads; inf at the numerical floor, nan if it
             was not measured.
         floor_share: mean over seeds of the share of heads at the numerical floor; nan if not measured.
@@ -156,6 +158,11 @@ def final_score(history: History) -> float:
     return finite_or_nan(last.get("test_score", last.get("selected_score", last["score"])))
 
 
+def last_score(history: History) -> float:
+    """The score of the last evaluation: what curves can be held against, where the final score is of other data."""
+    return scores(history)[-1]
+
+
 def mean_curve(histories: Sequence[History]) -> dict[float, float]:
     """The mean score of several runs by epoch, at the epochs that all of them have; nan where one was not finite."""
     curves = [dict(zip(epochs(history), scores(history))) for history in histories]
@@ -173,7 +180,8 @@ def reached(histories: Sequence[History], goal: float, metric: Metric) -> Reache
     curve = mean_curve(histories)
     gains = {epoch: score - goal if metric.higher_is_better else goal - score for epoch, score in curve.items()}
     first = next((float(epoch) for epoch, gain in gains.items() if gain >= 0), None)
-    return Reached(first, len(histories) if curve else 0)
+    row = histories[0][epochs(histories[0]).index(first)] if first is not None else {}
+    return Reached(first, len(histories) if curve else 0, row.get("step"))
 
 
 def summarise(runs: Mapping[str, Mapping[int, History]], metric: Metric) -> list[Summary]:
@@ -199,6 +207,7 @@ def _summary(
     best = max if metric.higher_is_better else min
     final = {seed: final_score(history) for seed, history in by_seed.items()}
     goal = {seed: final_score(history) for seed, history in baseline.items()}
+    ends = {seed: last_score(history) for seed, history in baseline.items()}
     pairs = [seed for seed in final if seed in goal]
     measured = [
         [row for row in history if row.get("floor_share") is not None][-1]
@@ -217,7 +226,7 @@ def _summary(
         final=Spread.of(list(final.values())),
         best=Spread.of([best(values) for values in finite if values]),
         difference=None if other is None else paired_interval(differences),
-        reached=reached([by_seed[seed] for seed in pairs], Spread.of([goal[seed] for seed in pairs]).mean, metric),
+        reached=reached([by_seed[seed] for seed in pairs], Spread.of([ends[seed] for seed in pairs]).mean, metric),
         log10_kappa=last("log10_kappa", statistics.median),
         floor_share=last("floor_share", statistics.fmean),
         largest_scale=last("largest_scale", max),

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from conditioned_attention.experiments.evidence.blocks import BlockedTest
 
 SCORES = (
-    "final and best: mean ± standard deviation over seeds of the last and of the best score (the best is chosen on the "
-    "data it is measured on, so it flatters)."
+    "final and best: mean ± standard deviation over seeds of the last score (on the test set, if there is one) and of "
+    "the best (chosen on the data it is measured on, so it flatters)."
 )
 DIFFERENCES = (
     "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: the first "
-    "evaluation at which the mean over seeds was as good as the baseline's mean final score. time and memory: of a "
+    "evaluation at which the mean over seeds was as good as the baseline's at its last one. time and memory: of a "
     "training step, relative to the baseline, measured afterwards in one process, variants taking turns; in brackets "
     "the 20th and 80th percentile of the rounds."
 )
@@ -36,9 +36,9 @@ OUTCOMES = (
 )
 CONDITIONING = (
     "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
-    "seeds; floor: share of heads whose κ is not told from infinity in float32. largest C: the largest factor on a row "
-    "(of the baseline: what C would be). κ(W): median over W_Q, W_K and W_V, corrections included. ‖W_V‖ ×: over that "
-    "at the start, mean over seeds."
+    "seeds; floor: share of heads whose κ is not told from infinity in the precision that it was measured in. largest "
+    "C: the largest factor on a row (of the baseline: what C would be). κ(W): median over W_Q, W_K and W_V, with "
+    "corrections. ‖W_V‖ ×: over that at the start, mean over seeds."
 )
 
 

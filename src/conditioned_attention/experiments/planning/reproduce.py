@@ -19,6 +19,7 @@ HEADER = ["", "plain", "conditioned", "change", "plain, measured", "conditioned,
 COLUMNS = {
     "score": "final",
     "epochs": "reaches baseline",
+    "steps": "reaches baseline, step",
     "kappa": "log10 κ(heads)",
     "kappa_weights": "log10 κ(W)",
     "hours": "time ×",
@@ -118,6 +119,9 @@ def cells_of(comparison: Comparison) -> Cells:
     for header, cells in (table(rows, comparison.cost), conditioning_table(rows)):
         for row in cells:
             found.setdefault(row[0], {}).update(zip(header, row))
+    for one in rows:
+        step = one.reached.step
+        found[one.variant][COLUMNS["steps"]] = str(one.reached) if step is None else f"{step:,}"
     return found
 
 
@@ -152,6 +156,28 @@ def beside(item: Item, found: Mapping[str, Cells]) -> list[list[str]]:
     return rows
 
 
+def elsewhere(item: Item) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what others have reported of the same tasks, with the paper's own, and how sure one run is.
+
+    No rows where nothing is known.  The mean is that of the rows.
+
+    >>> header, rows = elsewhere(ITEMS["table4"])
+    >>> rows[-1]
+    ['standard error of one test run', '1.08', '0.30', '0.30', '0.49', '0.31', '']
+    """
+    header = ["", *(row.what for row in item.rows), "mean"]
+    if not item.elsewhere:
+        return header, []
+    found = {other.who: [other.scores[row.recipe or ""] for row in item.rows] for other in item.elsewhere}
+    found |= {
+        f"arXiv {item.paper}, plain": [row.plain for row in item.rows],
+        f"arXiv {item.paper}, conditioned": [row.conditioned for row in item.rows],
+    }
+    told = [[who, *scores, f"{sum(map(Decimal, scores)) / len(scores):.2f}"] for who, scores in found.items()]
+    errors = [f"{row.standard_error:.2f}" for row in item.rows]
+    return header, [*told, ["standard error of one test run", *errors, ""]]
+
+
 def report(item: Item, folder: Path, recipes: Sequence[str] = (), options: str = "") -> str:
     """The paper's numbers beside the measured ones, as text.
 
@@ -166,5 +192,6 @@ def report(item: Item, folder: Path, recipes: Sequence[str] = (), options: str =
     lines = [f"{item.place} of arXiv {item.paper}: {item.shows}"]
     lines += [f"Measured: '{unit}', as the report of each recipe explains it." for unit in units]
     lines += [f"Options besides: {options}; where they change the recipe, it is another experiment."] * bool(options)
-    lines += ["", aligned(HEADER, beside(item, measured(item, folder))), ""]
+    tables = [(HEADER, beside(item, measured(item, folder))), elsewhere(item)]
+    lines += [line for header, rows in tables if rows for line in ("", aligned(header, rows))] + [""]
     return "\n".join([*lines, *(f"Open: {question}" for question in item.open_questions)])

@@ -21,18 +21,23 @@ EPOCHS = 100_000  # more than any run has: steps are the authors' budget
 
 def authors_training(steps: int, batch_size: int, warmup_steps: int, evaluate_steps: int, **changes: Any) -> Training:
     """What they have for every task: AdamW at 1e-4 without decay or clipping, by a one-cycle schedule that moves Adam's
-    first beta too, and the weights of the best dev accuracy are tested."""
+    first beta too, and the weights of the best dev accuracy are tested.
+
+    Condition numbers are measured in float64: a fresh model's lie between 10⁹ and 10¹² with 2,048 tokens, and float32
+    tells them from infinity up to 4,000.
+    """
     settings = {
         "epochs": EPOCHS, "lr": 1e-4, "eps": 1e-6, "weight_decay": 0.0, "clip": None, "schedule": "one_cycle",
-        "select": "best",
+        "select": "best", "monitor_precision": "float64",
     }  # fmt: skip
     own = {"max_steps": steps, "batch_size": batch_size, "warmup_steps": warmup_steps, "evaluate_steps": evaluate_steps}
     return Training(**{**settings, **own, **changes})
 
 
-def check_samples(samples: int | None) -> None:
-    if samples is not None and samples < 1:
-        raise ValueError(f"samples must be at least 1, or None for all, got {samples}")
+def check_samples(samples: int | None, test_samples: int | None) -> None:
+    for name, count in (("samples", samples), ("test_samples", test_samples)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, or None for all, got {count}")
 
 
 class Parted(Protocol):
@@ -44,6 +49,12 @@ class Parted(Protocol):
 
 
 Data = TypeVar("Data", bound=Parted)
+
+
+def first(data: Data, count: int | None) -> Data:
+    """The first so many, or all where there are no more."""
+    found: Data = data.part(0, min(count or len(data), len(data)))
+    return found
 
 
 def for_a_search(train: Data) -> tuple[Data, Data, None]:

@@ -16,7 +16,12 @@ from conditioned_attention.experiments.data.lra.pathfinder_files import read_pat
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
 from conditioned_attention.experiments.data.split import TUNING
 from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
-from conditioned_attention.experiments.recipes.long_range_arena import authors_training, check_samples, for_a_search
+from conditioned_attention.experiments.recipes.long_range_arena import (
+    authors_training,
+    check_samples,
+    first,
+    for_a_search,
+)
 from conditioned_attention.experiments.tasks.sequences import SequenceClassification
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
@@ -46,17 +51,19 @@ class LRAImage:
     Attributes:
         data_dir: folder with the six files of CIFAR-10's binary version, or the one that this folder lies in.
         samples: to train on, the first so many; None for all, and fewer is a reduced run.
+        test_samples: to score them on, the first so many; None for all.
         model: the network.
         training: how it is trained.
     """
 
     data_dir: Path = place(Path("cifar-10-batches-bin"))
     samples: int | None = None
+    test_samples: int | None = None
     model: LRAEncoder = field(default_factory=lambda: LRAEncoder(length=1024))
     training: Training = field(default_factory=_training)
 
     def __post_init__(self) -> None:
-        check_samples(self.samples)
+        check_samples(self.samples, self.test_samples)
 
     def task(self, *, tuning: bool = False) -> Task:
         """With ``tuning`` the last tenth of what is trained on scores, and nothing is tested."""
@@ -65,7 +72,7 @@ class LRAImage:
         counts = len(train.labels), len(test.labels)
         if counts != (50_000, 10_000):
             notes.append(f"{counts[0]:,} and {counts[1]:,} pictures, and CIFAR-10 has 50,000 and 10,000")
-        sets = _sets(train[:2], test[:2], "cifar10", self.samples)
+        sets = _sets(train[:2], test[:2], "cifar10", self)
         return _task(sets, self.model, CLASSES, notes, tuning)
 
 
@@ -80,6 +87,7 @@ class LRAFashion(LRAImage):
     Attributes:
         data_dir: folder with the four files (Debian's package dataset-fashion-mnist puts them there).
         samples: to train on, the first so many; None for all.
+        test_samples: to score them on, the first so many; None for all.
         model: the network.
         training: how it is trained.
     """
@@ -89,7 +97,7 @@ class LRAFashion(LRAImage):
     def task(self, *, tuning: bool = False) -> Task:
         """With ``tuning`` the last tenth of what is trained on scores, and nothing is tested."""
         train, test = ((framed(pixels), labels) for pixels, labels in read_pixels(self.data_dir.expanduser()))
-        return _task(_sets(train, test, "fashion_mnist", self.samples), self.model, 10, [], tuning)
+        return _task(_sets(train, test, "fashion_mnist", self), self.model, 10, [], tuning)
 
 
 @dataclass(frozen=True)
@@ -159,14 +167,14 @@ class Pathfinder32:
         return (train, whole.part(rest, tenth), whole.part(rest + tenth, tenth)), notes
 
 
-def _sets(train: Labelled, test: Labelled, name: str, samples: int | None) -> Sets:
+def _sets(train: Labelled, test: Labelled, name: str, wanted: LRAImage) -> Sets:
     """Training, dev and test set; dev is the last tenth, however many are trained on."""
     whole, tested = (pixels_as_tokens(*images, {"pixels of": name}) for images in (train, test))
     held = len(whole) // TUNING
     if not held:
         raise ValueError(f"{len(whole)} images to train on are too few to hold out one in {TUNING}")
     rest = len(whole) - held
-    return whole.part(0, min(rest, samples or rest)), whole.part(rest, held), tested
+    return first(whole.part(0, rest), wanted.samples), whole.part(rest, held), first(tested, wanted.test_samples)
 
 
 def _task(sets: Sets, model: LRAEncoder, classes: int | Sequence[str], notes: list[str], tuning: bool) -> Task:

@@ -10,7 +10,12 @@ from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.data.lra.released import read_pairs
 from conditioned_attention.experiments.data.lra.texts import VOCABULARY, read_labelled
 from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
-from conditioned_attention.experiments.recipes.long_range_arena import authors_training, check_samples, for_a_search
+from conditioned_attention.experiments.recipes.long_range_arena import (
+    authors_training,
+    check_samples,
+    first,
+    for_a_search,
+)
 from conditioned_attention.experiments.tasks.sequences import PairClassification, SequenceClassification
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
@@ -33,6 +38,7 @@ class LRAText(Choices):
             ``"held_out"``, a fixed tenth of the training set.
         cut: bytes of a text that are read; the authors' script says 1,000, and their published scores are of 4,000.
         samples: to train on, the first so many in a fixed order; None for all, and fewer is a reduced run.
+        test_samples: to score them on, in the same way; None for all.
         max_unreadable: texts that cannot be read are left out; in each set, more than so many are an error.
         model: the network; its ``length`` is what texts are padded to.
         training: how it is trained.
@@ -43,6 +49,7 @@ class LRAText(Choices):
     dev: Literal["test", "held_out"] = "test"
     cut: int = 4_000
     samples: int | None = None
+    test_samples: int | None = None
     max_unreadable: int = place(10)
     model: LRAEncoder = field(default_factory=lambda: LRAEncoder(length=4096))
     training: Training = field(
@@ -51,19 +58,19 @@ class LRAText(Choices):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_samples(self.samples)
+        check_samples(self.samples, self.test_samples)
         check_cut(self.cut, self.model)
 
     def task(self, *, tuning: bool = False) -> Task:
         """With ``tuning`` the last tenth of what is trained on scores, and nothing is tested."""
         folder, length = self.data_dir.expanduser(), self.model.length
         train, test, classes, notes = read_labelled(folder, self.cut, length, self.max_unreadable, self.eval_split)
-        dev = test
+        dev = test = first(test, self.test_samples)
         if self.dev == "held_out":
             train, dev, _ = for_a_search(train)
         else:
             notes.append("the test set chooses the weights too, as published; --dev held_out does not let it")
-        train = train.part(0, min(self.samples or len(train), len(train)))
+        train = first(train, self.samples)
         sets = for_a_search(train) if tuning else (train, dev, test)
         return SequenceClassification(sets, self.model, VOCABULARY, classes, notes)
 
@@ -82,6 +89,7 @@ class LRARetrieval:
             as in the release.
         cut: bytes of a text that are read.
         samples: to train on, the first so many; None for all, and fewer is a reduced run.
+        test_samples: to score them on, the first so many; None for all.
         model: the network; its ``length`` is what texts are padded to.
         training: how it is trained.
     """
@@ -89,13 +97,14 @@ class LRARetrieval:
     data_dir: Path = place(Path("tsv_data"))
     cut: int = 4_000
     samples: int | None = None
+    test_samples: int | None = None
     model: LRAEncoder = field(default_factory=lambda: LRAEncoder(length=4096))
     training: Training = field(
         default_factory=lambda: authors_training(30_000, 32, 800, 300, evaluate_batches=565, monitor_every=0.2)
     )
 
     def __post_init__(self) -> None:
-        check_samples(self.samples)
+        check_samples(self.samples, self.test_samples)
         check_cut(self.cut, self.model)
 
     def task(self, *, tuning: bool = False) -> Task:
@@ -105,7 +114,7 @@ class LRARetrieval:
             raise FileNotFoundError(f"{missing[0]} is missing: the release (lra_release.gz) has it in its tsv_data")
         read = [read_pairs(file, self.cut, self.model.length) for file in files]
         train, dev, test = (data for data, _ in read)
-        train = train.part(0, min(self.samples or len(train), len(train)))
+        train, test = first(train, self.samples), first(test, self.test_samples)
         sets = for_a_search(train) if tuning else (train, dev, test)
         notes = [note for _, notes in read for note in notes]
         return PairClassification(sets, self.model, VOCABULARY, ("unrelated", "related"), notes)

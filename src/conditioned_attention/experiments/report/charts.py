@@ -283,7 +283,7 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
     return Chart(
         "reached",
         f"Epochs to the final score of {rows[0].variant}",
-        "The first evaluation at which the mean over seeds was as good as the baseline's mean final score (figure 2 of "
+        "The first evaluation at which the mean over seeds was as good as the baseline's at its last one (figure 2 of "
         "arXiv 2603.27153). The baseline's own bar ends where it first was.",
         "Epochs: " + ", ".join(f"{row.variant} {row.reached}" for row in rows) + ".",
         [View("", [trace], layout)],

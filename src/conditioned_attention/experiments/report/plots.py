@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import History, epochs, final_score, reached, scores
+from conditioned_attention.experiments.evidence.statistics import History, epochs, last_score, reached, scores
 from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes
 from conditioned_attention.measure.plots.curves import plot_band
 from conditioned_attention.measure.plots.style import find_theme, room_for_legend, styles
@@ -50,7 +50,7 @@ def plot_scores(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeN
 def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeName = "light") -> Axes:
     """Figure 2 of arXiv 2603.27153: the epoch at which each variant reached the baseline's final score.
 
-    A bar is where the mean over seeds had the baseline's mean final score (`Summary.reached`); a dot is a seed, held
+    A bar is where the mean over seeds had what the baseline's came to (`Summary.reached`); a dot is a seed, held
     against the baseline of its own: noisy curves are early there, so the dots show how much single runs scatter, and no
     more.  The baseline's bar ends where it *first* had its own final score, which can be before the end of training.
     Where the mean never had it, the bar is open and goes to the end.
@@ -80,7 +80,7 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
     for place, (row, style) in enumerate(zip(comparison.summary(), styles(theme))):
         colour, epoch = style[0], row.reached.epoch
         runs = comparison.runs[row.variant]
-        pairs = [(history, final_score(baseline[seed])) for seed, history in runs.items() if seed in baseline]
+        pairs = [(history, last_score(baseline[seed])) for seed, history in runs.items() if seed in baseline]
         if epoch is not None:
             ax.barh(place, epoch, height=0.6, color=colour, alpha=0.75)
         elif pairs:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 from conditioned_attention.experiments.data.lra.sequences import TokenPairs, TokenSequences
 from conditioned_attention.experiments.tasks.classification import ImageClassification
 
 Data = TokenSequences | TokenPairs
+
+_PROBED_OF = 500
 
 
 class SequenceModel(Protocol):
@@ -48,6 +51,16 @@ class SequenceClassification(ImageClassification):
 
     def test_data(self) -> Any:
         return self._test
+
+    def probe(self) -> Any:
+        """The longest of the first evaluation samples, since padding alone may make a head singular.
+
+        A landmark is a mean over a stretch of the sequence, and all that are of padding alone are one: with fewer
+        others than a head is wide, F Z B v has not the rank that a finite condition number needs.
+        """
+        lengths = self._eval.lengths[:_PROBED_OF]  # type: ignore[attr-defined]
+        longest = np.argsort(-lengths.astype(np.int64), kind="stable")[:8]
+        return self.collate(self._eval.__getitems__(sorted(longest.tolist())))[0]  # type: ignore[attr-defined]
 
 
 class PairClassification(SequenceClassification):

@@ -131,7 +131,8 @@ class _Run:
         }  # fmt: skip
         self._seed_randomness(0)
         probe = send_to_device(task.probe(), self.accelerator.device)
-        self.watch = Watch(model, probe, folder, launch) if settings.monitor_every else None
+        watched = model, probe, folder, launch, settings.monitor_precision
+        self.watch = Watch(*watched) if settings.monitor_every else None
         self._prepare(model)
         who = {"variant": variant.name, "seed": seed, "training samples": self.samples}
         who[FINGERPRINT] = task.data_fingerprint

@@ -204,6 +204,8 @@ class Evaluation:
         select: the weights that a run ends with, and that a task's test set is evaluated with, once at the end:
             ``"last"``, or ``"best"``, those of the best evaluation.
         monitor_every: epochs between measurements of the condition numbers (at evaluations), 0 for none.
+        monitor_precision: what the model computes in while it is measured: ``"float32"``, or ``"float64"``, for which
+            it is copied, and which tells condition numbers apart that are beyond the resolution of float32.
     """
 
     evaluate_every: float = 1
@@ -211,6 +213,7 @@ class Evaluation:
     evaluate_batches: int | None = added(None)
     select: Literal["last", "best"] = added("last")
     monitor_every: float = 1
+    monitor_precision: Literal["float32", "float64"] = added("float32")
 
     def __post_init__(self) -> None:
         check_choices(self)

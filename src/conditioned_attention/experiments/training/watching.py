@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from conditioned_attention.experiments.evidence.stored import HeadRow, ProjectionRow
@@ -20,16 +21,17 @@ from conditioned_attention.storage.json_lines import JsonLines
 class Watch:
     """Condition numbers of every head and projection: ``conditions.jsonl`` and ``projections.jsonl`` of a folder.
 
-    The model is called with ``probe``.  It comes freshly built: its W_V are what their growth is measured against.
+    The model is called with ``probe``, in ``precision`` if its own is lower.  It comes freshly built: its W_V are
+    what their growth is measured against.
     """
 
-    def __init__(self, model: nn.Module, probe: Any, folder: Path, launch: Launch) -> None:
+    def __init__(self, model: nn.Module, probe: Any, folder: Path, launch: Launch, precision: str) -> None:
         self.conditions, self.projections = (
             JsonLines(folder / name, schema)
             for name, schema in (("conditions.jsonl", HeadRow), ("projections.jsonl", ProjectionRow))
         )
         self.monitor = ConditionMonitor(
-            model, probe, path=self.conditions.path, samples=None, keep=0,
+            model, probe, path=self.conditions.path, samples=None, keep=0, dtype=getattr(torch, precision),
             max_kappa=launch.max_kappa, max_scale=launch.max_scale,
         )  # fmt: skip
         self.value_norm_before = value_norm(model)

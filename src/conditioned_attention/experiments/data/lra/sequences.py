@@ -87,6 +87,7 @@ class TokenPairs(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, first: TokenSequences, second: TokenSequences) -> None:
         self.first, self.second, self.padded = first, second, first.padded
+        self.lengths = np.minimum(first.lengths, second.lengths)
 
     def __len__(self) -> int:
         return len(self.first)
