@@ -29,6 +29,10 @@ METHODS = {
     "2603.27153": ("preconditioned", "preconditioned_weights"),
     "2603.07162": ("spectral_published", "spectral=10"),
 }
+PLACES = {
+    "imagenet": " --data-dir imagenet/",
+    "glue": " --data-dir glue/ --options=\"--start-from 'runs/crammed_bert/runs/{variant}/seed-{seed}'\"",
+}
 HEADER = ["", "plain", "conditioned", "change", "command", "GPU hours, one run", "run here"]
 RUN_HEADER = ["comparison", "recipe", "length", "start", "variant"]
 RUN_COLUMNS = ["seeds", "final", "difference [95 %]", "reaches baseline", "log10 κ(heads)", "log10 κ(W)"]
@@ -71,22 +75,22 @@ def item_text(item, hours, run):
     lines = [f"\n### {item.place}: {item.shows}\n"]
     if possible:
         files = {RECIPES[row.recipe][0] for row in item.rows if item.by == "compare" and row.recipe in RECIPES}
-        place = " --data-dir imagenet/" if "imagenet" in files else ""
+        place = next((place for file, place in PLACES.items() if file in files), "")
         lines.append(f"\n```sh\nconditioned-attention reproduce {item.name}{place}\n```\n")
     if item.rows:
         commands = commands_of(item) if possible else {}
-        rows = [row_of(item, row, commands.get(row.recipe, []), hours, run) for row in item.rows]
+        rows = [row_of(item, row, commands.get(row.key, []), hours, run) for row in item.rows]
         lines += ["\n", markdown(HEADER, rows)]
     lines += ["\n", *(f"- Open: {question}\n" for question in item.open_questions)] if item.open_questions else []
     return "".join(lines)
 
 
 def row_of(item, row, words, hours, run):
-    command = shlex.join(words[:-2])  # without the folder
+    command = f"`{shlex.join(words[:-2])}`" if words else "all eight tasks"  # without the folder
     taken = hours.get(row.recipe, "") if item.by == "compare" else "minutes"
     return [
         row.what, row.plain or "no number", row.conditioned or "no number", change(row),
-        why_not(item, row) or f"`{command}`", "" if why_not(item, row) else taken, run_here(item, row, run) or "no",
+        why_not(item, row) or command, "" if why_not(item, row) else taken, run_here(item, row, run) or "no",
     ]  # fmt: skip
 
 
@@ -97,10 +101,14 @@ def run_here(item, row, run):
         return cells and f"× {cells[COLUMNS[row.measure]]}, [on a CPU](cost.md)"
     told = []
     for folder, found in run:
-        if found.settings["recipe"] == row.recipe and {"baseline", item.variant} <= found.runs.keys():
-            cells = beside(dataclasses.replace(item, rows=(row,)), {row.recipe: cells_of(found)})[0][4:]
+        if _is_of(row, found.settings) and {"baseline", item.variant} <= found.runs.keys():
+            cells = beside(dataclasses.replace(item, rows=(row,)), {row.key: cells_of(found)})[0][4:]
             told.append(f"[{folder.name}](#what-has-been-run-here): {cells[0]} → {cells[1]} {cells[2]}")
     return "; ".join(told)
+
+
+def _is_of(row, settings):
+    return (settings["recipe"], settings.get("glue_task")) == (row.recipe, row.task)
 
 
 def run_text(run):
