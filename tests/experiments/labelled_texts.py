@@ -59,3 +59,27 @@ def write_bert(folder, wrap=lambda model: model):
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
+
+
+def write_rated(folder, texts=60):
+    """Ratings as in vaderSentiment's files, of two sentences an article."""
+    folder.mkdir()
+    for name in ("movieReviewSnippets", "nytEditorialSnippets"):
+        lines = [f"{i // 2}_{i % 2}\t{i % 3 - 1}.5\t{sentence(i, i % 3)}\r" for i in range(texts)]
+        (folder / f"{name}_GroundTruth.txt").write_bytes("\n".join(lines).encode())
+    return folder
+
+
+NOUNS = """  1 This software and database is being provided
+00000010 03 n 01 entity 0 001 ~ 00000020 n 0000 | that which is; "it is"
+00000020 03 n 02 living_thing 0 animate 0 002 ~ 00000030 n 0000 @ 00000010 n 0000 | a living entity
+00000030 05 n 01 dog 0 001 @ 00000020 n 0000 | barks; "the dog barked"
+00000040 05 n 01 cat 0 001 @ 00000020 n 0000 | purrs
+00000050 18 n 01 Tom 0 001 @i 00000040 n 0000 | a famous cat
+"""
+
+
+def write_nouns(folder):
+    folder.mkdir()
+    (folder / "data.noun").write_text(NOUNS)
+    return folder

@@ -19,6 +19,7 @@ from conditioned_attention.experiments.exported import export_run
 from conditioned_attention.experiments.models.crammed_bert import CrammedBert
 from conditioned_attention.experiments.models.text_classifier import with_dropout
 from conditioned_attention.experiments.recipes.glue import GlueRecipe
+from conditioned_attention.experiments.recipes.labelled_text import LabelledTextRecipe
 from conditioned_attention.experiments.recipes.masked_language import SmallBert
 from conditioned_attention.experiments.runs.run import read_run
 from conditioned_attention.experiments.tasks.labelled_text import logits_of, score_of
@@ -26,7 +27,7 @@ from conditioned_attention.experiments.trained import load_run
 from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
-from tests.experiments.labelled_texts import sentence, tokenizer, write_bert, write_glue
+from tests.experiments.labelled_texts import sentence, tokenizer, write_bert, write_glue, write_nouns, write_rated
 
 QUICK = Training(epochs=8, batch_size=8, lr=3e-3, schedule="cosine", final_lr=0.0, evaluate_every=4, monitor_every=0)
 
@@ -205,3 +206,26 @@ def test_the_published_protocol():
     assert (settings.schedule, settings.warmup, settings.final_lr) == ("cosine", 0.1, 0.0)
     assert (GlueRecipe().dropout, GlueRecipe().length) == (0.1, 128)
     assert settings.steps(8551) == 5 * 534
+
+
+def test_texts_of_packages_go_the_same_way(files, tmp_path):
+    rated = LabelledTextRecipe(files / "bert", length=32, path=write_rated(tmp_path / "rated"), training=QUICK)
+    assert rated.training.precision == LabelledTextRecipe().training.precision == "no"
+    task = dataclasses.replace(rated, samples=20).task()
+    assert (len(task.train_data()), task.metric.name, task.classes) == (20, "accuracy (%)", ("negative", "positive"))
+    task = dataclasses.replace(rated, target="mean").task(tuning=True)
+    assert (task.metric.name, task.regression, task.eval_data().names) == (
+        "Pearson correlation × 100",
+        True,
+        ["held_out"],
+    )
+    pairs = dataclasses.replace(rated, text="hypernyms", path=write_nouns(tmp_path / "wordnet")).task()
+    assert pairs.classes == ("another's", "hypernym")
+    assert pairs.build_model()(**pairs.calibration()).logits.shape[1] == 2
+    for changes, words in (
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"text": "hypernyms", "target": "mean"}, "target='mean' is for texts that are rated"),
+        ({"text": "news", "path": None}, "text='news' needs a path. The texts are in the source distribution"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            dataclasses.replace(rated, **changes).task()

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from conditioned_attention.experiments.data.scan import check_bound, check_unreadable, tell_unreadable
 from conditioned_attention.experiments.data.split import TUNING, hold_out
 
@@ -40,6 +42,10 @@ class LabelledTexts:
             [self.seconds[i] for i in indices] if self.seconds else [],
             [self.labels[i] for i in indices],
         )
+
+    def drawn(self, count: int) -> LabelledTexts:
+        """So many of them, drawn always in the same way."""
+        return self.part(np.random.RandomState(0).permutation(len(self))[:count].tolist())
 
 
 class TextSets(NamedTuple):
