@@ -98,6 +98,8 @@ def test_tasks_know_their_score_and_their_sets(files, name):
         batch = task.eval_data().__getitems__(range(20))
         errors = logits_of(model, batch)[:, 0].detach() - batch["labels"]
         assert found["eval_loss"] == pytest.approx(float((errors**2).mean()), rel=1e-5)
+    lengths = task.probe()["attention_mask"].sum(1)
+    assert lengths.min() >= torch.from_numpy(task.eval_data().lengths).sort(descending=True).values[7]
     tuned = recipe(files, name).task(tuning=True)
     assert (len(tuned.train_data()), len(tuned.eval_data())) == (43, 5)
 

@@ -118,7 +118,9 @@ class LabelledText(Task):
         return _Scores(self, self._score, self._held.names)
 
     def probe(self) -> dict[str, Tensor]:
-        return _inputs(self._held.__getitems__(range(min(8, len(self._held)))))
+        # The longest: what padding fills up adds no rank, and heads of short texts would be singular by that alone.
+        longest = np.argsort(-self._held.lengths, kind="stable")[:8]
+        return _inputs(self._held.__getitems__(longest.tolist()))
 
     def calibration(self) -> dict[str, Tensor]:
         return _inputs(self._train.__getitems__(range(min(8, len(self._train)))))
