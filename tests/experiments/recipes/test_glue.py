@@ -93,6 +93,9 @@ def test_tasks_know_their_score_and_their_sets(files, name):
     if name == "mnli":
         assert list(found) == ["score", "eval_loss", "mismatched"]
         assert task.classes == ("entailment", "neutral", "contradiction")
+        matched = task.eval_data().__getitems__(range(20))
+        loss = task.loss_of(logits_of(model, matched), matched["labels"])
+        assert found["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
     else:
         assert list(found) == ["score", "spearman", "eval_loss"]
         batch = task.eval_data().__getitems__(range(20))
