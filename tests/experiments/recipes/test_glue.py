@@ -118,6 +118,8 @@ def test_it_starts_from_the_pretrained_weights_and_a_fresh_head(files):
     assert torch.equal(task.build_model().classifier.weight, model.classifier.weight)
     assert not torch.equal(task.build_model().classifier.weight, model.classifier.weight)
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.2}
+    with torch.device("meta"):
+        assert task.build_model().classifier.weight.is_meta, "which an estimate counts"
     other = write_bert(files / "other")
     assert task.fingerprint() != recipe(files, dropout=0.2, pretrained=other).task().fingerprint()
 

@@ -21,7 +21,11 @@ _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "classifier_dropout_prob", "dropout",
     "attention_dropout", "embedding_dropout", "mlp_dropout", "seq_classif_dropout", "pooler_dropout",
 )  # fmt: skip
-_OURS = ("conditioned_attention", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+# What a config says of an earlier head, and of how it was conditioned.
+_LEFT_OUT = (
+    "id2label", "label2id", "conditioned_attention", "attn_implementation", "_attn_implementation",
+    "_attn_implementation_internal",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class TextClassifier:
         with needs("transformers"):
             from transformers import AutoConfig, AutoModelForSequenceClassification
 
-        known = {name: value for name, value in self.config.items() if name not in _OURS}
+        known = {name: value for name, value in self.config.items() if name not in _LEFT_OUT}
         if known["model_type"] == "crammed_bert":
             import conditioned_attention.experiments.models.crammed_bert_network  # noqa: F401 - makes Auto classes know it
         config = AutoConfig.for_model(**{**known, "num_labels": labels, "problem_type": None})
@@ -123,11 +127,12 @@ class Pretrained:
         return found
 
     def build(self, labels: int) -> nn.Module:
-        """The model with a fresh head, of torch's generator."""
+        """The model with a fresh head, of torch's generator; on PyTorch's meta device without weights."""
         model = self.classifier.build(labels)
         if self.record:
             apply_conditioning(model, self.record)
-        model.load_state_dict(self._weights, strict=False)
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            model.load_state_dict(self._weights, strict=False)
         return model
 
     def identity(self) -> dict[str, Any]:
