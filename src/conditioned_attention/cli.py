@@ -306,7 +306,8 @@ class Report:
     """Write the page of each folder anew (with results.json and pictures for a comparison), and print its table.
 
     Folders of `compare` or of `train`, also while they are at it.  Of several folders one more page has all of them
-    side by side.  A page is one HTML file that needs no network.
+    side by side.  A page is one HTML file that needs no network.  With the comparisons of all eight tasks of GLUE their
+    means are printed too.
 
     Runs of the same settings that other machines have made can be put together: copy their folders `runs` over this
     one's, and `tuning` if learning rates were tuned (tune on one machine, and copy it to the others before they start).
@@ -324,7 +325,7 @@ class Report:
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.report.logs import is_log, write_log_report
-        from conditioned_attention.experiments.report.terminal import print_subject
+        from conditioned_attention.experiments.report.terminal import print_means, print_subject
         from conditioned_attention.experiments.report.write import read_subjects, write_reports
 
         if self.output is not None and self.output.suffix not in (".html", ".htm"):
@@ -337,6 +338,7 @@ class Report:
         page = write_reports(subjects, self.folders, self.output)
         for subject in subjects:
             print_subject(subject, outcomes=self.outcomes)
+        print_means(subjects)
         print(page)
         return 0
 

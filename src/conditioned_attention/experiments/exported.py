@@ -17,7 +17,7 @@ from conditioned_attention.experiments.training.start import Weights
 from conditioned_attention.storage.files import read_json, write_bytes, write_json
 from conditioned_attention.storage.ownership import checkpoints_in, claim
 
-RECORD, CONFIG = "conditioning.json", "config.json"
+RECORD, CONFIG, TOKENIZER = "conditioning.json", "config.json", "tokenizer.json"
 
 
 def export_run(
@@ -31,7 +31,8 @@ def export_run(
     """Writes a run's trained model into a folder of its own.
 
     That has ``model.safetensors`` (the state_dict), ``conditioning.json`` (the record, for `apply_conditioning`) and
-    ``model.json`` (what `load_run` builds the model of, its classes, the preprocessing of its images).  Of a model of
+    ``model.json`` (what `load_run` builds the model of, its classes, the preprocessing of its images), and
+    ``tokenizer.json`` if the run has one.  Of a model of
     timm it has timm's ``config.json`` too, with the record inside, so that
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and then ``apply_conditioning(model, "FOLDER")`` is the
     trained model; or ``timm.create_model(NAME, num_classes=…, checkpoint_path="FOLDER/model.safetensors")`` and the
@@ -59,6 +60,8 @@ def export_run(
     write_json(into / RECORD, conditioning(trained))
     if about["built_of"] is not None and about["built_of"]["model"] == "timm_model.TimmModel":
         _write_timms_config(trained, about, into / CONFIG)
+    for tokenizer in folder.glob(TOKENIZER):
+        write_bytes(into / TOKENIZER, tokenizer.read_bytes())
     write_json(into / ABOUT, about)
     return into
 

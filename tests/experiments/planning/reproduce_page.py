@@ -30,6 +30,10 @@ METHODS = {
     "2603.27153": ("preconditioned", "preconditioned_weights"),
     "2603.07162": ("spectral_published", "spectral=10"),
 }
+PLACES = {
+    "imagenet": " --data-dir imagenet/",
+    "glue": " --data-dir glue/ --options=\"--start-from 'runs/crammed_bert/runs/{variant}/seed-{seed}'\"",
+}
 HEADER = ["", "plain", "conditioned", "change", "command", "GPU hours, one run", "run here"]
 RUN_HEADER = ["comparison", "recipe", "length", "start", "variant"]
 RUN_COLUMNS = ["seeds", "final", "difference [95 %]", "reaches baseline", "log10 κ(heads)", "log10 κ(W)"]
@@ -75,7 +79,7 @@ def item_text(item, hours, run):
         lines.append(f"\n```sh\n{called}\n```\n")
     if item.rows:
         commands = commands_of(item) if possible else {}
-        rows = [row_of(item, row, commands.get(row.recipe, []), hours, run) for row in item.rows]
+        rows = [row_of(item, row, commands.get(row.key, []), hours, run) for row in item.rows]
         tables = [(HEADER, rows), elsewhere(item)]
         lines += [text for header, rows in tables if rows for text in ("\n", markdown(header, rows))]
     lines += ["\n", *(f"- Open: {question}\n" for question in item.open_questions)] if item.open_questions else []
@@ -85,8 +89,9 @@ def item_text(item, hours, run):
 def choices(item):
     """What stands behind the item's name: where the data lie, and which recipes, where each has data of its own."""
     names = list(dict.fromkeys(row.recipe for row in item.rows if row.recipe in RECIPES)) * (item.by == "compare")
-    if any(RECIPES[name][0] == "imagenet" for name in names):
-        return [" --data-dir imagenet/"]
+    for file, place in PLACES.items():
+        if any(RECIPES[name][0] == file for name in names):
+            return [place]
     places = {name: getattr(recipe_class(name)(), "data_dir", None) for name in names}
     made = [name for name in names if places[name] is None]
     if len(made) == len(names):
@@ -96,11 +101,11 @@ def choices(item):
 
 
 def row_of(item, row, words, hours, run):
-    command = shlex.join(words[:-2])  # without the folder
+    command = f"`{shlex.join(words[:-2])}`" if words else "all eight tasks"  # without the folder
     taken = hours.get(row.recipe, "") if item.by == "compare" else "minutes"
     return [
         row.what, row.plain or "no number", row.conditioned or "no number", change(row),
-        why_not(item, row) or f"`{command}`", "" if why_not(item, row) else taken, run_here(item, row, run) or "no",
+        why_not(item, row) or command, "" if why_not(item, row) else taken, run_here(item, row, run) or "no",
     ]  # fmt: skip
 
 
@@ -111,8 +116,8 @@ def run_here(item, row, run):
         return cells and f"× {cells[COLUMNS[row.measure]]}, [on a CPU](cost.md)"
     told = []
     for folder, found in run:
-        if found.settings["recipe"] == row.recipe and {"baseline", item.variant} <= found.runs.keys():
-            cells = beside(dataclasses.replace(item, rows=(row,)), {row.recipe: cells_of(found)})[0][4:]
+        if _is_of(row, found.settings) and {"baseline", item.variant} <= found.runs.keys():
+            cells = beside(dataclasses.replace(item, rows=(row,)), {row.key: cells_of(found)})[0][4:]
             words = f" (reduced, {length_of(found)})" if steps_of(found) != recipe_steps(row.recipe) else ""
             told.append(f"[{folder.name}](#what-has-been-run-here){words}: {cells[0]} → {cells[1]} {cells[2]}")
     return "; ".join(told)
@@ -132,6 +137,10 @@ def steps_of(found):
 
 def recipe_steps(name):
     return recipe_class(name)().training.max_steps
+
+
+def _is_of(row, settings):
+    return (settings["recipe"], settings.get("glue_task")) == (row.recipe, row.task)
 
 
 def run_text(run):

@@ -14,14 +14,20 @@ from conditioned_attention._command_line import REGISTRY
 from conditioned_attention.bench.commands import Bench
 from conditioned_attention.bench.models import MODELS
 from conditioned_attention.cli import CONFIG, Compare, commands
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.glue import TASKS, glue_means
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.planning import reproduce
 from conditioned_attention.experiments.planning.published import ITEMS, Name, Row
 from conditioned_attention.experiments.planning.reproduce import beside, commands_of, measured, why_not
 from conditioned_attention.experiments.recipes.registry import RECIPES, name_of
+from conditioned_attention.experiments.report.subjects import Subject
+from conditioned_attention.experiments.report.terminal import print_means
 from conditioned_attention.experiments.variants.catalogue import find_variant
 from tests.experiments.planning.reproduce_page import PAGE, ROOT, hours_on_the_page, page, recipes_to_plan
 from tests.test_cli import QUICK, call
 
-PLANNED = {"detection_xcit_s12", "detection_xcit_m24", "glue"}
+PLANNED = {"detection_xcit_s12", "detection_xcit_m24"}
 TINY = " ".join([*QUICK, "--no-cost", "--workers", "1"])
 
 
@@ -44,12 +50,13 @@ def test_every_command_parses_to_what_the_row_names():
     for item in ITEMS.values():
         if any(not why_not(item, row) for row in item.rows):
             found = commands_of(item, Path("there"), seeds=2)
-            asked |= {tuple(words): (item, recipe) for recipe, words in found.items()}
-    assert {recipe for item, recipe in asked.values() if item.by == "compare"} == set(recipes_to_plan())
+            asked |= {tuple(words): (item, key) for key, words in found.items()}
+    assert {words[1] for words, (item, _) in asked.items() if item.by == "compare"} == set(recipes_to_plan())
     for words, (item, recipe) in asked.items():
         command = parsed(list(words))
         if isinstance(command, Compare):
-            assert (name_of(command.asked.recipe), command.seeds) == (recipe, 2)
+            chosen, task = command.asked.recipe, getattr(command.asked.recipe, "glue_task", None)
+            assert (f"{name_of(chosen)}_{task}" if task else name_of(chosen), command.seeds) == (recipe, 2)
             assert (command.variants, command.folder) == (("baseline", item.variant), Path("there") / recipe)
         else:
             assert isinstance(command, Bench)
@@ -103,7 +110,8 @@ def test_the_list_has_every_row(capsys):
     said = capsys.readouterr().out
     assert "table1: Table 1 of arXiv 2603.27153" in said
     assert "  ViT-base: 80.2 → 81.4 (compare vit_b)" in said
-    assert "  CoLA: 48.9 → 50.0 (there is no recipe for it yet)" in said
+    assert "  CoLA: 48.9 → 50.0 (compare glue --glue-task cola)" in said
+    assert "  average: 78.6 → 79.6 (the mean over compare glue, all tasks)" in said
     assert len(said.splitlines()) == 2 * len(ITEMS) - 1 + sum(len(item.rows) for item in ITEMS.values())
 
 
@@ -133,6 +141,38 @@ def test_the_papers_numbers_stand_beside_the_measured_ones(tmp_path, monkeypatch
     assert second == ["Cells", "1", "2", "+1"]
     assert third == ["κ", *(cells[name]["log10 κ(heads)"] for name in cells)]
     assert call("reproduce", "table1", "--gpu", "A100") == 2
+
+
+def test_the_means_over_glue_are_those_of_the_seeds_that_every_task_has(tmp_path, monkeypatch, capsys):
+    """Task number t has a score of t + seed, and twice that for the other variant; MNLI's other set 100 more."""
+
+    def comparison(task, seeds):
+        rows = {seed: [{"score": TASKS.index(task) + seed, "mismatched": 100.0}] for seed in seeds}
+        twice = {seed: [{"score": 2 * rows[seed][0]["score"], "mismatched": 200.0}] for seed in seeds}
+        settings = {"recipe": "glue", "glue_task": task}
+        return Comparison({"baseline": rows, "preconditioned": twice}, Metric("x"), settings=settings)
+
+    found = {task: comparison(task, [0, 1, 2] if task != "rte" else [0, 1]) for task in TASKS}
+    eight, nine = glue_means(found.values())
+    assert eight.runs["baseline"] == {seed: [{"score": 3.5 + seed}] for seed in (0, 1)}
+    assert nine.runs["preconditioned"][1] == [{"score": (2 * (28 + 8) + 200) / 9}]
+    assert "eight" in eight.metric.name
+    assert "nine" in nine.metric.name
+    assert glue_means([*found.values(), found["rte"]]) == []
+    assert glue_means([one for task, one in found.items() if task != "cola"]) == []
+
+    for task in TASKS:
+        (tmp_path / f"glue_{task}" / "runs" / "a" / "b").mkdir(parents=True)
+        (tmp_path / f"glue_{task}" / "runs" / "a" / "b" / "result.json").touch()
+    subjects = {f"glue_{task}": Subject(task, one) for task, one in found.items()}
+    monkeypatch.setattr(reproduce, "read_subjects", lambda folders: [subjects[folder.name] for folder in folders])
+    rows = {row[0]: row for row in beside(ITEMS["table5"], measured(ITEMS["table5"], tmp_path))}
+    assert rows["average"][:6] == ["average", "78.6", "79.6", "+1.0", "4.000 ± 0.707", "8.000 ± 1.414"]
+    assert rows["average of nine, MNLI twice"][4].startswith("14.67 ")
+    print_means([*subjects.values()])
+    said = capsys.readouterr().out
+    assert "score: GLUE, mean of eight tasks, MNLI matched" in said
+    assert "score: GLUE, mean of nine numbers, MNLI matched and mismatched" in said
 
 
 def test_ratios_of_a_training_step_stand_beside_the_papers():

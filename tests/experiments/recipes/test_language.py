@@ -152,7 +152,7 @@ def test_an_evaluation_set_is_scored_on_and_never_trained_on(tmp_path, monkeypat
     [
         ({"eval_split": "test"}, "eval_split='test' needs text='files'"),
         ({"text": "files"}, "text='files' needs a path"),
-        ({"path": "novel.txt"}, "path='novel.txt' needs text='wordnet' or text='files'"),
+        ({"path": "novel.txt"}, "path='novel.txt' is not for text='topics'"),
         ({"eval_windows": 0}, "eval_windows must be at least 1"),
         ({"model": GPT(context=1)}, "context must be at least 2"),
         ({"model": GPT(context=100_000)}, "with context=100000 it needs 32000000"),

@@ -1,6 +1,7 @@
 """Masked language modelling: text as blocks, as many tokens hidden in each of them, runs that go on."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from conditioned_attention.experiments.data.text import packing
-from conditioned_attention.experiments.data.text.packing import Blocks, packed
+from conditioned_attention.experiments.data.text.packing import Blocks, about_blocks, packed
 from conditioned_attention.experiments.data.text.wordpiece import MASK, SPECIAL, train_wordpiece
 from conditioned_attention.experiments.models.crammed_bert import CrammedBert
 from conditioned_attention.experiments.recipes.masked_language import CrammedBertRecipe, SmallBert
@@ -106,6 +107,82 @@ def test_blocks_appear_whole_or_not_at_all(tmp_path):
     blocks, _ = packed(tmp_path / "a", lambda: ["a b"] * 9, slower, 2)
     assert len(blocks) == 6
     assert not list(tmp_path.glob(f".*{UNFINISHED}"))
+
+
+def test_a_long_packing_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "_DOCUMENTS", 3)
+    monkeypatch.setattr(packing, "_SAVED", 2)
+    documents = TEXT.split("\n\n")
+
+    def broken(at):
+        def read():
+            for i, document in enumerate(documents):
+                if i == at:
+                    raise OSError("no network")
+                yield document
+
+        return read
+
+    for at in (0, 50, 50, 200):
+        with pytest.raises(OSError, match="no network"):
+            packed(tmp_path / "a", broken(at), lambda _: train_wordpiece(documents, 300), 8, resumable=True)
+    (unfinished,) = tmp_path.glob(f".*{UNFINISHED}")
+    assert json.loads((unfinished / "progress.json").read_text())["documents"] == 198
+    with (unfinished / "tokens.bin").open("ab") as file:
+        file.write(b"what came after the last note")
+    blocks, _ = packed(tmp_path / "a", lambda: documents, lambda _: 1 / 0, 8, resumable=True)
+    whole, _ = packed(tmp_path / "b", lambda: documents, lambda _: train_wordpiece(documents, 300), 8)
+    assert blocks.fingerprint() == whole.fingerprint()
+    assert about_blocks(tmp_path / "a") == about_blocks(tmp_path / "b")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"tokens.bin", "tokenizer.json", "about.json"}
+
+
+def test_documents_that_are_streamed_and_each_only_once(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    documents = [f"{text} Number {i}." for i, text in enumerate(TEXT.split("\n\n"))]
+    rows = [{"text": text, "n": 1} for text in [*documents, " ", *documents[:9]]]
+    (folder / "part.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = dataclasses.replace(SMALL, dataset=str(folder), cache_dir=tmp_path / "cache")
+    plain, once, few = (
+        dataclasses.replace(asked, **changes).task() for changes in ({}, {"unique": True}, {"documents": 310})
+    )
+    files = recipe(tmp_path)
+    files.path.write_text("\n\n".join(documents))
+    assert once.fingerprint() == files.task().fingerprint()
+    assert "9 documents that were there before are left out, 324 stay" in once.notes
+    assert plain.fingerprint() != once.fingerprint()
+    assert len(few.train_data()) < len(plain.train_data())
+    with pytest.raises(ValueError, match="cannot be streamed"):
+        dataclasses.replace(asked, dataset_split="valid").task()
+    (folder / "part.jsonl").write_text('{"body": "x"}')
+    with pytest.raises(ValueError, match="has no column 'text' with strings, only body"):
+        dataclasses.replace(asked).task()
+    for changes, words in (
+        ({"path": folder}, "goes with text='files', in place of path"),
+        ({"documents": 0}, "documents must be at least 1"),
+        ({"dataset": None, "documents": 3}, "documents must be at least 1, and goes with dataset"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(asked, **changes)
+
+
+def test_short_sentences_come_first(tmp_path):
+    asked = recipe(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT.replace("mat.\n\nThe 7", "mat and. on. the. sea.\n\nThe 7"))
+    plain, sorted_ = asked.task(), dataclasses.replace(asked, curriculum="sentences").task()
+    tokenizer = Tokenizer.from_str(plain.finish(None)["tokenizer.json"])
+    stop = tokenizer.token_to_id(".")
+    stops = [int((sorted_.train_data()[i] == stop).sum()) for i in range(len(sorted_.train_data()))]
+    assert stops == sorted(stops, reverse=True)
+    assert stops[0] > stops[-1]
+    assert sorted(sorted_.train_data().rows) == sorted(plain.train_data().rows)
+    first = [row for row, count in zip(sorted_.train_data().rows, stops) if count == stops[0]]
+    assert first == sorted(first), "of as many, as they lie"
+    assert sorted_.eval_data().fingerprint() == plain.eval_data().fingerprint()
+    assert any("of a vocabulary of 300" in note for note in plain.notes)
+    with pytest.raises(ValueError, match="curriculum='sentences' needs order='stored'"):
+        dataclasses.replace(asked, curriculum="sentences", training=Training(order="shuffled"))
 
 
 def test_large_vocabularies_need_more_bits(tmp_path):

@@ -30,6 +30,7 @@ from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.folder import FINGERPRINT
 from tests.experiments.data.lra.files import write_cifar10, write_pairs, write_reviews
+from tests.experiments.labelled_texts import write_bert, write_glue, write_rated
 from tests.experiments.pictures import digit, write_digits, write_emoji
 
 BOTH = ["baseline", "preconditioned"]
@@ -259,6 +260,11 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
         chosen = Burgers(samples=20, eval_samples=5, cache_dir=tmp_path)
     if name in ("crammed_bert", "small_bert"):
         chosen = kind(text="topics", cache_dir=tmp_path)
+    if name == "labelled_text":
+        chosen = kind(write_bert(tmp_path / "bert"), length=32, path=write_rated(tmp_path / "rated"))
+    if name == "glue":
+        write_glue(tmp_path / "files", ["cola"])
+        chosen = kind(write_bert(tmp_path / "bert"), length=32, data_dir=tmp_path / "files")
     task = chosen.task()
     found = task.fingerprint()
     assert found == json.loads(json.dumps(found))

@@ -9,8 +9,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.glue import TASKS, glue_means
 from conditioned_attention.experiments.evidence.tables import aligned, conditioning_table, table
-from conditioned_attention.experiments.planning.published import ITEMS, SEEDS, Item, Row
+from conditioned_attention.experiments.planning.published import ITEMS, MEANS, SEEDS, Item, Row
 from conditioned_attention.experiments.recipes.registry import RECIPES, recipe_class
 from conditioned_attention.experiments.report.write import read_subjects
 
@@ -44,19 +45,22 @@ def commands_of(
     recipes: Sequence[str] = (),
     seeds: int = SEEDS,
 ) -> dict[str, list[str]]:
-    """The commands that repeat an item: the words behind ``conditioned-attention``, by recipe.
+    """The commands that repeat an item: the words behind ``conditioned-attention``, by `Row.key`.
 
     Args:
         item: of `ITEMS`.
-        folder: each recipe has a folder of its own in it, which all items share.
+        folder: each of them has a folder of its own in it, which all items share.
         data_dir: passed to the recipes that have one.
-        recipes: these alone; default all.
+        recipes: these alone, by `Row.key`; default all.
         seeds: of a comparison.
 
     Raises:
         ValueError: there is nothing to run, a recipe is not the item's, or none of them takes a ``data_dir``.
     """
-    names = list(dict.fromkeys(row.recipe for row in item.rows if row.recipe and not why_not(item, row)))
+    words: dict[str, list[str]] = {}
+    for row in item.rows:
+        words |= {} if why_not(item, row) else _recipe_words(row)
+    names = list(words)
     if not names:
         raise ValueError(f"{item.name}: nothing here repeats it, as 'conditioned-attention reproduce' says of each row")
     if unknown := [name for name in recipes if name not in names]:
@@ -67,14 +71,40 @@ def commands_of(
         if data_dir is not None:
             raise ValueError(f"data_dir={str(data_dir)!r}: {item.name} is measured on random numbers")
         return {name: ["bench", "step", "--models", name, *variants, "--output", str(folder)] for name in names}
-    takes = [name for name in names if _has_data_dir(name)]
+    takes = [name for name in names if _has_data_dir(words[name][0])]
     if data_dir is not None and not takes:
         raise ValueError(f"data_dir={str(data_dir)!r}: none of {', '.join(names)} has one")
     found = {}
     for name in names:
         place = ["--data-dir", str(data_dir)] if data_dir is not None and name in takes else []
-        found[name] = ["compare", name, *place, *variants, "--seeds", str(seeds), "--folder", str(folder / name)]
+        found[name] = [
+            "compare",
+            *words[name],
+            *place,
+            *variants,
+            "--seeds",
+            str(seeds),
+            "--folder",
+            str(folder / name),
+        ]
     return found
+
+
+def _recipe_words(row: Row) -> dict[str, list[str]]:
+    """The recipe and what it is to do, by the name of the runs; a mean needs all of its tasks."""
+    if row.recipe is None or row.task is None:
+        return {row.key: [row.key]}
+    tasks = TASKS if row.is_mean else (row.task,)
+    return {f"{row.recipe}_{task}": [row.recipe, "--glue-task", task] for task in tasks}
+
+
+def repeated_by(item: Item, row: Row) -> str:
+    """What repeats a row, in a few words; why nothing does, if so."""
+    if why := why_not(item, row):
+        return why
+    if row.is_mean:
+        return f"the mean over {item.by} {row.recipe}, all tasks"
+    return f"{item.by} {' '.join(_recipe_words(row)[row.key])}"
 
 
 def _has_data_dir(recipe: str) -> bool:
@@ -86,9 +116,7 @@ def listing() -> list[str]:
     lines = []
     for item in ITEMS.values():
         lines += ["", f"{item.name}: {item.place} of arXiv {item.paper}, {item.shows}"]
-        lines += [
-            f"  {row.what}: {_arrow(row)} ({why_not(item, row) or f'{item.by} {row.recipe}'})" for row in item.rows
-        ]
+        lines += [f"  {row.what}: {_arrow(row)} ({repeated_by(item, row)})" for row in item.rows]
     return lines[1:]
 
 
@@ -126,11 +154,14 @@ def cells_of(comparison: Comparison) -> Cells:
 
 
 def measured(item: Item, folder: Path) -> Mapping[str, Cells]:
-    """What the item's commands have left in the folder, by recipe; nothing of those that have not finished a run."""
+    """What the item's commands have left in the folder, by `Row.key`; nothing of those that have not finished a run."""
     if item.by == "bench step":
         return _steps(folder / "step.csv")
-    names = {row.recipe for row in item.rows if row.recipe and any((folder / row.recipe).glob("runs/*/*/result.json"))}
-    return {name: cells_of(read_subjects([folder / name])[0].comparison) for name in sorted(names)}
+    names = {name for row in item.rows if row.recipe for name in _recipe_words(row)}
+    names = {name for name in names if any((folder / name).glob("runs/*/*/result.json"))}
+    read = {name: read_subjects([folder / name])[0].comparison for name in sorted(names)}
+    means = zip(MEANS, glue_means(read.values()))
+    return {name: cells_of(one) for name, one in [*read.items(), *((f"glue_{task}", one) for task, one in means)]}
 
 
 def _steps(file: Path) -> Mapping[str, Cells]:
@@ -149,7 +180,7 @@ def beside(item: Item, found: Mapping[str, Cells]) -> list[list[str]]:
     """The rows under `HEADER`: the paper's numbers, and those of `measured` beside them."""
     rows = []
     for row in item.rows:
-        by_variant, column = found.get(row.recipe or "", {}), COLUMNS[row.measure]
+        by_variant, column = found.get(row.key, {}), COLUMNS[row.measure]
         ours = [by_variant.get(name, {}).get(column, "") for name in ("baseline", item.variant)]
         difference = by_variant.get(item.variant, {}).get("difference [95 %]", "") if row.measure == "score" else ""
         rows.append([row.what, row.plain, row.conditioned, change(row), *ours, difference])
@@ -187,7 +218,7 @@ def report(item: Item, folder: Path, recipes: Sequence[str] = (), options: str =
         recipes: rows of these alone; default all.
         options: that the runs had besides.
     """
-    item = dataclasses.replace(item, rows=tuple(row for row in item.rows if not recipes or row.recipe in recipes))
+    item = dataclasses.replace(item, rows=tuple(row for row in item.rows if not recipes or row.key in recipes))
     units = sorted({COLUMNS[row.measure] for row in item.rows} - {"final"})
     lines = [f"{item.place} of arXiv {item.paper}: {item.shows}"]
     lines += [f"Measured: '{unit}', as the report of each recipe explains it." for unit in units]

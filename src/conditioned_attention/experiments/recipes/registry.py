@@ -27,6 +27,8 @@ RECIPES = {
     "next_byte": ("next_byte", "NextByteRecipe"),
     "crammed_bert": ("masked_language", "CrammedBertRecipe"),
     "small_bert": ("masked_language", "SmallBert"),
+    "glue": ("glue", "GlueRecipe"),
+    "labelled_text": ("labelled_text", "LabelledTextRecipe"),
     "recall": ("recall", "RecallRecipe"),
     "burgers": ("burgers", "Burgers"),
     "listops": ("long_range_arena", "ListOps"),

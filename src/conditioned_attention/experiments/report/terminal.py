@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, describe_machines
+from conditioned_attention.experiments.evidence.glue import glue_means
 from conditioned_attention.experiments.evidence.tables import (
     conditioning_table,
     difference_table,
@@ -86,3 +87,9 @@ def print_subject(subject: Subject, *, outcomes: bool = False) -> None:
         print(line)
     for name, far in subject.unfinished.items():
         print(f"{name} {far}")
+
+
+def print_means(subjects: Sequence[Subject]) -> None:
+    """The means over the tasks of GLUE, where all of them are there."""
+    for mean in glue_means(subject.comparison for subject in subjects):
+        print_table(mean)

@@ -202,7 +202,9 @@ def _quiet() -> Iterator[None]:
 
 def _seal(folder: Path) -> None:
     """Lists every file with size and checksum, and waits until all of it is on the disk."""
-    files = {str(file.relative_to(folder)): _fingerprint(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    files = {
+        str(file.relative_to(folder)): size_and_checksum(file) for file in sorted(folder.rglob("*")) if file.is_file()
+    }
     for name in files:
         with (folder / name).open("rb") as opened:
             os.fsync(opened.fileno())
@@ -214,14 +216,15 @@ def damage(folder: Path) -> str:
     try:
         files = read_json(folder / "files.json", dict[str, list[int]])
         for name, expected in files.items():
-            if _fingerprint(folder / name) != expected:
+            if size_and_checksum(folder / name) != expected:
                 return f"{name} is not what was written"
     except (OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _fingerprint(file: Path) -> list[int]:
+def size_and_checksum(file: Path) -> list[int]:
+    """Its bytes, and their CRC-32."""
     crc = 0
     with file.open("rb") as opened:
         while block := opened.read(1 << 22):

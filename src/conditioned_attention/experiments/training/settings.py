@@ -238,9 +238,9 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
             statistics of batch norms are averaged, whole numbers copied.  A copy of the weights, and evaluations take
             twice the time.
         compile: whether the model is compiled by torch.compile; the monitor measures it as it is written.
-        start_from: the folder of a run whose weights this one starts with; ``{variant}`` and ``{seed}`` in it stand for
-            this run's own, so that each variant goes on from its own training.  It has to stay until this run has
-            ended.
+        start_from: the folder of a run, or what was exported of one, whose weights this one starts with;
+            ``{variant}`` and ``{seed}`` in it stand for this run's own, so that each variant goes on from its own
+            training.  It has to stay until this run has ended.
     """
 
     precision: Precision = "no"

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from conditioned_attention.experiments.training.checkpoints import PositionData, damage
+from conditioned_attention.experiments.training.checkpoints import PositionData, damage, size_and_checksum
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import read_json, write_json
 from conditioned_attention.storage.ownership import checkpoints_in
@@ -50,6 +50,8 @@ class StartWeights:
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"start_from={pattern!r} may have {{variant}} and {{seed}} in braces only") from error
         found = checkpoints_in(folder)
+        if not found and (folder / "model.safetensors").is_file() and (folder / "model.json").is_file():
+            return cls._exported(folder)
         if not found:
             raise FileNotFoundError(f"start_from={pattern!r}: there is no checkpoint in {folder}")
         source = found[-1]
@@ -60,6 +62,15 @@ class StartWeights:
         of_weights = {name: print_ for name, print_ in files.items() if name.startswith("model") or name == "extra.pt"}
         identity = {"run": position["run"], "step": position["step"], "files": of_weights}
         return cls(source, weights_in(source), identity)
+
+    @classmethod
+    def _exported(cls, folder: Path) -> StartWeights:
+        """Of a folder that `export_run` has written, which says what run it was."""
+        origin = read_json(folder / "model.json", dict[str, Any]).get("from", {})
+        run = {name: origin.get(name) for name in ("variant", "seed")}
+        files = {"model.safetensors": size_and_checksum(folder / "model.safetensors")}
+        identity = {"run": run, "step": origin.get("step"), "files": files}
+        return cls(folder, weights_in(folder), identity)
 
     def apply(self, model: nn.Module, variant: Variant, batch: Any, note_in: Path | None) -> None:
         """Gives a fresh model these weights and a variant's change.

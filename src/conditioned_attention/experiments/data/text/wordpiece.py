@@ -69,3 +69,26 @@ def _with_rules(vocabulary: dict[str, int]) -> Tokenizer:
             single="$A <sep>", pair="<cls> $A <sep> $B <sep>", special_tokens=[("<cls>", CLS), ("<sep>", SEP)]
         )
     return tokenizer  # type: ignore[no-any-return]
+
+
+def for_classifiers(tokenizer: Tokenizer) -> Any:
+    """The same for transformers, with ``<cls>`` before a single text too, since that is what a classifier reads.
+
+    The authors get it by a second text that is empty, and so with a second ``<sep>`` behind.
+
+    >>> made = for_classifiers(train_wordpiece(["A cat sat on a mat. The cat sat."]))
+    >>> made.convert_ids_to_tokens(made("The cat")["input_ids"])
+    ['<cls>', 'the', 'cat', '<sep>']
+    """
+    from tokenizers import Tokenizer, processors
+
+    with needs("transformers"):
+        import transformers
+
+    made: Any = transformers.PreTrainedTokenizerFast
+    ours: Any = Tokenizer.from_str(tokenizer.to_str())
+    ours.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <sep>", pair="<cls> $A <sep> $B <sep>", special_tokens=[("<cls>", CLS), ("<sep>", SEP)]
+    )
+    names = {f"{name}_token": f"<{name}>" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return made(tokenizer_object=ours, model_input_names=["input_ids", "attention_mask"], **names)
