@@ -19,7 +19,7 @@ from conditioned_attention.experiments.variants.catalogue import find_variant
 from tests.experiments.planning.reproduce_page import PAGE, ROOT, hours_on_the_page, page, recipes_to_plan
 from tests.test_cli import QUICK, call
 
-PLANNED = {"detection_xcit_s12", "detection_xcit_m24", "glue"}
+PLANNED = {"glue"}
 TINY = " ".join([*QUICK, "--no-cost", "--workers", "1"])
 
 

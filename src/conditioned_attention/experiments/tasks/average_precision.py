@@ -25,7 +25,7 @@ class AveragePrecision:
 
     def __init__(self, truth: Mapping[str, Any]) -> None:
         self.truth = truth
-        self.category_ids = [category["id"] for category in truth["categories"]]
+        self.category_ids = sorted(category["id"] for category in truth["categories"])
         self.pictures: list[int] = []
         self.found: list[dict[str, Any]] = []
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from conditioned_attention.environment import needs
@@ -30,7 +32,6 @@ def side_by_side(
         classes: names.
     """
     with needs("timm", "a drawing"):
-        from torchvision.io import encode_png
         from torchvision.utils import make_grid
     tiles = []
     for image, true, ours in zip(images, truth, found):
@@ -43,7 +44,9 @@ def side_by_side(
     sides = [max(tile.shape[i] for tile in tiles) for i in (1, 2)]
     padded = [F.pad(tile, (0, sides[1] - tile.shape[2], 0, sides[0] - tile.shape[1])) for tile in tiles]
     grid = make_grid(padded, nrow=4, padding=_GAP, pad_value=255)
-    return bytes(encode_png(grid).numpy().tobytes())
+    content = io.BytesIO()
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(content, "PNG")
+    return content.getvalue()
 
 
 def _drawn(image: Tensor, boxes: Tensor, masks: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
