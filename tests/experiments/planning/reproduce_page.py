@@ -29,6 +29,7 @@ METHODS = {
     "2603.27153": ("preconditioned", "preconditioned_weights"),
     "2603.07162": ("spectral_published", "spectral=10"),
 }
+PLACES = {"imagenet": "imagenet/", "detection": "coco/"}
 HEADER = ["", "plain", "conditioned", "change", "command", "GPU hours, one run", "run here"]
 RUN_HEADER = ["comparison", "recipe", "length", "start", "variant"]
 RUN_COLUMNS = ["seeds", "final", "difference [95 %]", "reaches baseline", "log10 κ(heads)", "log10 κ(W)"]
@@ -71,7 +72,7 @@ def item_text(item, hours, run):
     lines = [f"\n### {item.place}: {item.shows}\n"]
     if possible:
         files = {RECIPES[row.recipe][0] for row in item.rows if item.by == "compare" and row.recipe in RECIPES}
-        place = " --data-dir imagenet/" if "imagenet" in files else ""
+        place = "".join(f" --data-dir {PLACES[file]}" for file in sorted(files & PLACES.keys()))
         lines.append(f"\n```sh\nconditioned-attention reproduce {item.name}{place}\n```\n")
     if item.rows:
         commands = commands_of(item) if possible else {}

@@ -12,8 +12,10 @@ from conditioned_attention._command_line import REGISTRY
 from conditioned_attention.bench.commands import Bench
 from conditioned_attention.bench.models import MODELS
 from conditioned_attention.cli import CONFIG, Compare, commands
+from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.planning.published import ITEMS, Name, Row
-from conditioned_attention.experiments.planning.reproduce import beside, commands_of, measured, why_not
+from conditioned_attention.experiments.planning.reproduce import beside, cells_of, commands_of, measured, why_not
 from conditioned_attention.experiments.recipes.registry import RECIPES, name_of
 from conditioned_attention.experiments.variants.catalogue import find_variant
 from tests.experiments.planning.reproduce_page import PAGE, ROOT, hours_on_the_page, page, recipes_to_plan
@@ -119,3 +121,18 @@ def test_the_page_is_up_to_date():
     hours = hours_on_the_page()
     assert set(hours) == set(recipes_to_plan())
     assert PAGE.read_text() == page(hours)
+
+
+def test_precision_of_masks_stands_beside_that_of_masks():
+    """Not the score, which is that of boxes."""
+    rows = {
+        name: {seed: [{"score": 9.0 + seed, "mask_ap": ap + seed / 10, "mask_ap75": 1.0}] for seed in range(2)}
+        for name, ap in (("baseline", 5.0), ("preconditioned", 6.0))
+    }
+    comparison = Comparison(rows, Metric("box AP (%)"), environment={})
+    found = beside(ITEMS["table3"], {"detection_xcit_s12": cells_of(comparison)})
+    cells = {row[0].removeprefix("XCiT-S12, "): row[3:] for row in found[:6]}
+    assert cells["box AP"][:3] == ["+0.5", "9.500 ± 0.707", "9.500 ± 0.707"]
+    assert cells["mask AP"][:3] == ["+0.4", "5.050 ± 0.071", "6.050 ± 0.071"]
+    assert cells["mask AP"][3].startswith("+1")
+    assert cells["mask AP50"][1:] == ["", "", ""]

@@ -116,14 +116,17 @@ def test_average_precision_is_that_of_pycocotools(pictures):
     assert found["mask_ap"] != found["box_ap"]
 
 
-def test_nothing_found_is_nought_and_what_is_not_there_is_no_number():
+def test_nothing_found_is_nought_and_without_objects_there_is_no_number():
     truth = coco([1, 2], [square(1, 1, 1, 5, 5, 50)])
     evaluator = AveragePrecision(truth)
     nothing = as_tensors([], (64, 72))
     evaluator.update(lambda images: [nothing, nothing], (None, [{"image_id": torch.tensor(i)} for i in (1, 2)]), list)
     found = evaluator.compute()
     assert (found["score"], found["mask_ap_medium"]) == (0, 0)
-    assert np.isnan([found["box_ap_small"], found["mask_ap_large"]]).all()
+    assert found.keys().isdisjoint({"box_ap_small", "mask_ap_large"})
+    empty = AveragePrecision(coco([1, 2], []))
+    empty.update(lambda images: [nothing], (None, [{"image_id": torch.tensor(1)}]), list)
+    assert np.isnan(empty.compute()["score"])
 
 
 def test_what_decays_is_what_decays_in_the_published_optimizer():

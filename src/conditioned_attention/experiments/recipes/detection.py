@@ -14,13 +14,14 @@ from typing import Any
 
 from torch import nn
 
-from conditioned_attention.experiments.data.coco.cutouts import read_cutouts, read_photographs
+from conditioned_attention.experiments.data.coco.cutouts import STAMPS, read_cutouts, read_photographs
 from conditioned_attention.experiments.data.coco.pictures import CocoPictures, read_pictures
 from conditioned_attention.experiments.data.coco.scenes import ANNOTATIONS, Scenes, composed
 from conditioned_attention.experiments.data.coco.transforms import Augment
 from conditioned_attention.experiments.data.split import TUNING, hold_out
 from conditioned_attention.experiments.models.classification_weights import load_classification
 from conditioned_attention.experiments.models.mask_rcnn import XCiTMaskRCNN
+from conditioned_attention.experiments.tasks.dense_detection import DenseDetection
 from conditioned_attention.experiments.tasks.detection import Detection
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.storage.settings import place
@@ -31,6 +32,7 @@ _PUBLISHED: dict[str, Any] = {
     "schedule": "milestones", "gamma": 0.1, "warmup_steps": 500, "warmup_from": 1e-7, "batch_size": 16,
     "precision": "bf16",
 }  # fmt: skip
+_PICTURES, _USUAL = (117_266, 5000), (640, 864)  # with an object, and those of val2017; pixels, padded
 _LONG, _SHORT = (36, (27, 33)), (12, (8, 11))  # epochs, and those after which the rate falls: mmdetection's 3x and 1x
 
 
@@ -84,6 +86,11 @@ class DetectionXCiTS12:
         evaluation, more = (train, list[str]()) if tuning else self._set("val2017")
         train, evaluation = _split(train) if tuning else (train, evaluation)
         return _task(train, evaluation, self, [*notes, *more])
+
+    def stand_in(self) -> DenseDetection:
+        """The arithmetic of a step, on blank pictures of COCO's number and usual size, for a plan."""
+        note = f"counted for COCO's {_PICTURES[0]:,} training pictures at their usual size, 640 × 853"
+        return DenseDetection(_PICTURES, _USUAL, 80, self.model, note)
 
     def _set(self, name: str) -> tuple[CocoPictures, list[str]]:
         root = self.data_dir.expanduser()
@@ -146,6 +153,13 @@ class ComposedScenes:
         train, evaluation = _split(train) if tuning else (train, evaluation)
         split = f"{len(cutouts.train)} cut-outs in the scenes to train on, {len(cutouts.evaluation)} others to evaluate"
         return _task(train, evaluation, self, [split, *cutouts.notes, *notes])
+
+    def stand_in(self) -> DenseDetection:
+        """The same arithmetic, on blank scenes and eight classes, for a plan."""
+        size = (self.scenes.side, self.scenes.side)
+        return DenseDetection(
+            (self.samples, self.eval_samples), size, len(STAMPS), self.model, "counted for blank scenes"
+        )
 
 
 def _split(train: CocoPictures) -> tuple[CocoPictures, CocoPictures]:

@@ -13,7 +13,8 @@ from conditioned_attention.environment import needs
 from conditioned_attention.experiments.data.coco.masks import encode
 
 # of the twelve numbers of COCO's evaluators, the first six
-_NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+_SIZES = ("ap_small", "ap_medium", "ap_large")
+_NUMBERS = ("ap", "ap50", "ap75", *_SIZES)
 
 
 class AveragePrecision:
@@ -60,7 +61,7 @@ def average_precision(
 ) -> dict[str, float]:
     """The first six numbers of COCO's summary in per cent: over all overlaps, at 0.5 and at 0.75, and by size.
 
-    Not a number where the truth has no object of that size.
+    A size that the truth has no object of is left out; without any object the others are not numbers.
 
     Args:
         truth: pictures, annotations and categories.
@@ -78,8 +79,12 @@ def average_precision(
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    values = (float(value) for value in evaluation.stats[: len(_NUMBERS)])
-    return {name: math.nan if value < 0 else 100 * value for name, value in zip(_NUMBERS, values)}
+    values = dict(zip(_NUMBERS, map(float, evaluation.stats)))
+    return {
+        name: math.nan if value < 0 else 100 * value
+        for name, value in values.items()
+        if value >= 0 or name not in _SIZES
+    }
 
 
 def _silent(*_: Any) -> None:
