@@ -1,5 +1,6 @@
 """Detection from end to end: COCO's evaluator against pycocotools, recipes, a run that is killed while it evaluates."""
 
+import base64
 import contextlib
 import dataclasses
 import io
@@ -14,11 +15,13 @@ from pycocotools import mask as oracle_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from conditioned_attention.experiments.commands import train_recipe
 from conditioned_attention.experiments.recipes.detection import (
     DetectionXCiTM24,
     DetectionXCiTS12,
     published_training,
 )
+from conditioned_attention.experiments.report.write import read_subjects, write_reports
 from conditioned_attention.experiments.tasks.average_precision import AveragePrecision
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
@@ -228,8 +231,10 @@ def without_time(rows):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    return folder, run(folder / "run", folder)
+    folder, rows = tmp_path_factory.mktemp("unbroken"), []
+    recipe = scenes(folder)
+    train_recipe(recipe, VARIANTS["preconditioned"], 0, folder=folder / "run", launch=QUICK, show=rows.append)
+    return folder, rows
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
@@ -249,3 +254,7 @@ def test_pictures_of_what_was_found_beside_the_truth(unbroken):
     left, right = (np.asarray(picture)[4:260, start : start + 256] for start in (4, 264))
     assert (left != right).any(), "the truth has objects"
     assert (left == right).mean() > 0.3, "of the same picture"
+    write_reports(read_subjects([unbroken[0] / "run"]), [unbroken[0] / "run"])
+    page = (unbroken[0] / "run" / "report.html").read_text()
+    data = base64.b64encode((unbroken[0] / "run" / "detections.png").read_bytes()).decode()
+    assert f'src="data:image/png;base64,{data}"' in page

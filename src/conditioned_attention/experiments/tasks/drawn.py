@@ -13,6 +13,7 @@ from torch import Tensor
 from conditioned_attention.environment import needs
 
 _SIDE, _GAP = 256, 4  # pixels: the short side of small pictures, and the border between them
+_LARGEST = (1600, 6400)  # pixels of all of them together
 _SURE = 0.5  # score of what is drawn, at the least
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff")
 
@@ -44,8 +45,9 @@ def side_by_side(
     sides = [max(tile.shape[i] for tile in tiles) for i in (1, 2)]
     padded = [F.pad(tile, (0, sides[1] - tile.shape[2], 0, sides[0] - tile.shape[1])) for tile in tiles]
     grid = make_grid(padded, nrow=4, padding=_GAP, pad_value=255)
-    content = io.BytesIO()
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(content, "PNG")
+    content, picture = io.BytesIO(), Image.fromarray(grid.permute(1, 2, 0).numpy())
+    picture.thumbnail(_LARGEST)
+    picture.save(content, "PNG")
     return content.getvalue()
 
 
