@@ -140,7 +140,7 @@ class ComposedScenes:
         )
     )  # fmt: skip
     training: Training = field(
-        default_factory=partial(Training, epochs=20, batch_size=8, lr=1e-3, evaluate_every=4, monitor_every=4)
+        default_factory=partial(Training, epochs=12, batch_size=8, lr=1e-3, evaluate_every=2, monitor_every=4)
     )
 
     def task(self, *, tuning: bool = False) -> Detection:
