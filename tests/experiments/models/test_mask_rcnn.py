@@ -202,6 +202,21 @@ def test_every_weight_learns_and_pictures_may_be_empty(counts):
         assert losses["loss_mask"] == losses["loss_box_reg"] == 0
 
 
+def test_boxes_are_in_single_precision_where_all_else_is_not():
+    model, seen = TINY.build(3), []
+    model.roi_heads.register_forward_pre_hook(lambda _, args: seen.extend(args[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(*batch())
+        assert all(loss.isfinite() for loss in losses.values())
+        (found,) = model.eval()([torch.rand(3, 64, 90)])
+        maps = model.backbone(torch.rand(1, 3, 64, 64))
+    assert maps["0"].dtype == torch.bfloat16
+    anchors = model.rpn.anchor_generator(ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)]), [*maps.values()])
+    for boxes in (*seen, *anchors, found["boxes"]):
+        assert boxes.dtype == torch.float32
+        assert not len(boxes) or (boxes.bfloat16().float() != boxes).any()
+
+
 def test_it_learns_a_picture_by_heart_and_finds_what_is_in_it():
     torch.manual_seed(0)
     model = TINY.build(3)

@@ -101,25 +101,23 @@ class XCiTMaskRCNN:
         return xcit
 
     def _rpn(self) -> nn.Module:
-        from torchvision.models.detection.rpn import RPNHead
-
-        from conditioned_attention.experiments.models.region_ops import Anchors, Proposals
+        from conditioned_attention.experiments.models.region_ops import Anchors, ProposalHead, Proposals
 
         kept = {"training": self.proposals, "testing": self.proposals}
         anchors = Anchors((*STRIDES, 64))
         looked_at = {"training": 2 * self.proposals, "testing": self.proposals}
-        return Proposals(anchors, RPNHead(self.channels, 3), 0.7, 0.3, self.anchors, 0.5, looked_at, kept, 0.7)
+        return Proposals(anchors, ProposalHead(self.channels, 3), 0.7, 0.3, self.anchors, 0.5, looked_at, kept, 0.7)
 
     def _heads(self, classes: int) -> nn.Module:
-        from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+        from torchvision.models.detection.faster_rcnn import TwoMLPHead
         from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-        from conditioned_attention.experiments.models.region_ops import RegionHeads, RegionPool
+        from conditioned_attention.experiments.models.region_ops import BoxPredictor, RegionHeads, RegionPool
 
         return RegionHeads(
             RegionPool(7, STRIDES),
             TwoMLPHead(self.channels * 7**2, self.box_width),
-            FastRCNNPredictor(self.box_width, classes),
+            BoxPredictor(self.box_width, classes),
             *(0.5, 0.5, self.regions, 0.25, None),  # overlaps of objects and of nothing, regions, share of objects
             *(0.05, 0.5, 100),  # score and overlap of what is found, and how much of it
             RegionPool(14, STRIDES),

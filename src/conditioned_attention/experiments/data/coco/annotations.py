@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conditioned_attention.experiments.data.coco.masks import why_no_mask
+from conditioned_attention.experiments.data.images.read import MOST_PIXELS
 from conditioned_attention.experiments.data.split import listed
 from conditioned_attention.storage.files import parsed
 
@@ -117,6 +118,8 @@ def _pictures(entries: Sequence[Any]) -> tuple[dict[int, Picture], list[str]]:
     for entry in entries:
         if not _has(entry, id=int, file_name=str, height=int, width=int) or min(entry["height"], entry["width"]) < 1:
             broken.append(f"{_id_of(entry)} (no id, file_name, height and width)")
+        elif entry["height"] * entry["width"] > MOST_PIXELS:
+            broken.append(f"{entry['id']} ({entry['width']:,} × {entry['height']:,} pixels)")
         elif entry["id"] in found:
             broken.append(f"{entry['id']} (for the second time)")
         else:
