@@ -14,7 +14,7 @@ from conditioned_attention.experiments.data.coco.annotations import read_annotat
 from conditioned_attention.experiments.data.coco.cutouts import read_cutouts, read_photographs
 from conditioned_attention.experiments.data.coco.masks import decode, encode, why_no_mask
 from conditioned_attention.experiments.data.coco.pictures import read_pictures
-from conditioned_attention.experiments.data.coco.scenes import ANNOTATIONS, Scenes, composed
+from conditioned_attention.experiments.data.coco.scenes import ANNOTATIONS, Scenes, compose, composed
 from conditioned_attention.experiments.data.coco.transforms import Augment
 from tests.experiments.objects import SHAPES, coco, square, write_coco, write_cutouts, write_photographs
 
@@ -235,17 +235,25 @@ def test_scenes_are_the_same_again_and_kept(parts, tmp_path):
 
 
 def test_an_object_is_where_its_mask_says(parts):
-    """On black, what is drawn and what is said to be drawn are the same pixels."""
-    from conditioned_attention.experiments.data.coco.scenes import compose
-
+    """On black, in a grey of its class: what is drawn is what is said to be drawn, and what covers it is no part."""
     cutouts, _ = parts
-    white = [dataclasses.replace(one, pixels=np.where([True] * 3 + [False], 255, one.pixels)) for one in cutouts.train]
-    black = [np.zeros((90, 120, 3), np.uint8)]
-    for seed in range(5):
-        pixels, things = compose(white, black, Scenes(side=64), np.random.default_rng(seed))
-        drawn = sum(decode(thing["segmentation"], 64, 64) for thing in things)
-        assert ((pixels[..., 0] > 127) == (drawn > 0)).all()
-        assert all(thing["area"] >= 1 for thing in things)
+    colour = [True, True, True, False]  # and not alpha
+    grey = [
+        dataclasses.replace(one, pixels=np.where(colour, 80 * (one.label + 1), one.pixels).astype(np.uint8))
+        for one in cutouts.train
+    ]
+    black, several = [np.zeros((90, 120, 3), np.uint8)], Scenes(side=64, objects=(4, 6))
+    covered = 0
+    for seed in range(8):
+        pixels, things = compose(grey, black, several, np.random.default_rng(seed))
+        masks = [decode(thing["segmentation"], 64, 64) > 0 for thing in things]
+        assert (sum(masks) <= 1).all()
+        assert ((pixels[..., 0] > 0) >= (sum(masks) > 0)).all()
+        for mask, thing in zip(masks, things):
+            off = abs(pixels[mask][:, 0].astype(float) - 80 * thing["category_id"])
+            assert (off > 60).mean() < 0.2, "but for soft borders"
+            covered += mask.sum() < 0.8 * thing["bbox"][2] * thing["bbox"][3]
+    assert covered
 
 
 def test_what_is_missing_says_how_to_get_it(tmp_path):
