@@ -206,6 +206,22 @@ def test_it_starts_from_the_classifier_of_its_variant(tmp_path):
     assert not [name for name in note["fresh"] if name.startswith("backbone.xcit.")]
 
 
+def test_it_starts_from_a_file_and_says_so(tmp_path):
+    file = tmp_path / "xcit.pth"
+    torch.save({"model": TinyXCiT().build_model().state_dict()}, file)
+    recipe = scenes(tmp_path, pretrained=str(file))
+    task = recipe.task()
+    left, right = (task.build_model().backbone.xcit.blocks[1].mlp.fc1.weight for _ in range(2))
+    assert torch.equal(left, right)
+    assert [line for line in task.data_in_words() if "classifier's weights" in line] == [task.notes[-1]]
+    assert task.notes[-1].startswith(
+        f"classifier's weights: {len(dict(task.build_model().backbone.xcit.state_dict()))} "
+    )
+    before = task.fingerprint()
+    torch.save({"model": TinyXCiT().build_model().state_dict()}, file)
+    assert recipe.task().fingerprint()["start"] != before["start"]
+
+
 def run(folder, data):
     recipe = scenes(data)
     return list(train(recipe.task(), recipe.training, VARIANTS["preconditioned"], 0, folder, QUICK))

@@ -105,6 +105,7 @@ def test_two_ranks_share_the_weights_and_one_process_goes_on(tmp_path, monkeypat
     assert_close(history(one), rows)
 
 
+@pytest.mark.slow
 def test_two_ranks_detect_and_count_every_picture_once(tmp_path, monkeypatch):
     """Five pictures to evaluate on, in batches of four; each rank draws regions of its own, so they train otherwise."""
     monkeypatch.setenv("SCENES", str(tmp_path / "data"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,13 @@ def load_classification(xcit: nn.Module, source: str, *, convert: bool = True) -
         tuple(name for name in weights if name in there and name not in fitting),
         conditioned,
     )
+
+
+def checksum_of_weights(source: str) -> str | None:
+    """CRC-32 of the file or of the exported weights; None of a name of timm's, which stands for itself."""
+    path = Path(source).expanduser()
+    path = path / _WEIGHTS if path.is_dir() else path
+    return f"{zlib.crc32(path.read_bytes()):08x}" if path.is_file() else None
 
 
 def _read(xcit: nn.Module, source: str) -> tuple[Mapping[str, Tensor], Any]:

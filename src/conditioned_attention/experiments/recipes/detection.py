@@ -19,7 +19,7 @@ from conditioned_attention.experiments.data.coco.pictures import CocoPictures, r
 from conditioned_attention.experiments.data.coco.scenes import ANNOTATIONS, Scenes, composed
 from conditioned_attention.experiments.data.coco.transforms import Augment
 from conditioned_attention.experiments.data.split import TUNING, hold_out
-from conditioned_attention.experiments.models.classification_weights import load_classification
+from conditioned_attention.experiments.models.classification_weights import checksum_of_weights, load_classification
 from conditioned_attention.experiments.models.mask_rcnn import XCiTMaskRCNN
 from conditioned_attention.experiments.tasks.dense_detection import DenseDetection
 from conditioned_attention.experiments.tasks.detection import Detection
@@ -171,8 +171,11 @@ def _task(train: CocoPictures, evaluation: CocoPictures, recipe: Any, notes: lis
     kept = train if recipe.empty_pictures else train.with_objects()
     if left := len(train) - len(kept):
         notes = [*notes, f"{left:,} training pictures without an object are left out"]
-    start = None if recipe.pretrained is None else partial(_start, recipe.pretrained)
-    return Detection((replace(kept, transform=recipe.augment), evaluation), recipe.model, notes, start)
+    data = replace(kept, transform=recipe.augment), evaluation
+    if recipe.pretrained is None:
+        return Detection(data, recipe.model, notes)
+    start = partial(_start, recipe.pretrained)
+    return Detection(data, recipe.model, notes, start, checksum_of_weights(recipe.pretrained))
 
 
 def _start(source: str, model: nn.Module) -> str:

@@ -34,6 +34,7 @@ class Detection(Task):
         model: what is trained.
         notes: what a report should say about the data.
         start: gives a fresh model weights to start with, and says in a line what became of them.
+        start_checksum: of these weights, if a file holds them.
     """
 
     metric = Metric("box AP (%)")
@@ -44,9 +45,10 @@ class Detection(Task):
         model: DetectionModel,
         notes: Sequence[str] = (),
         start: Callable[[nn.Module], str] | None = None,
+        start_checksum: str | None = None,
     ) -> None:
         self._train, self._eval = data
-        self._model, self._start = model, start
+        self._model, self._start, self._start_checksum = model, start, start_checksum
         self.classes = self._train.annotations.classes
         self.about = classes_in_words(self.classes)
         self.notes = list(notes)
@@ -68,7 +70,8 @@ class Detection(Task):
         return self._eval
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"classes": self.about, "class names": checksum(self.classes), **super().fingerprint()}
+        start = {} if self._start_checksum is None else {"start": self._start_checksum}
+        return {"classes": self.about, "class names": checksum(self.classes), **start, **super().fingerprint()}
 
     def collate(self, items: Any) -> Any:
         """Lists of pictures and of targets: the model pads them itself."""
