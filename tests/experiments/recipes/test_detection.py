@@ -261,16 +261,17 @@ def test_killed_while_it_evaluates_it_goes_on_to_the_bit(unbroken, tmp_path, num
     assert process.wait(timeout=120) == codes[number], (tmp_path / "said").read_text()
     assert checkpoints_in(tmp_path / "run")[-1].name == "checkpoint-00000002"
     assert without_time(run(tmp_path / "run", data)) == without_time(rows)
-    assert (tmp_path / "run/detections.png").read_bytes() == (data / "run/detections.png").read_bytes()
+    ours, theirs = (folder / "run" / "truth_and_detections.png" for folder in (tmp_path, data))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_pictures_of_what_was_found_beside_the_truth(unbroken):
-    picture = Image.open(unbroken[0] / "run" / "detections.png")
+    picture = Image.open(unbroken[0] / "run" / "truth_and_detections.png")
     assert picture.size == (4 * (256 + 4) + 4, 3 * (256 + 4) + 4), "two pairs in each row, five in all"
     left, right = (np.asarray(picture)[4:260, start : start + 256] for start in (4, 264))
     assert (left != right).any(), "the truth has objects"
     assert (left == right).mean() > 0.3, "of the same picture"
     write_reports(read_subjects([unbroken[0] / "run"]), [unbroken[0] / "run"])
     page = (unbroken[0] / "run" / "report.html").read_text()
-    data = base64.b64encode((unbroken[0] / "run" / "detections.png").read_bytes()).decode()
+    data = base64.b64encode((unbroken[0] / "run" / "truth_and_detections.png").read_bytes()).decode()
     assert f'src="data:image/png;base64,{data}"' in page

@@ -119,7 +119,7 @@ def test_two_ranks_detect_and_count_every_picture_once(tmp_path, monkeypatch):
     assert last["step"] == 4
     assert alone["score"] > 0
     assert alone["score"] == pytest.approx(last["score"], abs=1e-3)
-    assert list((tmp_path / "run").glob("*.png")) == [tmp_path / "run" / "detections.png"]
+    assert list((tmp_path / "run").glob("*.png")) == [tmp_path / "run" / "truth_and_detections.png"]
 
 
 def test_blocks_are_what_is_shared_at_a_time():

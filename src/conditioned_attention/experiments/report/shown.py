@@ -14,8 +14,9 @@ def pictures_of(subject: Subject) -> list[tuple[str, str]]:
         for seed, folder in sorted(by_seed.items()):
             files = sorted(folder.glob("*.png"))
             for file in files:
+                caption = f"{file.stem.replace('_', ' ')}, {variant}, seed {seed}"
                 data = base64.b64encode(file.read_bytes()).decode()
-                found.append((f"{file.stem}, {variant}, seed {seed}", f"data:image/png;base64,{data}"))
+                found.append((caption, f"data:image/png;base64,{data}"))
             if files:
                 break
     return found

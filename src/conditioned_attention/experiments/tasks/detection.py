@@ -100,14 +100,14 @@ class Detection(Task):
         return ("*norm*",)  # as in XCiT's configuration, whose optimizer lets all else decay
 
     def finish(self, model: nn.Module) -> dict[str, str | bytes]:
-        """``detections.png``: what is found in the first pictures, beside the truth."""
+        """``truth_and_detections.png``: what is found in the first pictures, beside the truth."""
         device = next(model.parameters()).device
         some = range(min(_SHOWN, len(self._eval)))
         images = [self._eval[i][0] for i in some]
         found = [{k: v.cpu() for k, v in model([image.to(device)])[0].items()} for image in images]
         truth = self._eval.with_truth()
         targets = [truth[i][1] for i in some]
-        return {"detections.png": side_by_side(images, targets, found, self.classes)}
+        return {"truth_and_detections.png": side_by_side(images, targets, found, self.classes)}
 
 
 def _first_images(data: CocoPictures) -> tuple[list[Tensor]]:
