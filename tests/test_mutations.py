@@ -65,6 +65,8 @@ D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 CRAMMED = "tests/experiments/models/test_crammed_bert.py"
 MASKED = "tests/experiments/recipes/test_masked_language.py"
 GLUE, FINE_TUNING = "tests/experiments/data/test_glue.py", "tests/experiments/recipes/test_glue.py"
+MASK_RCNN, COCO = "tests/experiments/models/test_mask_rcnn.py", "tests/experiments/data/test_coco.py"
+DETECTION = "tests/experiments/recipes/test_detection.py"
 
 # What is broken, file, the words there, the words instead, and the tests that must notice
 MUTATIONS = [
@@ -541,6 +543,28 @@ MUTATIONS = [
     ("heads of long sequences in float32", "experiments/recipes/long_range_arena.py", '"monitor_precision": "float64"', '"monitor_precision": "float32"', LISTOPS_RECIPE),
     ("heads on the first sequences", "experiments/tasks/sequences.py", "np.argsort(-lengths", "np.argsort(0 * lengths", LISTOPS_RECIPE),
     ("the whole test set of texts", "experiments/recipes/lra_texts.py", "dev = test = first(test, self.test_samples)", "dev = test", "tests/experiments/recipes/test_lra_texts.py"),
+    ("detection, features of the block before", "experiments/models/mask_rcnn.py", "depth // 2 - 1, 2 *", "depth // 2 - 2, 2 *", MASK_RCNN),
+    ("detection, adapters without their norm", "experiments/models/mask_rcnn.py", "nn.BatchNorm2d(width), nn.GELU()", "nn.GELU()", MASK_RCNN),
+    ("anchors, wide for high", "experiments/models/region_ops.py", "(1 / ratios, ratios)", "(ratios, 1 / ratios)", MASK_RCNN),
+    ("regions, half a pixel aside", "experiments/models/region_ops.py", "self.sampling_ratio, True", "self.sampling_ratio, False", MASK_RCNN),
+    ("regions, from the level below", "experiments/models/region_ops.py", "FINEST = 56", "FINEST = 112", MASK_RCNN),
+    ("masks, soft", "experiments/models/region_ops.py", "(torch.cat(truth) >= 0.5)", "(torch.cat(truth))", MASK_RCNN),
+    ("boxes, a mean over those with an object", "experiments/models/region_ops.py", "wrong / labels.numel()", "wrong / rows.numel()", MASK_RCNN),
+    ("proposals, a mean over those with an object", "experiments/models/region_ops.py", "wrong / sampled.numel()", "wrong / positive.numel()", MASK_RCNN),
+    ("a classifier's conversion forgotten", "experiments/models/classification_weights.py", "    if conditioned:\n", "    if False:\n", MASK_RCNN),
+    ("a detector does not know its classifier", "experiments/training/start.py", 'f"{inside}{name}"', 'f"{name}"', DETECTION),
+    ("vectors do not decay", "experiments/training/optimizer.py", "(vectors or parameter.dim() > 1)", "(parameter.dim() > 1)", DETECTION),
+    ("average precision, of masks by boxes", "experiments/tasks/average_precision.py", 'self.pictures, "segm")', 'self.pictures, "bbox")', DETECTION),
+    ("average precision, of all pictures", "experiments/tasks/average_precision.py", "sorted(set(pictures))", "[one['id'] for one in truth['images']]", DETECTION),
+    ("average precision, categories as they come", "experiments/tasks/average_precision.py", 'sorted(category["id"] for category in truth["categories"])', '[category["id"] for category in truth["categories"]]', DETECTION),
+    ("average precision, a picture twice", "experiments/tasks/average_precision.py", "for row in gather(rows)", "for row in rows + gather(rows)", DETECTION),
+    ("COCO, crowds are learnt", "experiments/data/coco/pictures.py", "not thing.crowd and thing.area", "thing.area", COCO),
+    ("COCO, masks of any size", "experiments/data/coco/masks.py", 'shape["size"] != [height, width]', "False", COCO),
+    ("COCO, ids as they come", "experiments/data/coco/annotations.py", 'dict(sorted((entry["id"], entry["name"]) for entry in entries))', '{entry["id"]: entry["name"] for entry in entries}', COCO),
+    ("COCO, boxes beside the picture", "experiments/data/coco/annotations.py", "box[0] >= picture.width or", "", COCO),
+    ("cuts, of the picture alone", "experiments/data/coco/transforms.py", 'for name in ("boxes", "masks")', 'for name in ("boxes",)', COCO),
+    ("scenes, what is covered has its pixels still", "experiments/data/coco/scenes.py", "                owner = now\n", "                owner = np.where(owner, owner, now)\n", COCO),
+    ("scenes, objects of both sets", "experiments/data/coco/cutouts.py", "hold_out([one.label for one in some], EVALUATION)", "(range(len(some)), range(len(some)))", COCO),
     ("the mean of tokens alone", "experiments/models/lra_encoder.py", 'seen is None or self.settings.pooling == "length"', "seen is None", LRA),
 ]  # fmt: skip
 

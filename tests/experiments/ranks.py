@@ -16,6 +16,7 @@ from conditioned_attention.experiments.training.launch import leave
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
+from tests.experiments.objects import scenes
 from tests.experiments.tiny import OFTEN, ShakenDigits, TinyDigits, six_steps, tiny_lists
 
 # no dropout: each rank would draw masks of its own
@@ -81,7 +82,7 @@ def threads():
 
 TASKS = {
     "normed": Normed, "quiet": Quiet, "sharded": Quiet, "shaken": ShakenDigits, "dying": DyingRank,
-    "stopped": AskedToStop,
+    "stopped": AskedToStop, "scenes": lambda: scenes(Path(os.environ["SCENES"])).task(),
 }  # fmt: skip
 
 
@@ -103,6 +104,8 @@ def run(folder, what, **launch):
         settings = dataclasses.replace(SETTINGS, ema=None, ema_beside=0.9)
     if recipe is not None:
         settings = six_steps(recipe)
+    if what == "scenes":
+        settings = scenes(Path(os.environ["SCENES"])).training
     if what == "sharded":  # fsdp2 has no moving average
         settings, variant = dataclasses.replace(SETTINGS, ema=None), "preconditioned+spectral"
     rows = list(train(task, settings, VARIANTS[variant], 0, Path(folder), launch))

@@ -35,7 +35,7 @@ def row_of(name):
 
 
 def main():
-    names = [name for name, (file, _) in RECIPES.items() if file == "imagenet"]
+    names = [name for name, (file, _) in RECIPES.items() if file == "imagenet" or name.startswith("detection_")]
     before, rest = PAGE.read_text().split(BEGIN)
     table = HEAD + "".join(row_of(name) for name in names)
     PAGE.write_text(before + BEGIN + table + END + rest.split(END)[1])

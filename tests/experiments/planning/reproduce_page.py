@@ -32,6 +32,7 @@ METHODS = {
 }
 PLACES = {
     "imagenet": " --data-dir imagenet/",
+    "detection": " --data-dir coco/",
     "glue": " --data-dir glue/ --options=\"--start-from 'runs/crammed_bert/runs/{variant}/seed-{seed}'\"",
 }
 HEADER = ["", "plain", "conditioned", "change", "command", "GPU hours, one run", "run here"]

@@ -31,6 +31,7 @@ from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.folder import FINGERPRINT
 from tests.experiments.data.lra.files import write_cifar10, write_pairs, write_reviews
 from tests.experiments.labelled_texts import write_bert, write_glue, write_rated
+from tests.experiments.objects import scenes, write_small_coco
 from tests.experiments.pictures import digit, write_digits, write_emoji
 
 BOTH = ["baseline", "preconditioned"]
@@ -252,6 +253,10 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
     if name in ("lra_text", "lra_retrieval"):
         (write_reviews if name == "lra_text" else write_pairs)(tmp_path / "files")
         chosen = recipe_class(name)(tmp_path / "files")
+    if name == "composed_scenes":
+        chosen = scenes(tmp_path)
+    if name.startswith("detection_"):
+        chosen = kind(write_small_coco(tmp_path / "coco"), pretrained=None, cache_dir=tmp_path / "cache")
     if name == "emoji":
         chosen = kind(write_emoji(tmp_path))
     if name == "listops":

@@ -13,10 +13,13 @@ import torch
 from accelerate.utils import DistributedType
 from timm import create_model
 
+from conditioned_attention.experiments.trained import load_run
+from conditioned_attention.experiments.training.evaluation import evaluate
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.sharded import shard_by_blocks
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments import ranks
+from tests.experiments.objects import scenes
 from tests.processes import Forked, torchruns_variables
 
 
@@ -108,6 +111,23 @@ def test_two_ranks_share_the_weights_and_one_process_goes_on(tmp_path, monkeypat
     assert_close(ranks.run(two, "sharded"), rows)
     two_ranks(monkeypatch, one, "sharded", "fsdp2")
     assert_close(history(one), rows)
+
+
+@pytest.mark.slow
+def test_two_ranks_detect_and_count_every_picture_once(tmp_path, monkeypatch):
+    """Five pictures to evaluate on, in batches of four; each rank draws regions of its own, so they train otherwise."""
+    monkeypatch.setenv("SCENES", str(tmp_path / "data"))
+    recipe = scenes(tmp_path / "data")
+    task = recipe.task()
+    two_ranks(monkeypatch, tmp_path / "run", "scenes", "ddp")
+    model = load_run(tmp_path / "run")
+    batches = [task.collate([task.eval_data()[i] for i in some]) for some in ((0, 1, 2), (3, 4))]
+    alone = evaluate(task, model, batches, list)
+    last = history(tmp_path / "run")[-1]
+    assert last["step"] == 4
+    assert alone["score"] > 0
+    assert alone["score"] == pytest.approx(last["score"], abs=1e-3)
+    assert list((tmp_path / "run").glob("*.png")) == [tmp_path / "run" / "truth_and_detections.png"]
 
 
 def test_blocks_are_what_is_shared_at_a_time():

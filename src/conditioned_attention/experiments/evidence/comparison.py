@@ -71,7 +71,8 @@ class Comparison:
         return saturated(self.summary(), self.metric)
 
     def outcomes(self) -> list[Comparison]:
-        """The same runs compared by other numbers: the mean of the score over the run, and the evaluation loss.
+        """The same runs compared by other numbers: the mean of the score over the run, the evaluation loss, and of
+        detection the average precision of masks and at two overlaps.
 
         Each run's history is one row then, with that number as its score.  None if there is nothing to compare.
         """

@@ -35,15 +35,31 @@ def final_loss(history: History) -> float:
     return finite_or_nan(last.get("test_eval_loss", chosen.get("eval_loss")))
 
 
+def final_number(name: str) -> Callable[[History], float]:
+    """What a run's last evaluation has under a name; nan if it has nothing there."""
+    return lambda history: finite_or_nan(history[-1].get(name))
+
+
+# of detection, whose score is the average precision of boxes over all overlaps; by the names that rows have
+PRECISIONS = {
+    "box_ap50": "box AP50 (%)",
+    "box_ap75": "box AP75 (%)",
+    "mask_ap": "mask AP (%)",
+    "mask_ap50": "mask AP50 (%)",
+    "mask_ap75": "mask AP75 (%)",
+}
+
+
 def other_outcomes(runs: Runs, metric: Metric) -> list[tuple[Metric, dict[str, dict[int, list[dict[str, Any]]]]]]:
     """The same runs with another score, as histories of one row; only outcomes that some run has.
 
     Returns:
-        ``mean … over the run``, with the direction of ``metric``, and ``evaluation loss at the end``.
+        ``mean … over the run``, with the direction of ``metric``, ``evaluation loss at the end``, and `PRECISIONS`.
     """
     values: dict[Metric, Callable[[History], float]] = {
         Metric(f"mean {metric.name} over the run", metric.higher_is_better): mean_score,
         Metric("evaluation loss at the end", higher_is_better=False): final_loss,
+        **{Metric(name): final_number(key) for key, name in PRECISIONS.items()},
     }
     found = []
     for other, value in values.items():

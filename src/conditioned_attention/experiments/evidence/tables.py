@@ -31,8 +31,8 @@ TESTS = (
 )
 OUTCOMES = (
     "The same runs by other numbers, which tell them apart where final scores are close to their limit: the mean over "
-    "all evaluations of a run says who learned faster, the evaluation loss at the end who is surer. p (blocked): as "
-    "above, for each number by itself."
+    "all evaluations of a run says who learned faster, the evaluation loss at the end who is surer; AP is average "
+    "precision. p (blocked): as above, for each number by itself."
 )
 CONDITIONING = (
     "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.glue import TASKS, glue_means
+from conditioned_attention.experiments.evidence.outcomes import PRECISIONS
 from conditioned_attention.experiments.evidence.tables import aligned, conditioning_table, table
 from conditioned_attention.experiments.planning.published import ITEMS, MEANS, SEEDS, Item, Row
 from conditioned_attention.experiments.recipes.registry import RECIPES, recipe_class
@@ -25,6 +26,7 @@ COLUMNS = {
     "kappa_weights": "log10 κ(W)",
     "hours": "time ×",
     "memory": "memory ×",
+    **PRECISIONS,
 }
 
 Cells = Mapping[str, Mapping[str, str]]  # by variant and column
@@ -133,7 +135,7 @@ def change(row: Row) -> str:
     if not (row.plain and row.conditioned):
         return ""
     plain, conditioned = _number(row.plain), _number(row.conditioned)
-    return f"{conditioned - plain:+}" if row.measure == "score" else f"× {conditioned / plain:.3f}"
+    return f"{conditioned - plain:+}" if row.measure in ("score", *PRECISIONS) else f"× {conditioned / plain:.3f}"
 
 
 def _number(printed: str) -> Decimal:
@@ -150,7 +152,14 @@ def cells_of(comparison: Comparison) -> Cells:
     for one in rows:
         step = one.reached.step
         found[one.variant][COLUMNS["steps"]] = str(one.reached) if step is None else f"{step:,}"
+    for outcome in comparison.outcomes():
+        for variant, _, final, _, difference, *_ in table(outcome.summary())[1]:
+            found[variant] |= {outcome.metric.name: final, _difference(outcome.metric.name): difference}
     return found
+
+
+def _difference(column: str) -> str:
+    return "difference [95 %]" if column == COLUMNS["score"] else f"{column}, difference [95 %]"
 
 
 def measured(item: Item, folder: Path) -> Mapping[str, Cells]:
@@ -182,7 +191,7 @@ def beside(item: Item, found: Mapping[str, Cells]) -> list[list[str]]:
     for row in item.rows:
         by_variant, column = found.get(row.key, {}), COLUMNS[row.measure]
         ours = [by_variant.get(name, {}).get(column, "") for name in ("baseline", item.variant)]
-        difference = by_variant.get(item.variant, {}).get("difference [95 %]", "") if row.measure == "score" else ""
+        difference = by_variant.get(item.variant, {}).get(_difference(column), "")
         rows.append([row.what, row.plain, row.conditioned, change(row), *ours, difference])
     return rows
 

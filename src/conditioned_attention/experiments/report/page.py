@@ -29,6 +29,7 @@ from conditioned_attention.experiments.evidence.tables import (
 )
 from conditioned_attention.experiments.report.charts import Chart, counterparts, share_axes
 from conditioned_attention.experiments.report.columns import Heads
+from conditioned_attention.experiments.report.shown import pictures_of
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.words import alarms, description, short_answer
 from conditioned_attention.experiments.variants.catalogue import descriptions
@@ -137,6 +138,7 @@ def _words(section: Section) -> dict[str, Any]:
         "saturated": comparison.saturated,
         "tests": difference_table(rows, comparison.blocked()),
         "conditioning": conditioning_table(rows),
+        "pictures": pictures_of(subject),
         "tuning": tuning_table(comparison.tuning) if comparison.tuning else None,
         "about": descriptions(comparison.runs),
         "data": comparison.data,

@@ -135,8 +135,8 @@ class Task(ABC):
         """Patterns of names of parameters that do not decay, such as ``"*norm*"``, beside those the model names."""
         return ()
 
-    def finish(self, model: nn.Module) -> dict[str, str]:
-        """What there is to show of a trained model, as texts by file name; default: nothing.
+    def finish(self, model: nn.Module) -> Mapping[str, str | bytes]:
+        """What there is to show of a trained model, as texts or pictures by file name; default: nothing.
 
         Called when a run ends, in evaluation mode, without gradient and with torch's generator set by the run's seed.
         """

@@ -36,7 +36,7 @@ from conditioned_attention.experiments.training.step import Step, new_average
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
 from conditioned_attention.experiments.training.watching import Watch
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
-from conditioned_attention.storage.files import finite, write_json, write_text
+from conditioned_attention.storage.files import finite, spelt, write_bytes, write_json
 from conditioned_attention.storage.folder import FINGERPRINT
 from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.ownership import claim
@@ -371,9 +371,9 @@ class _Run:
         model.eval()
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            for name, text in self.task.finish(model).items():
+            for name, shown in self.task.finish(model).items():
                 if self.main:
-                    write_text(self.folder / name, text)
+                    write_bytes(self.folder / name, spelt(shown).encode() if isinstance(shown, str) else shown)
 
     def record_data(self) -> None:
         """Writes what the run is trained and evaluated on, and what was left out; and what its model is."""

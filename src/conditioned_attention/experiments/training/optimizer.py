@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from fnmatch import fnmatch
 from importlib import import_module
 from typing import Any
@@ -25,13 +25,17 @@ def build_optimizer(
     Raises:
         ValueError: timm has no such optimizer, or torch no Muon.
     """
+    every = settings.decays == "all"
     inside = settings.optimizer != "timm"  # timm asks the model alone, so temperatures of XCiT decay there
     still = {
-        name for name, _ in model.named_parameters() if not _decays_by_name(name, model, no_weight_decay, inside=inside)
+        name
+        for name, _ in model.named_parameters()
+        if any(fnmatch(name, pattern) for pattern in no_weight_decay)
+        or (not every and not _decays_by_name(name, model, inside=inside))
     }
+    groups = parameter_groups(model, settings.weight_decay, still, vectors=every)
     if settings.optimizer == "timm":
-        return _timm(model, settings, still)
-    groups = parameter_groups(model, settings.weight_decay, still)
+        return _timm(groups, settings)
     if settings.optimizer == "sgd":
         momentum = 0.9 if settings.momentum is None else settings.momentum
         return torch.optim.SGD(groups, lr=settings.lr, momentum=momentum, nesterov=momentum > 0)
@@ -40,24 +44,25 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=settings.lr, **_adam(settings))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, still: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Matrices decay; vectors and scalars (biases, norms) do not, nor do parameters with the names in ``still``."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, still: Collection[str] = (), *, vectors: bool = False
+) -> list[dict[str, Any]]:
+    """Matrices decay, and vectors and scalars (biases, norms) if ``vectors``; not parameters named in ``still``."""
     decaying: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decaying if parameter.dim() > 1 and name not in still else others).append(parameter)
+            decays = (vectors or parameter.dim() > 1) and name not in still
+            (decaying if decays else others).append(parameter)
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _decays_by_name(name: str, model: nn.Module, patterns: Iterable[str], *, inside: bool) -> bool:
-    """Whether neither the task nor the module that holds a parameter, nor one around it, keeps it from decaying.
+def _decays_by_name(name: str, model: nn.Module, *, inside: bool) -> bool:
+    """Whether neither the module that holds a parameter, nor one around it, keeps it from decaying.
 
     Not ``inside``: of the modules the model alone is asked.  timm's models name whole parameters (``cls_token``) or
     ends of their names (``relative_position_bias_table``).
     """
-    if any(fnmatch(name, pattern) for pattern in patterns):
-        return False
     module: Any = model
     path = name
     while True:
@@ -75,14 +80,13 @@ def _adam(settings: Optimization) -> dict[str, Any]:
     return {name: value for name in ("betas", "eps") if (value := getattr(settings, name)) is not None}
 
 
-def _timm(model: nn.Module, settings: Optimization, still: Collection[str]) -> torch.optim.Optimizer:
+def _timm(groups: list[dict[str, Any]], settings: Optimization) -> torch.optim.Optimizer:
     """By timm, which keeps vectors, biases and what the model names from decaying."""
     with needs("timm"):
         optimizers: Any = import_module("timm.optim")
     valid = optimizers.list_optimizers()
     if settings.timm_optimizer not in valid:
         raise ValueError(f"timm_optimizer={settings.timm_optimizer!r} is unknown to timm; valid are {', '.join(valid)}")
-    groups = parameter_groups(model, settings.weight_decay, still)
     momentum = {} if settings.momentum is None else {"momentum": settings.momentum}
     optimizer: torch.optim.Optimizer = optimizers.create_optimizer_v2(
         groups, settings.timm_optimizer, lr=settings.lr, weight_decay=0.0, **_adam(settings), **momentum

@@ -29,6 +29,7 @@ class Optimization:
         momentum: of SGD, Muon and timm's; None for 0.9, 0.95 and timm's own.
         weight_decay: on matrices.  Vectors (biases, norms) do not decay, nor what a model names in its
             ``no_weight_decay``, or its task in `Task.no_weight_decay`.
+        decays: ``"matrices"``, so; or ``"all"``, vectors too, and what a model names: all but what the task names.
         clip: largest global norm of the gradient; None does not clip.
     """
 
@@ -39,6 +40,7 @@ class Optimization:
     eps: float | None = added(None)
     momentum: float | None = added(None)
     weight_decay: float = 0.05
+    decays: Literal["matrices", "all"] = added("matrices")
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.experiments.models.mask_rcnn import CLASSIFIER
 from conditioned_attention.experiments.training.checkpoints import PositionData, damage, size_and_checksum
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import read_json, write_json
@@ -76,6 +77,7 @@ class StartWeights:
         """Gives a fresh model these weights and a variant's change.
 
         Weights of the same name and shape are taken over; the others, such as a new head, stay as the model has them.
+        A detector takes a classifier's for the one in it.
         What a variant does to the start alone is left out: the other run has begun with it.
 
         For ``batch`` see `Variant.apply`.  The folder ``note_in`` gets ``start.json``, which lists what was taken over
@@ -97,8 +99,9 @@ class StartWeights:
             write_json(note_in / "start.json", note)
 
     def _load(self, model: nn.Module) -> set[str]:
-        there = model.state_dict()
-        fitting = {k: w for k, w in self.weights.items() if k in there and there[k].shape == w.shape}
+        there, inside = model.state_dict(), model.__dict__.get(CLASSIFIER, "")
+        named = {f"{inside}{name}": weight for name, weight in self.weights.items()} | self.weights
+        fitting = {k: w for k, w in named.items() if k in there and there[k].shape == w.shape}
         model.load_state_dict(fitting, strict=False)
         # tied weights are stored once, and have all of their names again when they are loaded
         storages = {there[name].data_ptr() for name in fitting}

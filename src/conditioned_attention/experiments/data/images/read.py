@@ -43,7 +43,7 @@ def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
             than ``MOST_PIXELS``, or one side more than ``MOST_STRETCHED`` times the other; floating-point pixels, which
             have no fixed range.
     """
-    with _opened(file) as picture:
+    with opened(file) as picture:
         if picture.mode == "F":
             raise ValueError("floating-point pixels have no fixed range; save the image with 8 or 16 bits")
         if picture.mode.startswith("I"):  # Pillow's own conversion would clip at 255
@@ -62,14 +62,14 @@ def read_on_white(file: str | Path | BinaryIO) -> Image.Image:
     Raises:
         OSError, ValueError, …: as `read_rgb`.
     """
-    with _opened(file) as picture:
+    with opened(file) as picture:
         paper = Image.new("RGBA", picture.size, "white")
         paper.alpha_composite(picture.convert("RGBA"))
         return paper.convert("RGB")
 
 
 @contextmanager
-def _opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
+def opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """A picture of a known format that is not too large."""
     with Image.open(file, formats=_formats()) as picture:
         _check_size(*picture.size)
