@@ -197,6 +197,7 @@ MUTATIONS = [
     ("polar, without the largest value", "spectral.py", "strength * s[..., :1, None] * (u @ vh)", "strength * (u @ vh)", SPECTRAL),
     ("effect not looked at", "sites/table.py", "check_effect(site.module)", "pass", SPECTRAL),
     ("effect, anything will do", "sites/effect.py", "8 * torch.finfo(matrix.dtype).eps", "1e9", SPECTRAL),
+    ("rounding as spread", "experiments/evidence/statistics.py", "1e-4 * abs(mean)", "1e-9 * abs(mean)", "tests/experiments/evidence/test_statistics.py"),
     ("fold, rounding away weights", "conversion/spectral.py", "    if swamps(largest, addition.weight):", "    if False:", SPECTRAL),
     ("fold, weights that are elsewhere", "conversion/spectral.py", "    if is_offloaded(addition.owner):", "    if False:", FOLD),
     ("polar, weights that are elsewhere", "conversion/spectral.py", "any(is_offloaded(weight.owner(site.module)) for", "any(False for", FOLD),

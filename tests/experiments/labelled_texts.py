@@ -38,7 +38,10 @@ def write_glue(folder, names=tuple(GLUE), train=40, dev=20):
         header = [column.lstrip("\ufeff") for column in shown or task.header]
         place = folder / task.folder
         place.mkdir(parents=True, exist_ok=True)
-        for part, first, count in (("train", 0, train), *((f"dev{ending}", train, dev) for ending in task.held)):
+        for part, first, count in (
+            ("train", 0, train),
+            *((f"dev{ending}", train + dev * k, dev) for k, ending in enumerate(task.held)),
+        ):
             lines = [row(name, header, i) for i in range(first, first + count)]
             (place / f"{part}.tsv").write_text("\n".join([*(["\t".join(shown)] if shown else []), *lines, ""]))
 
