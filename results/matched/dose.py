@@ -70,36 +70,52 @@ def gains() -> dict[tuple[str, str], np.ndarray]:
 
 def draw() -> None:
     place, gain = starts(), gains()
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharey="row", layout="constrained")
+    baseline = defaultdict(list)
+    for row in read("dose.csv"):
+        if row["variant"] == "baseline":
+            baseline[row["start"]].append(float(row["accuracy"]))
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharey="row", sharex="col", layout="constrained")
     for (ax, plain), axis in zip(axes.T, (0, 1), strict=True):
-        what = ("standard deviation of the first logits", "first attention branch over stream")[axis]
-        for variant, colour in COLOURS.items():
-            points = sorted((place[s][axis], of.mean(), of.min(), of.max()) for (s, v), of in gain.items()
-                            if v == variant and s.startswith("init"))  # fmt: skip
-            x, y, low, high = np.array(points).T
-            ax.plot(x, y, "o-", color=colour, label=variant, markersize=4)
-            ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-            for prefix, marker in (("qk", "^"), ("vo", "s")):
-                found = [
-                    (place[s][axis], of.mean()) for (s, v), of in gain.items() if v == variant and s.startswith(prefix)
-                ]
-                ax.scatter(*zip(*found, strict=True), color=colour, marker=marker, facecolors="none", zorder=3)
-        ax.axhline(0, color="black", linewidth=0.8)
-        baseline = defaultdict(list)
-        for row in read("dose.csv"):
-            if row["variant"] == "baseline":
-                baseline[row["start"]].append(float(row["accuracy"]))
-        points = sorted((place[s][axis], np.mean(of)) for s, of in baseline.items() if s.startswith("init"))
-        plain.plot(*zip(*points, strict=True), "o-", color="black", markersize=4)
+        for (variant, colour), shift in zip(COLOURS.items(), np.linspace(0.92, 1.08, len(COLOURS)), strict=True):
+            found = {start: of for (start, name), of in gain.items() if name == variant}
+            x = {start: place[start][axis] * shift for start in found}  # side by side
+            whole = sorted((x[start], of.mean()) for start, of in found.items() if start.startswith("init"))
+            ax.plot(*zip(*whole, strict=True), "-", color=colour, linewidth=1.2)
+            for start, of in found.items():
+                mark(ax, start, x[start], of, colour)
+        for start, of in baseline.items():
+            mark(plain, start, place[start][axis], np.array(of), "black")
         for each in (ax, plain):
             each.axvline(place["ViT-B"][axis], color="black", linestyle=":", linewidth=1)
             each.set_xscale("log")
+        ax.axhline(0, color="black", linewidth=0.8)
         ax.text(place["ViT-B"][axis], 1, " ViT-B", transform=ax.get_xaxis_transform(), va="top")
-        plain.set_xlabel(what)
+    axes[0, 0].set_yscale("symlog", linthresh=3)
+    points = [-30, -10, -3, -2, -1, 0, 1, 2, 3, 10, 30]
+    axes[0, 0].set_yticks(points, labels=[f"{point}" for point in points])
     axes[0, 0].set_ylabel("accuracy minus plain attention's (points)")
     axes[1, 0].set_ylabel("plain attention (%)")
-    axes[0, 0].legend(fontsize=8, loc="upper right")
+    axes[1, 0].set_xlabel("standard deviation of the first logits")
+    axes[1, 1].set_xlabel("first attention branch over stream")
+    ticks = [0.03, 0.05, 0.1, 0.2, 0.5]
+    axes[1, 1].set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes[1, 1].set_xticks([], minor=True)
+    for variant, colour in COLOURS.items():
+        axes[1, 1].plot([], [], "-", color=colour, label=variant)
+    for name, marker in MARKERS.items():
+        axes[1, 1].plot([], [], marker, color="black", label=name, markerfacecolor="none")
+    axes[1, 1].legend(fontsize=8, loc="lower right")
     figure.savefig(HERE / "dose.png", dpi=110)
+
+
+MARKERS = {"all weights scaled": "o", "W_Q and W_K alone": "^", "W_V and W_O alone": "s"}
+
+
+def mark(ax: plt.Axes, start: str, x: float, of: np.ndarray, colour: str) -> None:
+    """Mean, lowest and highest of the seeds."""
+    marker = dict(zip(("init", "qk", "vo"), MARKERS.values(), strict=True))[start.split("-")[0]]
+    ax.plot([x, x], [of.min(), of.max()], color=colour, alpha=0.35, linewidth=2)
+    ax.plot(x, of.mean(), marker, color=colour, markersize=5, markerfacecolor=colour if marker == "o" else "none")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,9 @@ class DetectionXCiTS12:
     def _set(self, name: str) -> tuple[CocoPictures, list[str]]:
         root = self.data_dir.expanduser()
         file = root / "annotations" / f"instances_{name}.json"
+        if not file.is_file():
+            parts = "annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ and val2017/"
+            raise FileNotFoundError(f"there is no {file}: data_dir={self.data_dir} must hold COCO 2017, with {parts}")
         return read_pictures(file, root / name, max_unreadable=self.max_unreadable, cache_dir=self.cache_dir)
 
 
