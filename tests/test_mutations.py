@@ -440,7 +440,7 @@ MUTATIONS = [
     ("data, a folder keeps none", "storage/folder.py", "if there != now:", "if False:", IDENTITY),
     ("data, the first run says nothing", "experiments/runs/gather.py", "if says_its_data(settings)", "if True", IDENTITY),
     ("data, names alone", "experiments/data/images/source.py", "checksum(source.contents[row] for row in self.rows) if source.contents else None", "None", IDENTITY),
-    ("data, changed while a run reads them", "experiments/data/images/source.py", "zlib.crc32(encoded) != source.contents[row]", "False", FOLDERS),
+    ("data, changed while a run reads them", "experiments/data/scan.py", "zlib.crc32(encoded) != checksum", "False", FOLDERS),
     ("data, what was bad stays bad", "experiments/data/scan.py", "list(known.unreadable)", "[]", "tests/experiments/data/test_scan.py"),
     ("data, sets in small letters alone", "experiments/data/split.py", "name.casefold() in TRAINING_SETS]", "name in TRAINING_SETS]", FOLDERS),
     ("data, strangers passed over", "experiments/data/split.py", "    if others:\n", "    if False:\n", FOLDERS),

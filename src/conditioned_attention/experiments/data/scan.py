@@ -11,11 +11,12 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from conditioned_attention._warnings import warn
 from conditioned_attention.environment import is_main
@@ -23,6 +24,9 @@ from conditioned_attention.storage.files import write_json
 
 _CHUNK = 64  # items a thread takes at a time
 _SHOWN = 5  # unreadable items in a message
+
+
+Decoded = TypeVar("Decoded")
 
 
 def default_cache_dir() -> Path:
@@ -126,6 +130,35 @@ def tell(message: str) -> None:
     """Warns, in one process of several."""
     if multiprocessing.parent_process() is None and is_main():
         warn(message)
+
+
+def as_scanned(
+    name: str, load: Callable[[], bytes], decode: Callable[[bytes], Decoded], checksum: int | None
+) -> Decoded:
+    """An item that the scan could read, read again while training.
+
+    Args:
+        name: of the item.
+        load: its bytes.
+        decode: what they hold.
+        checksum: CRC-32 of the bytes that the scan saw; None if it kept none.
+
+    Raises:
+        RuntimeError: it cannot be read any more, or its bytes are others.
+    """
+    try:
+        encoded = load()
+        decoded = decode(encoded)
+    except Exception as error:  # damaged files fail in as many ways as there are readers
+        raise RuntimeError(
+            f"{name} could be read when the data were scanned and cannot be now ({reason_of(error)}); with the file "
+            "back in place the run goes on where it was"
+        ) from error
+    if checksum is not None and zlib.crc32(encoded) != checksum:
+        raise RuntimeError(
+            f"{name} has changed since the data were scanned; with the file as it was the run goes on where it was"
+        )
+    return decoded
 
 
 def reason_of(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from conditioned_attention.experiments.data.coco.annotations import Annotations,
 from conditioned_attention.experiments.data.coco.masks import stacked
 from conditioned_attention.experiments.data.fingerprint import checksum
 from conditioned_attention.experiments.data.images.read import RULES, read_rgb
-from conditioned_attention.experiments.data.scan import read_once, reason_of, stamp_of, tell_unreadable
+from conditioned_attention.experiments.data.scan import as_scanned, read_once, stamp_of, tell_unreadable
 
 Target = dict[str, Tensor]
 Transform = Callable[[Any, Any], Any]
@@ -69,19 +69,9 @@ class CocoPictures(Dataset[tuple[Tensor, Target]]):
         return self.annotations.things[self.picture(index).id]
 
     def _image(self, row: int) -> Tensor:
-        name = self.annotations.pictures[row].file
-        try:
-            encoded = (self.folder / name).read_bytes()
-            pixels = _decoded(encoded, self.annotations.pictures[row])
-        except Exception as error:  # damaged files fail in as many ways as there are readers
-            raise RuntimeError(
-                f"{name} could be read when the data were scanned and cannot be now ({reason_of(error)}); with the "
-                "file back in place the run goes on where it was"
-            ) from error
-        if self.contents and zlib.crc32(encoded) != self.contents[row]:
-            raise RuntimeError(
-                f"{name} has changed since the data were scanned; with the file as it was the run goes on where it was"
-            )
+        picture, known = self.annotations.pictures[row], self.contents[row] if self.contents else None
+        file = self.folder / picture.file
+        pixels = as_scanned(picture.file, file.read_bytes, lambda encoded: _decoded(encoded, picture), known)
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
     def _target(self, picture: Picture) -> Target:

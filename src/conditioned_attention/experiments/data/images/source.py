@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.fingerprint import checksum
 from conditioned_attention.experiments.data.images.read import RULES, read_rgb
-from conditioned_attention.experiments.data.scan import read_once, reason_of, stamp_of, tell, tell_unreadable
+from conditioned_attention.experiments.data.scan import as_scanned, read_once, stamp_of, tell, tell_unreadable
 from conditioned_attention.experiments.data.split import EVALUATION, Sets, hold_out
 
 
@@ -151,19 +151,8 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.rows[index]
         source = self.source
-        try:
-            encoded = source.load(row)
-            picture = _decoded(encoded)
-        except Exception as error:  # damaged files fail in as many ways as there are readers
-            raise RuntimeError(
-                f"{source.names[row]} could be read when the data were scanned and cannot be now "
-                f"({reason_of(error)}); with the file back in place the run goes on where it was"
-            ) from error
-        if source.contents and zlib.crc32(encoded) != source.contents[row]:
-            raise RuntimeError(
-                f"{source.names[row]} has changed since the data were scanned; with the file as it was the run goes on "
-                "where it was"
-            )
+        known = source.contents[row] if source.contents else None
+        picture = as_scanned(source.names[row], lambda: source.load(row), _decoded, known)
         return self.transform(picture), source.labels[row]
 
 
