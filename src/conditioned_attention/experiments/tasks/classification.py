@@ -1,4 +1,4 @@
-"""Image classification, scored by accuracy."""
+"""Classification, of images above all, scored by accuracy."""
 
 from __future__ import annotations
 
@@ -24,38 +24,24 @@ class ImageModel(Protocol):
         """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes)."""
 
 
-class ImageClassification(Task):
-    """Cross entropy on images of one size, scored by accuracy.
+class Classification(Task):
+    """Cross entropy on whatever a model reads, scored by accuracy.
 
     Args:
-        data: training and evaluation set; an item is an image (C, H, W) and its label.
-        model: what is trained.
+        data: training and evaluation set; an item is an input and its label.
         classes: how many, or their names.
         notes: what a report should say about the data, such as images that are left out.
-        mixing: how training images are blended, and labels softened; default not at all.
     """
 
     metric = Metric("accuracy (%)")
 
     def __init__(
-        self,
-        data: tuple[Dataset[Any], Dataset[Any]],
-        model: ImageModel,
-        classes: int | Sequence[str] = 10,
-        notes: Sequence[str] = (),
-        mixing: Mixing | None = None,
+        self, data: tuple[Dataset[Any], Dataset[Any]], classes: int | Sequence[str], notes: Sequence[str] = ()
     ) -> None:
         self._train, self._eval = data
-        names = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
-        self._model, self._classes, self.classes = model, len(names), names
-        self._mixing = mixing or Mixing()
-        self.mixes_pairs = self._mixing.mixes
-        self.about = classes_in_words(names)
+        self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
+        self.about = classes_in_words(self.classes)
         self.notes = list(notes)
-
-    def build_model(self) -> nn.Module:
-        channels, side = self._eval[0][0].shape[:2]
-        return self._model.build(side, channels, self._classes)
 
     def train_data(self) -> Dataset[Any]:
         return self._train
@@ -66,43 +52,76 @@ class ImageClassification(Task):
     def fingerprint(self) -> dict[str, Any]:
         return {"classes": self.about, "class names": checksum(self.classes), **super().fingerprint()}
 
+    def collate(self, items: Any) -> Any:
+        return items if isinstance(items, tuple) else super().collate(items)  # some data sets hand out batches
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        inputs, labels = batch
+        return F.cross_entropy(self.logits(model, inputs), labels)
+
+    def logits(self, model: nn.Module, inputs: Any) -> Tensor:
+        """What a model says of the inputs of a batch: (B, classes)."""
+        output = model(inputs)
+        return output if isinstance(output, Tensor) else output.logits  # Hugging Face wraps them, timm does not
+
+    def evaluator(self) -> Evaluator:
+        return _Accuracy(len(self.classes), self.logits)
+
+    def probe(self) -> Any:
+        return _first_inputs(self._eval)
+
+    def calibration(self) -> Any:
+        return _first_inputs(self._train)
+
+
+def _first_inputs(data: Any) -> Tensor:
+    return torch.stack([data[i][0] for i in range(min(8, len(data)))])
+
+
+class ImageClassification(Classification):
+    """Of images of one size.
+
+    Args:
+        data: training and evaluation set; an item is an image (C, H, W) and its label.
+        model: what is trained.
+        classes: how many, or their names.
+        notes: what a report should say about the data, such as images that are left out.
+        mixing: how training images are blended, and labels softened; default not at all.
+    """
+
+    def __init__(
+        self,
+        data: tuple[Dataset[Any], Dataset[Any]],
+        model: ImageModel,
+        classes: int | Sequence[str] = 10,
+        notes: Sequence[str] = (),
+        mixing: Mixing | None = None,
+    ) -> None:
+        super().__init__(data, classes, notes)
+        self._model = model
+        self._mixing = mixing or Mixing()
+        self.mixes_pairs = self._mixing.mixes
+
+    def build_model(self) -> nn.Module:
+        channels, side = self._eval[0][0].shape[:2]
+        return self._model.build(side, channels, len(self.classes))
+
     def preprocessing(self) -> dict[str, Any] | None:
         transform = getattr(self._eval, "transform", None)
         return transform.in_words() if isinstance(transform, ImageTransform) else None
 
-    def collate(self, items: Any) -> Any:
-        return items if isinstance(items, tuple) else super().collate(items)  # `ImageArrays` hands out batches
-
     def collate_train(self, items: Any) -> Any:
         images, labels = self.collate(items)
-        return self._mixing(images, labels, self._classes) if self._mixing.mixes else (images, labels)
+        return self._mixing(images, labels, len(self.classes)) if self._mixing.mixes else (images, labels)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         images, labels = batch
         smoothing = 0.0 if self._mixing.mixes else self._mixing.smoothing  # mixed labels are smooth already
         return F.cross_entropy(self.logits(model, images), labels, label_smoothing=smoothing)
 
-    def logits(self, model: nn.Module, images: Any) -> Tensor:
-        """What a model says of the inputs of a batch: (B, classes)."""
-        output = model(images)
-        return output if isinstance(output, Tensor) else output.logits  # Hugging Face wraps them, timm does not
-
-    def evaluator(self) -> Evaluator:
-        return _Accuracy(self._classes, self.logits)
-
-    def probe(self) -> Tensor:
-        return _first_images(self._eval)
-
-    def calibration(self) -> Tensor:
-        return _first_images(self._train)
-
-
-def _first_images(data: Any) -> Tensor:
-    return torch.stack([data[i][0] for i in range(min(8, len(data)))])
-
 
 class _Accuracy:
-    """Share of images whose label has the largest logit, in per cent, and the mean loss."""
+    """Share of samples whose label has the largest logit, in per cent, and the mean loss."""
 
     def __init__(self, classes: int, logits: Callable[[nn.Module, Any], Tensor]) -> None:
         from torchmetrics import MeanMetric
@@ -113,8 +132,8 @@ class _Accuracy:
         self.logits = logits
 
     def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
-        images, labels = batch
-        logits, labels = (t.cpu() for t in gather((self.logits(model, images).float(), labels)))
+        inputs, labels = batch
+        logits, labels = (t.cpu() for t in gather((self.logits(model, inputs).float(), labels)))
         self.accuracy.update(logits, labels)
         self.loss.update(F.cross_entropy(logits, labels), weight=len(labels))
 

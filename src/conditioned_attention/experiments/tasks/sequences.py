@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from conditioned_attention.experiments.data.lra.sequences import TokenPairs, TokenSequences
-from conditioned_attention.experiments.tasks.classification import ImageClassification
+from conditioned_attention.experiments.tasks.classification import Classification
 
 Data = TokenSequences | TokenPairs
 
@@ -23,8 +23,8 @@ class SequenceModel(Protocol):
         """The model with fresh weights; it maps ids (B, N), with ``pairs`` two such, to logits (B, classes)."""
 
 
-class SequenceClassification(ImageClassification):
-    """As of images: cross entropy, and accuracy; with a test set, for the weights that a run ends with.
+class SequenceClassification(Classification):
+    """Cross entropy and accuracy; with a test set, for the weights that a run ends with.
 
     Args:
         data: training and evaluation set, and perhaps a test set.
@@ -42,12 +42,12 @@ class SequenceClassification(ImageClassification):
         classes: int | Sequence[str] = 10,
         notes: Sequence[str] = (),
     ) -> None:
-        super().__init__(data[:2], None, classes, notes)  # type: ignore[arg-type]  # no model of images
-        self._test, self._sequence_model, self._vocabulary = data[2], model, vocabulary
+        super().__init__(data[:2], classes, notes)
+        self._test, self._model, self._vocabulary = data[2], model, vocabulary
         self.tokens_per_sample = data[0].padded
 
     def build_model(self) -> nn.Module:
-        return self._sequence_model.build(self._vocabulary, self._classes)
+        return self._model.build(self._vocabulary, len(self.classes))
 
     def test_data(self) -> Any:
         return self._test
@@ -78,10 +78,10 @@ class PairClassification(SequenceClassification):
         self.tokens_per_sample = 2 * data[0].padded
 
     def build_model(self) -> nn.Module:
-        return self._sequence_model.build(self._vocabulary, self._classes, pairs=True)
+        return self._model.build(self._vocabulary, len(self.classes), pairs=True)
 
-    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        logits: Tensor = model(*images.unbind(1))
+    def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        logits: Tensor = model(*inputs.unbind(1))
         return logits
 
     def probe(self) -> Any:
