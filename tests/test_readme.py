@@ -2,6 +2,7 @@
 
 import csv
 import re
+import runpy
 import shlex
 import statistics
 from pathlib import Path
@@ -183,6 +184,13 @@ def test_the_evidence_of_the_readme_is_that_of_its_page():
     assert len(numbers) == 12
     page = (ROOT / "docs" / "evidence.md").read_text().replace("**", "")
     assert all(number in page for number in numbers)
+
+
+def test_the_answer_is_that_of_the_results():
+    """If this fails: ``python results/matched/answer.py --into docs/answer.md``."""
+    answer = runpy.run_path(str(ROOT / "results" / "matched" / "answer.py"))
+    _, between, _ = split_at_marks(ROOT / "docs" / "answer.md")
+    assert between == answer["page_tables"]()
 
 
 def test_the_readme_fits_on_a_screen_or_three_and_every_link_leads_somewhere():
