@@ -1,8 +1,7 @@
 """One table of all comparisons: what each method did to plain attention, from the results.json files beside this.
 
-    python results/matched/answer.py                        # of the methods of docs/answer.md
-    python results/matched/answer.py --into docs/answer.md  # writes it there, between the marks
-    python results/matched/answer.py --all                  # of every variant
+    python results/matched/answer.py        # writes docs/answer.md and docs/evidence.md, between their marks
+    python results/matched/answer.py --all  # prints the table of every variant
 
 A cell is the mean of the paired differences and half the width of the 95 % interval that holds for all variants of the
 comparison at once (Dunnett's, seeds as blocks); with a dagger it is that of the paired t test alone, because the
@@ -21,6 +20,7 @@ from conditioned_attention.experiments.evidence.outcomes import other_outcomes
 from conditioned_attention.experiments.evidence.statistics import decimals, final_score, holm_of, summarise
 
 HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
 METHODS = {
     "preconditioned": "C",
     "preconditioned_power": "C^½",
@@ -96,19 +96,35 @@ def table(every_variant: bool = False, on_the_way: bool = False) -> str:
     return "\n".join(lines)
 
 
-def page_tables() -> str:
+def rates() -> str:
+    """The learning rate that each variant was given, with a star at an end of its comparison's grid."""
+    methods = {"baseline": "plain", **METHODS}
+    lines = [f"| | grid | {' | '.join(methods.values())} |", "|---" * (len(methods) + 2) + "|"]
+    for name, words in COMPARISONS.items():
+        if (HERE / name).is_dir():
+            tuning = json.loads((HERE / name / "results.json").read_text())["tuning"]
+            grid = sorted({trial["lr"] for trial in tuning["trials"]})
+            chosen = [tuning["chosen"].get(method) for method in methods]
+            cells = ["" if lr is None else f"{lr:g}{'*' if lr in (grid[0], grid[-1]) else ''}" for lr in chosen]
+            lines.append(f"| {words} | {', '.join(f'{lr:g}' for lr in grid)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def both_outcomes() -> str:
     return f"**At the end**\n\n{table()}\n\n**On the way**, by the mean over the run\n\n{table(on_the_way=True)}"
+
+
+PAGES = {DOCS / "answer.md": both_outcomes, DOCS / "evidence.md": rates}
 
 
 def main(*arguments: str) -> None:
     if arguments == ("--all",):
         print(table(every_variant=True))
-    elif arguments[:1] == ("--into",) and len(arguments) == 2:
-        put_between_marks(Path(arguments[1]), page_tables())
     elif arguments:
         sys.exit(__doc__)
     else:
-        print(page_tables())
+        for page, text in PAGES.items():
+            put_between_marks(page, text())
 
 
 if __name__ == "__main__":
