@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # torch and torchvision first, together and by exact version: torchvision's operators are compiled for one torch
 TORCH := $(shell grep -E '^torch(vision)?==' constraints.txt)
 
-.PHONY: demo gallery notebooks test test-all bench-gpu weights lint docs site constraints clean
+.PHONY: demo gallery notebooks test test-all bench-gpu weights lint package docs site constraints clean
 
 demo: $(READY)
 	$(BIN)/conditioned-attention compare digits --folder runs/demo
@@ -49,6 +49,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Wheel and source distribution as they would be uploaded, checked, and the wheel used beside torch alone.
+package: $(READY)
+	rm -rf build/dist
+	$(BIN)/python -m build --no-isolation --outdir build/dist .
+	$(BIN)/python -m twine check --strict build/dist/*
+	$(BIN)/python -m tests.packaged build/dist/*.whl
 
 # The pages that are made from what is installed and from the tests.
 docs: $(READY)

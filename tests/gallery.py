@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from conditioned_attention.measure.plots.files import png
+
 DOCS = Path(__file__).parents[1] / "docs"
 _LIGHT = 'theme="light"'
 
@@ -38,7 +40,7 @@ def main(folder):
     (DOCS / "pictures").mkdir(exist_ok=True)
     for theme in ("light", "dark"):
         for name, axes in run_page(page, folder, theme).items():
-            axes[0].figure.savefig(DOCS / "pictures" / f"{name}-{theme}.png", dpi=120, pil_kwargs={"optimize": True})
+            (DOCS / "pictures" / f"{name}-{theme}.png").write_bytes(png(axes[0].figure, dpi=240))
 
 
 if __name__ == "__main__":

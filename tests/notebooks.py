@@ -65,7 +65,10 @@ def pictures(cell):
 
 
 def normalise(notebook):
-    """Leaves nothing in a notebook that depends on when and where it ran, and makes its pictures small."""
+    """Leaves nothing in a notebook that depends on when and where it ran, and makes its pictures small.
+
+    Pictures keep the size that they are shown in, of which they have twice the pixels.
+    """
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -78,7 +81,7 @@ def normalise(notebook):
         for output in cell.get("outputs", ()):
             if "data" in output and "image/png" in output.data:
                 output.data = nbformat.from_dict({"image/png": _small(output.data["image/png"])})
-                output.metadata = nbformat.from_dict({})
+                output.metadata = nbformat.from_dict({"image/png": output.metadata.get("image/png", {})})
 
 
 def _small(image):

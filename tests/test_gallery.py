@@ -36,6 +36,12 @@ def test_pictures_are_those_of_the_page_and_small():
     assert max((DOCS / "pictures" / file).stat().st_size for file in files) < 100_000
 
 
+def test_a_picture_has_two_pixels_for_one_of_the_page():
+    for width, name in re.findall(r'<img width="(\d+)" .*?src="pictures/(.*?)\.png"', PAGE):
+        assert Image.open(DOCS / "pictures" / f"{name}.png").width // 2 == int(width), name
+    assert PAGE.count("<img ") == PAGE.count('<img width="') == len(NAMES)
+
+
 @pytest.mark.parametrize("theme", THEMES)
 def test_pictures_are_light_and_dark(theme):
     ground = [int(THEMES[theme].background[i : i + 2], 16) for i in (1, 3, 5)]

@@ -97,6 +97,14 @@ def test_what_the_first_notebook_says_is_what_it_measured():
     start = dict(re.findall(r"(\w+), step 0 \(first\): median κ ([\d.e+]+)", printed["curve-numbers"]))
     assert float(start["preconditioned"]) > 4 * float(start["baseline"])
     assert set(re.findall(r"at the floor (\d+) of 24 heads", printed["curve-numbers"])) == {"0"}
+    accuracies = re.findall(r"^\w+: ([\d.]+) % correct", printed["train"], re.MULTILINE)
+    assert all(float(accuracy) > 85 for accuracy in accuracies), "its models have not learned"
+    end = dict(re.findall(r"(\w+), step \d+ \(last\): median κ ([\d.e+]+)", printed["curve-numbers"]))
+    assert float(end["preconditioned"]) > float(end["baseline"])
+    lowered = re.findall(r"C lowers κ of (\d+) heads of 24", printed["heads-numbers"])
+    assert all(int(number) > 12 for number in lowered)
+    kept, restored = re.search(r"with λ I: ([\d.]+) %.*again ([\d.]+) %", printed["spectral"]).groups()
+    assert float(kept) < 0.5 * float(restored)
     with_c, without = re.search(r"with C ([\d.]+) % correct, without it ([\d.]+) %", printed["weights"]).groups()
     assert with_c != without
     assert all(

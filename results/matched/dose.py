@@ -18,6 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from conditioned_attention.measure.plots.files import png
+
 HERE = Path(__file__).parent
 COLOURS = dict(
     zip(
@@ -105,7 +107,7 @@ def draw() -> None:
     for name, marker in MARKERS.items():
         axes[1, 1].plot([], [], marker, color="black", label=name, markerfacecolor="none")
     axes[1, 1].legend(fontsize=8, loc="lower right")
-    figure.savefig(HERE / "dose.png", dpi=110)
+    (HERE / "dose.png").write_bytes(png(figure, dpi=220))
 
 
 MARKERS = {"all weights scaled": "o", "W_Q and W_K alone": "^", "W_V and W_O alone": "s"}

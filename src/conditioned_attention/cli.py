@@ -292,7 +292,7 @@ class Inspect(Choices):
 
             self.picture.parent.mkdir(parents=True, exist_ok=True)
             figure: Any = plot_inspection(inspection, theme="dark" if self.dark else "light")[0].figure
-            figure.savefig(self.picture, dpi=150)
+            figure.savefig(self.picture, dpi=200)
         if self.json:
             data = {"model": self.model, "weights": weights, "input": source, **inspection.to_json()}
             print(json.dumps(data, indent=2, allow_nan=False))

@@ -4,6 +4,7 @@
 config, and writes docs/hugging_face.md.
 """
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,35 +16,46 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from conditioned_attention.sites import find_sites
+from tests.conversion.answers import WORDS, by_letter, by_reason, count
 
 SECONDS = 20  # for one model type
-_PAGE = Path(__file__).parents[2] / "docs" / "hugging_face.md"
+PAGE = Path(__file__).parents[2] / "docs" / "hugging_face.md"
 _AUTO = [
     getattr(transformers, f"AutoModel{suffix}")
     for suffix in ("", "ForImageTextToText", "ForCausalLM", "ForMaskedLM", "ForTextToWaveform", "ForMaskGeneration")
 ]
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
-_PAGE_TEXT = """# Hugging Face transformers: what is converted
+_PAGE_TEXT = """# Hugging Face transformers, type by type
 
-Written by `python -m tests.conversion.hugging_face_families` with transformers {version}.  Every model type is built
-from its default config (with few experts), and every attention class in it is looked up as `precondition` does.
-*interface*: through transformers' own attention interface; *hook* and *class swap*: a class with attention of its own.
-A class that is not in a table is refused, and a report says so: nothing is converted in part without a word.
+Does `precondition` convert it? Of transformers {version}; every model type is built from its default config (with
+few experts), and each attention class in it is looked up as `precondition` does.
+Model types: {count}.
+
+{words}
+
+How:
+
+- **interface**: through transformers' own attention interface.
+- **hook** and **class swap**: a class with attention of its own.
+- **refused** and **no attention**: for the reason that stands [below](#why-not), and in the report of a conversion.
+
+Written by `python -m tests.conversion.hugging_face_families`.
 
 **Nystromformer**: transformers' own forward (5.23) raises for every mask of padding when there are fewer landmarks
 than tokens, and mixes the examples of a batch whose length is half of `segment_means_seq_len`, without a word.
 Converted, it masks padding as its authors do (queries, keys and convolved values are 0), and refuses other lengths and
 masks.
 
-| model types | attention class | how |
-|---|---|---|
-{rows}
+{tables}
+## Why not
 
-**Without attention:** {without}.
+{reasons}
 
-**Not built by `AutoModel` from their default configs** (most are parts of models above; of others the defaults do not
-fit together): {not_built}.
+## Not looked at
+
+`AutoModel` does not build these from their default configs; most are parts of models above, of others the defaults do
+not fit together: {not_built}.
 """
 
 
@@ -95,32 +107,47 @@ def limited(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
+def page(found: dict[str, dict[str, str]], not_built: list[str]) -> str:
+    """The text of docs/hugging_face.md.
+
+    Args:
+        found: by model type its `attention_classes`.
+        not_built: the other model types.
+    """
+    ways = {name: ways_of(classes) for name, classes in found.items()}
+    reasons = {cls: how.partition(": ")[2] for classes in found.values() for cls, how in classes.items() if ": " in how}
+    return _PAGE_TEXT.format(
+        version=transformers.__version__,
+        count=count(ways),
+        words=WORDS,
+        tables="\n".join(by_letter(ways, "model type")),
+        reasons="\n".join(by_reason({cls: _general(cls, reason) for cls, reason in reasons.items()})),
+        not_built=", ".join(not_built),
+    )
+
+
+def ways_of(classes: dict[str, str]) -> dict[str, str]:
+    """`attention_classes` without the reasons."""
+    return {cls: how.partition(": ")[0] for cls, how in classes.items()}
+
+
+def _general(cls: str, reason: str) -> str:
+    """Without the path of the class, so that one reason is one line."""
+    return re.sub(rf"^transformers\.\S*\.{cls} ", f"{cls} ", reason)
+
+
 def main() -> None:
-    rows: dict[tuple[str, str], list[str]] = {}
-    without: list[str] = []
+    found: dict[str, dict[str, str]] = {}
     not_built: list[str] = []
     for model_type in sorted(CONFIG_MAPPING):
         try:
             with limited(SECONDS):
-                classes = attention_classes(model_type)
+                found[model_type] = attention_classes(model_type)
         except (Exception, SystemExit) as error:
             not_built.append(model_type)
             print(model_type, repr(error)[:200], file=sys.stderr, flush=True)
-            continue
-        for name, how in classes.items():
-            rows.setdefault((name, how), []).append(model_type)
-        if not classes:
-            without.append(model_type)
-    lines = [f"| {', '.join(types)} | {name} | {how.replace('|', '/')} |" for (name, how), types in rows.items()]
-    _PAGE.parent.mkdir(exist_ok=True)
-    _PAGE.write_text(
-        _PAGE_TEXT.format(
-            version=transformers.__version__,
-            rows="\n".join(lines),
-            without=", ".join(without),
-            not_built=", ".join(not_built),
-        )
-    )
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(found, not_built))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from conditioned_attention import apply_conditioning, conditioning, precondition
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.transformers import heads as table
+from tests.conversion.answers import row
 from tests.conversion.called import calls
-from tests.conversion.hugging_face_families import attention_classes
+from tests.conversion.hugging_face_families import PAGE, attention_classes, ways_of
 from tests.conversion.hugging_face_tiny import CASES, MODULES, attention, call, first_tensor, tiny, tiny_config
 from tests.models import build, output, tokens, weigh
 from tests.oracle import NormalisedHeads
@@ -505,3 +506,5 @@ def test_families(model_type, monkeypatch):
     classes = attention_classes(model_type)
     expected = next(mechanism for mechanism, names in FAMILIES.items() if model_type in names.split())
     assert set(classes.values()) == {expected}, classes
+    if f"transformers {transformers.__version__};" in PAGE.read_text():
+        assert row(model_type, ways_of(classes)) in PAGE.read_text()

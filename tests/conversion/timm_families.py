@@ -16,6 +16,7 @@ from torch import nn
 
 from conditioned_attention.sites.site import class_name, plain_class
 from conditioned_attention.sites.table import find_sites
+from tests.conversion.answers import WORDS, by_letter, by_reason, count
 
 PAGE = Path(__file__).parents[2] / "docs" / "timm.md"
 COMMAND = "python -m tests.conversion.timm_families"
@@ -202,39 +203,40 @@ def page():
     """The text of docs/timm.md."""
     import timm
 
-    found = [finding for family in FAMILIES for finding in survey(family).findings]
-    ways = sorted({finding.how for finding in found})
-    count = {how: len({finding.name for finding in found if finding.how == how}) for how in ways}
-    holding = {finding.family for finding in found}
-    reasons = sorted({(finding.name, finding.reason) for finding in found if finding.reason})
+    found = {family: _ways(survey(family).findings) for family in FAMILIES}
+    reasons = {
+        _short(finding.name): finding.reason
+        for family in FAMILIES
+        for finding in survey(family).findings
+        if finding.reason
+    }
     lines = [
         "# timm, family by family",
         "",
-        f"What `precondition(model)` does to the attention classes of timm {timm.__version__}. A family is a file of",
-        f"`timm.models`; {len(holding)} of {len(FAMILIES)} hold attention, or what calls itself that. Written by",
-        f"`{COMMAND}`; a test keeps it true.",
+        f"Does `precondition(model)` convert it? Of timm {timm.__version__}; a family is a file of `timm.models`.",
+        f"Families: {count(found)}.",
+        "",
+        WORDS,
+        "",
+        "How:",
         "",
         "- **class swap**: the module gets a forward of ours; memory as in the plain model.",
         "- **hook**: the heads are rewritten before the module behind them.",
-        "- **on request**: it pools tokens into features, and is converted only where a pattern of `include` matches.",
-        "- **refused**: left as it is, with the reason below; `strict=True` raises.",
-        "- **no attention**: it calls itself so, but has no heads softmax(q kᵀ) v; nothing is left out.",
+        "- **hook, on request**: it pools tokens into features, and converts only where `include` names it.",
+        "- **refused** and **no attention**: for the reason that stands [below](#why-not).",
         "",
-        f"Classes: {', '.join(f'{how} {number}' for how, number in count.items())}.",
+        f"Written by `{COMMAND}`; a test keeps it true.",
         "",
-        "| family | class | how |",
-        "| --- | --- | --- |",
-        *(f"| {f.family} | `{_short(f.name)}` | {f.how} |" for f in found),
+        *by_letter(found, "family"),
+        "## Why not",
         "",
-        "## Refused or no attention, and why",
-        "",
-        *(f"- `{_short(name)}`: {reason}" for name, reason in reasons),
-        "",
-        "## Families without attention",
-        "",
-        ", ".join(family for family in FAMILIES if family not in holding) + ".",
+        *by_reason(reasons),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _ways(findings):
+    return {finding.name.rpartition(".")[2]: finding.how for finding in findings}
 
 
 def _short(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -13,6 +12,7 @@ from conditioned_attention.bench.contestants import PLAIN
 from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_rows
 from conditioned_attention.measure.plots import COLOURS
+from conditioned_attention.measure.plots.files import png
 from conditioned_attention.storage.files import write_bytes
 
 if TYPE_CHECKING:
@@ -39,10 +39,8 @@ def write_plot(csv: Path) -> Path:
         _panel(ax, mode, [row for row in rows if row.mode == mode], cases, styles)
     if rows:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    stream = io.BytesIO()
-    figure.savefig(stream)
     picture = csv.with_suffix(".png")
-    write_bytes(picture, stream.getvalue())
+    write_bytes(picture, png(figure))
     return picture
 
 

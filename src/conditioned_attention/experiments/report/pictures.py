@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from conditioned_attention.experiments.report.columns import Heads, average_kappa
 from conditioned_attention.measure.plots.curves import finish_axes, floor_note, plot_band
+from conditioned_attention.measure.plots.files import png
 from conditioned_attention.measure.plots.style import legend_height, styles
 
 if TYPE_CHECKING:
@@ -36,11 +36,8 @@ def _share_at_floor(runs: Sequence[Heads]) -> float:
 
 def picture(draw: Callable[[Axes], Any]) -> bytes:
     """A PNG file of what ``draw`` draws."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.4, 3.6), layout="constrained")
     figure.set_figheight(3.6 + legend_height(draw(figure.add_subplot())))
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
-    return stream.getvalue()
+    return png(figure)
