@@ -55,6 +55,7 @@ decay-0.3) vary --weight-decay 0.3 "$@" ;;
 no-warmup) vary --warmup 0 "$@" ;;
 mean-pooling) vary --pooling mean "$@" ;;
 batch-16) vary --batch-size 16 "$@" ;;
+batch-16-tuned) vary --batch-size 16 --tune-seeds 3 "$@" ;;                      # one seed decides by an image or two
 
 recall) task recall --tune 1e-3 2e-3 4e-3 "$@" ;;
 in-context-regression) task in_context_regression --tune 5e-4 1e-3 2e-3 "$@" ;;
