@@ -68,9 +68,9 @@ def calibrate(model: nn.Module, batch: Any) -> Calibration:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is converted; a module is calibrated already, changes queries and keys too, or is not reached by
-            the batch; or the heads of one do not go as they are into a linear layer of its own, whose weight is a
-            parameter on this device.  The model is unchanged then.
+        ValueError: nothing is converted; a module is calibrated already, changes queries and keys too, or is not
+            reached by the batch; or the heads of one do not go as they are into a linear layer of its own, whose weight
+            is a parameter on this device.  The model is unchanged then.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from conditioned_attention import calibrate, precondition

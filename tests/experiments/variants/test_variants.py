@@ -22,7 +22,7 @@ from conditioned_attention.experiments.data.text.windows import split_windows, s
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.planning.estimate import estimate
 from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
-from conditioned_attention.experiments.tasks.next_byte import NextByte
+from conditioned_attention.experiments.tasks.next_token import NextToken
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
@@ -87,7 +87,7 @@ def test_it_trains_a_vision_transformer_on_digits(name, tmp_path):
 
 def next_byte(text):
     windows = type(text[0])(text[0].windows[:200])
-    return NextByte((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
+    return NextToken((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in NOT_CAUSAL])

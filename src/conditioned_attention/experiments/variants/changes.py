@@ -137,7 +137,7 @@ class ConditionedStart(OrthogonalStart):
 
 @dataclass(frozen=True)
 class CalibratedStart(OrthogonalStart):
-    """W_O scaled head by head, so that a transform of the heads leaves what trained weights compute nearly as it was."""
+    """W_O scaled head by head, so that trained weights compute nearly what they did before a transform of the heads."""
 
     transform: HeadTransform = RowNorm()  # noqa: RUF009 - frozen
 
