@@ -17,14 +17,33 @@ from PIL import Image
 from timm.layers import Attention, AttentionPoolLatent
 from timm.models import VisionTransformer
 from torch import nn
-from transformers import BertConfig, ViTImageProcessor, Wav2Vec2Config, Wav2Vec2Model, WhisperConfig, WhisperModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    ViTImageProcessor,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WhisperConfig,
+    WhisperModel,
+)
 
-from conditioned_attention import ConditionMonitor, conditioning, precondition, spectral_condition
+from conditioned_attention import (
+    ConditionMonitor,
+    calibrate,
+    conditioning,
+    precondition,
+    restore,
+    spectral_condition,
+)
+from conditioned_attention.conversion import convert
 from conditioned_attention.inspection import inspect_model, load_input, load_model, synthetic_input
 from conditioned_attention.inspection.heads import change_in_words, worst_heads
 from conditioned_attention.inspection.logits import strongest_self_logit
 from conditioned_attention.inspection.pictures import plot_inspection
+from conditioned_attention.inspection.start import advice, losses_at_start
+from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.sites import find_projections, find_sites
+from tests.experiments.decoders import write_decoder, write_text
 from tests.experiments.pictures import photograph
 from tests.models import MODELS, build, images, inputs, output
 from tests.test_cli import call
@@ -369,3 +388,42 @@ def test_the_picture_shows_the_numbers(tmp_path, capsys):
 def precondition_of(model):
     precondition(model)
     return model
+
+
+def test_what_a_conversion_alone_does_to_a_decoder(tmp_path, capsys):
+    """As it is measured by hand; the model stays what it was, and others have no such numbers."""
+    folder, text = write_decoder(tmp_path / "llama", context=256), write_text(tmp_path / "text.txt")
+    assert call("inspect", str(folder), "--input", str(text), "--json") == 0
+    found = json.loads(capsys.readouterr().out)["losses_at_start"]
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    windows = load_input(text, model, str(folder))["input_ids"]
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    @torch.no_grad()
+    def loss():
+        return F.cross_entropy(model(windows[2:, :-1]).logits.flatten(0, 1), windows[2:, 1:].flatten()).item()
+
+    expected = {"plain": loss()}
+    with spectral_condition(model):
+        expected["λ I"] = loss()
+    convert(model, RowNorm())
+    expected["C"] = loss()
+    calibration = calibrate(model, windows[:2])
+    expected["C, calibrated"] = loss()
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len({round(value, 2) for value in expected.values()}) > 2
+    calibration.undo()
+    restore(model)
+    assert losses_at_start(model, windows) == pytest.approx(found, rel=1e-5)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=1e-6, atol=0)
+    assert losses_at_start(build("bert"), windows % 99) is None
+    assert losses_at_start(model, windows[:1]) is None
+    call("inspect", str(folder), "--input", str(text))
+    said = capsys.readouterr().out
+    assert f"in nats a token: plain {expected['plain']:.2f}, C {expected['C']:.2f}, C, calibrated" in said
+    assert f"compare fine_tune --pretrained {folder}" in " ".join(said.split())
+    precondition(model)
+    assert advice(inspect_model(model), "x", None) == []
+    call("inspect", "vit_tiny_patch16_224", "--structure")
+    assert "trained without C" not in capsys.readouterr().out

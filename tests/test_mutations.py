@@ -63,6 +63,8 @@ REPRODUCE = "tests/experiments/planning/test_reproduce.py"
 D_OPTIMAL, BOUNDS = "tests/test_d_optimal.py", "tests/measure/test_bounds.py"
 
 CRAMMED = "tests/experiments/models/test_crammed_bert.py"
+DECODERS = "tests/experiments/recipes/test_decoders.py"
+CALIBRATION = "tests/test_calibration.py"
 MASKED = "tests/experiments/recipes/test_masked_language.py"
 GLUE, FINE_TUNING = "tests/experiments/data/test_glue.py", "tests/experiments/recipes/test_glue.py"
 MASK_RCNN, COCO = "tests/experiments/models/test_mask_rcnn.py", "tests/experiments/data/test_coco.py"
@@ -513,6 +515,15 @@ MUTATIONS = [
     ("Crammed BERT, sines and then cosines", "experiments/models/crammed_bert_network.py", "dim=-1).flatten(1)", "dim=1).flatten(1)", CRAMMED),
     ("Crammed BERT, positions as they are", "experiments/models/crammed_bert_network.py", "words + self.position_scale * ", "words + ", CRAMMED),
     ("Crammed BERT, other positions predicted", "experiments/models/crammed_bert_network.py", "hidden.gather(1, masked_positions[", "hidden.gather(1, masked_positions.flip(1)[", CRAMMED),
+    ("calibrate, by its inverse", "calibration.py", "self._products / self._squares", "self._squares / self._products", CALIBRATION),
+    ("calibrate, heads mixed up", "calibration.py", "repeat_interleave(", "repeat(", CALIBRATION),
+    ("calibrate, one of two readers", "calibration.py", "self.linears += [linear] * (linear not in self.linears)", "self.linears += [linear] * (not self.linears)", CALIBRATION),
+    ("calibrate, a start without it", "experiments/variants/changes.py", "            calibrate(model, batch)", "            pass", "tests/experiments/variants/test_variants.py"),
+    ("byte pairs, a letter is a byte", "experiments/data/text/byte_pairs.py", "0 if i in special else len(token)", "len(token)", DECODERS),
+    ("the loss of a byte, of all tokens", "experiments/tasks/next_token.py", "loss * self.tokens / self.bytes", "loss", DECODERS),
+    ("scored before it begins, in words alone", "experiments/training/loop.py", "not self.settings.evaluate_first", "True", DECODERS),
+    ("measured twice before it begins", "experiments/training/loop.py", "run.here.step == 0 and not run.here.evaluated", "run.here.step == 0", DECODERS),
+    ("pretrained, fresh weights", "experiments/models/decoder.py", ".copy_(weight)", ".copy_(weight) if False else None", DECODERS),
     ("masked tokens, a tenth too few", "experiments/tasks/masked_tokens.py", "count - 2 * tenth", "count - 3 * tenth", MASKED),
     ("masked tokens, other ones in every evaluation", "experiments/tasks/masked_tokens.py", "manual_seed(index)", "manual_seed(id(block))", MASKED),
     ("blocks, a rest is lost", "experiments/data/text/packing.py", "blocks, rest = blocks + whole, rest[whole * length :]", "blocks, rest = blocks + whole, rest[:0]", MASKED),

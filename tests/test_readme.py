@@ -101,9 +101,13 @@ def test_python_of_the_page_on_experiments_runs(tmp_path):
     run_alone(blocks_of(EXPERIMENTS), tmp_path)
 
 
+def test_python_of_the_page_on_fine_tuning_runs(tmp_path):
+    run_alone(blocks_of((ROOT / "docs" / "fine_tuning.md").read_text()), tmp_path)
+
+
 def test_every_page_with_python_is_run():
     pages = {page.name for page in (ROOT / "docs").glob("*.md") if blocks_of(page.read_text())}
-    here = {"conversion.md", "spectral.md", "monitoring.md", "mathematics.md", "experiments.md"}
+    here = {"conversion.md", "fine_tuning.md", "spectral.md", "monitoring.md", "mathematics.md", "experiments.md"}
     assert pages == here | {"gallery.md"}  # tests/test_gallery.py
 
 

@@ -21,6 +21,7 @@ FLOORS = [
     {"cli"},
     {"bench", "inspection"},
     {"experiments"},
+    {"calibration"},
     {"conversion", "measure", "environment"},
     {"sites"},
     {"modules", "varlen"},

@@ -1,6 +1,7 @@
 """Preconditioned attention for PyTorch: a drop-in function, one-call model conversion, live condition numbers."""
 
 from conditioned_attention import _interrupt, _torch  # noqa: F401 - the first of all, in this order
+from conditioned_attention.calibration import Calibration, calibrate
 from conditioned_attention.conversion import (
     apply_conditioning,
     conditioning,
@@ -21,10 +22,12 @@ __version__ = "0.1.0"
 watch()  # for checkpoints of Hugging Face models that are not plain
 
 __all__ = [
+    "Calibration",
     "ConditionMonitor",
     "MultiheadAttention",
     "__version__",
     "apply_conditioning",
+    "calibrate",
     "condition_number",
     "conditioning",
     "explain",

@@ -264,6 +264,7 @@ class Inspect(Choices):
             synthetic_input,
             weights_in_words,
         )
+        from conditioned_attention.inspection.start import advice, losses_at_start
         from conditioned_attention.inspection.tables import print_inspection
 
         for option, why in {
@@ -286,6 +287,9 @@ class Inspect(Choices):
         meanwhile("measuring its heads" + (" and projections (of a large model minutes)" if self.spectral else ""))
         inspection = inspect_model(model, probe, spectral=self.spectral, dtype=getattr(torch, self.precision))
         weights = weights_in_words(self.model, pretrained=self.pretrained)
+        trained = (self.pretrained or Path(self.model).exists()) and not self.structure
+        words = isinstance(probe, dict) and probe.keys() == {"input_ids"} and self.input is not None
+        losses = losses_at_start(model, probe["input_ids"]) if trained and words else None
         source = "random numbers (--input takes real ones)" if self.input is None else str(self.input)
         if self.picture is not None:
             from conditioned_attention.inspection.pictures import plot_inspection
@@ -295,9 +299,9 @@ class Inspect(Choices):
             figure.savefig(self.picture, dpi=200)
         if self.json:
             data = {"model": self.model, "weights": weights, "input": source, **inspection.to_json()}
-            print(json.dumps(data, indent=2, allow_nan=False))
+            print(json.dumps(data | ({} if losses is None else {"losses_at_start": losses}), indent=2, allow_nan=False))
         else:
-            print_inspection(inspection, source, weights)
+            print_inspection(inspection, source, weights, advice(inspection, self.model, losses) if trained else [])
         return 0 if inspection.complete else 1
 
 

@@ -44,8 +44,8 @@ def precondition(
 ) -> ConversionReport:
     """Switches the attention of a model to preconditioned attention, in place: before it is trained.
 
-    Weights that were trained without C do not fit: a trained model is ruined until it is trained again
-    (docs/conversion.md, "When to convert").  A UserWarning says so where ``from_pretrained`` of transformers has filled
+    Weights that were trained without C do not fit: a trained model is ruined until it is trained again, or less so after
+    `calibrate` (docs/fine_tuning.md).  A UserWarning says so where ``from_pretrained`` of transformers has filled
     them; of other libraries' weights nothing tells.
 
     Everything is checked before anything is changed.  Parameters, buffers and state_dict keys stay what they are, so
@@ -93,7 +93,8 @@ def precondition(
     if any(getattr(parameter, _LOADED, False) for parameter in model.parameters()):
         warn(
             "these weights come from a checkpoint that does not say that it was trained with C; if it was not, what "
-            "the model computes is ruined until it is trained again: restore(model) takes C away (docs/conversion.md)"
+            "the model computes is ruined until it is trained again: restore(model) takes C away, and calibrate(model, "
+            "batch) brings the model nearer to what it was (docs/fine_tuning.md)"
         )
     return report
 

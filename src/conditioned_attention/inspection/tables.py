@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from rich.console import Console
@@ -22,10 +22,11 @@ _WORST = 8  # heads that are named
 _PIPED = 160  # columns where the output is no terminal
 
 
-def print_inspection(inspection: Inspection, source: str, weights: str) -> None:
+def print_inspection(inspection: Inspection, source: str, weights: str, advice: Sequence[str] = ()) -> None:
     """A table with one line for each attention module, and below it the reasons against conversion.
 
-    ``source`` says what the condition numbers were measured on, and ``weights`` which weights the model has.
+    ``source`` says what the condition numbers were measured on, and ``weights`` which weights the model has; ``advice``
+    comes last.
     """
     table = Table(*_COLUMNS)
     table.columns[0].no_wrap = True
@@ -58,6 +59,8 @@ def print_inspection(inspection: Inspection, source: str, weights: str) -> None:
             name = f"{p.module or '(the model)'}, {p.role}"
             grid.add_row(escape(name), "×".join(map(str, p.shape)), *(f"{number:.3g}" for number in numbers))
         console.print(grid)
+    for line in advice:
+        say(line)
 
 
 def _print_heads(console: Console, inspection: Inspection) -> None:

@@ -1,5 +1,6 @@
 """No number is another data set's: what the data are is part of what a run is, on every machine."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -30,6 +31,7 @@ from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.folder import FINGERPRINT
 from tests.experiments.data.lra.files import write_cifar10, write_pairs, write_reviews
+from tests.experiments.decoders import write_decoder, write_text
 from tests.experiments.labelled_texts import write_bert, write_glue, write_rated
 from tests.experiments.objects import scenes, write_small_coco
 from tests.experiments.pictures import digit, write_digits, write_emoji
@@ -263,6 +265,12 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
         chosen = kind(samples=20, eval_samples=5, test_samples=5, cache_dir=tmp_path)
     if name == "burgers":
         chosen = Burgers(samples=20, eval_samples=5, cache_dir=tmp_path)
+    if name == "fine_tune":
+        path, start = write_text(tmp_path / "text.txt"), write_decoder(tmp_path / "start")
+        chosen = kind(text="files", path=path, pretrained=start, context=16, cache_dir=tmp_path)
+    if name in ("gpt", "llama"):
+        chosen = kind(text="files", path=write_text(tmp_path / "text.txt"), vocabulary=300, cache_dir=tmp_path)
+        chosen = dataclasses.replace(chosen, model=dataclasses.replace(chosen.model, context=16))
     if name in ("crammed_bert", "small_bert"):
         chosen = kind(text="topics", cache_dir=tmp_path)
     if name == "labelled_text":

@@ -13,15 +13,16 @@ from timm.models.efficientvit_mit import LiteMLA
 from timm.models.volo import OutlookAttention
 from torch import nn
 
-from conditioned_attention import conditioning, restore
+from conditioned_attention import calibrate, conditioning, restore
 from conditioned_attention.controls import PowerNorm
+from conditioned_attention.conversion import convert
 from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.commands import compare_recipe
 from conditioned_attention.experiments.data.text.windows import split_windows, standard_library_text
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.planning.estimate import estimate
 from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
-from conditioned_attention.experiments.tasks.next_byte import NextByte
+from conditioned_attention.experiments.tasks.next_token import NextToken
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
@@ -86,7 +87,7 @@ def test_it_trains_a_vision_transformer_on_digits(name, tmp_path):
 
 def next_byte(text):
     windows = type(text[0])(text[0].windows[:200])
-    return NextByte((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
+    return NextToken((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in NOT_CAUSAL])
@@ -284,6 +285,26 @@ def test_constant_gains_leave_pools_alone_as_all_variants_do():
 
     for name in ("preconditioned", "constant_gain"):
         assert VARIANTS[name].apply(Pooled(), torch.randn(2, 7, 32)).converted == ["attention"]
+
+
+def test_calibrated_starts_scale_the_output_projections_alone():
+    probe = inputs(build("gpt2"))
+    plain, ours, by_hand = (build("gpt2") for _ in range(3))
+    assert VARIANTS["preconditioned_power_calibrated"].apply(ours, probe).converted == [
+        "transformer.h.0.attn", "transformer.h.1.attn",
+    ]  # fmt: skip
+    convert(by_hand, PowerNorm(0.5))
+    calibrate(by_hand, probe)
+    before, after, expected = (model.state_dict() for model in (plain, ours, by_hand))
+    assert all(torch.equal(after[key], expected[key]) for key in before)
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    assert changed == [f"transformer.h.{i}.attn.c_proj.weight" for i in (0, 1)]
+    assert conditioning(ours) == conditioning(by_hand)
+    again = build("gpt2")
+    VARIANTS["preconditioned_calibrated"].apply(again, initialise=False)
+    assert all(torch.equal(value, before[key]) for key, value in again.state_dict().items())
+    with pytest.raises(ValueError, match=r"the scales of the heads are those on a batch: call apply\(model, batch\)"):
+        VARIANTS["preconditioned_calibrated"].apply(plain)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])

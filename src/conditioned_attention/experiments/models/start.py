@@ -17,8 +17,10 @@ from conditioned_attention.storage.settings import added
 # The usual standard deviation, and the width of the models that it was made for (BERT-base, GPT-2, ViT-B).
 USUAL_STD, USUAL_WIDTH = 0.02, 768
 
-_OUTPUT_OF_ATTENTION = ("attention.o_proj", "attention.proj", "attn.proj", "attn.c_proj", "self_attn.out_proj")
-_OUTPUT_OF_MLP = ("mlp.fc2", "mlp.c_proj", "linear2")
+_OUTPUT_OF_ATTENTION = (
+    "attention.o_proj", "attention.proj", "attn.proj", "attn.c_proj", "self_attn.o_proj", "self_attn.out_proj",
+)  # fmt: skip
+_OUTPUT_OF_MLP = ("mlp.fc2", "mlp.c_proj", "mlp.down_proj", "linear2")
 
 
 @dataclass(frozen=True, kw_only=True)

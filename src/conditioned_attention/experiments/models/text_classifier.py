@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ _DROPOUTS = (
     "attention_dropout", "embedding_dropout", "mlp_dropout", "seq_classif_dropout", "pooler_dropout",
 )  # fmt: skip
 # What a config says of an earlier head, and of how it was conditioned.
-_LEFT_OUT = (
+LEFT_OUT = (
     "id2label", "label2id", "conditioned_attention", "attn_implementation", "_attn_implementation",
     "_attn_implementation_internal",
 )  # fmt: skip
@@ -44,7 +44,7 @@ class TextClassifier:
         with needs("transformers"):
             from transformers import AutoConfig, AutoModelForSequenceClassification
 
-        known = {name: value for name, value in self.config.items() if name not in _LEFT_OUT}
+        known = {name: value for name, value in self.config.items() if name not in LEFT_OUT}
         if known["model_type"] == "crammed_bert":
             import conditioned_attention.experiments.models.crammed_bert_network  # noqa: F401 - makes Auto classes know it
         config = AutoConfig.for_model(**{**known, "num_labels": labels, "problem_type": None})
@@ -107,7 +107,7 @@ class Pretrained:
         """Those of the body, by their names in the classifier; the head's are left to `build`."""
         from transformers import AutoModelForSequenceClassification
 
-        with torch.random.fork_rng(), _quiet():
+        with torch.random.fork_rng(), quiet():
             model, about = AutoModelForSequenceClassification.from_pretrained(
                 self.folder, output_loading_info=True, num_labels=2, ignore_mismatched_sizes=True
             )
@@ -137,13 +137,18 @@ class Pretrained:
 
     def identity(self) -> dict[str, Any]:
         """A checksum of the weights and of their names."""
-        sums = [zlib.crc32(name.encode()) for name in self._weights]
-        sums += [zlib.crc32(t.contiguous().view(torch.uint8).numpy().data) for t in self._weights.values() if t.dim()]
-        return {"pretrained": f"{zlib.crc32(str(sums).encode()):08x}"}
+        return {"pretrained": checksum_of_weights(self._weights)}
+
+
+def checksum_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """Of the names and the bytes of tensors on the CPU."""
+    sums = [zlib.crc32(name.encode()) for name in weights]
+    sums += [zlib.crc32(t.contiguous().view(torch.uint8).numpy().data) for t in weights.values() if t.dim()]
+    return f"{zlib.crc32(str(sums).encode()):08x}"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' table of what a head lacks, which is meant, and its bar."""
     import transformers
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from conditioned_attention.experiments.data.text.windows import split_windows, windows_of
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.recipes.text_source import TextSource
-from conditioned_attention.experiments.tasks.next_byte import NextByte
+from conditioned_attention.experiments.tasks.next_token import NextToken
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
 
@@ -34,4 +34,4 @@ class NextByteRecipe(TextSource):
             notes.append("no evaluation set: every tenth block of 32 windows is held out")
         else:
             data = split_windows(train, context) if tuning else (windows_of(train, context), windows_of(held, context))
-        return NextByte(data, self.model, self.eval_windows, notes)
+        return NextToken(data, self.model, self.eval_windows, notes)

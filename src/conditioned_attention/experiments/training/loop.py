@@ -78,7 +78,7 @@ def train(
     run.record_data()
     yield from list(run.here.history)
     with run.trackers():
-        if run.here.step == 0:
+        if run.here.step == 0 and not run.here.evaluated:
             run.measure()
         stop = Stop()
         while not run.done or not run.here.evaluated:
@@ -217,7 +217,9 @@ class _Run:
     @property
     def due(self) -> bool:
         """Whether the present step is one to evaluate."""
-        return self.done or (self.here.step > 0 and self.here.step % self.evaluate_steps == 0)
+        if self.here.step == 0 and not self.settings.evaluate_first:
+            return self.done
+        return self.done or self.here.step % self.evaluate_steps == 0
 
     @property
     def evaluated_model(self) -> nn.Module:

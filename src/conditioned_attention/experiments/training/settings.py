@@ -202,6 +202,7 @@ class Evaluation:
     Attributes:
         evaluate_every: epochs between evaluations, or a part of one; the end is always evaluated.
         evaluate_steps: optimizer steps between evaluations, instead of ``evaluate_every``.
+        evaluate_first: whether the run is scored before its first step too, as it starts.
         evaluate_batches: so many batches of the evaluation set, always the same ones; None for all.
         select: the weights that a run ends with, and that a task's test set is evaluated with, once at the end:
             ``"last"``, or ``"best"``, those of the best evaluation.
@@ -212,6 +213,7 @@ class Evaluation:
 
     evaluate_every: float = 1
     evaluate_steps: int | None = added(None)
+    evaluate_first: bool = added(False)
     evaluate_batches: int | None = added(None)
     select: Literal["last", "best"] = added("last")
     monitor_every: float = 1
@@ -307,7 +309,7 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
         if self.seconds is not None:
             return None
         every = self.evaluate_steps or self.steps_of_epochs(self.evaluate_every, samples)
-        return -(-self.steps(samples, tokens_per_sample) // every)
+        return -(-self.steps(samples, tokens_per_sample) // every) + self.evaluate_first
 
 
 def _at_least_one(settings: Any, *names: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from conditioned_attention.controls import HeadRMSNorm, PowerNorm, PreconditionedQKNorm, QKNorm
 from conditioned_attention.d_optimal import DOptimal
 from conditioned_attention.experiments.variants.changes import (
+    CalibratedStart,
     ClippedLogits,
     ConditionedStart,
     Heads,
@@ -39,6 +40,8 @@ VARIANTS = {
         Variant("preconditioned_scaled", (Heads(PowerNorm(1.0, scaled=True)),), "C · √d: rows to the length √d"),
         Variant("preconditioned_power", (Heads(PowerNorm(0.5)),), "C to the power ½: keeps part of what row norms say"),
         Variant("preconditioned_learned", (Heads(LearnedPowerNorm()),), "C^α, a learned α for each head that starts at 0"),
+        Variant("preconditioned_calibrated", (CalibratedStart(), Heads()), "C, with W_O scaled at the start for trained weights"),
+        Variant("preconditioned_power_calibrated", (CalibratedStart(PowerNorm(0.5)), Heads(PowerNorm(0.5))), "the same with C to the power ½"),
         Variant("d_optimal", (Heads(DOptimal()),), "C, refined by 1 step towards a D-optimal design; not for causal models"),
         Variant("spectral", (_AUTO,), "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)"),
         Variant("spectral_published", (Spectral(strength=PUBLISHED["identity"]),), "W + 10 I, the λ of the paper"),

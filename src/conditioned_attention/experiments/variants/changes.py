@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from conditioned_attention.calibration import calibrate
 from conditioned_attention.controls import ConstantGain
 from conditioned_attention.conversion import ConversionReport, convert, fold, spectral_condition
 from conditioned_attention.conversion.selection import select
@@ -132,6 +133,19 @@ class ConditionedStart(OrthogonalStart):
 
     def apply(self, model: nn.Module, batch: Any = None) -> None:
         conditioned_projections(model, self.include, self.exclude)
+
+
+@dataclass(frozen=True)
+class CalibratedStart(OrthogonalStart):
+    """W_O scaled head by head, so that trained weights compute nearly what they did before a transform of the heads."""
+
+    transform: HeadTransform = RowNorm()  # noqa: RUF009 - frozen
+
+    def apply(self, model: nn.Module, batch: Any = None) -> None:
+        if batch is None:
+            raise ValueError("the scales of the heads are those on a batch: call apply(model, batch) with some inputs")
+        with convert(model, self.transform, **self._modules):
+            calibrate(model, batch)
 
 
 @dataclass(frozen=True)

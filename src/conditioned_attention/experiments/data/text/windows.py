@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -29,6 +30,8 @@ class ByteWindows(Dataset[Tensor]):
     Handed out as whole batches (B, L + 1), int64, by `__getitems__`.
     """
 
+    vocabulary = 256
+
     def __init__(self, windows: Tensor) -> None:
         self.windows = windows
 
@@ -40,6 +43,10 @@ class ByteWindows(Dataset[Tensor]):
 
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
         return self.windows[torch.as_tensor(indices)].long()
+
+    def part(self, indices: np.ndarray[Any, Any]) -> ByteWindows:
+        """These windows of them."""
+        return ByteWindows(self.windows[torch.from_numpy(indices)])
 
     def fingerprint(self) -> dict[str, Any]:
         """How many windows, how long, and a checksum of their bytes."""

@@ -1,0 +1,157 @@
+"""Prediction of the next byte or token, scored by the mean loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conditioned_attention.experiments.data.text.byte_pairs import bytes_of_tokens
+from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.tasks.task import Evaluator, Task
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_PROMPT, _SAMPLE = 24, 256  # tokens that the sample goes on from, and how many there are at most
+
+
+class TextModel(Protocol):
+    """Settings of a network that predicts the next token."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that it sees at most."""
+
+    def build(self, vocabulary: int) -> nn.Module:
+        """The model; it maps ids (B, L) to logits (B, L, vocabulary), or more of them."""
+
+
+class NextToken(Task):
+    """Cross entropy of the next token, scored by its mean on held-out text.
+
+    With bytes, or a tokenizer that is made of them, an evaluation has the loss of a byte too, in nats and in bits: that
+    of two vocabularies can be compared, and that of a token cannot.
+
+    Args:
+        data: to train and to evaluate on, sequences of one token more than the model sees; `ByteWindows` or `Blocks`.
+        model: what is trained.
+        eval_count: score on so many, spread over the held-out text; None for all.
+        notes: what a report should say about the data.
+        tokenizer: which made the tokens, and stands in the folder of a finished run; None where they are bytes.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        data: tuple[Any, Any],
+        model: TextModel,
+        eval_count: int | None = None,
+        notes: Sequence[str] = (),
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self._train, held = data
+        self._model, self._tokenizer, self.notes = model, tokenizer, list(notes)
+        self._eval = held.part(_spread(len(held), eval_count, "eval_windows" if tokenizer is None else "eval_blocks"))
+        self.tokens_per_sample = model.context
+        unit, kinds = ("byte", "") if tokenizer is None else ("token", f" of {self._train.vocabulary:,}")
+        self.metric = Metric(f"loss (nats a {unit})", higher_is_better=False)
+        self.about = f"{'windows' if tokenizer is None else 'blocks'} of {model.context} {unit}s{kinds}"
+        sizes = np.ones(256, np.int64) if tokenizer is None else bytes_of_tokens(tokenizer)
+        self._sizes = None if sizes is None else torch.from_numpy(sizes)
+
+    def build_model(self) -> nn.Module:
+        return self._model.build(self._train.vocabulary)
+
+    def train_data(self) -> Any:
+        return self._train
+
+    def eval_data(self) -> Any:
+        return self._eval
+
+    def collate(self, items: Any) -> Any:
+        return items  # the data sets hand out batches
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return _losses(model, batch).mean()
+
+    def evaluator(self) -> Evaluator:
+        return _MeanLoss(self._sizes)
+
+    def probe(self) -> dict[str, Tensor]:
+        return _first(self._eval)
+
+    def calibration(self) -> dict[str, Tensor]:
+        return _first(self._train)
+
+    def finish(self, model: nn.Module) -> dict[str, str]:
+        """``sample.txt``, how the model goes on from the beginning of a held-out text, drawn at temperature 0.8; and
+        ``tokenizer.json``, without which the model could not be used."""
+        prompt = self._eval[0][: min(_PROMPT, self._model.context // 2)]
+        device = next(model.parameters()).device
+        ids = model.generate(  # type: ignore[operator]
+            prompt[None].to(device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=device),
+            max_length=min(self._model.context, _SAMPLE),
+            do_sample=True,
+            temperature=0.8,
+            top_k=0,
+            pad_token_id=0,
+        )[0]
+        shown = [self._text(part.tolist()) for part in (ids[: len(prompt)], ids[len(prompt) :])]
+        tokenizer = {} if self._tokenizer is None else {"tokenizer.json": self._tokenizer.to_str()}
+        return {"sample.txt": f"{shown[0]}|{shown[1]}\n", **tokenizer}
+
+    def _text(self, ids: list[int]) -> str:
+        if self._tokenizer is None:
+            return bytes(ids).decode(errors="replace")
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _spread(available: int, wanted: int | None, name: str) -> np.ndarray[Any, Any]:
+    """So many places, or all, from the first to the last."""
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"{name} must be at least 1, or None for all, got {wanted}")
+    return torch.linspace(0, available - 1, min(wanted or available, available)).round().long().numpy()
+
+
+def _first(data: Any) -> dict[str, Tensor]:
+    """What the model is called with on the first few."""
+    return {"input_ids": data.__getitems__(range(min(8, len(data))))[:, :-1]}
+
+
+class _MeanLoss:
+    """The mean loss of a token, in nats; and of a byte, in nats and in bits, where ``sizes`` has the bytes of each."""
+
+    def __init__(self, sizes: Tensor | None) -> None:
+        from torchmetrics import MeanMetric
+
+        self.sizes, self.mean = sizes, MeanMetric(sync_on_compute=False)
+        self.tokens, self.bytes = 0, 0
+
+    def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
+        self.mean.update(gather(_losses(model, batch).mean(-1).float()).cpu())
+        if self.sizes is not None:
+            sizes = gather(self.sizes.to(batch.device)[batch[:, 1:]].sum(-1))
+            self.tokens += sizes.numel() * (batch.shape[1] - 1)
+            self.bytes += int(sizes.sum())
+
+    def compute(self) -> dict[str, float]:
+        loss = float(self.mean.compute())
+        if not self.bytes:
+            return {"score": loss}
+        of_byte = loss * self.tokens / self.bytes
+        per_byte = {} if self.tokens == self.bytes else {"nats_per_byte": of_byte}
+        return {"score": loss, **per_byte, "bits_per_byte": of_byte / math.log(2)}
+
+
+def _losses(model: nn.Module, batch: Tensor) -> Tensor:
+    """The loss of every token (B, L) of sequences (B, L + 1)."""
+    logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.float().transpose(1, 2), batch[:, 1:], reduction="none")
