@@ -32,9 +32,9 @@ try:
     from conditioned_attention.bench.cases import CASES
     from conditioned_attention.bench.commands import Bench
     from conditioned_attention.bench.models import MODELS
+    from conditioned_attention.experiments.evidence.published import ITEMS, SEEDS, Name
     from conditioned_attention.experiments.planning.dry_run import DryRun
     from conditioned_attention.experiments.planning.gpus import GPUS
-    from conditioned_attention.experiments.planning.published import ITEMS, SEEDS, Name
     from conditioned_attention.experiments.recipes.recipe import Recipe
     from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
     from conditioned_attention.experiments.training.launch import Launch, leave

@@ -11,6 +11,7 @@ from conditioned_attention.experiments.evidence.tables import (
     difference_table,
     table,
     tuning_table,
+    without_empty_columns,
 )
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.words import description
@@ -53,7 +54,7 @@ def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
     console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
     rows = comparison.summary()
     print_grid(*table(rows, comparison.cost))
-    for found in (difference_table(rows, comparison.blocked()), conditioning_table(rows)):
+    for found in (difference_table(rows, comparison.blocked()), without_empty_columns(*conditioning_table(rows))):
         if found[1]:
             console.print()
             print_grid(*found)
