@@ -54,6 +54,8 @@ def test_options_of_a_recipe_stand_before_those_of_its_launch(command, capsys):
 def test_examples_are_on_the_page_and_can_be_called(command, capsys):
     assert call(command, "--help") == 0
     said = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in said.splitlines() if line.startswith(("$ ", "      ")))
+    said = said.replace(" \\\n      ", " ")  # a shell reads it as one line
     for example in EXAMPLES[command]:
         arguments = [command, *example.split()]
         assert " ".join(["$ conditioned-attention", *arguments]) in said

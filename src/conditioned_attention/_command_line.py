@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from typing import Any, get_args
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+_WIDTH = 80  # of a terminal that nobody has made wider
 
 EXAMPLES = {
     "compare": (
@@ -29,7 +32,13 @@ EXAMPLES = {
 def with_examples(command: str, about: str) -> str:
     """What a command's page says on top."""
     lines = [f"$ conditioned-attention {command} {example}" for example in EXAMPLES.get(command, ())]
-    return "\n".join([about, "", "Examples:", *lines]) if lines else about
+    return "\n".join([about, "", "Examples:", *map(_broken, lines)]) if lines else about
+
+
+def _broken(line: str) -> str:
+    """A command on as many lines as it takes, which a shell reads as one."""
+    found = textwrap.wrap(line, _WIDTH - 2, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(found)
 
 
 _asking: list[Any] = []

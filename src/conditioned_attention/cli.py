@@ -32,9 +32,9 @@ try:
     from conditioned_attention.bench.cases import CASES
     from conditioned_attention.bench.commands import Bench
     from conditioned_attention.bench.models import MODELS
+    from conditioned_attention.experiments.evidence.published import ITEMS, SEEDS, Name
     from conditioned_attention.experiments.planning.dry_run import DryRun
     from conditioned_attention.experiments.planning.gpus import GPUS
-    from conditioned_attention.experiments.planning.published import ITEMS, SEEDS, Name
     from conditioned_attention.experiments.recipes.recipe import Recipe
     from conditioned_attention.experiments.recipes.registry import RECIPES, default_recipe, name_of, recipe_class
     from conditioned_attention.experiments.training.launch import Launch, leave
@@ -329,14 +329,14 @@ class Report:
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.report.logs import is_log, write_log_report
-        from conditioned_attention.experiments.report.terminal import print_means, print_subject
+        from conditioned_attention.experiments.report.terminal import print_means, print_subject, say
         from conditioned_attention.experiments.report.write import read_subjects, write_reports
 
         if self.output is not None and self.output.suffix not in (".html", ".htm"):
             raise ValueError(f"output must be an .html file, got {str(self.output)!r}")
         if self.folders and all(map(is_log, self.folders)):
             page, said = write_log_report(self.folders, self.output)
-            print(*said, page, sep="\n")
+            say([*said, str(page)])
             return 0
         subjects = read_subjects(self.folders)
         page = write_reports(subjects, self.folders, self.output)
@@ -449,10 +449,12 @@ _IN_FILES = Compare, Train, Resume, Reproduce  # what they say is in files too
 _COMMANDS = {"compare": Compare, "train": Train, **_WITHOUT_RECIPES}
 _ABOUT = "Condition attention, watch it train, and find out whether it helped."
 _MORE = """
-`conditioned-attention COMMAND --help` has options and examples; `conditioned-attention --version` the version.
+`conditioned-attention COMMAND --help` has options and examples,
+`conditioned-attention --version` the version.
 
 For completion by the Tab key (bash, zsh or tcsh):
-$ conditioned-attention --tyro-write-completion bash ~/.local/share/bash-completion/completions/conditioned-attention
+$ conditioned-attention --tyro-write-completion bash \\
+      ~/.local/share/bash-completion/completions/conditioned-attention
 """
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -46,6 +48,20 @@ def short_environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "conditioned-attention": __version__,
     }
+
+
+def command() -> str:
+    """What started this program, for records of runs: a command of ours as it was typed, of others the name alone.
+
+    >>> import sys; from unittest import mock
+    >>> with mock.patch.object(sys, "argv", ["/opt/bin/conditioned-attention", "compare", "digits"]):
+    ...     command()
+    'conditioned-attention compare digits'
+    """
+    program = Path(sys.argv[0])
+    if program.stem == "conditioned-attention" or program.parent.name == "conditioned_attention":
+        return shlex.join(["conditioned-attention", *sys.argv[1:]])
+    return f"python {program.name}" if program.suffix == ".py" else "python"
 
 
 def world_size() -> int:

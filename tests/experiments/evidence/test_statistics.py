@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.power import detectable
+from conditioned_attention.experiments.evidence.power import detectable, pairs_to_show
 from conditioned_attention.experiments.evidence.statistics import (
     decimals,
     final_score,
@@ -67,6 +67,22 @@ def test_what_could_have_been_seen_is_seen_in_four_of_five_comparisons(n):
     assert ours.detectable == pytest.approx(size * pairs[0].std(ddof=1))
     assert math.isnan(paired_interval([1.0]).detectable)
     assert math.isnan(paired_interval([1.0, 1.0]).detectable)
+
+
+def test_as_many_pairs_are_asked_for_as_show_the_difference_measured():
+    """So many could have seen it, one fewer could not."""
+    found = paired_interval([1.0, 3.0, -2.0, 4.0, 2.5])
+    sd = found.detectable / detectable(1.0, stats.t.ppf(0.975, 4), 4) / stats.t.ppf(0.975, 4) * math.sqrt(5)
+    n = found.pairs_to_show
+
+    def could_have_seen(pairs):
+        critical = stats.t.ppf(0.975, pairs - 1)
+        return detectable(critical * sd / math.sqrt(pairs), critical, pairs - 1)
+
+    assert n == pairs_to_show(-found.mean, sd), "which way does not count"
+    assert could_have_seen(n) <= found.mean < could_have_seen(n - 1)
+    assert math.isnan(paired_interval([1.0]).pairs_to_show)
+    assert math.isnan(paired_interval([1.0, 1.0]).pairs_to_show)
 
 
 def test_epochs_to_reach_the_baseline():

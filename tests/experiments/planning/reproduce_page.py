@@ -6,19 +6,11 @@ import re
 import shlex
 from pathlib import Path
 
+from conditioned_attention.experiments.evidence.beside import COLUMNS, beside, cells_of, change, elsewhere
+from conditioned_attention.experiments.evidence.published import ITEMS
 from conditioned_attention.experiments.planning.dry_run import task_to_plan
 from conditioned_attention.experiments.planning.estimate import estimate
-from conditioned_attention.experiments.planning.published import ITEMS
-from conditioned_attention.experiments.planning.reproduce import (
-    COLUMNS,
-    beside,
-    cells_of,
-    change,
-    commands_of,
-    elsewhere,
-    measured,
-    why_not,
-)
+from conditioned_attention.experiments.planning.reproduce import commands_of, measured, why_not
 from conditioned_attention.experiments.recipes.registry import RECIPES, recipe_class
 from conditioned_attention.experiments.report.write import read_report
 

@@ -14,12 +14,13 @@ from conditioned_attention._command_line import REGISTRY
 from conditioned_attention.bench.commands import Bench
 from conditioned_attention.bench.models import MODELS
 from conditioned_attention.cli import CONFIG, Compare, commands
+from conditioned_attention.experiments.evidence.beside import beside, cells_of
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.glue import TASKS, glue_means
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.published import ITEMS, Name, Row
 from conditioned_attention.experiments.planning import reproduce
-from conditioned_attention.experiments.planning.published import ITEMS, Name, Row
-from conditioned_attention.experiments.planning.reproduce import beside, cells_of, commands_of, measured, why_not
+from conditioned_attention.experiments.planning.reproduce import commands_of, measured, why_not
 from conditioned_attention.experiments.recipes.registry import RECIPES, name_of
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.terminal import print_means

@@ -24,9 +24,10 @@ from conditioned_attention.experiments.report.charts import palette_of
 from conditioned_attention.experiments.report.columns import Heads, average_kappa, read_heads
 from conditioned_attention.experiments.report.curves import POINTS, Band, thin, thin_band
 from conditioned_attention.experiments.report.figures import charts_of, heads_of
+from conditioned_attention.experiments.report.heat import kappa_chart
 from conditioned_attention.experiments.report.page import Section, page
 from conditioned_attention.experiments.report.subjects import Subject, comparison_subject, how_far
-from conditioned_attention.experiments.report.words import alarms, description, short_answer
+from conditioned_attention.experiments.report.words import alarms, description, seeds_to_show, short_answer
 from conditioned_attention.experiments.report.write import read_subjects, write_report, write_reports
 from conditioned_attention.experiments.runs.run import run_folder
 from conditioned_attention.experiments.training.launch import Launch
@@ -123,6 +124,86 @@ def test_the_answer_and_the_numbers_are_on_the_screen(shown, real):
     assert result.environment["torch"] in shown.page.locator("details").last.text_content()
 
 
+def test_on_top_is_what_was_run_and_where_to_find_it(shown, real):
+    head = " ".join(shown.page.inner_text(".head").split())
+    (call,) = real[1].calls
+    for word in ("recipe digits", "model 2 layers, 4 heads, 32 wide", "1,437 to train", "seeds 0, 1", *call.values()):
+        assert word in head
+    links = shown.page.locator("nav a").evaluate_all("all => all.map(a => a.getAttribute('href').slice(1))")
+    assert links == ["answer", "scores", "conditioning", "charts", "run"]
+    assert all(shown.page.locator(f"[id={link}]").count() == 1 for link in links)
+
+
+def test_table_and_chart_have_the_same_number(shown, real):
+    """The largest C of all seeds, and of the heads' κ the median, at the end."""
+    header, rows = conditioning_table(real[1].summary())
+    chart = shown.chart("Scale and growth")
+    chart.locator("select").first.select_option(label="largest C")
+    data = chart.locator(".plot").evaluate("p => p.data.filter(t => t.meta === 'mean').map(t => t.y.at(-1))")
+    assert [f"{value:.3g}" for value in data] == [row[header.index("largest C")] for row in rows]
+    kappa = shown.chart("of the heads").locator(".plot")
+    data = kappa.evaluate("p => p.data.filter(t => t.meta === 'mean').map(t => t.y.at(-1))")
+    told = [float(row[header.index("log10 κ(heads)")]) for row in rows]
+    np.testing.assert_allclose(np.log10(data), told, atol=0.006)
+
+
+def test_ticks_of_logarithmic_axes_are_powers_or_plain_numbers(shown):
+    for title, view in (("Training:", "gradient norm"), ("of the heads", "median"), ("projections", "query")):
+        chart = shown.chart(title)
+        chart.locator("select").first.select_option(label=view)
+        ticks = chart.locator(".yaxislayer-above text").all_text_contents()
+        assert ticks
+        assert all(re.fullmatch(r"10[⁰¹²³⁴⁵⁶⁷⁸⁹\d]*|[\d,]+(\.\d+)?", tick) for tick in ticks), ticks
+    shown.chart("Training:").locator("select").first.select_option(label="training loss")
+
+
+def test_the_limit_is_drawn_and_explained_where_heads_are_beyond_it(real):
+    heads = heads_of(comparison_subject(real[1], real[0]).folders)
+    palette = palette_of(BOTH)
+    below = {name: [dataclasses.replace(h, used=np.minimum(h.used, 1e3)) for h in runs] for name, runs in heads.items()}
+    chart = kappa_chart(below, palette)
+    assert "limit" not in chart.caption
+    assert all("shapes" not in view.layout for view in chart.views)
+    beyond = {"baseline": [dataclasses.replace(h, used=np.full_like(h.used, np.inf)) for h in heads["baseline"]]}
+    chart = kappa_chart(below | beyond, palette)
+    assert "The dashed line is the limit of float32: above it κ is not told from infinity" in chart.caption
+    assert {view.layout["annotations"][0]["text"] for view in chart.views} == {"limit of float32"}
+
+
+def test_no_word_on_what_was_not_measured(tmp_path):
+    rows = [{"epoch": 1, "score": 50.0}, {"epoch": 2, "score": 60.0}]
+    runs = {name: dict.fromkeys((0, 1), rows) for name in ("baseline", "other")}
+    subject = comparison_subject(Comparison(runs, Metric("points")), tmp_path)
+    text = page([Section(subject, [])])
+    assert "reaches baseline" in text
+    for word in ("time ×", "memory ×", "blocked", "average precision", "Conditioning", "Pictures", "papers", "recipe"):
+        assert word not in text, word
+
+
+def test_the_last_third_of_a_curve_that_has_settled_is_a_view_of_its_own():
+    def views(scores):
+        history = [{"epoch": i + 1, "score": score} for i, score in enumerate(scores)]
+        subject = Subject("one", Comparison({"baseline": {0: history}}, Metric("points")))
+        (chart,) = charts_of(subject, {}, palette_of(["baseline"]))
+        return {view.name: [trace["x"] for trace in view.traces] for view in chart.views}
+
+    assert views(range(9)) == {"": [[1, 2, 3, 4, 5, 6, 7, 8, 9]]}
+    settled = views([0, 50, 80, 90, 95, 96, 97, 98, 98])
+    assert settled == {"all epochs": [[1, 2, 3, 4, 5, 6, 7, 8, 9]], "last third": [[7, 8, 9]]}
+
+
+def test_the_papers_numbers_stand_on_the_page_of_a_recipe_in_a_table(tmp_path):
+    runs = {name: {0: [{"score": 70.0 + i}], 1: [{"score": 72.0 + i}]} for i, name in enumerate(BOTH)}
+    settings = {"recipe": "swin_b", "timm_model": "swin_base_patch4_window7_224"}
+    comparison = Comparison(runs, Metric("accuracy (%)"), settings=settings)
+    text = page([Section(comparison_subject(comparison, tmp_path), [])])
+    assert "Table 1 of arXiv 2603.27153" in text
+    cells = ("83.4", "84.5", "+1.1", "71.00 ± 1.41", "72.00 ± 1.41")
+    assert f'<th scope="row">Swin-base</th>{"".join(f"<td>{cell}</td>" for cell in cells)}' in text
+    assert "Table 2" not in text, "nothing was measured of it"
+    assert "2603.07162" not in text, "its variant was not trained"
+
+
 def test_nothing_is_asked_of_a_network_and_nothing_complains(shown):
     assert shown.requests == [shown.file]
     assert shown.complaints == []
@@ -208,7 +289,7 @@ def test_views_and_single_seeds_on_demand(shown):
     show.select_option(label="training loss")
     spread.select_option(label="single seeds")
     assert lines.count() == before - 2 + 4, "four seeds in place of two bands"
-    spread.select_option(label="mean alone")
+    spread.select_option(label="line alone")
     assert lines.count() == 2
     spread.select_option(label="band")
 
@@ -503,6 +584,9 @@ def test_words_say_what_the_numbers_say():
 
     unclear = ("b", 51, 49, 60), ("c", 70, 40, 50)
     assert short_answer(comparison(("a", 50, 51, 52), unclear[0])) == "", "its own sentence says it"
+    assert seeds_to_show(comparison(("a", 50, 51, 52), *unclear, ("d", 60, 61, 62.5), ("e", 50, 51, 52))) == (
+        "Seeds that would show a difference as large as the one measured, with probability 80 %: 40 for b, 369 for c."
+    )
     assert (
         short_answer(comparison(("a", 50, 51, 52), *unclear)) == "No difference to a was shown for any of 2 variants "
         "(one of 16.75 or more could have been seen, of 52.05 where seeds scatter most)."

@@ -42,6 +42,7 @@ class Comparison:
         cost: time and memory of a training step by variant, relative to the baseline; None if not measured.
         tuning: how each variant's learning rate was chosen; None if it was not tuned.
         data: what the runs say of their data, in lines.
+        calls: on which day runs were begun, and by which command; runs of earlier versions do not say.
     """
 
     runs: dict[str, dict[int, list[dict[str, Any]]]]
@@ -53,6 +54,7 @@ class Comparison:
     machines: list[dict[str, Any]] = field(default_factory=list)
     tuning: Tuning | None = None
     data: list[str] = field(default_factory=list)
+    calls: list[dict[str, str]] = field(default_factory=list)
 
     def summary(self) -> list[Summary]:
         """One row a variant; see `Summary`."""
@@ -138,6 +140,12 @@ def machines_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The distinct environments of runs, each with how many there are; ``continued`` where they went on elsewhere."""
     counts = Counter(json.dumps(_where(result)) for result in results)
     return [{"runs": n, **json.loads(text)} for text, n in counts.items()]
+
+
+def calls_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The distinct days and commands of runs, the first of them first."""
+    found = {(result["date"], result["command"]) for result in results if "date" in result and "command" in result}
+    return [{"date": date, "command": command} for date, command in sorted(found)]
 
 
 def _where(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.power import detectable
+from conditioned_attention.experiments.evidence.power import detectable, pairs_to_show
 
 History = Sequence[Mapping[str, Any]]
 
@@ -60,6 +60,17 @@ class Interval:
         if self.n < 2:
             return math.nan
         return detectable((self.high - self.low) / 2, float(stats.t.ppf(0.975, self.n - 1)), self.n - 1)
+
+    @property
+    def pairs_to_show(self) -> float:
+        """How many pairs with this spread show a true difference as large as the one measured, with probability 0.8;
+        inf beyond 1,000, nan without an interval."""
+        from scipy import stats
+
+        if self.n < 2:
+            return math.nan
+        error = (self.high - self.low) / 2 / float(stats.t.ppf(0.975, self.n - 1))
+        return pairs_to_show(self.mean, error * math.sqrt(self.n))
 
 
 @dataclass(frozen=True)

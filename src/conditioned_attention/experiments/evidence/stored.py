@@ -65,10 +65,13 @@ class _Made(TypedDict):
 
 
 class Begun(_Made, total=False):
-    """``begun.json``: what a run is, and where it was made; ``continued`` are the machines that it went on on."""
+    """``begun.json``: what a run is, where it was made, when and by which command; ``continued`` are the machines that
+    it went on on."""
 
     variant_settings: dict[str, Any] | None
     continued: list[Machine]
+    date: str
+    command: str
 
 
 class Result(Begun):
@@ -202,6 +205,13 @@ class Machines(_Several, total=False):
     continued: list[Machine]
 
 
+class Call(TypedDict):
+    """When runs were made (the day they began, UTC), and what was typed."""
+
+    date: str
+    command: str
+
+
 class _TableRow(TypedDict):
     variant: str
 
@@ -235,3 +245,4 @@ class Results(_Results, total=False):
 
     machines: list[Machines]
     tuning: Tuned | None
+    calls: list[Call]

@@ -7,39 +7,60 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.power import MOST
 from conditioned_attention.experiments.evidence.statistics import Spread, Summary, decimals, holm_of
 from conditioned_attention.experiments.evidence.tuning import Tuning
 
 if TYPE_CHECKING:
     from conditioned_attention.experiments.evidence.blocks import BlockedTest
 
-SCORES = (
-    "final and best: mean ± standard deviation over seeds of the last score (on the test set, if there is one) and of "
-    "the best (chosen on the data it is measured on, so it flatters)."
-)
-DIFFERENCES = (
-    "difference: of the final scores, same seeds in pairs, with its 95 % t interval. reaches baseline: the first "
-    "evaluation at which the mean over seeds was as good as the baseline's at its last one. time and memory: of a "
-    "training step, relative to the baseline, measured afterwards in one process, variants taking turns; in brackets "
-    "the 20th and 80th percentile of the rounds."
-)
-TESTS = (
-    "p: of the paired t test, alone and by Holm's correction for all of its column; blocked: of Dunnett's test of all "
-    "variants at once with seeds as blocks and one spread for all, corrected for all too, where Bartlett's check lets "
-    "them have one. could have seen: the true difference that as many seeds show with probability 80 %, given their "
-    "spread, by the paired t test alone or by the blocked test; an interval that contains zero says nothing of less."
-)
-OUTCOMES = (
-    "The same runs by other numbers, which tell them apart where final scores are close to their limit: the mean over "
-    "all evaluations of a run says who learned faster, the evaluation loss at the end who is surer; AP is average "
-    "precision. p (blocked): as above, for each number by itself."
-)
-CONDITIONING = (
-    "At the end of training. κ(heads): median over heads of log10 of the condition number of head outputs, median over "
-    "seeds; floor: share of heads whose κ is not told from infinity in the precision that it was measured in. largest "
-    "C: the largest factor on a row (of the baseline: what C would be). κ(W): median over W_Q, W_K and W_V, with "
-    "corrections. ‖W_V‖ ×: over that at the start, mean over seeds."
-)
+SCORES = {
+    "final": "mean ± standard deviation over seeds of the last score (on the test set, if there is one).",
+    "best": "the same of the best score, chosen on the data that it is measured on, so it flatters.",
+    "difference [95 %]": "of the final scores, same seeds in pairs, with its 95 % t interval.",
+    "reaches baseline": "the first evaluation at which the mean over seeds was as good as the baseline's at its last.",
+    "time ×": "of a training step, relative to the baseline, measured afterwards in one process, variants in "
+    "turn; in brackets the 20th and 80th percentile of the rounds.",
+    "memory ×": "its peak, relative to the baseline.",
+}
+TESTS = {
+    "p (paired t)": "of the paired t test.",
+    "p (Holm)": "the same, corrected by Holm for all of its column.",
+    "p (blocked)": "of Dunnett's test of all variants at once with seeds as blocks and one spread for all, corrected "
+    "for all too, where Bartlett's check lets them have one.",
+    "could have seen": "the true difference that as many seeds show with probability 80 %, given their spread, by the "
+    "paired t test; an interval that contains zero says nothing of less.",
+    "could have seen (blocked)": "the same by the blocked test.",
+    "seeds to show it": "how many seeds would show a true difference as large as the one measured, with the same "
+    "probability and spread, by the paired t test; of few seeds both are rough.",
+}
+CONDITIONING = {
+    "log10 κ(heads)": "median over heads of log10 of the condition number of head outputs, median over seeds.",
+    "floor": "share of heads beyond the limit of the precision that they were measured in, whose κ is not told from "
+    "infinity.",
+    "largest C": "the largest factor on a row (of the baseline: what C would be), of all seeds.",
+    "log10 κ(W)": "median over W_Q, W_K and W_V, with corrections, median over seeds.",
+    "‖W_V‖ ×": "over that at the start, mean over seeds.",
+}
+
+
+def explained(words: Mapping[str, str], header: Sequence[str]) -> list[tuple[str, str]]:
+    """What each column is, for those that are there; "could have seen (paired)" is a "could have seen"."""
+    return [(name, text) for name, text in words.items() if any(cell.startswith(name) for cell in header)]
+
+
+def outcomes_explained(header: Sequence[str]) -> str:
+    """What the columns of `outcome_table` are, for those that are there."""
+    names = " ".join(header)
+    found = {
+        "over the run": "the mean over all evaluations of a run says who learned faster",
+        "evaluation loss": "the evaluation loss at the end says who is surer",
+        "AP": "AP is average precision",
+        "p (blocked)": "p (blocked) is as above, for each number by itself",
+    }
+    words = [text for part, text in found.items() if part in names]
+    begin = "The same runs by other numbers, which tell them apart where final scores are close to their limit"
+    return f"{begin}: {'; '.join(words)}."
 
 
 def table(summaries: Sequence[Summary], cost: Mapping[str, Any] | None = None) -> tuple[list[str], list[list[str]]]:
@@ -67,11 +88,15 @@ def difference_table(
                 p_values.append(blocked.p_values[name] if part else math.nan)
                 seen.append(blocked.detectable if part else math.nan)
             sizes = [_number(size, f".{decimals(summary.final.mean)}f") for size in seen]
-            rows.append([name, *map(_probability, p_values), *sizes])
-    header = ["variant", "p (paired t)", "p (Holm)", "could have seen"]
+            rows.append([name, *map(_probability, p_values), *sizes, _seeds(difference.pairs_to_show)])
+    header = ["variant", "p (paired t)", "p (Holm)", "could have seen", "seeds to show it"]
     if blocked is not None:
-        header = [*header[:3], "p (blocked)", "could have seen (paired)", "could have seen (blocked)"]
+        header = [*header[:3], "p (blocked)", "could have seen (paired)", "could have seen (blocked)", header[-1]]
     return header, rows
+
+
+def _seeds(number: float) -> str:
+    return f"over {MOST:,}" if math.isinf(number) else _number(number, ".0f")
 
 
 def _probability(p: float) -> str:
@@ -94,6 +119,16 @@ def conditioning_table(summaries: Sequence[Summary]) -> tuple[list[str], list[li
         if summary.measured
     ]
     return header, rows
+
+
+def without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns of which nothing is known.
+
+    >>> without_empty_columns(["variant", "floor", "largest C"], [["baseline", "0%", "-"], ["other", "-", "-"]])
+    (['variant', 'floor'], [['baseline', '0%'], ['other', '-']])
+    """
+    known = [i for i in range(len(header)) if any(row[i] != "-" for row in rows)]
+    return [header[i] for i in known], [[row[i] for i in known] for row in rows]
 
 
 def outcome_table(

@@ -5,31 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 
-from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.beside import COLUMNS, HEADER, Cells, beside, cells_of, elsewhere
 from conditioned_attention.experiments.evidence.glue import TASKS, glue_means
-from conditioned_attention.experiments.evidence.outcomes import PRECISIONS
-from conditioned_attention.experiments.evidence.tables import aligned, conditioning_table, table
-from conditioned_attention.experiments.planning.published import ITEMS, MEANS, SEEDS, Item, Row
+from conditioned_attention.experiments.evidence.published import ITEMS, MEANS, SEEDS, Item, Row
+from conditioned_attention.experiments.evidence.tables import aligned
 from conditioned_attention.experiments.recipes.registry import RECIPES, recipe_class
 from conditioned_attention.experiments.report.write import read_subjects
-
-HEADER = ["", "plain", "conditioned", "change", "plain, measured", "conditioned, measured", "difference [95 %]"]
-# where a comparison's tables have what a paper's number is
-COLUMNS = {
-    "score": "final",
-    "epochs": "reaches baseline",
-    "steps": "reaches baseline, step",
-    "kappa": "log10 κ(heads)",
-    "kappa_weights": "log10 κ(W)",
-    "hours": "time ×",
-    "memory": "memory ×",
-    **PRECISIONS,
-}
-
-Cells = Mapping[str, Mapping[str, str]]  # by variant and column
 
 
 def why_not(item: Item, row: Row) -> str:
@@ -126,42 +109,6 @@ def _arrow(row: Row) -> str:
     return f"{row.plain} → {row.conditioned}" if row.plain else "no number"
 
 
-def change(row: Row) -> str:
-    """What a paper's two numbers differ by: scores by a difference, all else by a ratio.
-
-    >>> change(Row("ViT-B", None, "80.2", "81.4")), change(Row("ViT-B", None, "29:28", "30:45", "hours"))
-    ('+1.2', '× 1.044')
-    """
-    if not (row.plain and row.conditioned):
-        return ""
-    plain, conditioned = _number(row.plain), _number(row.conditioned)
-    return f"{conditioned - plain:+}" if row.measure in ("score", *PRECISIONS) else f"× {conditioned / plain:.3f}"
-
-
-def _number(printed: str) -> Decimal:
-    whole, _, minutes = printed.partition(":")
-    return Decimal(whole) + Decimal(minutes) / 60 if minutes else Decimal(whole)
-
-
-def cells_of(comparison: Comparison) -> Cells:
-    """The cells of a comparison's tables by variant and column."""
-    rows, found = comparison.summary(), dict[str, dict[str, str]]()
-    for header, cells in (table(rows, comparison.cost), conditioning_table(rows)):
-        for row in cells:
-            found.setdefault(row[0], {}).update(zip(header, row))
-    for one in rows:
-        step = one.reached.step
-        found[one.variant][COLUMNS["steps"]] = str(one.reached) if step is None else f"{step:,}"
-    for outcome in comparison.outcomes():
-        for variant, _, final, _, difference, *_ in table(outcome.summary())[1]:
-            found[variant] |= {outcome.metric.name: final, _difference(outcome.metric.name): difference}
-    return found
-
-
-def _difference(column: str) -> str:
-    return "difference [95 %]" if column == COLUMNS["score"] else f"{column}, difference [95 %]"
-
-
 def measured(item: Item, folder: Path) -> Mapping[str, Cells]:
     """What the item's commands have left in the folder, by `Row.key`; nothing of those that have not finished a run."""
     if item.by == "bench step":
@@ -183,39 +130,6 @@ def _steps(file: Path) -> Mapping[str, Cells]:
             cells = {COLUMNS[measure]: f"{float(ratio):.3f}" for measure, ratio in ratios.items()}
             found.setdefault(row["model"], {})[row["variant"]] = cells
     return found
-
-
-def beside(item: Item, found: Mapping[str, Cells]) -> list[list[str]]:
-    """The rows under `HEADER`: the paper's numbers, and those of `measured` beside them."""
-    rows = []
-    for row in item.rows:
-        by_variant, column = found.get(row.key, {}), COLUMNS[row.measure]
-        ours = [by_variant.get(name, {}).get(column, "") for name in ("baseline", item.variant)]
-        difference = by_variant.get(item.variant, {}).get(_difference(column), "")
-        rows.append([row.what, row.plain, row.conditioned, change(row), *ours, difference])
-    return rows
-
-
-def elsewhere(item: Item) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what others have reported of the same tasks, with the paper's own, and how sure one run is.
-
-    No rows where nothing is known.  The mean is that of the rows.
-
-    >>> header, rows = elsewhere(ITEMS["table4"])
-    >>> rows[-1]
-    ['standard error of one test run', '1.08', '0.30', '0.30', '0.49', '0.31', '']
-    """
-    header = ["", *(row.what for row in item.rows), "mean"]
-    if not item.elsewhere:
-        return header, []
-    found = {other.who: [other.scores[row.recipe or ""] for row in item.rows] for other in item.elsewhere}
-    found |= {
-        f"arXiv {item.paper}, plain": [row.plain for row in item.rows],
-        f"arXiv {item.paper}, conditioned": [row.conditioned for row in item.rows],
-    }
-    told = [[who, *scores, f"{sum(map(Decimal, scores)) / len(scores):.2f}"] for who, scores in found.items()]
-    errors = [f"{row.standard_error:.2f}" for row in item.rows]
-    return header, [*told, ["standard error of one test run", *errors, ""]]
 
 
 def report(item: Item, folder: Path, recipes: Sequence[str] = (), options: str = "") -> str:

@@ -10,18 +10,25 @@ import html
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import Summary, outcome
 from conditioned_attention.experiments.report.columns import Numbers
-from conditioned_attention.experiments.report.curves import Band, Curve, band_over_seeds, thin, thin_band
+from conditioned_attention.experiments.report.curves import (
+    Band,
+    Curve,
+    Curves,
+    band_over_seeds,
+    last_third,
+    thin,
+    thin_band,
+)
 from conditioned_attention.measure.plots.style import THEMES, styles
 
 Trace = dict[str, Any]
-Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed
 
 _DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 _DOTTED = 40  # points; a curve with fewer shows each as a dot
@@ -73,6 +80,20 @@ class Chart:
         return asdict(self)
 
 
+class Drawn(NamedTuple):
+    """What a view of curves is made of.
+
+    Attributes:
+        curves: of every variant and seed.
+        layout: of the view.
+        middle: what the line is over the seeds, see `band_over_seeds`.
+    """
+
+    curves: Curves
+    layout: dict[str, Any]
+    middle: Callable[..., Any] = np.mean
+
+
 Palette = Mapping[str, Entry]  # of every variant on a page
 
 
@@ -113,19 +134,17 @@ def axes(x: str, y: str, *, log: bool = False, log_x: bool = False) -> dict[str,
     }
 
 
-def curve_chart(
-    key: str, title: str, caption: str, views: Mapping[str, tuple[Curves, dict[str, Any]]], palette: Palette
-) -> Chart | None:
-    """Mean over seeds in a band from the lowest to the highest, and each seed; None without a number to draw.
+def curve_chart(key: str, title: str, caption: str, views: Mapping[str, Drawn], palette: Palette) -> Chart | None:
+    """A line over seeds in a band from the lowest to the highest, and each seed; None without a number to draw.
 
     Args:
         key, title, caption: of the `Chart`.
-        views: by name, the curves of every variant and seed, and the layout.
+        views: by name.
         palette: how every variant is drawn.
     """
     drawn, first = [], None
-    for name, (curves, layout) in views.items():
-        bands = {variant: band_over_seeds(list(by_seed.values())) for variant, by_seed in curves.items()}
+    for name, (curves, layout, middle) in views.items():
+        bands = {variant: band_over_seeds(list(by_seed.values()), middle) for variant, by_seed in curves.items()}
         if not any(np.isfinite(band.mean).any() for band in bands.values()):
             continue
         drawn.append(View(name, list(_traces(bands, curves, palette)), layout))
@@ -133,6 +152,20 @@ def curve_chart(
     if first is None:
         return None
     return Chart(key, title, caption, _alt(title, first), drawn, [palette[name] for name in first])
+
+
+def with_last_third(name: str, whole: str, drawn: Drawn) -> dict[str, Drawn]:
+    """The view of that name; where curves settle, a second one of their last third, and the first called ``whole``."""
+    cut = last_third(drawn.curves)
+    return (
+        {whole: drawn, f"{name}, last third".removeprefix(", "): drawn._replace(curves=cut)} if cut else {name: drawn}
+    )
+
+
+def over_seeds(views: Mapping[str, Drawn], middle: str = "means") -> str:
+    """What lines and bands are over seeds; empty where there is one."""
+    several = any(len(by_seed) > 1 for drawn in views.values() for by_seed in drawn.curves.values())
+    return f" Lines are {middle} over seeds, bands reach from lowest to highest." if several else ""
 
 
 def band_chart(
@@ -290,8 +323,17 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
     )
 
 
-def floor_line(resolution: float) -> dict[str, Any]:
-    """What a layout gets for the numerical floor: a line and its name."""
+def limit_of(resolution: float) -> str:
+    """The name of the precision that tells no larger κ from infinity.
+
+    >>> limit_of(4.9e5), limit_of(2.3e13)
+    ('limit of float32', 'limit of float64')
+    """
+    return f"limit of float{32 if resolution < 1e9 else 64}"
+
+
+def limit_line(resolution: float) -> dict[str, Any]:
+    """What a layout gets for the largest κ that is told from infinity: a line and its name."""
     if not math.isfinite(resolution):
         return {}
     return {
@@ -303,7 +345,7 @@ def floor_line(resolution: float) -> dict[str, Any]:
                 "xanchor": "right",
                 "y": math.log10(resolution),  # where an axis is logarithmic, annotations take logarithms
                 "yanchor": "bottom",
-                "text": "numerical floor",
+                "text": limit_of(resolution),
                 "showarrow": False,
                 "font": {"size": 11},
             }

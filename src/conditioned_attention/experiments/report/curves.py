@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +15,7 @@ from conditioned_attention.experiments.report.columns import Numbers
 POINTS = 300  # of a curve on a screen
 
 Curve = tuple[ArrayLike, ArrayLike]  # x and y
+Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ def thin_band(band: Band, points: int = POINTS) -> Band:
     )
 
 
-def band_over_seeds(curves: Sequence[Curve]) -> Band:
+def band_over_seeds(curves: Sequence[Curve], middle: Callable[..., Any] = np.mean) -> Band:
     """Mean, lowest and highest of several curves (x, y) at the places that all have.
+
+    ``middle`` stands for the mean: `numpy.median`, or `numpy.max` for a line along the top of the band.
 
     >>> band_over_seeds([([1, 2], [2.0, 3.0]), ([1], [4.0])])
     Band(x=array([1.]), mean=array([3.]), low=array([2.]), high=array([4.]))
@@ -73,4 +77,28 @@ def band_over_seeds(curves: Sequence[Curve]) -> Band:
     for x, y in curves:
         xs, first = np.unique(x, return_index=True)
         values.append(np.asarray(y, np.float64)[first][np.searchsorted(xs, places)])
-    return Band(places, np.mean(values, 0), np.min(values, 0), np.max(values, 0))
+    return Band(places, middle(values, axis=0), np.min(values, 0), np.max(values, 0))
+
+
+def last_third(curves: Curves) -> Curves:
+    """What lies in the last third of all x, where a curve has settled there; none of it where every curve still moves.
+
+    A curve has settled if it moves by less than a quarter of its whole way there.
+
+    >>> y = [0.0, 6.0, 9.0, 9.1, 9.2, 9.3, 9.4]
+    >>> last_third({"baseline": {0: (range(7), y)}})["baseline"][0][1]
+    array([9.2, 9.3, 9.4])
+    """
+    ends = [(np.min(x), np.max(x)) for by_seed in curves.values() for x, _ in by_seed.values()]
+    if not ends:
+        return {}
+    begin, end = min(low for low, _ in ends), max(high for _, high in ends)
+    cut: dict[str, dict[int, Curve]] = {}
+    settled = False
+    for variant, by_seed in curves.items():
+        for seed, (x, y) in by_seed.items():
+            xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
+            kept = xs >= begin + (end - begin) * 2 / 3
+            cut.setdefault(variant, {})[seed] = (xs[kept], ys[kept])
+            settled |= kept.sum() > 2 and bool(4 * np.ptp(ys[kept]) < np.ptp(ys))
+    return cut if settled else {}

@@ -13,15 +13,17 @@ from conditioned_attention.experiments.evidence.statistics import epochs
 from conditioned_attention.experiments.evidence.stored import ProjectionRow, TrainRow
 from conditioned_attention.experiments.report.charts import (
     Chart,
-    Curves,
+    Drawn,
     Palette,
     axes,
     curve_chart,
     difference_chart,
+    over_seeds,
     reached_chart,
+    with_last_third,
 )
 from conditioned_attention.experiments.report.columns import Heads, read_columns, read_heads
-from conditioned_attention.experiments.report.curves import Curve
+from conditioned_attention.experiments.report.curves import POINTS, Curve, Curves
 from conditioned_attention.experiments.report.heat import heat_chart, kappa_chart, log_mu_chart
 from conditioned_attention.experiments.report.subjects import Subject
 
@@ -87,11 +89,13 @@ def _entry(key: str) -> Callable[[Mapping[str, Any]], float]:
 def _scores(subject: Subject, palette: Palette) -> Chart | None:
     metric = subject.comparison.metric
     way = "higher" if metric.higher_is_better else "lower"
+    drawn = Drawn(_history_curves(subject, _entry("score")), axes("epoch", metric.name))
+    views = with_last_third("", "all epochs", drawn)
     return curve_chart(
         "score",
         f"{metric.name[:1].upper()}{metric.name[1:]} by epoch",
-        f"On the evaluation set; {way} is better. Lines are means over seeds, bands reach from lowest to highest.",
-        {"": (_history_curves(subject, _entry("score")), axes("epoch", metric.name))},
+        f"On the evaluation set; {way} is better.{over_seeds(views)}",
+        views,
         palette,
     )
 
@@ -106,12 +110,15 @@ def _rates(subject: Subject, palette: Palette) -> Chart | None:
             if variant in palette:
                 curves.setdefault(variant, {})[seed] = ([lr for lr, _ in points], [score for _, score in points])
     name = tuning.metric.name if tuning else ""
+    views = {"": Drawn(curves, axes("learning rate", f"validation {name}", log_x=True))}
+    failed = any(trial.failures for trials in tuning.trials.values() for trial in trials.values()) if tuning else False
     return curve_chart(
         "rates",
         f"Validation {name} by learning rate",
-        "Each variant at each rate of the grid, on data that the comparison does not see; the best mean was chosen. "
-        "Lines are means over seeds, bands reach from lowest to highest; a rate at which a run failed has no point.",
-        {"": (curves, axes("learning rate", f"validation {name}", log_x=True))},
+        "Each variant at each rate of the grid, on data that the comparison does not see; the best mean was chosen."
+        + over_seeds(views)
+        + (" A rate at which a run failed has no point." if failed else ""),
+        views,
         palette,
     )
 
@@ -119,7 +126,7 @@ def _rates(subject: Subject, palette: Palette) -> Chart | None:
 def _training(subject: Subject, palette: Palette) -> Chart | None:
     """From the logs of single steps, or else the means that the evaluations have."""
     columns = {"loss": "training loss", "lr": "learning rate", "grad_norm": "gradient norm"}
-    views: dict[str, Growing] = {
+    found: dict[str, Growing] = {
         title: ({}, axes("optimizer step", title, log=key == "grad_norm")) for key, title in columns.items()
     }
     for variant, by_seed in subject.folders.items():
@@ -128,41 +135,54 @@ def _training(subject: Subject, palette: Palette) -> Chart | None:
             for key, title in columns.items():
                 known = np.isfinite(log[key]) & np.isfinite(log["step"])
                 if known.any():
-                    views[title][0].setdefault(variant, {})[seed] = (log["step"][known], log[key][known])
-    chart = curve_chart(
+                    found[title][0].setdefault(variant, {})[seed] = (log["step"][known], log[key][known])
+    drawn = {title: Drawn(*view) for title, view in found.items() if view[0]}
+    if not drawn:
+        by_epoch = Drawn(_history_curves(subject, _entry("train_loss")), axes("epoch", "training loss"))
+        views = with_last_third("training loss", "training loss", by_epoch)
+        caption = f"Mean since the last evaluation.{over_seeds(views)}"
+        return curve_chart("training_by_epoch", "Training loss by epoch", caption, views, palette)
+    longest = max(np.size(x) for view in drawn.values() for seeds in view.curves.values() for x, _ in seeds.values())
+    thinned = " A point stands for a stretch of steps, with the mean of the line and the extremes of the band."
+    views = {}
+    for title, one in drawn.items():
+        views |= with_last_third(title, title, one) if title == "training loss" else {title: one}
+    return curve_chart(
         "training",
-        "Training: loss, learning rate, gradient norm",
-        "From every logged step. Lines are means over seeds, bands reach from lowest to highest; a point of a long "
-        "line stands for a stretch of steps, with the mean of the line and the extremes of the band.",
+        f"Training: {', '.join(drawn).replace('training loss', 'loss')}",
+        f"From every logged step.{over_seeds(views)}{thinned if longest > POINTS else ''}",
         views,
         palette,
     )
-    means = {"training loss": (_history_curves(subject, _entry("train_loss")), axes("epoch", "training loss"))}
-    return chart or curve_chart(
-        "training_by_epoch", "Training loss by epoch", "Mean since the last evaluation.", means, palette
-    )
+
+
+# Of each number its title, what the table's is over the seeds, and what a caption says of it
+_MEASURED: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "log10_kappa": ("median log10 κ of heads", np.median, ""),
+    "largest_scale": (
+        "largest C", np.max, "Largest C: the largest factor on a row (of plain attention: what C would be).",
+    ),
+    "value_growth": (
+        "‖W_V‖ over that at the start", np.mean, "The gradient that C leaves along the rows could drive ‖W_V‖ up.",
+    ),
+    "log10_kappa_weights": ("median log10 κ of W_Q, W_K, W_V", np.median, ""),
+    "floor_share": ("share of heads beyond the limit", np.mean, "Heads beyond the limit of precision have no κ."),
+}  # fmt: skip
 
 
 def _by_epoch(subject: Subject, measured: bool, palette: Palette) -> Chart | None:
     """What the evaluations say of conditioning, where there was more than one measurement."""
-    titles = {
-        "log10_kappa": ("median log10 κ of heads", False),
-        "largest_scale": ("largest C", True),
-        "value_growth": ("‖W_V‖ over that at the start", False),
-        "log10_kappa_weights": ("median log10 κ of W_Q, W_K, W_V", False),
-        "floor_share": ("share of heads at the floor", False),
-    }
-    views = {}
-    for key, (title, log) in titles.items():
+    views, words = {}, []
+    for key, (title, middle, about) in _MEASURED.items():
         curves = _history_curves(subject, _entry(key))
         again = any(np.size(x) > 1 for by_seed in curves.values() for x, _ in by_seed.values())
         if again and not (measured and key == "log10_kappa"):
-            views[title] = (curves, axes("epoch", title, log=log))
+            views[title] = Drawn(curves, axes("epoch", title, log=key == "largest_scale"), middle)
+            words += [about] * bool(about)
     return curve_chart(
         "conditioning",
         "Scale and growth during training",
-        "Measured at evaluations. Largest C: the largest factor on a row (of plain attention: what C would be). The "
-        "gradient that C leaves along the rows could drive ‖W_V‖ up. Heads at the floor have no κ.",
+        " ".join(["Measured at evaluations.", *words]) + over_seeds(views, "what the table has"),
         views,
         palette,
     )
@@ -178,12 +198,12 @@ def _projections(folders: Folders, palette: Palette) -> Chart | None:
                     role, ({}, axes("optimizer step", f"κ of the {role} projections", log=True))
                 )
                 curves.setdefault(variant, {})[seed] = curve
+    drawn = {role: Drawn(*view) for role, view in views.items()}
     return curve_chart(
         "projections",
         "Condition numbers of the projections",
-        "κ of W_Q, W_K and W_V as the model uses them, corrections included: median over layers. Lines are means over "
-        "seeds, bands reach from lowest to highest.",
-        views,
+        f"κ of W_Q, W_K and W_V as the model uses them, corrections included: median over layers.{over_seeds(drawn)}",
+        drawn,
         palette,
     )
 

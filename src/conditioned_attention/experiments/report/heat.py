@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conditioned_attention.experiments.report.charts import Chart, Palette, axes, band_chart, floor_line
+from conditioned_attention.experiments.report.charts import Chart, Palette, axes, band_chart, limit_line, limit_of
 from conditioned_attention.experiments.report.columns import Heads, Numbers, average_kappa
 from conditioned_attention.experiments.report.curves import Band
 
@@ -29,19 +30,32 @@ def kappa_chart(heads: ByVariant, palette: Palette) -> Chart:
     resolution = min(
         (h.resolution for runs in heads.values() for h in runs if math.isfinite(h.resolution)), default=math.nan
     )
-    layout = {**axes("optimizer step", "κ of head outputs", log=True), **floor_line(resolution)}
+    layout = {
+        **axes("optimizer step", "κ of head outputs", log=True),
+        **(limit_line(resolution) if _at_floor(heads) else {}),
+    }
+    medians = {name: _band(runs, _median, "used", resolution, _middle) for name, runs in heads.items()}
     means = {name: _band(runs, average_kappa, "used", resolution) for name, runs in heads.items()}
-    medians = {name: _band(runs, _median, "used", resolution) for name, runs in heads.items()}
-    floor = "The dashed line is the numerical floor. " if math.isfinite(resolution) else ""
     return band_chart(
         "kappa",
         "Condition numbers of the heads",
-        "Of the head outputs as the model uses them, on a held-out probe batch, median over samples. Mean: over the "
-        "heads of a layer, then over layers, then over seeds (figure 3 of arXiv 2603.27153); heads at the numerical "
-        "floor have no number and are left out, which flatters the variant that has more of them, and few heads with a "
-        f"large κ set it. The band holds the middle 80 % of heads and seeds, those at the floor at its top. {floor}",
-        {"mean": (means, layout), "median": (medians, layout)},
+        "Of the head outputs as the model uses them, on a held-out probe batch, median over samples. Median: over "
+        "heads, then over seeds, as in the table. Mean: over the heads of a layer, then over layers, then over seeds "
+        "(figure 3 of arXiv 2603.27153), which few heads with a large κ set. The band holds the middle 80 % of heads "
+        "and seeds." + (_beyond(resolution) if _at_floor(heads) else ""),
+        {"median": (medians, layout), "mean": (means, layout)},
         palette,
+    )
+
+
+def _beyond(resolution: float) -> str:
+    """What a caption says where κ of some head is not told from infinity."""
+    known = math.isfinite(resolution)
+    line = f"The dashed line is the {limit_of(resolution)}: above it" if known else "Beyond the limit of precision"
+    return (
+        f" {line} κ is not told from infinity, as the smallest singular value is at the floor of rounding. Heads there "
+        "are at the top of the band; the median counts them, so its line breaks off where half of them are there, and "
+        "the mean leaves them out, which flatters who has more of them."
     )
 
 
@@ -54,20 +68,32 @@ def log_mu_chart(heads: ByVariant, palette: Palette) -> Chart | None:
         "log_mu",
         "Complexity measure log μ",
         "log μ of the head outputs as the model uses them, natural logarithm: median over heads, mean over seeds; the "
-        "band holds the middle 80 % of heads and seeds. Heads at the numerical floor have none and are left out.",
+        "band holds the middle 80 % of heads and seeds."
+        + (" Heads whose κ is beyond the limit of precision have none." if _at_floor(heads) else ""),
         {"": (bands, axes("optimizer step", "log μ"))},
         palette,
     )
 
 
-def _band(runs: Sequence[Heads], line: Callable[[Heads], Numbers], what: str, top: float) -> Band:
+def _at_floor(heads: ByVariant) -> bool:
+    return any(np.isinf(h.used).any() for runs in heads.values() for h in runs)
+
+
+def _band(
+    runs: Sequence[Heads],
+    line: Callable[[Heads], Numbers],
+    what: str,
+    top: float,
+    middle: Callable[..., Any] = np.mean,
+) -> Band:
     """A line that is the mean over seeds, and quantiles over all heads of all seeds, at the steps that all have.
 
     Args:
         top: where what is at the numerical floor lies in the band; if that is not known, at the largest finite value.
+        middle: of the lines of seeds.
     """
     steps, places = _common_steps(runs)
-    mean = np.mean([line(h)[at] for h, at in zip(runs, places)], 0)
+    mean = middle([line(h)[at] for h, at in zip(runs, places)], axis=0)
     pooled = np.concatenate([getattr(h, what)[at].reshape(len(steps), -1) for h, at in zip(runs, places)], 1)
     pooled = _without_floor(pooled) if what == "log_mu" else pooled
     finite = pooled[np.isfinite(pooled)]
@@ -94,7 +120,15 @@ def _quantile(values: NDArray[np.float32], q: float) -> Numbers:
 
 
 def _median(heads: Heads) -> Numbers:
-    return _quantile(heads.used.reshape(len(heads.used), -1), 0.5)
+    return _middle(heads.used.reshape(len(heads.used), -1).astype(np.float64), axis=1)
+
+
+def _middle(values: Any, axis: int) -> Numbers:
+    """The median, of two in the middle the geometric mean, as that of log10 κ; NaN do not count."""
+    with warnings.catch_warnings():  # a step at which no head was finite has no median
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found: Numbers = 10 ** np.nanmedian(np.log10(values), axis=axis)
+    return found
 
 
 def _median_log_mu(heads: Heads) -> Numbers:
@@ -112,11 +146,14 @@ def heat_chart(heads: ByVariant) -> Chart:
     values = [
         v for one in variants for when in ("before", "after") for frame in one[when] for v in frame if v and v > 0
     ]
+    grey = any(AT_FLOOR in frame for one in variants for when in ("before", "after") for frame in one[when])
+    kept = max(len(one["steps"]) for one in variants)
     return Chart(
         "heat",
         "Every head: log10 κ by layer and head",
-        "Median over seeds, without C and with it; the one that the model uses comes first. Grey cells are at the "
-        f"numerical floor. At most {FRAMES} steps are kept, the first and the last among them. One colour scale.",
+        "Median over seeds, without C and with it; the one that the model uses comes first."
+        + (" Grey cells are beyond the limit of precision." if grey else "")
+        + (f" {FRAMES} of the steps are kept, the first and the last among them." if kept == FRAMES else ""),
         "Heat map of log10 κ, layers down, heads across, for " + ", ".join(heads) + ".",
         heat={
             "variants": variants,

@@ -14,24 +14,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from conditioned_attention.experiments.evidence.beside import HEADER, tables_of
 from conditioned_attention.experiments.evidence.comparison import Comparison, describe_machines
 from conditioned_attention.experiments.evidence.statistics import outcome
 from conditioned_attention.experiments.evidence.tables import (
     CONDITIONING,
-    DIFFERENCES,
-    OUTCOMES,
     SCORES,
     TESTS,
     conditioning_table,
     difference_table,
+    explained,
+    outcomes_explained,
     table,
     tuning_table,
+    without_empty_columns,
 )
 from conditioned_attention.experiments.report.charts import Chart, counterparts, share_axes
 from conditioned_attention.experiments.report.columns import Heads
+from conditioned_attention.experiments.report.head import head_of
 from conditioned_attention.experiments.report.shown import pictures_of
 from conditioned_attention.experiments.report.subjects import Subject
-from conditioned_attention.experiments.report.words import alarms, description, short_answer
+from conditioned_attention.experiments.report.words import alarms, description, seeds_to_show, short_answer
 from conditioned_attention.experiments.variants.catalogue import descriptions
 
 _ALONE = 4  # columns of the table of scores: variant, seeds, final, best
@@ -67,10 +70,15 @@ def page(sections: Sequence[Section]) -> str:
     numbers = {"charts": charts, "dark": counterparts()}
     several = len(sections) > 1
     keys = dict.fromkeys(chart.key for section in sections for chart in section.charts)
+    subjects = [_words(section) for section in sections]
+
+    def columns(words: Mapping[str, str], key: str) -> list[tuple[str, str]]:
+        return explained(words, [name for subject in subjects if subject[key][1] for name in subject[key][0]])
+
     return web.get_template("page.html.jinja").render(
         title="; ".join(section.subject.name for section in sections),
         several=several,
-        subjects=[_words(section) for section in sections],
+        subjects=subjects,
         scored=not all(section.lead for section in sections),
         compared=any(_others(section.subject) for section in sections),
         differences=settings_that_differ([section.subject for section in sections]) if several else [],
@@ -78,10 +86,9 @@ def page(sections: Sequence[Section]) -> str:
             [next(((i, j, c) for j, c in enumerate(s.charts) if c.key == key), None) for i, s in enumerate(sections)]
             for key in keys
         ],
-        explanation=SCORES + (f" {DIFFERENCES}" if any(_others(section.subject) for section in sections) else ""),
-        tests_explanation=TESTS,
-        outcomes_explanation=OUTCOMES,
-        conditioning_explanation=CONDITIONING,
+        score_columns=columns(SCORES, "table") + columns(TESTS, "tests"),
+        conditioning_columns=columns(CONDITIONING, "conditioning"),
+        legends=any(len(chart.legend) > 1 for section in sections for chart in section.charts),
         style=Markup((WEB / "page.css").read_text(encoding="utf-8")),
         script=Markup((WEB / "page.js").read_text(encoding="utf-8")),
         plotly=_plotly() if keys else "",
@@ -125,19 +132,23 @@ def _words(section: Section) -> dict[str, Any]:
         lead, marked = list(section.lead) or description(subject, section.heads), []
     return {
         "name": subject.name,
+        "head": head_of(subject),
+        "papers": [(item, (HEADER, rows)) for item, rows in tables_of(comparison)],
         "metric": comparison.metric.name,
         "lead": lead,
         "verdicts": marked,
+        "seeds_to_show": seeds_to_show(comparison),
         "alarms": alarms(comparison),
         "warnings": comparison.tuning.warnings() if comparison.tuning else [],
         "unfinished": subject.unfinished,
         "failures": subject.failures,
         "table": _scores(comparison),
         "outcomes": comparison.outcome_table(),
+        "outcomes_explained": outcomes_explained(comparison.outcome_table()[0]),
         "outcome_sentences": comparison.outcome_sentences(),
         "saturated": comparison.saturated,
         "tests": difference_table(rows, comparison.blocked()),
-        "conditioning": conditioning_table(rows),
+        "conditioning": without_empty_columns(*conditioning_table(rows)),
         "pictures": pictures_of(subject),
         "tuning": tuning_table(comparison.tuning) if comparison.tuning else None,
         "about": descriptions(comparison.runs),

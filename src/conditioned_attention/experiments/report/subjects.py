@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
+from conditioned_attention.experiments.evidence.comparison import Comparison, calls_of, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.stored import Begun, Result, Row, TrainRow
 from conditioned_attention.experiments.runs.run import data_of, reason_of, run_folder
@@ -86,6 +86,7 @@ def read_single_run(folder: Path) -> Subject:
         settings,
         machines=machines_of([about]),
         data=data_of([folder]),
+        calls=calls_of([about]),
     )
     under_way = {} if file == result or reason else {name: how_far(folder, about)}
     return Subject(name, comparison, {variant: {seed: folder}}, under_way, single=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from conditioned_attention.experiments.evidence.comparison import Comparison, describe_machines
 from conditioned_attention.experiments.evidence.glue import glue_means
@@ -11,11 +12,29 @@ from conditioned_attention.experiments.evidence.tables import (
     difference_table,
     table,
     tuning_table,
+    without_empty_columns,
 )
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.words import description
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _BETWEEN = 2  # spaces between columns
+
+
+def say(lines: Sequence[str]) -> None:
+    """Sentences on a terminal, broken between words."""
+    console = _console()
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wider in a file."""
+    from rich.console import Console
+
+    return Console(width=None if Console().is_terminal else 160)
 
 
 def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
@@ -25,11 +44,10 @@ def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
         comparison: what is shown.
         outcomes: show what the runs look like by other numbers, as is done where final scores are close to their limit.
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 160)
+    console = _console()
 
     def print_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for columns in fitting(header, rows, console.width):
@@ -43,8 +61,7 @@ def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
     failed = [f"{name} has no result: {reason}" for name, reason in comparison.failures.items()]
     machines = [describe_machines(comparison.machines)] if len(comparison.machines) > 1 else []
     warnings = [] if comparison.tuning is None else comparison.tuning.warnings()
-    for line in [*comparison.verdicts(), *warnings, *failed, *machines]:
-        console.print(line, highlight=False, markup=False)
+    say([*comparison.verdicts(), *warnings, *failed, *machines])
     console.print()
     if comparison.tuning is not None:
         console.print("learning rates, chosen on validation data", highlight=False, markup=False)
@@ -53,7 +70,7 @@ def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
     console.print(f"score: {comparison.metric.name}", highlight=False, markup=False)
     rows = comparison.summary()
     print_grid(*table(rows, comparison.cost))
-    for found in (difference_table(rows, comparison.blocked()), conditioning_table(rows)):
+    for found in (difference_table(rows, comparison.blocked()), without_empty_columns(*conditioning_table(rows))):
         if found[1]:
             console.print()
             print_grid(*found)
@@ -61,8 +78,7 @@ def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
         console.print()
         print_grid(*found)
         console.print()
-        for line in comparison.outcome_sentences():
-            console.print(line, highlight=False, markup=False)
+        say(comparison.outcome_sentences())
 
 
 def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
@@ -83,10 +99,8 @@ def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
 def print_subject(subject: Subject, *, outcomes: bool = False) -> None:
     """What a page says on top, on a terminal."""
     print_table(subject.comparison, outcomes=outcomes)
-    for line in description(subject)[:-1] if subject.single else []:
-        print(line)
-    for name, far in subject.unfinished.items():
-        print(f"{name} {far}")
+    say(description(subject)[:-1] if subject.single else [])
+    say([f"{name} {far}" for name, far in subject.unfinished.items()])
 
 
 def print_means(subjects: Sequence[Subject]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
+from conditioned_attention.experiments.evidence.power import MOST
 from conditioned_attention.experiments.evidence.statistics import (
     Spread,
     Summary,
@@ -53,6 +54,21 @@ def _could_have_seen(rows: Sequence[Summary]) -> str:
     smallest, largest = f"{min(sizes):.{digits}f}", f"{max(sizes):.{digits}f}"
     widest = "" if smallest == largest else f", of {largest} where seeds scatter most"
     return f" (one of {smallest} or more could have been seen{widest})"
+
+
+def seeds_to_show(comparison: Comparison) -> str:
+    """How many seeds would show differences like those measured, where none was shown; empty if that is not known."""
+    rows = comparison.summary()[1:]
+    left = [row for row in rows if row.difference and outcome(row.difference, comparison.metric) == "not shown"]
+    needed = {row.variant: row.difference.pairs_to_show for row in left if row.difference}
+    told = [
+        f"{f'over {MOST:,}' if math.isinf(n) else f'{n:.0f}'} for {variant}"
+        for variant, n in needed.items()
+        if not math.isnan(n)
+    ]
+    if not told:
+        return ""
+    return f"Seeds that would show a difference as large as the one measured, with probability 80 %: {', '.join(told)}."
 
 
 def description(subject: Subject, heads: Mapping[str, Sequence[Heads]] | None = None) -> list[str]:

@@ -129,6 +129,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "cost": comparison.cost,
         "machines": comparison.machines,
         "data": comparison.data,
+        "calls": comparison.calls,
         "tuning": None if comparison.tuning is None else comparison.tuning.to_json(),
         "runs": [
             {"variant": variant, "seed": seed, "history": history}
@@ -172,5 +173,5 @@ def read_report(folder: Path) -> Comparison:
         raise ValueError(f"{file}: tuning.trials chooses no learning rate for {', '.join(without)}")
     return Comparison(
         runs, Metric(**data["metric"]), data["failures"], data["settings"], data["environment"], data["cost"],
-        machines=data.get("machines", []), tuning=tuning, data=data.get("data", []),
+        machines=data.get("machines", []), tuning=tuning, data=data.get("data", []), calls=data.get("calls", []),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 
 from conditioned_attention._warnings import warn
 from conditioned_attention.environment import needs
-from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
+from conditioned_attention.experiments.evidence.comparison import Comparison, calls_of, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.progress import Display, display
 from conditioned_attention.experiments.runs.run import (
@@ -148,7 +148,7 @@ def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settin
         else:
             failures[job.name] = reason_of(job.path) or "not run"
     data = data_of(job.path for job in jobs)
-    return Comparison(runs, metric, failures, settings, machines=machines_of(found), data=data)
+    return Comparison(runs, metric, failures, settings, machines=machines_of(found), data=data, calls=calls_of(found))
 
 
 def seed_list(seeds: int | Iterable[int]) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conditioned_attention.experiments.evidence.comparison import Comparison, machines_of
+from conditioned_attention.experiments.evidence.comparison import Comparison, calls_of, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.stored import Begun, Table
 from conditioned_attention.experiments.evidence.tuning import Tuning, read_tuning
@@ -50,9 +50,11 @@ def gather(folder: Path) -> Comparison | None:
     cost = None if any(differences(earlier.get("settings"), settings)) else earlier.get("cost")
     failures = {f"{name}, tuning": reason for name, reason in tuning.failures().items()} if tuning else {}
     failures |= _unfinished(folder)
-    machines = machines_of(list(found.values()))
-    data = data_of(file.parent for file in found)
-    return Comparison(runs, metric, failures, settings, cost=cost, machines=machines, tuning=tuning, data=data)
+    results = list(found.values())
+    return Comparison(
+        runs, metric, failures, settings, cost=cost, machines=machines_of(results), tuning=tuning,
+        data=data_of(file.parent for file in found), calls=calls_of(results),
+    )  # fmt: skip
 
 
 def _results(folder: Path) -> dict[Path, dict[str, Any]]:

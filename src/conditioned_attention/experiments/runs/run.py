@@ -9,10 +9,11 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from conditioned_attention.environment import short_environment
+from conditioned_attention.environment import command, short_environment
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.stored import Begun, Data, Result, Row
 from conditioned_attention.experiments.runs.own import Run, wants_run
@@ -199,15 +200,16 @@ def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None)
 
 
 def _signature(job: Job, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Where the run is made.  One that has finished, and only shows its rows again, keeps what it has; one that goes
-    on from another machine's or version's checkpoint has both."""
+    """Where the run is made, when and by which command.  One that has finished, and only shows its rows again, keeps
+    what it has; one that goes on from another machine's or version's checkpoint has both machines."""
     now = short_environment()
     if before is None or not checkpoints_in(job.path):
-        return {"environment": now}
+        return {"environment": now, "date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "command": command()}
     first, continued = before["environment"], before.get("continued", [])
     if not job.result.exists() and now != (continued or [first])[-1]:
         continued = [*continued, now]
-    return {"environment": first, **({"continued": continued} if continued else {})}
+    begun = {key: before[key] for key in ("date", "command") if key in before}
+    return {"environment": first, **begun, **({"continued": continued} if continued else {})}
 
 
 def note_failure(job: Job, text: str) -> None:

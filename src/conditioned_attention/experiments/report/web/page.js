@@ -41,11 +41,12 @@ function base(layout, height, kept = "") {
   };
 }
 
-// Powers of ten where there are many, 2 and 5 between few; of one alone plotly.js knows better.
-function logTicks(view) {
-  const values = view.traces.flatMap(trace => trace.y).concat((view.layout.shapes || []).map(shape => shape.y0));
+// Powers of ten where there are many, plain numbers with 2 and 5 between few; of less than one plotly.js knows better.
+function logTicks(view, axis) {
+  const own = view.traces.flatMap(trace => trace[axis]);
+  const values = own.concat((view.layout.shapes || []).filter(shape => !shape[axis + "ref"]).map(shape => shape[axis + "0"]));
   const logs = values.filter(value => value > 0).map(Math.log10), decades = Math.max(...logs) - Math.min(...logs);
-  return decades >= 3 ? { dtick: 1 } : decades >= 1 ? { dtick: "D2" } : {};
+  return decades >= 3 ? { dtick: 1 } : { tickformat: ",~r", ...(decades >= 1 ? { dtick: "D2" } : {}) };
 }
 
 const manyBands = 6;  // of more curves the bands would hide the lines
@@ -77,7 +78,9 @@ function curves(figure, chart) {
   const draw = () => {
     const view = chart.views[state.view];
     const layout = structuredClone(view.layout);
-    if (layout.yaxis.type === "log") Object.assign(layout.yaxis, logTicks(view));
+    for (const axis of ["x", "y"]) {
+      if (layout[axis + "axis"].type === "log") Object.assign(layout[axis + "axis"], logTicks(view, axis));
+    }
     layout.xaxis = { exponentformat: "none", separatethousands: true, ...layout.xaxis };
     const height = rows ? 115 + 30 * rows : innerWidth < 600 ? 320 : 400;
     return Plotly.react(plot, view.traces.map(trace => painted(trace, state)), base(layout, height, view.name), config);
@@ -87,7 +90,7 @@ function curves(figure, chart) {
     draw();
   }));
   if (spreads.length > 1) {
-    const names = { band: "band", seed: "single seeds", none: "mean alone" };
+    const names = { band: "band", seed: "single seeds", none: "line alone" };
     const label = choice("spread", spreads.map(kind => names[kind]), i => { state.spread = spreads[i]; draw(); });
     label.querySelector("select").value = spreads.indexOf(state.spread);
     figure.querySelector(".controls").append(label);
@@ -183,7 +186,7 @@ function cells(one, state, heat) {
     const row = frame.slice(layer * one.heads, (layer + 1) * one.heads);
     z.push(row.map(value => value === null || value < 0 ? null : value / 100));
     text.push(row.map((value, head) => value === null ? "" : `layer ${layer} (${module}), head ${head}<br>` +
-      (value < 0 ? "at the numerical floor" : `log10 κ ${(value / 100).toFixed(2)}`)));
+      (value < 0 ? "beyond the limit of precision" : `log10 κ ${(value / 100).toFixed(2)}`)));
   });
   return {
     type: "heatmap", z, text, hoverinfo: "text", zmin: heat.zmin, zmax: heat.zmax, colorscale: "Viridis", xgap: 1, ygap: 1,
