@@ -50,6 +50,16 @@ def test_options_of_a_recipe_stand_before_those_of_its_launch(command, capsys):
     assert "--folder PATH" in said
 
 
+def test_the_list_of_recipes_is_short_and_a_recipe_says_all(capsys):
+    more = "does not come near on ImageNet-1k alone"
+    assert call("compare", "--help") == 0
+    listed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "ViT-B/16 by DeiT's recipe, which is the same network." in listed
+    assert more not in listed
+    assert call("compare", "vit_b", "--help") == 0
+    assert more in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_examples_are_on_the_page_and_can_be_called(command, capsys):
     assert call(command, "--help") == 0

@@ -45,12 +45,18 @@ except ModuleNotFoundError as missing:
     sys.exit(f"{missing}; the command line needs: pip install 'conditioned-attention[experiments]'")
 
 
+_typed: list[str] = []  # the words of the command
+
+
 def _recipes() -> Any:
-    """One subcommand a recipe; asked for only where a command takes one, since every recipe's file is imported."""
+    """One subcommand a recipe; asked for only where a command takes one, since every recipe's file is imported.
+
+    A recipe that is named says all of itself, in the list of all each says a sentence or two.
+    """
     commands: list[Any] = []
     for name in RECIPES:
         cls, default = recipe_class(name), default_recipe(name)
-        about = (inspect.getdoc(cls) or "").partition("\n\nAttributes:")[0]
+        about = (inspect.getdoc(cls) or "").partition("\n\nAttributes:" if name in _typed else "\n\n")[0]
         options: Any = {"description": about, "prefix_name": False}
         options |= {} if default is None else {"default": Asked(default)}
         commands.append(Annotated[Asked[cls], subcommand(name, **options)])  # type: ignore[valid-type]
@@ -460,6 +466,7 @@ $ conditioned-attention --tyro-write-completion bash \\
 
 def commands(arguments: list[str]) -> Any:
     """The commands to choose from; those that take a recipe only where one of them may be meant."""
+    _typed[:] = arguments
     known = _WITHOUT_RECIPES if arguments[:1] and arguments[0] in _WITHOUT_RECIPES else _COMMANDS
     found = []
     for name, command in known.items():

@@ -229,7 +229,7 @@ def test_the_floor_is_drawn_where_it_is(theme):
     faint = np.array(_rgb(THEMES[theme].faint))
     dashes = (np.abs(image[row - 1 : row + 2, left:right] - faint).max(-1).min(0) < 60).mean()
     assert 0.4 < dashes < 0.9, "dashes, and gaps between them"
-    assert [text.get_text() for text in ax.texts] == ["numerical floor"]
+    assert [text.get_text() for text in ax.texts] == ["limit of float32"]
     assert ax.texts[0].get_window_extent().y0 > image.shape[0] - row
 
 

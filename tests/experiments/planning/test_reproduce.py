@@ -132,6 +132,7 @@ def test_the_papers_numbers_stand_beside_the_measured_ones(tmp_path, monkeypatch
     said = capsys.readouterr().out
     assert said.startswith("conditioned-attention compare digits --variants baseline preconditioned --seeds 1")
     text = (tmp_path / "table1.txt").read_text()
+    assert "Table 1 of arXiv 2603.27153" in (tmp_path / "digits" / "report.html").read_text()
     assert said.endswith(text)
     assert f"Options besides: {TINY}; " in text
     cells = measured(ITEMS["table1"], tmp_path)["digits"]

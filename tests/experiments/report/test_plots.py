@@ -108,6 +108,6 @@ def test_the_picture_of_a_report_is_that_of_the_records(tmp_path):
     from_records = plot_condition_numbers({"mine": [monitor.records]}, Figure().add_subplot())
     for one, two in zip(from_arrays.get_lines(), from_records.get_lines(), strict=True):
         assert one.get_ydata() == pytest.approx(two.get_ydata(), rel=1e-5)
-    assert [text.get_text() for text in from_arrays.texts] == ["numerical floor"]
+    assert [text.get_text() for text in from_arrays.texts] == ["limit of float32"]
     labels = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in (from_arrays, from_records)]
     assert labels[0] == labels[1]

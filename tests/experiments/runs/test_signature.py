@@ -26,6 +26,7 @@ def at(monkeypatch):
     def move(name):
         machine = {"machine": name, "devices": ["cpu"], "torch": f"2 for {name}", "conditioned-attention": "0.1.0"}
         monkeypatch.setattr(run, "short_environment", lambda: machine)
+        monkeypatch.setattr(run, "command", lambda: f"typed on {name}")
         return machine
 
     return move
@@ -77,6 +78,7 @@ def test_one_that_is_continued_elsewhere_has_both(tmp_path, at):
     train_recipe(Light(), BASELINE, 0, folder=tmp_path / "run", show=str, launch=OFTEN)
     found = made(tmp_path / "run")
     assert (found["environment"], found["continued"]) == (first, [second])
+    assert found["command"] == "typed on A", "by which it was begun"
     at("C")
     train_recipe(Light(), BASELINE, 0, folder=tmp_path / "run", show=str)
     assert made(tmp_path / "run") == found
@@ -96,9 +98,11 @@ def test_in_a_comparison_too_and_its_report_is_read_back(tmp_path, at):
     second = at("B")
     result = compare_recipe(Light(), ["baseline"], 2, tmp_path, cost=False, progress=False)
     assert result.machines == [{"runs": 1, **first, "continued": [second]}, {"runs": 1, **second}]
+    assert [call["command"] for call in result.calls] == ["typed on A", "typed on B"]
     write_reports(read_subjects([tmp_path]), [tmp_path])
     shutil.rmtree(tmp_path / "runs")
-    assert read_subjects([tmp_path])[0].comparison.machines == result.machines
+    read = read_subjects([tmp_path])[0].comparison
+    assert (read.machines, read.calls) == (result.machines, result.calls)
 
 
 def test_a_loop_without_checkpoints_begins_anew_and_is_signed_so(tmp_path, at):

@@ -26,6 +26,7 @@ from conditioned_attention.experiments.report.curves import (
     thin,
     thin_band,
 )
+from conditioned_attention.measure.plots.curves import limit_of
 from conditioned_attention.measure.plots.style import THEMES, styles
 
 Trace = dict[str, Any]
@@ -321,15 +322,6 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
         "Epochs: " + ", ".join(f"{row.variant} {row.reached}" for row in rows) + ".",
         [View("", [trace], layout)],
     )
-
-
-def limit_of(resolution: float) -> str:
-    """The name of the precision that tells no larger κ from infinity.
-
-    >>> limit_of(4.9e5), limit_of(2.3e13)
-    ('limit of float32', 'limit of float64')
-    """
-    return f"limit of float{32 if resolution < 1e9 else 64}"
 
 
 def limit_line(resolution: float) -> dict[str, Any]:

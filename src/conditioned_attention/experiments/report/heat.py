@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conditioned_attention.experiments.report.charts import Chart, Palette, axes, band_chart, limit_line, limit_of
+from conditioned_attention.experiments.report.charts import Chart, Palette, axes, band_chart, limit_line
 from conditioned_attention.experiments.report.columns import Heads, Numbers, average_kappa
 from conditioned_attention.experiments.report.curves import Band
+from conditioned_attention.measure.plots.curves import limit_of
 
 FRAMES = 50  # steps of a heat map
 AT_FLOOR = -1  # in place of 100 · log10 κ, which is never negative

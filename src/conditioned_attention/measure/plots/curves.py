@@ -54,8 +54,8 @@ def plot_condition_numbers(
 ) -> Axes:
     """Figure 3 of the paper: average κ during training, one line a variant.
 
-    The line leaves out heads at the numerical floor, whose share the legend has; a dashed line shows where the floor
-    is, unless the records were written before they said so.
+    The line leaves out heads at the numerical floor, whose share the legend has; a dashed line shows the largest κ that
+    is told from infinity, unless the records were written before they said so.
 
     Args:
         runs: for each label the records of its runs (one list a seed); the line is the mean over seeds.
@@ -148,14 +148,35 @@ def finish_axes(ax: Axes, finite: bool, at_floor: bool, floors: Sequence[float],
             ax.axhline(floor, color=colours.faint, linestyle="--", linewidth=1.0)
         # Nothing is drawn above the highest, so the word covers no curve, and room is made for it.
         ax.annotate(
-            "numerical floor", (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
+            limit_of(floors[-1]), (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
             textcoords="offset points", fontsize="small", color=colours.text,
         )  # fmt: skip
         low, high = ax.get_ylim()
         ax.set_ylim(low, max(high, floors[-1] * (floors[-1] / low) ** 0.1))
+    _plain_ticks(ax)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("average condition number")
     legend_above(ax)
+
+
+def limit_of(resolution: float) -> str:
+    """The name of the precision that tells no larger κ from infinity.
+
+    >>> limit_of(4.9e5), limit_of(2.3e13)
+    ('limit of float32', 'limit of float64')
+    """
+    return f"limit of float{32 if resolution < 1e9 else 64}"
+
+
+def _plain_ticks(ax: Axes) -> None:
+    """1, 2, 5, 10 and so on in the place of 2 × 10⁰ where a logarithmic axis has few powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = ax.get_ylim()
+    if ax.get_yscale() == "log" and high < 100 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _resolutions(records: Iterable[HeadRecord]) -> list[float]:
