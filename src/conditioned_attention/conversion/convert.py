@@ -44,8 +44,8 @@ def precondition(
 ) -> ConversionReport:
     """Switches the attention of a model to preconditioned attention, in place: before it is trained.
 
-    Weights that were trained without C do not fit: a trained model is ruined until it is trained again, or less so after
-    `calibrate` (docs/fine_tuning.md).  A UserWarning says so where ``from_pretrained`` of transformers has filled
+    Weights that were trained without C do not fit: a trained model is ruined until it is trained again, or less so
+    after `calibrate` (docs/fine_tuning.md).  A UserWarning says so where ``from_pretrained`` of transformers has filled
     them; of other libraries' weights nothing tells.
 
     Everything is checked before anything is changed.  Parameters, buffers and state_dict keys stay what they are, so

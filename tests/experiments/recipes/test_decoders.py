@@ -1,6 +1,7 @@
 """Decoders: byte pairs, a Llama by hand, the loss of a byte, fine-tuning that is scored before it begins."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -31,6 +32,7 @@ from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.decoders import TEXT, write_decoder, write_text
+from tests.experiments.training.test_distributed import torchrun
 
 OFTEN = Launch(checkpoint_seconds=0.0, log_every=1)
 SHORT = Training(epochs=1, batch_size=32, lr=1e-2, evaluate_every=0.5, monitor_every=0)
@@ -286,3 +288,35 @@ def test_a_comparison_has_curves_from_step_0_on(tmp_path):
         fine_tune(tmp_path), ["baseline", "preconditioned"], 2, tmp_path / "runs", cost=False, progress=False, threads=1
     )
     assert {row["step"] for row in result.runs["baseline"][0]} == {0, 6, 11}
+
+
+# Large scale
+
+
+def test_a_plan_of_a_real_size_needs_no_text():
+    """Llama 3.2 1B, whose number of parameters is public, with a context of 65,536."""
+    sizes = {"hidden_size": 2048, "layers": 16, "heads": 32, "key_heads": 8, "mlp_size": 8192, "rope_theta": 500_000.0}
+    asked = LlamaRecipe(text="files", vocabulary=128_256, model=Llama(context=65_536, **sizes))
+    task = asked.stand_in()
+    assert task.notes == ["there is no path: counted for 1,000,000,000 tokens"]
+    training = Training(epochs=1, batch_size=8, accumulation=8, precision="bf16")
+    (row,) = estimate(task, training, ["preconditioned"], gpu="H100", measure=False, launch=Launch(recompute=True))
+    assert row.parameters == 1_235_814_400
+    assert row.tokens == pytest.approx(1e9, rel=1e-3)
+    assert row.gpu_hours > 1
+    assert dataclasses.replace(asked, text="topics").stand_in() is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_two_ranks_share_a_model(name, tmp_path):
+    """FSDP2 in bfloat16 over gloo, to its end: the sample, too."""
+    options = (
+        f"--text files --path {write_text(tmp_path / 'text.txt')} --cache-dir {tmp_path} --vocabulary 300 --context 16"
+    )
+    options += " --hidden-size 32 --layers 2 --batch-size 8 --max-steps 3 --precision bf16 --parallel fsdp2"
+    command = f"-m conditioned_attention train {name} --variant preconditioned --folder {tmp_path / 'run'} {options}"
+    done = torchrun(*command.split())
+    assert done.returncode == 0, done.stderr
+    assert {"sample.txt", "tokenizer.json", "result.json"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    assert math.isfinite(json.loads((tmp_path / "run" / "result.json").read_text())["history"][-1]["score"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+from conditioned_attention.experiments.data.text.blank import BlankBlocks
 from conditioned_attention.experiments.data.text.byte_pairs import train_byte_pairs
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.models.llama import Llama
@@ -12,6 +13,8 @@ from conditioned_attention.experiments.recipes.packed_text import PackedText, fi
 from conditioned_attention.experiments.tasks.next_token import NextToken
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
+
+_PLANNED = 1_000_000_000  # tokens of a text that is not there
 
 
 def pretraining() -> Training:
@@ -45,6 +48,14 @@ class GPTRecipe(PackedText):
         data, tokenizer = self.blocks(self.model.context + 1, make, how, notes, tuning=tuning)
         notes += filling(tokenizer, self.vocabulary)
         return NextToken(data, self.model, self.eval_blocks, notes, tokenizer)
+
+    def stand_in(self) -> Task | None:
+        """The task on as many blank blocks as a billion tokens fill, for a plan; None where a text is named."""
+        if self.text != "files" or self.path is not None or self.dataset is not None:
+            return None
+        sizes = self.model.context + 1, self.vocabulary
+        data = BlankBlocks(_PLANNED // sizes[0], *sizes), BlankBlocks(1 + (self.eval_blocks or 0), *sizes)
+        return NextToken(data, self.model, self.eval_blocks, [f"there is no path: counted for {_PLANNED:,} tokens"])
 
 
 @dataclass(frozen=True)
