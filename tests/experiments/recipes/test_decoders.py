@@ -21,6 +21,7 @@ from conditioned_attention.experiments.data.text.byte_pairs import (
 from conditioned_attention.experiments.data.text.wordpiece import train_wordpiece
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.models.llama import Llama
+from conditioned_attention.experiments.planning.dry_run import task_to_plan
 from conditioned_attention.experiments.planning.estimate import estimate
 from conditioned_attention.experiments.recipes.decoders import GPTRecipe, LlamaRecipe
 from conditioned_attention.experiments.recipes.fine_tune import FineTune
@@ -305,6 +306,48 @@ def test_a_plan_of_a_real_size_needs_no_text():
     assert row.tokens == pytest.approx(1e9, rel=1e-3)
     assert row.gpu_hours > 1
     assert dataclasses.replace(asked, text="topics").stand_in() is None
+    (apart,) = estimate(task_to_plan(dataclasses.replace(asked, apart=True)), training, ["baseline"], measure=False)
+    assert apart.parameters == row.parameters, "as if they were not apart"
+
+
+@pytest.mark.parametrize("variant", ["baseline", "preconditioned", "head_rmsnorm", "qk_norm"])
+@pytest.mark.parametrize("model", [SMALL.model, GPT(context=16, hidden_size=32, layers=2, heads=2)])
+@torch.no_grad()
+def test_documents_that_are_apart_are_as_alone(tmp_path, model, variant):
+    asked = recipe(tmp_path, apart=True)
+    task = GPTRecipe(**{f.name: getattr(asked, f.name) for f in dataclasses.fields(asked) if f.name != "model"})
+    task = dataclasses.replace(task, model=model).task()
+    packed = task.build_model().eval()
+    alone = model.build(task.eval_data().vocabulary).eval()
+    alone.load_state_dict(packed.state_dict())
+    for each in (packed, alone):
+        VARIANTS[variant].apply(each)
+    blocks = task.eval_data().__getitems__([0, 1])
+    assert ((blocks == 0).sum(1) > 0).all(), "a block holds more than one document"
+    losses = []
+    for block in blocks:
+        start = 0
+        for end in [*(block[:-2] == 0).nonzero().flatten().tolist(), 15]:
+            logits = alone(block[None, start : end + 1]).logits[0]
+            losses += F.cross_entropy(logits, block[start + 1 : end + 2], reduction="none").tolist()
+            start = end + 1
+    assert len(losses) == 32
+    assert task.loss(packed, blocks).item() == pytest.approx(sum(losses) / 32, rel=1e-5)
+    together = F.cross_entropy(alone(blocks[:, :-1]).logits.flatten(0, 1), blocks[:, 1:].flatten()).item()
+    assert together != pytest.approx(sum(losses) / 32, rel=1e-4)
+
+
+def test_documents_apart_train_and_padding_is_refused(tmp_path):
+    asked = recipe(tmp_path, apart=True, training=dataclasses.replace(SHORT, max_steps=2))
+    task = asked.task()
+    (row,) = train(task, asked.training, VARIANTS["preconditioned"], 0, tmp_path / "run", OFTEN)
+    assert math.isfinite(row["score"])
+    assert load_run(tmp_path / "run").config.get_text_config()._attn_implementation == "conditioned_sdpa"
+    model, ids = task.build_model(), torch.ones(2, 8, dtype=torch.long)
+    with pytest.raises(ValueError, match="packed_sdpa knows no padding"):
+        model(ids, attention_mask=torch.tensor([[0] + 7 * [1], 8 * [1]]))
+    with pytest.raises(ValueError, match="packed sequences come as one row, got a batch of 2"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, 8]).int(), cu_seq_lens_k=torch.tensor([0, 8]).int())
 
 
 @pytest.mark.slow
