@@ -16,6 +16,7 @@ SAYS = {
     "nn_transformer": ["transformer.decoder.layers.0.multihead_attn", "step 100: median log10 κ "],
     "own_attention": ["rows have length 1: True", "the plain model again: True"],
     "timm_loop": ["refused by a plain model: True", "the same output: True"],
+    "torchtitan_style": ["step 15, loss "],
     "trainer": ["conditioning/log10_kappa", "step 20: ", "the same output: True"],
 }
 

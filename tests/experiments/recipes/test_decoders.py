@@ -1,6 +1,7 @@
 """Decoders: byte pairs, a Llama by hand, the loss of a byte, fine-tuning that is scored before it begins."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -20,6 +21,7 @@ from conditioned_attention.experiments.data.text.byte_pairs import (
 from conditioned_attention.experiments.data.text.wordpiece import train_wordpiece
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.models.llama import Llama
+from conditioned_attention.experiments.planning.dry_run import task_to_plan
 from conditioned_attention.experiments.planning.estimate import estimate
 from conditioned_attention.experiments.recipes.decoders import GPTRecipe, LlamaRecipe
 from conditioned_attention.experiments.recipes.fine_tune import FineTune
@@ -31,6 +33,7 @@ from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.preconditioner import RowNorm
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.decoders import TEXT, write_decoder, write_text
+from tests.experiments.training.test_distributed import torchrun
 
 OFTEN = Launch(checkpoint_seconds=0.0, log_every=1)
 SHORT = Training(epochs=1, batch_size=32, lr=1e-2, evaluate_every=0.5, monitor_every=0)
@@ -286,3 +289,77 @@ def test_a_comparison_has_curves_from_step_0_on(tmp_path):
         fine_tune(tmp_path), ["baseline", "preconditioned"], 2, tmp_path / "runs", cost=False, progress=False, threads=1
     )
     assert {row["step"] for row in result.runs["baseline"][0]} == {0, 6, 11}
+
+
+# Large scale
+
+
+def test_a_plan_of_a_real_size_needs_no_text():
+    """Llama 3.2 1B, whose number of parameters is public, with a context of 65,536."""
+    sizes = {"hidden_size": 2048, "layers": 16, "heads": 32, "key_heads": 8, "mlp_size": 8192, "rope_theta": 500_000.0}
+    asked = LlamaRecipe(text="files", vocabulary=128_256, model=Llama(context=65_536, **sizes))
+    task = asked.stand_in()
+    assert task.notes == ["there is no path: counted for 1,000,000,000 tokens"]
+    training = Training(epochs=1, batch_size=8, accumulation=8, precision="bf16")
+    (row,) = estimate(task, training, ["preconditioned"], gpu="H100", measure=False, launch=Launch(recompute=True))
+    assert row.parameters == 1_235_814_400
+    assert row.tokens == pytest.approx(1e9, rel=1e-3)
+    assert row.gpu_hours > 1
+    assert dataclasses.replace(asked, text="topics").stand_in() is None
+    (apart,) = estimate(task_to_plan(dataclasses.replace(asked, apart=True)), training, ["baseline"], measure=False)
+    assert apart.parameters == row.parameters, "as if they were not apart"
+
+
+@pytest.mark.parametrize("variant", ["baseline", "preconditioned", "head_rmsnorm", "qk_norm"])
+@pytest.mark.parametrize("model", [SMALL.model, GPT(context=16, hidden_size=32, layers=2, heads=2)])
+@torch.no_grad()
+def test_documents_that_are_apart_are_as_alone(tmp_path, model, variant):
+    asked = recipe(tmp_path, apart=True)
+    task = GPTRecipe(**{f.name: getattr(asked, f.name) for f in dataclasses.fields(asked) if f.name != "model"})
+    task = dataclasses.replace(task, model=model).task()
+    packed = task.build_model().eval()
+    alone = model.build(task.eval_data().vocabulary).eval()
+    alone.load_state_dict(packed.state_dict())
+    for each in (packed, alone):
+        VARIANTS[variant].apply(each)
+    blocks = task.eval_data().__getitems__([0, 1])
+    assert ((blocks == 0).sum(1) > 0).all(), "a block holds more than one document"
+    losses = []
+    for block in blocks:
+        start = 0
+        for end in [*(block[:-2] == 0).nonzero().flatten().tolist(), 15]:
+            logits = alone(block[None, start : end + 1]).logits[0]
+            losses += F.cross_entropy(logits, block[start + 1 : end + 2], reduction="none").tolist()
+            start = end + 1
+    assert len(losses) == 32
+    assert task.loss(packed, blocks).item() == pytest.approx(sum(losses) / 32, rel=1e-5)
+    together = F.cross_entropy(alone(blocks[:, :-1]).logits.flatten(0, 1), blocks[:, 1:].flatten()).item()
+    assert together != pytest.approx(sum(losses) / 32, rel=1e-4)
+
+
+def test_documents_apart_train_and_padding_is_refused(tmp_path):
+    asked = recipe(tmp_path, apart=True, training=dataclasses.replace(SHORT, max_steps=2))
+    task = asked.task()
+    (row,) = train(task, asked.training, VARIANTS["preconditioned"], 0, tmp_path / "run", OFTEN)
+    assert math.isfinite(row["score"])
+    assert load_run(tmp_path / "run").config.get_text_config()._attn_implementation == "conditioned_sdpa"
+    model, ids = task.build_model(), torch.ones(2, 8, dtype=torch.long)
+    with pytest.raises(ValueError, match="packed_sdpa knows no padding"):
+        model(ids, attention_mask=torch.tensor([[0] + 7 * [1], 8 * [1]]))
+    with pytest.raises(ValueError, match="packed sequences come as one row, got a batch of 2"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, 8]).int(), cu_seq_lens_k=torch.tensor([0, 8]).int())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_two_ranks_share_a_model(name, tmp_path):
+    """FSDP2 in bfloat16 over gloo, to its end: the sample, too."""
+    options = (
+        f"--text files --path {write_text(tmp_path / 'text.txt')} --cache-dir {tmp_path} --vocabulary 300 --context 16"
+    )
+    options += " --hidden-size 32 --layers 2 --batch-size 8 --max-steps 3 --precision bf16 --parallel fsdp2"
+    command = f"-m conditioned_attention train {name} --variant preconditioned --folder {tmp_path / 'run'} {options}"
+    done = torchrun(*command.split())
+    assert done.returncode == 0, done.stderr
+    assert {"sample.txt", "tokenizer.json", "result.json"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    assert math.isfinite(json.loads((tmp_path / "run" / "result.json").read_text())["history"][-1]["score"])

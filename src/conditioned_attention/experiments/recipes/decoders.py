@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from conditioned_attention.experiments.data.text.byte_pairs import train_byte_pairs
+from conditioned_attention.experiments.data.text.blank import BlankBlocks
+from conditioned_attention.experiments.data.text.byte_pairs import END, train_byte_pairs
+from conditioned_attention.experiments.models.apart import Apart
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.models.llama import Llama
 from conditioned_attention.experiments.recipes.packed_text import PackedText, filling
 from conditioned_attention.experiments.tasks.next_token import NextToken
 from conditioned_attention.experiments.tasks.task import Task
 from conditioned_attention.experiments.training.settings import Training
+
+_PLANNED = 1_000_000_000  # tokens of a text that is not there
 
 
 def pretraining() -> Training:
@@ -30,11 +34,14 @@ class GPTRecipe(PackedText):
 
     Attributes:
         vocabulary: at most so many tokens, byte pairs that are trained on your text; 257 are the bytes alone.
+        apart: whether a token sees those of its own document alone, and not what lies before it in a block; positions
+            begin anew in each.  It needs no mask of N × N numbers, for any length of a block.
         model: the network; the default has 1.3 million parameters, 0.5 of them its embedding.
         training: how it is trained.
     """
 
     vocabulary: int = 4096
+    apart: bool = False
     model: GPT = field(default_factory=GPT)
     training: Training = field(default_factory=pretraining)
 
@@ -44,7 +51,23 @@ class GPTRecipe(PackedText):
         how = ["byte pairs", self.vocabulary]
         data, tokenizer = self.blocks(self.model.context + 1, make, how, notes, tuning=tuning)
         notes += filling(tokenizer, self.vocabulary)
-        return NextToken(data, self.model, self.eval_blocks, notes, tokenizer)
+        if not self.apart:
+            return NextToken(data, self.model, self.eval_blocks, notes, tokenizer)
+        return NextToken(data, Apart(self.model), self.eval_blocks, notes, tokenizer, end=tokenizer.token_to_id(END))
+
+    def stand_in(self) -> Task | None:
+        """The task on as many blank blocks as a billion tokens fill, for a plan; None where a text is named.
+
+        Documents are not apart, since what a step of those takes depends on where they end.
+        """
+        if self.apart:
+            whole = replace(self, apart=False)
+            return whole.stand_in() or whole.task()
+        if self.text != "files" or self.path is not None or self.dataset is not None:
+            return None
+        sizes = self.model.context + 1, self.vocabulary
+        data = BlankBlocks(_PLANNED // sizes[0], *sizes), BlankBlocks(1 + (self.eval_blocks or 0), *sizes)
+        return NextToken(data, self.model, self.eval_blocks, [f"there is no path: counted for {_PLANNED:,} tokens"])
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class NextToken(Task):
         eval_count: score on so many, spread over the held-out text; None for all.
         notes: what a report should say about the data.
         tokenizer: which made the tokens, and stands in the folder of a finished run; None where they are bytes.
+        end: the token behind which another document begins that does not see this one; None where all see all.
     """
 
     causal = True
@@ -55,9 +56,12 @@ class NextToken(Task):
         eval_count: int | None = None,
         notes: Sequence[str] = (),
         tokenizer: Tokenizer | None = None,
+        *,
+        end: int | None = None,
     ) -> None:
         self._train, held = data
         self._model, self._tokenizer, self.notes = model, tokenizer, list(notes)
+        self._end = end
         self._eval = held.part(_spread(len(held), eval_count, "eval_windows" if tokenizer is None else "eval_blocks"))
         self.tokens_per_sample = model.context
         unit, kinds = ("byte", "") if tokenizer is None else ("token", f" of {self._train.vocabulary:,}")
@@ -79,10 +83,10 @@ class NextToken(Task):
         return items  # the data sets hand out batches
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        return _losses(model, batch).mean()
+        return _losses(model, batch, self._end).mean()
 
     def evaluator(self) -> Evaluator:
-        return _MeanLoss(self._sizes)
+        return _MeanLoss(self._sizes, self._end)
 
     def probe(self) -> dict[str, Tensor]:
         return _first(self._eval)
@@ -129,14 +133,14 @@ def _first(data: Any) -> dict[str, Tensor]:
 class _MeanLoss:
     """The mean loss of a token, in nats; and of a byte, in nats and in bits, where ``sizes`` has the bytes of each."""
 
-    def __init__(self, sizes: Tensor | None) -> None:
+    def __init__(self, sizes: Tensor | None, end: int | None) -> None:
         from torchmetrics import MeanMetric
 
-        self.sizes, self.mean = sizes, MeanMetric(sync_on_compute=False)
+        self.sizes, self.end, self.mean = sizes, end, MeanMetric(sync_on_compute=False)
         self.tokens, self.bytes = 0, 0
 
     def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
-        self.mean.update(gather(_losses(model, batch).mean(-1).float()).cpu())
+        self.mean.update(gather(_losses(model, batch, self.end).mean(-1).float()).cpu())
         if self.sizes is not None:
             sizes = gather(self.sizes.to(batch.device)[batch[:, 1:]].sum(-1))
             self.tokens += sizes.numel() * (batch.shape[1] - 1)
@@ -151,7 +155,28 @@ class _MeanLoss:
         return {"score": loss, **per_byte, "bits_per_byte": of_byte / math.log(2)}
 
 
-def _losses(model: nn.Module, batch: Tensor) -> Tensor:
+def _losses(model: nn.Module, batch: Tensor, end: int | None) -> Tensor:
     """The loss of every token (B, L) of sequences (B, L + 1)."""
-    logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+    ids = batch[:, :-1]
+    if end is None:
+        logits = model(input_ids=ids, use_cache=False).logits
+    else:
+        logits = model(**in_one_row(ids, end), use_cache=False).logits.view(*ids.shape, -1)
     return F.cross_entropy(logits.float().transpose(1, 2), batch[:, 1:], reduction="none")
+
+
+def in_one_row(ids: Tensor, end: int) -> dict[str, Any]:
+    """Blocks (B, L) as one row (1, B · L) of documents, which begin with a block and behind every ``end``.
+
+    >>> row = in_one_row(torch.tensor([[5, 0, 6, 7], [8, 9, 0, 0]]), end=0)
+    >>> row["cu_seq_lens_q"].tolist(), row["position_ids"].tolist(), row["max_length_q"]
+    ([0, 2, 4, 7, 8], [[0, 1, 0, 1, 0, 1, 2, 0]], 3)
+    """
+    first = F.pad(ids[:, :-1] == end, (1, 0), value=True).flatten()
+    starts = first.nonzero().flatten()
+    positions = torch.arange(ids.numel(), device=ids.device) - starts[first.cumsum(0) - 1]
+    bounds = F.pad(starts, (0, 1), value=ids.numel()).int()
+    longest = int(bounds.diff().max())
+    found = {"input_ids": ids.reshape(1, -1), "position_ids": positions[None]}
+    found |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds)
+    return {**found, **dict.fromkeys(("max_length_q", "max_length_k"), longest)}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from conditioned_attention.functional import behind
-from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, check_rows
+from conditioned_attention.preconditioner import TRANSFORM, HeadTransform, RowNorm, check_rows
 from conditioned_attention.sites.forward import (
     demand,
     demand_no_more,
@@ -37,12 +37,13 @@ from conditioned_attention.sites.site import HOOK_KEY, Mechanism, Site, plain_cl
 from conditioned_attention.sites.transformers import bytecode, source
 from conditioned_attention.sites.transformers.attentions import give_back, hold
 from conditioned_attention.sites.transformers.marker import MARKER, NAME, PREFIX, is_conditioned
+from conditioned_attention.sites.transformers.packed import PACKED
 from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, causal, look_up, stands_in_for
 from conditioned_attention.sites.transformers.source import Reading
 
 _WITH_WEIGHTS = ("sdpa", "eager")  # whose masks an eager function can be given
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
-_BASES = (*_WITH_WEIGHTS, *_FLASH, "flex_attention")
+_BASES = (*_WITH_WEIGHTS, *_FLASH, "flex_attention", PACKED)
 
 _TABLE = "ALL_ATTENTION_FUNCTIONS"  # of transformers, imported into every model file that uses it
 _REGISTRATION = "_head_registration"
@@ -69,7 +70,8 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
     base = name.removeprefix(PREFIX)
     if base not in _BASES:
         return f"it runs {name!r}; conditioning works over {', '.join(_BASES)}: call set_attn_implementation"
-    if base not in _WITH_WEIGHTS and reading.own.words & {*_WITH_WEIGHTS}:
+    upcast_alone = base == PACKED and getattr(module, _UPCAST_FLAG, None) is False
+    if base not in _WITH_WEIGHTS and reading.own.words & {*_WITH_WEIGHTS} and not upcast_alone:
         return f"its forward turns from {base} to another implementation: call set_attn_implementation"
     if _reads_the_name(module, reading, base):
         return "its model file branches on the implementation's name, so another name would change what it does"
@@ -253,6 +255,9 @@ def _conditioned(
     function = _base_function(module, name)
     if transform is not None and name == "sdpa" and stands_in_for(function, query, kwargs):
         return attend_like_sdpa(transform, module, query, *args, **kwargs)
+    if name == PACKED and isinstance(transform, RowNorm) and kwargs.get("cu_seq_lens_q") is not None:
+        heads, weights = function(module, query, *args, transform=transform, **kwargs)
+        return heads, weights
     if transform is not None and transform.changes_queries:
         query, args, kwargs = _with_queries(transform, query, args, kwargs)
     # Flash attention reads from the config which kernel it is to load.
