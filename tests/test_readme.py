@@ -105,6 +105,20 @@ def test_python_of_the_page_on_fine_tuning_runs(tmp_path):
     run_alone(blocks_of((ROOT / "docs" / "fine_tuning.md").read_text()), tmp_path)
 
 
+def test_losses_of_the_page_on_fine_tuning_are_those_measured():
+    page = (ROOT / "docs" / "fine_tuning.md").read_text()
+    found = read_json(ROOT / "results" / "language" / "start.json")["loss"]
+    nouns = found["WordNet's nouns"]
+    rows = [line.split("|")[2:4] for line in page.splitlines() if line.startswith("| ") and "`" in line]
+    names = [line.split("`")[1] for line in page.splitlines() if line.startswith("| ") and "`" in line]
+    assert names == [name for name in nouns if "tokens" not in name]
+    for name, cells in zip(names, rows, strict=True):
+        assert [float(cell) for cell in cells] == [round(losses[name], 2) for losses in found.values()], name
+    for name in ("preconditioned_calibrated, on 128 tokens", "preconditioned_calibrated, on 4096 tokens"):
+        assert f"{nouns[name]:.2f}" in page
+    assert f"{nouns['spectral']:.2f}" in CONVERSION
+
+
 def test_every_page_with_python_is_run():
     pages = {page.name for page in (ROOT / "docs").glob("*.md") if blocks_of(page.read_text())}
     here = {"conversion.md", "fine_tuning.md", "spectral.md", "monitoring.md", "mathematics.md", "experiments.md"}

@@ -3,13 +3,14 @@
 # where the first one stopped; each run has one thread.
 #   bert       a small Crammed BERT (1.7 million parameters) on 1.75 million tokens a run
 #   llama      a Llama of 1.3 million parameters on 1.25 million tokens a run, byte pairs
-#   scores     the models of bert, fine-tuned: is one noun of WordNet a kind of the other?  Like GLUE in form, and none of it
+#   scores     the models of bert, fine-tuned at one rate (each run from its own, which tuning has none of): is one noun of
+#              WordNet a kind of the other?  Like GLUE in form, and none of it
 #   lora       SmolLM2-135M by LoRA, 60 steps of 512 tokens, scored before the first
 #   fine_tune  the same with all weights, 40 steps, at one rate: a checkpoint is 1.6 GB, and there are 18
 #   minilm     MiniLM, a sentence encoder, on short film reviews, 1,000 of them
 # Reduced: models and budgets are such that each takes at most four core-hours of an AMD EPYC virtual machine (2 cores), by
 # the processor time of a step there (bert 0.49 s, llama 0.74 s, fine_tune 6.2 s, lora about 4 s) and the number of runs; the
-# papers' models are a hundred times as large and see a thousand times as much.  Core-hours: bert 3.8, llama 3.8, scores 1.5,
+# papers' models are a hundred times as large and see a thousand times as much.  Core-hours: bert 3.8, llama 3.8, scores 1,
 # lora 3.5, fine_tune 1.8, minilm 2; those of scores, lora and minilm are the roughest.
 # ENGLISH is the folder of Debian's dict-gcide ('apt-get download' and 'dpkg-deb -x FILE FOLDER' do without installing), beside
 # which wordnet-base is needed: 38 MB of text, 11 million tokens; SMOLLM2 the folder that smollm2.py has written; MINILM
@@ -36,7 +37,7 @@ bert) compare small_bert "$SIX" "${english[@]}" --vocabulary 8192 --tokens 17500
 llama) compare llama "$SIX" "${english[@]}" --tokens 1250000 --eval-blocks 256 --evaluate-every 0.0125 --monitor-every 1 \
   "${rates[@]}" "$@" ;;
 scores) compare labelled_text "$SIX" --text hypernyms --start-from "runs/language/bert/runs/{variant}/seed-{seed}" \
-  --samples 8000 --epochs 2 --tune 1e-4 4e-4 --tune-seeds 2 "$@" ;;
+  --samples 8000 --epochs 2 --lr 1e-4 "$@" ;;
 lora) smollm2 --trains lora --max-steps 60 --tune 3e-4 1e-3 --tune-seeds 2 "$@" ;;
 fine_tune) smollm2 --max-steps 40 --lr 5e-5 "$@" ;;
 minilm) compare labelled_text "baseline preconditioned preconditioned_calibrated spectral" --text movies \

@@ -68,10 +68,12 @@ def attend_packed(
         raise ValueError(f"packed sequences come as one row, got a batch of {len(query)}")
     how = {"dropout_p": dropout, "is_causal": causal(module, is_causal), "scale": scaling, "enable_gqa": grouped}
     if isinstance(transform, RowNorm):
-        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        starts = cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k
-        c = {"rows": transform.rows, "gradient": transform.gradient, "eps": transform.eps}
-        return preconditioned_attention_varlen(*rows, *starts, **how, **c).unsqueeze(0), None
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        c: dict[str, Any] = {"rows": transform.rows, "gradient": transform.gradient, "eps": transform.eps}
+        heads = preconditioned_attention_varlen(
+            q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, **how, **c
+        )
+        return heads.unsqueeze(0), None
     lengths = [starts.diff().tolist() for starts in (cu_seq_lens_q, cu_seq_lens_k)]
     parts = zip(query.split(lengths[0], 2), key.split(lengths[1], 2), value.split(lengths[1], 2), strict=True)
     heads = torch.cat([F.scaled_dot_product_attention(*part, **how) for part in parts], 2)
