@@ -21,7 +21,7 @@ TELLING = {
     "sam2.Sam2MultiScaleAttention": (BASES, ""),  # in the same file, where no name decides
     "qwen2_5_omni.Qwen2_5OmniAudioAttention": (tuple(base for base in BASES if base != "eager"), BRANCHES),
     "qwen2_5_omni.DiTAttention": (tuple(base for base in BASES if base != "eager"), BRANCHES),
-    "gemma4.Gemma4VisionAttention": (("eager", *on_interface._FLASH), BRANCHES),
+    "gemma4.Gemma4VisionAttention": (("eager", *on_interface._FLASH, on_interface.PACKED), BRANCHES),
     "deepseek_v32.DeepseekV32Attention": ((), ""),
     "llama.LlamaMLP": None,
     "yoso.YosoSelfAttention": None,

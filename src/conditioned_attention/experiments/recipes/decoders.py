@@ -7,7 +7,6 @@ from functools import partial
 
 from conditioned_attention.experiments.data.text.blank import BlankBlocks
 from conditioned_attention.experiments.data.text.byte_pairs import END, train_byte_pairs
-from conditioned_attention.experiments.models.apart import Apart
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.models.llama import Llama
 from conditioned_attention.experiments.recipes.packed_text import PackedText, filling
@@ -51,9 +50,8 @@ class GPTRecipe(PackedText):
         how = ["byte pairs", self.vocabulary]
         data, tokenizer = self.blocks(self.model.context + 1, make, how, notes, tuning=tuning)
         notes += filling(tokenizer, self.vocabulary)
-        if not self.apart:
-            return NextToken(data, self.model, self.eval_blocks, notes, tokenizer)
-        return NextToken(data, Apart(self.model), self.eval_blocks, notes, tokenizer, end=tokenizer.token_to_id(END))
+        end = tokenizer.token_to_id(END) if self.apart else None
+        return NextToken(data, self.model, self.eval_blocks, notes, tokenizer, end=end)
 
     def stand_in(self) -> Task | None:
         """The task on as many blank blocks as a billion tokens fill, for a plan; None where a text is named.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from conditioned_attention.experiments.data.text.byte_pairs import bytes_of_tokens
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.tasks.task import Evaluator, Task
+from conditioned_attention.sites.transformers.packed import register_packed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -71,7 +72,10 @@ class NextToken(Task):
         self._sizes = None if sizes is None else torch.from_numpy(sizes)
 
     def build_model(self) -> nn.Module:
-        return self._model.build(self._train.vocabulary)
+        model: Any = self._model.build(self._train.vocabulary)
+        if self._end is not None:
+            model.set_attn_implementation(register_packed())
+        return model  # type: ignore[no-any-return]
 
     def train_data(self) -> Any:
         return self._train
