@@ -87,13 +87,14 @@ def calibrate(model: nn.Module, batch: Any) -> Calibration:
     _raise_for({site.name: reason for site in sites if (reason := _against(site))})
     heads = _run(model, batch, sites)
     _raise_for({each.site.name: reason for each in heads if (reason := each.against(model, heads))})
-    folded = []
+    scales, folded = {}, []
     for each in heads:
+        scales[each.site.name] = scale = each.scale()
         for linear in each.linears:
-            _fold(linear, each.scale())
-            folded.append((each.site.module, linear, each.scale()))
+            _fold(linear, scale)
+            folded.append((each.site.module, linear, scale))
         each.site.module.__dict__[_CALIBRATED] = True
-    return Calibration({each.site.name: each.scale() for each in heads}, tuple(folded))
+    return Calibration(scales, tuple(folded))
 
 
 def _raise_for(reasons: Mapping[str, str]) -> None:
