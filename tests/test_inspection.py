@@ -390,6 +390,11 @@ def precondition_of(model):
     return model
 
 
+class Unknown(torch.nn.Module):
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states, None
+
+
 def test_what_a_conversion_alone_does_to_a_decoder(tmp_path, capsys):
     """As it is measured by hand; the model stays what it was, and others have no such numbers."""
     folder, text = write_decoder(tmp_path / "llama", context=256), write_text(tmp_path / "text.txt")
@@ -425,5 +430,10 @@ def test_what_a_conversion_alone_does_to_a_decoder(tmp_path, capsys):
     assert f"compare fine_tune --pretrained {folder}" in " ".join(said.split())
     precondition(model)
     assert advice(inspect_model(model), "x", None) == []
+    restore(model)
+    for layer in model.model.layers:  # nobody knows it
+        layer.self_attn = Unknown()
+    with pytest.warns(UserWarning, match="is not shown: nothing to convert in LlamaForCausalLM"):
+        assert losses_at_start(model, windows) is None
     call("inspect", "vit_tiny_patch16_224", "--structure")
     assert "trained without C" not in capsys.readouterr().out

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditioned_attention._warnings import warn
 from conditioned_attention.calibration import calibrate
 from conditioned_attention.conversion import convert, spectral_condition
 from conditioned_attention.inspection.inspect import Inspection
@@ -29,7 +30,8 @@ def losses_at_start(model: nn.Module, ids: Tensor) -> dict[str, float] | None:
 
     Returns:
         By ``"plain"``, ``"C"``, ``"C, calibrated"`` and ``"λ I"``; None for a model that does not predict the next
-        token, or that cannot be converted so, and for fewer than two windows.
+        token, and for fewer than two windows.  So it is, with a warning that says why, for a model that one of these
+        conversions refuses.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> gpt = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=1, n_head=2))
@@ -51,7 +53,8 @@ def losses_at_start(model: nn.Module, ids: Tensor) -> dict[str, float] | None:
             found["C, calibrated"] = _loss(model, ids[half:])
         with spectral_condition(model):
             found["λ I"] = _loss(model, ids[half:])
-    except ValueError:  # it has no W_O, or no projections, of a known kind
+    except ValueError as error:
+        warn(f"what a conversion does to the loss before any training is not shown: {error}")
         return None
     return found
 
