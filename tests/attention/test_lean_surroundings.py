@@ -74,7 +74,7 @@ def test_autocast(dtype):
 
 
 @pytest.mark.parametrize(
-    ("gradient", "dtype", "dynamic"), pairwise(["stopped", "through"], [torch.float32, torch.bfloat16], [False, True])
+    ("gradient", "dtype", "dynamic"), [("stopped", torch.bfloat16, True), ("through", torch.float32, False)]
 )
 def test_compiles_without_a_graph_break(gradient, dtype, dynamic):
     mask = torch.rand(5, 5) > 0.3
