@@ -235,7 +235,7 @@ def test_it_learns_a_picture_by_heart_and_finds_what_is_in_it():
         large = F.interpolate(image[None], scale_factor=2)[0]  # scaled to its size before, and back behind
         (found,) = model([large])
     assert found["labels"][0] == 2
-    # as COCO counts it; a box of the other scale would share a quarter at most, and some pixels are a machine's rounding
+    # as COCO counts it: a box of the other scale shares a quarter at most, and some pixels are a machine's rounding
     assert box_iou(found["boxes"][:1], torch.tensor([[16.0, 32, 80, 96]])) > 0.5
     inside = found["masks"][0, 0] > 0.5
     assert inside.shape == (128, 128)
