@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
-from conditioned_attention._torch import is_exporting
 from conditioned_attention.attention.arguments import Arguments, four
 from conditioned_attention.attention.lean.steps import unit_stride
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
@@ -51,7 +50,7 @@ def copies(arguments: Arguments) -> str | None:
 
 def _refuses_surroundings() -> str | None:
     """Where somebody else must see PyTorch's public attention function, or differentiates in a way of their own."""
-    if is_exporting() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         return "an exported or traced graph would hold private operators"
     if F.scaled_dot_product_attention is not _STOCK_ATTENTION:
         return "torch.nn.functional.scaled_dot_product_attention was replaced, and would be passed over"
