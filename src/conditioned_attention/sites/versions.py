@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 SUPPORTED = {
     "timm": ("1.0.20", "1.1"),
     "transformers": ("5.4", "6"),
-    "torchvision": ("0.20", "1"),
+    "torchvision": ("0.24", "1"),
 }
 
 

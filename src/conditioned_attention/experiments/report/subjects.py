@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def how_far(folder: Path, begun: Mapping[str, Any]) -> str:
         parts.append(f"logged up to step {step:,}")
     logs = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
     if logs:
-        parts.append(f"last written {datetime.fromtimestamp(max(logs), timezone.utc):%Y-%m-%d %H:%M} UTC")
+        parts.append(f"last written {datetime.fromtimestamp(max(logs), UTC):%Y-%m-%d %H:%M} UTC")
     return "not finished: " + ("; ".join(parts) or "begun, nothing logged")
 
 

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def _signature(job: Job, before: Mapping[str, Any] | None) -> dict[str, Any]:
     what it has; one that goes on from another machine's or version's checkpoint has both machines."""
     now = short_environment()
     if before is None or not checkpoints_in(job.path):
-        return {"environment": now, "date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "command": command()}
+        return {"environment": now, "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command()}
     first, continued = before["environment"], before.get("continued", [])
     if not job.result.exists() and now != (continued or [first])[-1]:
         continued = [*continued, now]

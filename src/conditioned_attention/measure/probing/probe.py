@@ -199,8 +199,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def _uncompiled() -> AbstractContextManager[Any]:
     """Modules inside that are compiled run as they were written: they would not notice, or compile anew."""
-    # Where nothing was compiled yet, Dynamo is not imported for this; torch 2.5 has no stance.
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled yet, and Dynamo is not imported for this
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
