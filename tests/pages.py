@@ -7,6 +7,8 @@ import sys
 import traceback
 from importlib import import_module
 
+import torch
+
 from tests.processes import Forked
 
 
@@ -45,6 +47,8 @@ def _run_each(blocks, folder):
 
 def _run(block, place, said):
     os.chdir(place)
+    # Makes PyTorch's pool of threads anew, as after each fork: two threads that did it at once would meet none.
+    torch.set_num_threads(1)
     with said.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
