@@ -74,7 +74,13 @@ def test_autocast(dtype):
 
 
 @pytest.mark.parametrize(
-    ("gradient", "dtype", "dynamic"), [("stopped", torch.bfloat16, True), ("through", torch.float32, False)]
+    ("gradient", "dtype", "dynamic"),
+    [
+        ("stopped", torch.bfloat16, True),
+        ("through", torch.float32, False),
+        pytest.param("stopped", torch.float32, False, marks=pytest.mark.slow),
+        pytest.param("through", torch.bfloat16, True, marks=pytest.mark.slow),
+    ],
 )
 def test_compiles_without_a_graph_break(gradient, dtype, dynamic):
     mask = torch.rand(5, 5) > 0.3
