@@ -28,7 +28,9 @@ def poison_uninitialised_memory(monkeypatch):
 
     def poisoned(*args, **kwargs):
         tensor = _empty(*args, **kwargs)
-        return tensor.fill_(math.nan) if tensor.is_floating_point() and not tensor.is_meta else tensor
+        if tensor.is_floating_point() and not tensor.is_meta:
+            tensor.detach().fill_(math.nan)
+        return tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
 

@@ -209,7 +209,7 @@ MUTATIONS = [
     ("QK-norm of queries alone", "controls.py", "F.rms_norm(key, key.shape[-1:], eps=self.eps)", "key", CONTROLS),
     ("gate, without the factor 2", "sites/learned.py", "2 * torch.sigmoid", "torch.sigmoid", LEARNED),
     ("gate, as wide as the values' input", "sites/learned.py", 'if "q" in weight.roles', 'if "v" in weight.roles', LEARNED),
-    ("gate, holds on to its input", "sites/learned.py", "attention.__dict__.pop(_INPUT, None)", "pass", LEARNED),
+    ("gate, holds on to its input", "sites/learned.py", "delattr(attention, _INPUT)", "pass", LEARNED),
     ("spectral, of all roles", "sites/correction.py", "if role in self.spectral.roles]", "if True]", SPECTRAL),
     ("spectral, weights of all roles", "sites/correction.py", "weights = projections.of(spectral.roles).weights", "weights = projections.weights", SPECTRAL),
     ("QK-Clip, never called", "experiments/training/step.py", "if self.after is not None:", "if False:", VARIANTS),

@@ -21,23 +21,27 @@ def prepare():
         return
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
+    from triton.runtime import interpreter
+
     from conditioned_attention.attention.triton import backward, decode, forward  # noqa: F401
 
     if before is None:
         del os.environ[VARIABLE]
     _take_bounds_of_loops_from_arrays()
-    _patch_the_language_once_a_launch()
+    if hasattr(interpreter, "_LangPatchScope"):  # not in Triton 3.5
+        _patch_the_language_once_a_launch()
 
 
 def _take_bounds_of_loops_from_arrays():
-    """Triton 3.6 takes ``int()`` of arrays with one element, which numpy 2.4 refuses."""
+    """Triton takes ``int()`` of arrays with one element, which numpy 2.4 refuses."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
 
-    def with_index(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+    def with_index(tensor, *scope):  # Triton 3.5 has no scope, and leaves its patches in place
+        patch(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = with_index
 

@@ -45,7 +45,7 @@ n-over-d-3.1) regime "$SIX" --patch-size 1 --hidden-size 63 --heads 3 "$@" ;;   
 n-over-d-0.53) regime "$SEVEN" --heads 2 "$@" ;;                                           # 17 tokens, heads of 32
 wide-heads) regime "$SEVEN" --hidden-size 128 --heads 2 "$@" ;;                           # heads of 64, as in a ViT-B
 depth-4) regime "$SEVEN" --layers 4 "$@" ;;
-depth-12) regime "$SIX" --layers 12 "$@" ;;
+depth-12) digits "$FIVE" --seeds 5 --tune 5e-4 1e-3 2.5e-3 --tune-seeds 2 --layers 12 "$@" ;;
 
 post-norm) vary --norm post "$@" ;;
 depth-scaled) vary --residual-scale depth "$@" ;;

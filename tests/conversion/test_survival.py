@@ -125,6 +125,8 @@ def exported(name, strict=False):
 
 
 def exported_strictly(name):
+    if name == _OWN and torch.__version__ < (2, 14):
+        pytest.skip("Dynamo of PyTorch 2.9 takes no keyword of an nn.Sequential; 2.14 does, between them nobody looked")
     exported(name, strict=True)
 
 

@@ -252,4 +252,5 @@ def _remember_input(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _forget_input(attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    attention.__dict__.pop(_INPUT, None)
+    if hasattr(attention, _INPUT):
+        delattr(attention, _INPUT)  # PyTorch 2.9 compiles this, and not the pop out of __dict__

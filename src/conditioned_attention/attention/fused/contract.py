@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from conditioned_attention.attention.arguments import Arguments, four
+from conditioned_attention.attention.surroundings import exported_or_traced
 from conditioned_attention.attention.triton.machine import refuses_machine
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
@@ -30,7 +31,7 @@ def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
 
 
 def _refuses_surroundings() -> str | None:
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+    if exported_or_traced():
         return "an exported or traced graph would hold private operators"
     if torch._C._are_functorch_transforms_active():
         return "transforms of functorch do not go through the kernels"

@@ -18,6 +18,7 @@ from torch.utils._device import DeviceContext
 
 from conditioned_attention.attention.arguments import Arguments, four
 from conditioned_attention.attention.lean.steps import unit_stride
+from conditioned_attention.attention.surroundings import exported_or_traced
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
 _STOCK_ATTENTION = torch._C._nn.scaled_dot_product_attention  # what the public name stands for, unless replaced
@@ -50,7 +51,7 @@ def copies(arguments: Arguments) -> str | None:
 
 def _refuses_surroundings() -> str | None:
     """Where somebody else must see PyTorch's public attention function, or differentiates in a way of their own."""
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+    if exported_or_traced():
         return "an exported or traced graph would hold private operators"
     if F.scaled_dot_product_attention is not _STOCK_ATTENTION:
         return "torch.nn.functional.scaled_dot_product_attention was replaced, and would be passed over"

@@ -13,9 +13,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from conditioned_attention.attention.surroundings import exported_or_traced
 from conditioned_attention.functional import attend
 from conditioned_attention.preconditioner import HeadTransform
 
@@ -40,7 +40,7 @@ def look_up() -> None:
 
 def stands_in_for(function: Callable[..., Any], query: Tensor, options: dict[str, Any]) -> bool:
     """Whether `attend_like_sdpa` does what ``function`` would for this call."""
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+    if exported_or_traced():
         return False
     known = _module is not None and function is _module.sdpa_attention_forward
     plain = all(options.get(name) is None for name in _MORE_THAN_ATTENTION)
