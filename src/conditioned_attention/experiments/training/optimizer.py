@@ -23,7 +23,7 @@ def build_optimizer(
     beside those that the model itself keeps from it.
 
     Raises:
-        ValueError: timm has no such optimizer, or torch no Muon.
+        ValueError: timm has no such optimizer.
     """
     every = settings.decays == "all"
     inside = settings.optimizer != "timm"  # timm asks the model alone, so temperatures of XCiT decay there
@@ -103,8 +103,6 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, groups: list[dict[str, Any]], settings: Optimization) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"optimizer='muon' needs torch 2.9 or later, this is {torch.__version__}")
         inside = _inner_matrices(model)
         momentum = 0.95 if settings.momentum is None else settings.momentum
         matrices, rest = [

@@ -19,11 +19,11 @@ from conditioned_attention.attention.surroundings import exported_or_traced
 from conditioned_attention.functional import attend
 from conditioned_attention.preconditioner import HeadTransform
 
-# The function that is known here; with other arguments it may do other things.
-_PARAMETERS = (
-    "module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "position_bias", "cache",
-    "kwargs",
-)  # fmt: skip
+# The function that is known here, as 5.4 began it and later releases went on; with others it may do other things.
+_PARAMETERS = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal")
+_SINCE = ("position_bias", "cache")
+_KNOWN = [(*_PARAMETERS, *_SINCE[:some], "kwargs") for some in range(3)]
+_WIDEST_GROUPED = 256  # PyTorch's flash kernels
 _module: Any = None  # transformers' own, once `look_up` has seen that its function is the known one
 
 _MORE_THAN_ATTENTION = ("position_bias", "cache", "softcap")
@@ -34,7 +34,7 @@ def look_up() -> None:
     global _module
     from transformers.integrations import sdpa_attention
 
-    if tuple(inspect.signature(sdpa_attention.sdpa_attention_forward).parameters) == _PARAMETERS:
+    if tuple(inspect.signature(sdpa_attention.sdpa_attention_forward).parameters) in _KNOWN:
         _module = sdpa_attention
 
 
@@ -66,7 +66,8 @@ def attend_like_sdpa(
 ) -> tuple[Tensor, None]:
     """Transformed heads (B, N, H, D), as transformers wants them; a mask leaves no room for the causal flag."""
     groups = getattr(module, "num_key_value_groups", 1)
-    grouped = groups > 1 and _module.use_gqa_in_sdpa(attention_mask, key, value)
+    # transformers' rule for these devices: otherwise PyTorch would fall back to the matrix of weights
+    grouped = groups > 1 and attention_mask is None and key.shape[-1] == value.shape[-1] <= _WIDEST_GROUPED
     if groups > 1 and not grouped:
         key, value = (_module.repeat_kv(tensor, groups) for tensor in (key, value))
     flag = attention_mask is None and causal(module, is_causal)
