@@ -105,7 +105,7 @@ MUTATIONS = [
     ("lean, cuDNN not refused", "attention/lean/contract.py", "if choice == _CUDNN:", "if False:", "tests/attention/test_cuda_operators.py"),
     ("lean, learned bias", "attention/lean/contract.py", "if mask is not None and mask.requires_grad", "if False and mask.requires_grad", OPERATOR),
     ("lean, keeps two tensors", "attention/lean/attend.py", "query, key, value, mask, *output)", "query.clone(), key, value, mask, *output)", OPERATOR),
-    ("lean in an export", "attention/lean/contract.py", "if torch.compiler.is_exporting()", "if False", OPERATOR),
+    ("lean in an export", "attention/lean/contract.py", "if exported_or_traced()", "if False", OPERATOR),
     ("flash, mask in forward only", "attention/lean/flash.py", "output, lse, 0.0, call.is_causal, attn_mask=mask", "output, lse, 0.0, call.is_causal, attn_mask=None", OPERATOR),
     ("lean, overwrites what a mode keeps", "attention/lean/steps.py", "if torch._C._len_torch_dispatch_stack():", "if False:", OPERATOR),
     ("lean, compiled keeps too little", "attention/lean/steps.py", "ctx.save_for_backward(query, key, value, mask, *output)", "ctx.save_for_backward(query.clone(), key, value, mask, *output)", OPERATOR),

@@ -41,7 +41,7 @@ init-*) dose --init "${name#init-}" "$@" ;;         # 0.01 0.02 0.04 0.0693 0.12
 qk-*) dose --qk-scale "${name#qk-}" "$@" ;;         # 0.29 3.6: W_Q, W_K alone as if from 0.02 and 0.25
 vo-*) dose --vo-scale "${name#vo-}" "$@" ;;         # the same of W_V and W_O
 
-n-over-d-3.1) digits "$FIVE" --seeds 5 --tune 1e-3 2.5e-3 --tune-seeds 2 --patch-size 1 --hidden-size 63 --heads 3 "$@" ;;   # 65 tokens, heads of 21
+n-over-d-3.1) digits "$FIVE" --seeds 5 --tune 5e-4 1e-3 2.5e-3 --tune-seeds 2 --patch-size 1 --hidden-size 63 --heads 3 "$@" ;;   # 65 tokens, heads of 21
 n-over-d-0.53) regime "$SEVEN" --heads 2 "$@" ;;                                           # 17 tokens, heads of 32
 wide-heads) regime "$SEVEN" --hidden-size 128 --heads 2 "$@" ;;                           # heads of 64, as in a ViT-B
 depth-4) regime "$SEVEN" --layers 4 "$@" ;;

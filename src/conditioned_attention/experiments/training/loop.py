@@ -270,8 +270,8 @@ class _Run:
         row: dict[str, float] = {"step": self.here.step, "seen": self.seen}
         row |= {name: self.keeper.mean(part) for name, part in parts.items()}
         row |= {"lr": self.take.optimizer.param_groups[0]["lr"], "seconds": self.here.seconds}
-        if norm is not None:
-            row["grad_norm"] = float(norm)
+        if norm is not None:  # float() of a DTensor is, in PyTorch 2.9, the norm of one rank's share
+            row["grad_norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if self.main:
             self.log.append(row)
         self.shown.log("train", row)
