@@ -126,6 +126,7 @@ MUTATIONS = [
     ("swap, another forward", "sites/swap.py", "if reason := self._passed_by(site.module):", "if False:", INSTANCE),
     ("swap, another forward later", "sites/swap.py", "        reached(self)\n        return", "        reached(self)\n        self._forward_hooks.pop(-2)\n        return", INSTANCE),
     ("interface, another forward", "sites/transformers/interface.py", "if _calls_the_interface(site.module) is None:", "if False:", INSTANCE),
+    ("interface, another module's method", "sites/transformers/interface.py", ", stop=inspect.ismethod", "", INSTANCE),
     ("interface, functions of another file", "sites/transformers/interface.py", "module.__dict__.get(_FORWARD) or ", "", INSTANCE),
     ("forward, reached once and for all", "sites/forward.py", "module.__dict__[_REACHED].under is forward_of(module):", "module.__dict__[_REACHED].under is not None:", INSTANCE),
     ("forward, what copies have reached", "sites/forward.py", "return Reached, ()", "return object.__reduce__(self)", INSTANCE),

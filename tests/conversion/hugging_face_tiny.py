@@ -285,7 +285,10 @@ MODULES = {
     "flava.modeling_flava.FlavaSelfAttention": ((_BERT_LIKE,), (_X,)),
     "layoutlmv2.modeling_layoutlmv2.LayoutLMv2SelfAttention": ((_BERT_LIKE,), (_X, torch.zeros(2, 1, 1, 8))),
     "superglue.modeling_superglue.SuperGlueSelfAttention": ((_BERT_LIKE,), (_X,)),
-    "pp_doclayout_v2.modeling_pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention": ((_BERT_LIKE,), (_X,)),
+    # on the attention interface since transformers 5.24
+    "pp_doclayout_v2.modeling_pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention": (
+        (_namespace(**vars(_BERT_LIKE), _attn_implementation="eager"),), (_X,),
+    ),
     "lxmert.modeling_lxmert.LxmertAttention": ((_BERT_LIKE,), (_X, _x(2, 5, 32))),
     "tvp.modeling_tvp.TvpAttention": ((_BERT_LIKE,), (_X,)),
     "gemma3n.modeling_gemma3n.Gemma3nAudioAttention": ((_AUDIO,), (_X, torch.zeros(2, 8, dtype=torch.bool))),

@@ -197,8 +197,11 @@ def _calls_the_interface(module: nn.Module, forward: Any = None) -> FunctionType
 
 
 def _function(forward: Any) -> FunctionType | None:
-    """What a decorated function is, if its file knows transformers' table of attention functions."""
-    function: Any = inspect.unwrap(forward)
+    """What a decorated function is, if its file knows transformers' table of attention functions.
+
+    A method that is still bound here is another module's: what it is of must not pass for this module's forward.
+    """
+    function: Any = inspect.unwrap(forward, stop=inspect.ismethod)
     return function if inspect.isfunction(function) and _TABLE in function.__globals__ else None
 
 
