@@ -600,6 +600,15 @@ def test_words_say_what_the_numbers_say():
     ]
 
 
+def test_the_chart_of_the_largest_c_has_that_of_all_seeds():
+    """As the table does; the same is looked at in a browser above, where there is one."""
+    runs = {"a": {seed: [{"epoch": i, "score": 1.0, "largest_scale": seed + i} for i in (1, 2)] for seed in range(3)}}
+    subject = Subject("small", Comparison(runs, Metric("points")), {"a": {}})
+    (chart,) = [chart for chart in charts_of(subject, {}, palette_of(["a"])) if chart.key == "conditioning"]
+    (line,) = [trace for trace in chart.views[0].traces if trace["meta"] == "mean"]
+    assert (list(line["x"]), list(line["y"])) == ([1, 2], [3, 4])
+
+
 def large(tmp_path):
     """10 variants × 5 seeds × 200 evaluations; 24 layers × 16 heads × 200 measurements; 100,000 lines of losses."""
     rng, names = np.random.default_rng(0), [f"variant_{i}" for i in range(10)]
