@@ -7,7 +7,7 @@ ALL="baseline preconditioned qk_norm spectral constant_gain preconditioned_power
 spectral_published preconditioned_weights preconditioned_scaled spectral_polar preconditioned+spectral head_l2
 head_rmsnorm_gain sigmoid_gate orthogonal_init conditioned_init qk_norm_temperature preconditioned+qk_norm
 preconditioned_learned spectral_qk qk_clip=10"
-OF_TASKS="baseline preconditioned preconditioned_power preconditioned_learned spectral spectral_qk conditioned_init
+OF_RECALL="baseline preconditioned preconditioned_power preconditioned_learned spectral spectral_qk conditioned_init
 qk_norm qk_norm_temperature"
 SEVEN="baseline preconditioned preconditioned_power constant_gain spectral qk_norm conditioned_init"
 SIX="baseline preconditioned preconditioned_power spectral qk_norm conditioned_init"    # the columns of docs/answer.md
@@ -20,7 +20,6 @@ digits() { compare digits "$1" --epochs 12 "${@:2}"; }
 dose() { digits "$SEVEN" --seeds 3 --tune 1e-3 2.5e-3 6e-3 "$@"; }                # gain against the scale of the start
 vary() { digits "$FIVE" --seeds 5 --tune 1e-3 2.5e-3 6e-3 "$@"; }                 # what nobody had varied
 regime() { digits "$1" --seeds 5 --tune 5e-4 1e-3 2.5e-3 6e-3 --tune-seeds 2 "${@:2}"; }
-task() { compare "$1" "$OF_TASKS" --seeds 5 --tune-seeds 2 "${@:2}"; }
 
 name=$1
 shift
@@ -56,8 +55,8 @@ mean-pooling) vary --pooling mean "$@" ;;
 batch-16) vary --batch-size 16 "$@" ;;
 batch-16-tuned) vary --batch-size 16 --tune-seeds 3 "$@" ;;                      # one seed decides by an image or two
 
-recall) task recall --tune 1e-3 2e-3 4e-3 "$@" ;;
-in-context-regression) task in_context_regression --tune 5e-4 1e-3 2e-3 "$@" ;;
-burgers) task burgers --tune 1e-3 2.5e-3 6e-3 "$@" ;;
+recall) compare recall "$OF_RECALL" --seeds 5 --tune 1e-3 2e-3 4e-3 --tune-seeds 2 "$@" ;;
+in-context-regression) compare in_context_regression "$FIVE" --seeds 5 --tune 1e-3 2e-3 --tune-seeds 2 "$@" ;;
+burgers) compare burgers "$FIVE" --points 32 --epochs 60 --seeds 5 --tune 1e-3 2.5e-3 --tune-seeds 2 "$@" ;;
 *) echo "unknown comparison $name; see the list in $0" >&2 && exit 2 ;;
 esac
