@@ -19,6 +19,9 @@ torch.set_num_threads(1)
 with torch.device("meta"):
     torch.empty(0)  # now torch has listed what makes tensors, before torch.empty is replaced below
 _empty = torch.empty
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():  # torch.manual_seed would keep where it was called from: 1.6 ms
+        device.manual_seed_all = lambda seed: None
 os.fsync = lambda descriptor: None  # no test pulls the plug, and what a killed process has written stays
 
 
