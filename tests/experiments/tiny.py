@@ -1,6 +1,7 @@
 """Tasks that train in a second: real digits, a small vision transformer with dropout, an odd number of batches."""
 
 import dataclasses
+import functools
 import random
 from dataclasses import dataclass, field
 
@@ -20,12 +21,13 @@ from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
 from tests.models import timm_vit
 
+_digits = functools.cache(load_digits)  # scikit-learn reads them from text, in longer than some of these tasks train
 OFTEN = Launch(checkpoint_seconds=0.0, log_every=2)
 
 
 class TinyDigits(ImageClassification):
     def __init__(self, dropout=0.1, *, tuning=False):
-        train, test = load_digits()
+        train, test = _digits()
         if tuning:  # 189 of the 210 images to train on; the others stand in for the 90
             train, test = (
                 ImageArrays(train.images[:189], train.labels[:189]),
