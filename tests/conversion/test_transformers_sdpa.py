@@ -6,9 +6,11 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers.integrations import sdpa_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from conditioned_attention.preconditioner import HeadTransform
+from conditioned_attention.sites.transformers import sdpa
 from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, look_up, stands_in_for
 
 
@@ -38,6 +40,20 @@ def test_same_numbers(groups, mask, scaling, module_is_causal, is_causal, keys):
     assert weights is None
     assert ours.is_contiguous()
     torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("last", "known"),
+    [("", True), ("position_bias=None, ", True), ("position_bias=None, cache=None, ", True), ("s=0, ", False)],
+)
+def test_functions_of_other_releases(last, known, monkeypatch):
+    """Those of transformers 5.4, 5.14 and 5.23 are known by their arguments; with others it may be anything."""
+    begin = "module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, "
+    function = eval(f"lambda {begin}{last}**kwargs: None")
+    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", function)
+    monkeypatch.setattr(sdpa, "_module", None)
+    look_up()
+    assert stands_in_for(function, torch.randn(1, 2, 5, 8), {}) == known
 
 
 def test_stands_in_for_no_more_than_it_knows():

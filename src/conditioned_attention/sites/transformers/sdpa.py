@@ -26,7 +26,7 @@ _KNOWN = [(*_PARAMETERS, *_SINCE[:some], "kwargs") for some in range(3)]
 _WIDEST_GROUPED = 256  # PyTorch's flash kernels
 _module: Any = None  # transformers' own, once `look_up` has seen that its function is the known one
 
-_MORE_THAN_ATTENTION = ("position_bias", "cache", "softcap")
+_MORE_THAN_ATTENTION = (*_SINCE, "softcap")
 
 
 def look_up() -> None:
