@@ -105,7 +105,8 @@ def row_of(item, row, words, hours, run):
 def run_here(item, row, run):
     """What has been measured of a row's very recipe, at whatever scale."""
     if item.by == "bench step":
-        cells = measured(item, RESULTS / "bench").get(row.recipe, {}).get(item.variant)
+        steps = {**measured(item, RESULTS / "bench"), **measured(item, RESULTS / "bench" / "table_2")}
+        cells = steps.get(row.recipe, {}).get(item.variant)
         return cells and f"× {cells[COLUMNS[row.measure]]}, [on a CPU](cost.md)"
     told = []
     for folder, found in run:
