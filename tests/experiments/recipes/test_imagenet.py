@@ -194,6 +194,13 @@ def test_validation_images_in_one_folder(folder, kind):
     assert sorted(path for path in folder.rglob("*") if "cache" not in str(path)) == before, "nothing is moved"
 
 
+def test_a_class_may_have_one_image_where_none_is_to_be_held_out(folder):
+    (folder / "list.txt").write_text("\n".join(LISTS["classes"]))
+    for path in (folder / "train").glob("*/[1-7].png"):
+        path.unlink()
+    assert len(small(folder, val_labels=folder / "list.txt")._source().train) == 4
+
+
 @pytest.mark.parametrize(
     ("lines", "error", "match"),
     [

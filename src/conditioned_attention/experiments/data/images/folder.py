@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from conditioned_attention.experiments.data.images.read import SUFFIXES
 from conditioned_attention.experiments.data.images.source import ImageSource, split_if_needed
@@ -48,11 +49,33 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
     top = walk.folders()
     sets, others = sets_at_top(walk, top, eval_split)
     folders = [top[name] for name in (sets.train, sets.evaluation) if name is not None] or [""]
+    names, files, labels, rows = in_class_folders(walk, folders)
+    train, evaluation, notes = split_if_needed(labels, rows[0], rows[1] if len(rows) == 2 else [], sets)
+    notes += [*others, *left_out(walk, folders)]
+    paths = [file.name for file in files]
+    return ImageSource(names, paths, labels, train, evaluation, FileReader(root, paths), stamp_of(files), notes)
+
+
+class Images(NamedTuple):
+    """Names of classes, all images with a label each, and which of them lie in the first folder, the second, …."""
+
+    classes: list[str]
+    files: list[File]
+    labels: list[int]
+    rows: list[list[int]]
+
+
+def in_class_folders(walk: Walk, folders: Sequence[str]) -> Images:
+    """The images in the class folders of each of these folders.
+
+    Raises:
+        ValueError: no class folders, some without images, or other classes in another folder.
+    """
     classes = _classes(walk, folders)
     files: list[File] = []
     labels: list[int] = []
     rows: list[list[int]] = []
-    names = list(next(iter(classes.values())))
+    names = list(classes[folders[0]])
     for folder, places in classes.items():
         start = len(files)
         for label, name in enumerate(names):
@@ -61,12 +84,13 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
             labels += [label] * len(found)
         rows.append(list(range(start, len(files))))
     _check_all_there(walk, classes, labels, rows)
-    train, evaluation, notes = split_if_needed(labels, rows[0], rows[1] if len(rows) == 2 else [], sets)
+    return Images(names, files, labels, rows)
+
+
+def left_out(walk: Walk, folders: Sequence[str]) -> list[str]:
+    """What is passed over in folders with class folders, a line a kind."""
     loose = [file for folder in folders for file in walk.beside(folder)]
-    notes += [*others, *[f"left out, images beside the folders of classes: {listed(loose)}"] * bool(loose)]
-    notes += walk.left_out()
-    paths = [file.name for file in files]
-    return ImageSource(names, paths, labels, train, evaluation, FileReader(root, paths), stamp_of(files), notes)
+    return [f"left out, images beside the folders of classes: {listed(loose)}"] * bool(loose) + walk.left_out()
 
 
 def images_below(root: Path) -> list[str]:

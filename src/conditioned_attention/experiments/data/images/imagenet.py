@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from conditioned_attention.environment import needs
-from conditioned_attention.experiments.data.images.folder import FileReader, image_folder
+from conditioned_attention.experiments.data.images.folder import FileReader, in_class_folders, left_out
 from conditioned_attention.experiments.data.images.read import SUFFIXES
 from conditioned_attention.experiments.data.images.source import ImageSource
 from conditioned_attention.experiments.data.scan import reason_of, stamp_of
@@ -35,24 +34,17 @@ def imagenet(root: Path, val_labels: Path, eval_split: str | None = None) -> Ima
     for path in (root / "train", root / folder, val_labels):
         if not path.exists():
             raise FileNotFoundError(f"there is no {path}")
-    whole = image_folder(root / "train")
-    names = [os.path.join("train", name) for name in whole.names]
-    files = Walk(root, SUFFIXES).files(folder)
-    if not files:
+    walk = Walk(root, SUFFIXES)
+    classes, files, labels, [train] = in_class_folders(walk, ["train"])
+    held = walk.files(folder)
+    if not held:
         raise ValueError(f"{root / folder} holds no images; known suffixes are {' '.join(SUFFIXES)}")
-    held = [file.name for file in files]
-    labels = _labels(val_labels, held, whole.classes)
-    notes = [line for line in whole.notes if line.startswith("left out")]
-    return replace(
-        whole,
-        names=names + held,
-        labels=[*whole.labels, *labels],
-        train=list(range(len(names))),
-        evaluation=list(range(len(names), len(names) + len(held))),
-        load=FileReader(root, names + held),
-        stamp=stamp_of([whole.stamp, *files]),
-        notes=[f"trained on train, evaluated on {folder} by the list {val_labels.name}", *notes],
-    )
+    labels += _labels(val_labels, [file.name for file in held], classes)
+    files += held
+    names = [file.name for file in files]
+    evaluation = list(range(len(train), len(files)))
+    notes = [f"trained on train, evaluated on {folder} by the list {val_labels.name}", *left_out(walk, ["train"])]
+    return ImageSource(classes, names, labels, train, evaluation, FileReader(root, names), stamp_of(files), notes)
 
 
 def _labels(file: Path, images: Sequence[str], classes: Sequence[str]) -> list[int]:
