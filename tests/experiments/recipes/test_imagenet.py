@@ -194,6 +194,29 @@ def test_validation_images_in_one_folder(folder, kind):
     assert sorted(path for path in folder.rglob("*") if "cache" not in str(path)) == before, "nothing is moved"
 
 
+def test_classes_that_are_named_by_numbers(folder):
+    for label, name in enumerate(("0", "1", "2", "10")):
+        (folder / "train" / f"n{label:04}").rename(folder / "train" / name)
+    names = [f"ILSVRC2012_val_{i + 1:08}.JPEG" for i in range(16)]
+    listed = {"classes": ["0", "1", "10", "2"] * 4, "indices": ["0", "1", "2", "3"] * 4}
+    for values in listed.values():  # in the order of their names 10 comes before 2
+        (folder / "list.txt").write_text("\n".join(map(" ".join, zip(names, values))))
+        source = small(folder, val_labels=folder / "list.txt")._source()
+        assert [source.classes[source.labels[row]] for row in source.evaluation] == ["0", "1", "10", "2"] * 4
+
+
+def test_one_file_name_in_two_places_is_refused(folder):
+    names = [f"ILSVRC2012_val_{i + 1:08}.JPEG n0001" for i in range(16)]
+    (folder / "list.txt").write_text("\n".join([*names[:15], names[0]]))
+    with pytest.raises(ValueError, match=r"list.txt names ILSVRC2012_val_00000001.JPEG more than once"):
+        small(folder, val_labels=folder / "list.txt")._source()
+    (folder / "list.txt").write_text("\n".join(names))
+    (folder / "val" / "more").mkdir()
+    (folder / "val" / "ILSVRC2012_val_00000016.JPEG").rename(folder / "val/more/ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(ValueError, match=r"among the images there is ILSVRC2012_val_00000001.JPEG more than once"):
+        small(folder, val_labels=folder / "list.txt")._source()
+
+
 def test_a_class_may_have_one_image_where_none_is_to_be_held_out(folder):
     (folder / "list.txt").write_text("\n".join(LISTS["classes"]))
     for path in (folder / "train").glob("*/[1-7].png"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,13 +23,15 @@ def imagenet(root: Path, val_labels: Path, eval_split: str | None = None) -> Ima
     Args:
         root: the folder.
         val_labels: the list.  A line an image: ``NAME CLASS`` or ``NAME INDEX``, where an index counts the classes in
-            the order of their names from 0 (Caffe's list); or, for the images in the order of their names, ``CLASS`` or
-            the number that the development kit gives it, with its ``meta.mat`` in the same folder.
+            the order of their names from 0 (Caffe's list; where all of a list are names of classes, they are taken for
+            these); or, for the images in the order of their names, ``CLASS`` or the number that the development kit
+            gives it, with its ``meta.mat`` in the same folder.
         eval_split: the folder with the images; default ``val``.
 
     Raises:
         FileNotFoundError: a folder or file is not there.
-        ValueError: the list is not one of these, names a class or image that is not there, or is of another length.
+        ValueError: the list is not one of these, names a class or image that is not there, or is of another length; or
+            two images have one file name, by which the list could mean either.
     """
     folder = eval_split or "val"
     for path in (root / "train", root / folder, val_labels):
@@ -57,17 +60,27 @@ def _labels(file: Path, images: Sequence[str], classes: Sequence[str]) -> list[i
         raise ValueError(f"{file} has {len(lines):,} lines, and there are {len(images):,} images to evaluate on")
     numbers = {name: label for label, name in enumerate(classes)}
     if all(len(line) == 2 for line in lines):
-        numbers |= {str(label): label for label in range(len(classes))}
-        named = {os.path.basename(name): value for name, value in lines}
-        if missing := [name for name in images if os.path.basename(name) not in named]:
+        if not {value for _, value in lines} <= set(classes):
+            numbers |= {str(label): label for label in range(len(classes))}
+        named = dict(zip(_once([name for name, _ in lines], f"{file} names"), (value for _, value in lines)))
+        wanted = _once(images, f"{file} gives classes by file names, and among the images there is")
+        if missing := [image for image, name in zip(images, wanted) if name not in named]:
             raise ValueError(f"{file} does not name {missing[0]} ({len(missing):,} of {len(images):,} images)")
-        return [_number(named[os.path.basename(name)], numbers, file) for name in images]
+        return [_number(named[name], numbers, file) for name in wanted]
     if any(len(line) != 1 for line in lines):
         raise ValueError(f"{file}: a line is 'NAME CLASS', 'NAME INDEX', a class or its number in the development kit")
     values = [line[0] for line in lines]
     if all(value.isdecimal() for value in values) and not set(values) <= set(classes):
         numbers = _of_the_kit(file.parent / _META, numbers)
     return [_number(value, numbers, file) for value in values]
+
+
+def _once(paths: Sequence[str], what: str) -> list[str]:
+    """Their file names; raises ValueError unless each is there once."""
+    names = [os.path.basename(path) for path in paths]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{what} {twice[0]} more than once ({len(twice):,} such names)")
+    return names
 
 
 def _number(value: str, numbers: Mapping[str, int], file: Path) -> int:
