@@ -21,6 +21,9 @@ def test_ratings_by_their_sign_and_as_they_are(tmp_path):
     assert {i // 2 for i in numbers[: len(train)]}.isdisjoint({i // 2 for i in numbers[len(train) :]}), "an article"
     assert rated.train.labels == [float(f"{i % 3 - 1}.5") for i in numbers[: len(train)]]
     assert (found.classes, rated.classes) == (("negative", "positive"), ())
+    tuned = found.for_tuning()
+    sides = [{int(text.split()[3]) // 2 for text in part.firsts} for part in (tuned.train, tuned.held["held_out"])]
+    assert sides[0].isdisjoint(sides[1]), "while settings are chosen too"
     few = train.drawn(7)
     assert len(few) == 7
     assert set(few.firsts) < set(train.firsts)

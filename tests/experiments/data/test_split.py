@@ -29,6 +29,18 @@ def test_the_only_item_of_a_class_stays():
         assert 1 in {labels[i] for i in hold_out(labels, 5)[0]}
 
 
+def test_whole_groups_are_held_out():
+    groups = [i // 3 for i in range(90)]
+    labels = [group % 2 for group in groups]
+    rest, held = hold_out(labels, 5, groups)
+    assert sorted([*rest, *held]) == list(range(90))
+    assert {groups[i] for i in rest}.isdisjoint({groups[i] for i in held})
+    assert [sum(labels[i] == label for i in held) for label in (0, 1)] == [9, 9]
+    assert hold_out(labels, 5, [f"{i:02}" for i in range(90)]) == hold_out(labels, 5), "each is one of its own"
+    with pytest.raises(ValueError, match="2 groups are too few to hold out one in 5"):
+        hold_out([0] * 90, 5, [0, 1] * 45)
+
+
 def test_too_few():
     with pytest.raises(ValueError, match="3 items are too few to hold out one in 5"):
         hold_out([0, 0, 1], 5)

@@ -72,17 +72,24 @@ def test_labels_and_skin_tones(packages):
     assert train.labels.tolist()[:4] == [0, 0, 0, 1]
 
 
+def which(data):
+    """Green is the emoji's own in the drawings of both artists, and in all colours of skin."""
+    return {round(float(image[1, 10, 6])) for image in data.images * data.scale[1] + data.scale[0]}
+
+
+@pytest.mark.parametrize("split", ["google_to_twitter", "unseen_emoji"])
+def test_drawings_of_one_emoji_are_on_one_side_while_settings_are_chosen(packages, split):
+    task = Emoji(packages, split=split, skin_tones=True).task(tuning=True)
+    assert len(which(task.eval_data())) == 2
+    assert not which(task.train_data()) & which(task.eval_data())
+
+
 @pytest.mark.parametrize("skin_tones", [False, True])
 def test_unseen_emoji(packages, skin_tones):
     """Both drawings of an emoji, and its variants, are on one side."""
     train, evaluation, _ = sets(packages, split="unseen_emoji", skin_tones=skin_tones)
     assert len(train) + len(evaluation) == 2 * (28 if skin_tones else 20)
     assert len(evaluation) >= 8
-
-    def which(data):
-        """Green is the emoji's own in the drawings of both."""
-        return {round(float(image[1, 10, 6])) for image in data.images * data.scale[1] + data.scale[0]}
-
     assert len(which(train) | which(evaluation)) == 20
     assert not which(train) & which(evaluation)
 

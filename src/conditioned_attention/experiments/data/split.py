@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,24 +14,38 @@ TUNING = 10  # one in so many training items scores a run that chooses settings,
 _SHOWN = 10  # names in a message
 
 
-def hold_out(labels: Sequence[int], one_in: int) -> tuple[list[int], list[int]]:
+def hold_out(labels: Sequence[int], one_in: int, groups: Sequence[Any] | None = None) -> tuple[list[int], list[int]]:
     """Indices (of the rest, of the part held out): every ``one_in``-th item, of each class alike.
 
     Items are shuffled, always in the same way, put in order of their class, and then counted off: exact shares even
     where a class has fewer items than ``one_in``.  The only item of a class stays.  Both lists come shuffled.
 
+    Args:
+        labels: the class of each item.
+        one_in: how many there are for each that is held out.
+        groups: what each item belongs to, such as the document of a sentence.  Whole groups are held out then, each of
+            the class of its first item; None where every item is one of its own.
+
     Raises:
-        ValueError: too few items to hold out any.
+        ValueError: too few items, or groups, to hold out any.
     """
-    if len(labels) < one_in:
-        raise ValueError(f"{len(labels)} items are too few to hold out one in {one_in}")
-    shuffled = np.random.RandomState(0).permutation(len(labels))  # its numbers are fixed for all versions of numpy
-    classes = np.asarray(labels)
+    apart = range(len(labels)) if groups is None else groups
+    _, first, group = np.unique(np.asarray(apart), return_index=True, return_inverse=True)
+    if len(first) < one_in:
+        what = "items" if groups is None else "groups"
+        raise ValueError(f"{len(first)} {what} are too few to hold out one in {one_in}")
+    shuffled, items = (_shuffled(count) for count in (len(first), len(labels)))
+    classes = np.asarray(labels)[first]
     by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    held = np.zeros(len(labels), dtype=bool)
+    held = np.zeros(len(first), dtype=bool)
     held[by_class[one_in // 2 :: one_in]] = True
     held &= np.bincount(classes)[classes] > 1
-    return shuffled[~held[shuffled]].tolist(), shuffled[held[shuffled]].tolist()
+    chosen = held[group[items]]
+    return items[~chosen].tolist(), items[chosen].tolist()
+
+
+def _shuffled(count: int) -> np.ndarray:
+    return np.random.RandomState(0).permutation(count)  # its numbers are fixed for all versions of numpy
 
 
 class Sets(NamedTuple):

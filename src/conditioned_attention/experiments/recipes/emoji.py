@@ -19,7 +19,7 @@ from conditioned_attention.storage.settings import place
 class Emoji(Choices):
     """Emoji by two artists, in colour, from npm's packages emoji-datasource-google and -twitter.
 
-    Settings are chosen on a tenth of the training set, without the shift.
+    Settings are chosen on a tenth of the training set's emoji, without the shift.
 
     Attributes:
         data_dir: folder that holds the two packages; npm calls it so.
@@ -48,10 +48,10 @@ class Emoji(Choices):
         check_mixing(self.deit, self.training)
 
     def task(self, *, tuning: bool = False) -> Task:
-        train, evaluation, classes, notes = load_emoji(
+        train, evaluation, bases, classes, notes = load_emoji(
             self.data_dir.expanduser(), self.split, self.labels, self.skin_tones, self.image_size
         )
-        data = tuning_split(train) if tuning else (train, evaluation)
+        data = tuning_split(train, bases) if tuning else (train, evaluation)
         task = of_family(data, self.family, self.deit, classes)
         task.notes = notes
         return task

@@ -22,9 +22,9 @@ from conditioned_attention.storage.settings import added, place
 _FASHION_VIT = VisionTransformer(patch_size=4, hidden_size=128)
 
 
-def tuning_split(train: ImageArrays) -> tuple[ImageArrays, ImageArrays]:
-    """Nine tenths of a training set, and the other tenth to score on while settings are chosen."""
-    rest, held = hold_out(train.labels.tolist(), TUNING)
+def tuning_split(train: ImageArrays, groups: Sequence[int] | None = None) -> tuple[ImageArrays, ImageArrays]:
+    """Nine tenths of a training set, and the other tenth to score on while settings are chosen; see `hold_out`."""
+    rest, held = hold_out(train.labels.tolist(), TUNING, groups)
     return train.subset(rest), train.subset(held)
 
 

@@ -45,9 +45,10 @@ class Emoji:
 
 def load_emoji(
     folder: Path, split: Split, labels: Labels, skin_tones: bool, side: int
-) -> tuple[ImageArrays, ImageArrays, list[str], list[str]]:
-    """(training set, evaluation set, names of the classes, notes on the data) from the folder with the two packages.
+) -> tuple[ImageArrays, ImageArrays, list[int], list[str], list[str]]:
+    """Training set, evaluation set, emoji of the training set, names of the classes and notes, from the two packages.
 
+    The third are numbers: drawings of one emoji, and its variants in other colours of skin, have one in common.
     Transparent drawings are put on white.  An emoji that one of the artists draws to the pixel like an earlier one, as
     Norway's flag and Bouvet Island's, is left out.  Channels are scaled to mean 0 and standard deviation 1 of the
     training set.
@@ -75,7 +76,7 @@ def load_emoji(
     pictures = [[drawings[artist][row] for artist, row in some] for some in rows]
     numbers = [torch.tensor([names.index(emoji[row].label) for _, row in some]) for some in rows]
     notes = [f"{split.replace('_', ' ')}; {len(kept):,} emoji, without {len(emoji) - len(kept)} drawn like another"]
-    return *_scaled(pictures, numbers, side), names, notes
+    return *_scaled(pictures, numbers, side), [emoji[row].base for _, row in rows[0]], names, notes
 
 
 def _read_list(folder: Path, artist: str) -> list[dict[str, Any]]:

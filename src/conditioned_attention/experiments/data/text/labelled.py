@@ -20,20 +20,23 @@ class LabelledTexts:
         firsts: the texts, or the first ones of pairs.
         seconds: the second ones of pairs; nothing where there are none.
         labels: numbers of classes from 0 on, or what is to be regressed.
+        documents: what each text is a part of; nothing where they are not known to be parts.
     """
 
     firsts: list[str] = field(default_factory=list)
     seconds: list[str] = field(default_factory=list)
     labels: list[float] = field(default_factory=list)
+    documents: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def add(self, texts: Sequence[str], label: float) -> None:
+    def add(self, texts: Sequence[str], label: float, document: str | None = None) -> None:
         """One text, or a pair."""
         self.firsts.append(texts[0])
         self.seconds += texts[1:]
         self.labels.append(label)
+        self.documents += [] if document is None else [document]
 
     def part(self, indices: Sequence[int]) -> LabelledTexts:
         """These of them, in this order."""
@@ -41,6 +44,7 @@ class LabelledTexts:
             [self.firsts[i] for i in indices],
             [self.seconds[i] for i in indices] if self.seconds else [],
             [self.labels[i] for i in indices],
+            [self.documents[i] for i in indices] if self.documents else [],
         )
 
     def drawn(self, count: int) -> LabelledTexts:
@@ -64,9 +68,9 @@ class TextSets(NamedTuple):
     notes: list[str]
 
     def for_tuning(self) -> TextSets:
-        """A tenth of the training set, of each class alike, in place of the evaluation sets."""
-        groups = [int(label) for label in self.train.labels] if self.classes else [0] * len(self.train)
-        rest, held = hold_out(groups, TUNING)
+        """A tenth of the training set, of each class alike, in place of the evaluation sets; of whole documents."""
+        classes = [int(label) for label in self.train.labels] if self.classes else [0] * len(self.train)
+        rest, held = hold_out(classes, TUNING, self.train.documents or None)
         return self._replace(train=self.train.part(rest), held={next(iter(self.held)): self.train.part(held)})
 
 

@@ -60,7 +60,7 @@ def read_rated(path: Path, name: Rated, target: Target, max_unreadable: int = 10
         else:
             document = cells[0].rpartition("_")[0] or cells[0]
             part = held if zlib.crc32(document.encode()) % EVALUATION == 0 else train
-            part.add([cells[2].strip()], rating if target == "mean" else float(rating > 0))
+            part.add([cells[2].strip()], rating if target == "mean" else float(rating > 0), document)
     notes = [f"{name}: {neutral} texts with a mean of 0 are left out"] * bool(neutral)
     count_broken(file, broken, len(train) + len(held), max_unreadable, notes)
     notes.append("held out: a fixed fifth of the documents")
