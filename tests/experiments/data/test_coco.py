@@ -31,6 +31,8 @@ BROKEN = {
     20: ({"id": 20, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}, "it has no mask"),
     21: ({"id": 21, "image_id": "1"}, "no image_id and category_id"),
     22: (square(22, 1, 1, 0, 0, 9, area="large"), "area 'large' is no number"),
+    23: (square(23, 1, 1, 0, 0, 9, bbox=[0, 0, 9, 10**400]), "is no box"),
+    24: (square(24, 1, 1, 0, 0, 9, segmentation=[[0, 0, 9, 0, 9, 10**400]]), "polygons are none"),
 }
 
 
@@ -59,9 +61,9 @@ def test_broken_entries_are_counted_and_named(tmp_path):
     assert pictures.startswith(
         "a.json: 2 broken pictures left out, by id: 2 (for the second time), 3 (no id, file_name, "
     )
-    assert things.startswith("a.json: 13 broken annotations left out, by id: 11 (there is no picture 9), 12 (")
+    assert things.startswith("a.json: 15 broken annotations left out, by id: 11 (there is no picture 9), 12 (")
     for id_, (entry, why) in BROKEN.items():
-        file.write_text(json.dumps({**data, "annotations": [entry]}))
+        file.write_text(json.dumps({**data, "annotations": [square(10, 1, 1, 0, 0, 9), entry]}))
         with_one = read_annotations(file).notes[-1]
         assert with_one.startswith(f"a.json: 1 broken annotations left out, by id: {id_} ("), with_one
         assert re.search(why, with_one), with_one
@@ -83,6 +85,17 @@ def test_files_that_are_no_annotations(tmp_path, change, says):
         read_annotations(file)
     file.write_text("{")
     with pytest.raises(ValueError, match="holds no JSON"):
+        read_annotations(file)
+
+
+def test_broken_annotations_are_told_and_must_not_be_all(tmp_path, cache):
+    broken = square(11, 9, 1, 0, 0, 9)
+    write_coco(tmp_path, "some", coco([1], [square(10, 1, 1, 0, 0, 9), broken]))
+    file = tmp_path / "annotations/instances_some.json"
+    with pytest.warns(UserWarning, match="1 broken annotations left out, by id: 11"):
+        read_pictures(file, tmp_path / "some", cache_dir=cache)
+    file.write_text(json.dumps(coco([1], [broken, broken])))
+    with pytest.raises(ValueError, match=r"has no whole annotation: 11 \(there is no picture 9\), 11"):
         read_annotations(file)
 
 

@@ -6,11 +6,10 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conditioned_attention.experiments.data.coco.masks import why_no_mask
+from conditioned_attention.experiments.data.coco.masks import is_number, why_no_mask
 from conditioned_attention.experiments.data.images.read import MOST_PIXELS
 from conditioned_attention.experiments.data.split import listed
 from conditioned_attention.storage.files import parsed
@@ -69,7 +68,8 @@ def read_annotations(file: Path) -> Annotations:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, lacks a list, has no whole picture, or two categories have one id.
+        ValueError: it is no JSON, lacks a list, has no whole picture, or annotations of which none is whole; or two
+            categories have one id.
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}")
@@ -93,6 +93,8 @@ def read_annotations(file: Path) -> Annotations:
             bad_things.append(f"{_id_of(entry)} ({reason})")
         else:
             things[entry["image_id"]].append(_thing(entry, labels))
+    if bad_things and len(bad_things) == len(data["annotations"]):
+        raise ValueError(f"{file} has no whole annotation: {listed(bad_things)}")
     notes = [
         f"{file.name}: {len(bad)} broken {what} left out, by id: {listed(bad)}"
         for what, bad in (("pictures", bad_pictures), ("annotations", bad_things))
@@ -137,11 +139,11 @@ def _why_broken(entry: Any, pictures: Mapping[int, Picture], labels: Mapping[int
     if entry["category_id"] not in labels:
         return f"there is no category {entry['category_id']}"
     box = entry.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_number, box)) and min(box[2:]) > 0):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) > 0):
         return f"bbox {box!r} is no box"
     if box[0] >= picture.width or box[1] >= picture.height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
         return f"bbox {box!r} lies beside its picture of {picture.width} × {picture.height}"
-    if not _number(entry.get("area", 0)):
+    if not is_number(entry.get("area", 0)):
         return f"area {entry['area']!r} is no number"
     return why_no_mask(entry.get("segmentation"), picture.height, picture.width)
 
@@ -156,10 +158,6 @@ def _has(entry: Any, **kinds: type) -> bool:
     if not isinstance(entry, dict):
         return False
     return all(isinstance(entry.get(k), kind) and not isinstance(entry[k], bool) for k, kind in kinds.items())
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and isfinite(value)
 
 
 def _id_of(entry: Any) -> str:

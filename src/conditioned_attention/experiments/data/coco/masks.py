@@ -31,7 +31,15 @@ def why_no_mask(shape: Any, height: int, width: int) -> str:
 def _polygon(points: Any) -> bool:
     if not isinstance(points, list) or len(points) < _FEWEST or len(points) % 2:
         return False
-    return all(isinstance(x, (int, float)) and isfinite(x) for x in points)
+    return all(map(is_number, points))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that a float can have."""
+    try:
+        return isinstance(value, (int, float)) and isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def decode(shape: Any, height: int, width: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from conditioned_attention.experiments.data.coco.annotations import Annotations,
 from conditioned_attention.experiments.data.coco.masks import stacked
 from conditioned_attention.experiments.data.fingerprint import checksum
 from conditioned_attention.experiments.data.images.read import RULES, read_rgb
-from conditioned_attention.experiments.data.scan import as_scanned, read_once, stamp_of, tell_unreadable
+from conditioned_attention.experiments.data.scan import as_scanned, read_once, stamp_of, tell, tell_unreadable
 
 Target = dict[str, Tensor]
 Transform = Callable[[Any, Any], Any]
@@ -146,7 +146,7 @@ def read_pictures(
 ) -> tuple[CocoPictures, list[str]]:
     """The pictures of an annotation file whose files can be read, and what is to be said of the others.
 
-    Every file is read once, and the result kept; see `read_once`.
+    Every file is read once, and the result kept; see `read_once`.  Warns of what is broken in the annotations.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -155,6 +155,8 @@ def read_pictures(
     annotations = read_annotations(file)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}, which holds the pictures of {file.name}")
+    for note in annotations.notes:
+        tell(note)
     names = [picture.file for picture in annotations.pictures]
 
     def check(row: int) -> int:
