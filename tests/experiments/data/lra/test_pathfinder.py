@@ -107,6 +107,13 @@ def test_the_same_for_every_count_and_kept(tmp_path, monkeypatch):
             dataclasses.replace(SMALL, **{name: wrong})
 
 
+def test_postscript_is_no_picture_whatever_it_is_called(tmp_path):
+    variant = tmp_path / "curv_contour_length_14"
+    write_pathfinder(variant)
+    Image.new("L", (32, 32)).save(variant / "imgs" / "2" / "sample_1.png", "EPS")  # Pillow would start a program
+    assert read_pathfinder(tmp_path, 32)[1] == ["1 pictures are left out: imgs/2/sample_1.png is no picture"]
+
+
 def test_the_release_and_its_broken_pictures(tmp_path):
     variant = tmp_path / "curv_contour_length_14"
     write_pathfinder(variant)

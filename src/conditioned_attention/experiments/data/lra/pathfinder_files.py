@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from conditioned_attention.experiments.data.images.read import opened
 from conditioned_attention.experiments.data.lra.images import pixels_as_tokens
 from conditioned_attention.experiments.data.lra.released import listed
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
@@ -74,13 +75,14 @@ def _rows(file: Path, broken: list[str]) -> list[tuple[str, list[str]]]:
 
 def _picture(file: Path, side: int) -> np.ndarray | str:
     """Its levels (side, side), uint8, or what is wrong with it."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
         data = file.read_bytes()
         if not data:
             return "has no bytes"
-        levels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+        with opened(io.BytesIO(data)) as picture:
+            levels = np.asarray(picture.convert("L"))
     except FileNotFoundError:
         return "is missing"
     except UnidentifiedImageError:  # whose own words name a place in memory
