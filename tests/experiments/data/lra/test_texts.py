@@ -34,6 +34,26 @@ def test_imdb_as_it_comes(tmp_path):
     assert again.train.fingerprint() == data.train.fingerprint() != read_labelled(tmp_path, 19, 32).train.fingerprint()
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "dev", "eval", "test", "testing"])
+def test_what_is_said_of_the_training_set_comes_first(tmp_path, name):
+    for part in ("train", name):
+        for label in ("ham", "spam"):
+            (tmp_path / part / label).mkdir(parents=True)
+            (tmp_path / part / label / "0.txt").write_text("x")
+        (tmp_path / part / "0.txt").write_text("x")
+    notes = read_labelled(tmp_path, 100, 128).notes
+    assert notes[:2] == [f"left out, in no class's folder of {part}: 0.txt" for part in ("train", name)]
+
+
+def test_more_classes_than_a_byte_can_count(tmp_path):
+    for label in range(300):
+        for part in ("train", "test"):
+            (tmp_path / part / f"{label:03}").mkdir(parents=True)
+            (tmp_path / part / f"{label:03}" / "0.txt").write_text(f"{label}")
+    data = read_labelled(tmp_path, 100, 128)
+    assert [int(text) for text in texts_of(data.train)] == data.train.labels.tolist()
+
+
 @pytest.mark.filterwarnings("ignore:left out")
 def test_any_folder_and_its_broken_texts(tmp_path):
     for label in ("ham", "spam", "list"):

@@ -54,8 +54,8 @@ class ByteSequences:
         """All of them, with a label each."""
         tokens = np.frombuffer(self._bytes, np.uint8)
         tokens += 1  # in place: Retrieval has a gigabyte of them
-        labels = np.fromiter(labels, np.uint8)
-        return TokenSequences(tokens, np.array(self._lengths, np.int32), labels, padded, {**origin, "cut": self.cut})
+        numbers = np.fromiter(labels, np.int64)
+        return TokenSequences(tokens, np.array(self._lengths, np.int32), numbers, padded, {**origin, "cut": self.cut})
 
     def notes(self, name: str) -> list[str]:
         """What a report should say about them."""
@@ -100,7 +100,7 @@ def read_labelled(
     if eval_split is not None or any(map(names_a_set, places)):
         sets, notes = sets_at_top(walk, places, eval_split)
     read = {}
-    for name in {sets.train, sets.evaluation}:
+    for name in dict.fromkeys((sets.train, sets.evaluation)):
         read[name] = _by_class(folder / places.get(name or "", ""), max_unreadable, notes)
     classes = sorted({label for _, label in read[sets.train]})
     if len(classes) < 2:
