@@ -97,6 +97,14 @@ def test_when_nothing_finishes_that_is_an_error(tmp_path):
         compare(lambda variant, seed: [], progress=False)
 
 
+def test_a_score_may_be_missing_until_the_end(tmp_path):
+    rows = {0: [None, 2.0], 1: [2.0, None]}
+    with pytest.warns(UserWarning, match="seed 1 has no result: ValueError: train ended with a score that is not"):
+        result = compare(lambda v, s: [{"score": score} for score in rows[s]], seeds=2, folder=tmp_path, progress=False)
+    assert result.runs["baseline"] == {0: [{"score": None}, {"score": 2.0}]}
+    assert [row.final.mean for row in result.summary()] == [2.0, 2.0]
+
+
 def test_wrong_arguments(tmp_path):
     for kwargs, words in (
         ({"seeds": 0}, "seeds must be at least one"),

@@ -20,7 +20,8 @@ class GlueRecipe(FineTuning):
 
     Five epochs of 16 with AdamW at 4e-5, which a tenth of the run warms up to and half a cosine brings down to 0,
     dropout of 0.1, 128 tokens; scored on the development set after the last epoch: CoLA by Matthews' correlation, MRPC
-    and QQP by F1, STS-B by Pearson's, the others by accuracy; MNLI's mismatched set stands beside the matched one.
+    and QQP by F1, STS-B by Pearson's, the others by accuracy; MNLI's mismatched set stands beside the matched one.  A
+    run of STS-B that ends with one number for all pairs has failed.
 
     Every task is a run of its own, with its own seed, so that no task's numbers depend on another's; as there a model
     starts anew for each.  Not as there: one text has one separator and not two, mixed precision is bfloat16, and a

@@ -15,6 +15,7 @@ from typing import Any
 
 from conditioned_attention.environment import command, short_environment
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.statistics import final_score
 from conditioned_attention.experiments.evidence.stored import Begun, Data, Result, Row
 from conditioned_attention.experiments.runs.own import Run, wants_run
 from conditioned_attention.experiments.variants.variant import Variant
@@ -190,6 +191,8 @@ def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None)
             update()
         if not history:
             raise ValueError("train yielded no row")
+        if math.isnan(final_score(history)):
+            raise ValueError("train ended with a score that is not a finite number")
     except Exception as error:
         note_failure(job, _told(error))
         raise
@@ -226,11 +229,17 @@ def _told(error: Exception) -> str:
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of plain numbers, from those of numpy and torch too; raises unless it has a finite score."""
+    """A row of plain numbers, from those of numpy and torch too; raises unless it has a finite score.
+
+    None stands for a score that there is not, such as a correlation with what is always the same: a model may say that
+    before it has learnt anything, and must not at the end.
+    """
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
     if "score" not in plain:
         raise ValueError(f"train yielded a row without 'score': {plain}")
     score = plain["score"]
+    if score is None:
+        return plain
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
         raise ValueError(f"train yielded a score that is not a finite number: {score!r}")
     return plain

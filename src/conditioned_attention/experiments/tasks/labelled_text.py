@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -35,7 +36,7 @@ def score_of(score: Score, predicted: np.ndarray, labels: np.ndarray) -> dict[st
         labels: (S,).
 
     Returns:
-        ``{"score": …}`` and others; a correlation with what is always the same is 0.
+        ``{"score": …}`` and others; Pearson's correlation with what is always the same is nan, and Matthews' 0.
 
     >>> score_of("f1", np.array([1, 1, 0, 0]), np.array([1, 0, 0, 1]))
     {'score': 50.0, 'accuracy': 50.0}
@@ -45,7 +46,7 @@ def score_of(score: Score, predicted: np.ndarray, labels: np.ndarray) -> dict[st
 
     if score == "pearson":
         if len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
-            return {"score": 0.0, "spearman": 0.0}
+            return {"score": math.nan, "spearman": math.nan}
         found = {"score": stats.pearsonr(predicted, labels)[0], "spearman": stats.spearmanr(predicted, labels)[0]}
     else:
         right = metrics.accuracy_score(labels, predicted)
