@@ -167,6 +167,13 @@ def test_documents_that_are_streamed_and_each_only_once(tmp_path):
             dataclasses.replace(asked, **changes)
 
 
+def test_documents_end_at_empty_lines_whatever_ends_a_line(tmp_path):
+    found = recipe(tmp_path).task()
+    (tmp_path / "text.txt").write_bytes(TEXT.replace("\n", "\r\n").encode())
+    windows = dataclasses.replace(SMALL, path=tmp_path / "text.txt", cache_dir=tmp_path / "another").task()
+    assert windows.fingerprint() == found.fingerprint()
+
+
 def test_short_sentences_come_first(tmp_path):
     asked = recipe(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT.replace("mat.\n\nThe 7", "mat and. on. the. sea.\n\nThe 7"))

@@ -112,6 +112,7 @@ class _Packing:
 
     def of_text(self, text: bytes, beside: bytes, make: Make, notes: list[str]) -> tuple[Blocks, Any]:
         """A text's blocks, and the tokenizer that made them; ``beside`` is what that was trained on, if not this."""
+        text, beside = (part.replace(b"\r\n", b"\n") for part in (text, beside))  # else one has no empty lines
         digests = [hashlib.sha256(part).hexdigest() for part in (text, beside)]
         between = self.recipe.between
         return self.of(partial(parts_of, text, between), [*digests, between.decode()], make, notes)
