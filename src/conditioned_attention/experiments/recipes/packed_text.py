@@ -121,9 +121,9 @@ class _Packing:
         recipe = self.recipe
         stamp = stamp_of([_VERSION, *of, *self.how, self.length, recipe.unique])
         folder = (recipe.cache_dir or default_cache_dir()).expanduser() / f"text-{stamp}"
+        documents = partial(_ended, documents, self.behind) if self.behind else documents
         documents = Unique(documents) if recipe.unique else documents
-        ended = _Ended(documents, self.behind) if self.behind else documents
-        found = packed(folder, ended, make, self.length, resumable=recipe.dataset is not None)
+        found = packed(folder, documents, make, self.length, resumable=recipe.dataset is not None)
         about = about_blocks(folder)
         if about["duplicates"] is not None:
             kept = f"{about['documents']:,} stay"
@@ -131,16 +131,6 @@ class _Packing:
         return found
 
 
-class _Ended:
+def _ended(documents: Documents, behind: str) -> Iterator[str]:
     """Documents with something behind each."""
-
-    def __init__(self, documents: Documents, behind: str) -> None:
-        self._documents, self._behind = documents, behind
-
-    def __call__(self) -> Iterator[str]:
-        return (document + self._behind for document in self._documents())
-
-    @property
-    def removed(self) -> int | None:
-        """How many were there before; None if nobody has looked."""
-        return getattr(self._documents, "removed", None)
+    return (document + behind for document in documents())
