@@ -30,7 +30,8 @@ class CrammedBertRecipe(PackedText):
     tokens in the first 60 % of the run; give ``--tokens`` in place of ``--seconds`` for pairs that see equally much.
     Text becomes blocks at the first call: one document, a paragraph or a definition of WordNet, behind the other.
     Not as there: WordPiece is trained on your text, which may fill less than the vocabulary; no document is
-    filtered out; mixed precision is bfloat16; and the factor on the positions does not decay.
+    filtered out; blocks are read as they lie, unless ``curriculum`` asks for theirs; mixed precision is bfloat16; and
+    the factor on the positions does not decay.
 
     Attributes:
         vocabulary: at most so many pieces of words.

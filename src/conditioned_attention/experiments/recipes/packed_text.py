@@ -30,7 +30,8 @@ class PackedText(TextSource):
         eval_blocks: score on so many blocks, spread over the held-out text; None for all.
         dataset: of ``text="files"``, in place of ``path``: a Hugging Face data set with a column ``text``, its name on
             the hub or a folder of its files, which is streamed: read once for the tokenizer and once for the blocks,
-            and never whole in memory or on disk.
+            and never whole in memory or on disk.  Documents are its rows, which of .txt files are lines; those of
+            ``path`` are paragraphs.
         dataset_config, dataset_split: which part of it.
         documents: the first so many of it; None for all.
         unique: whether documents that were there before, letter for letter, are left out.
