@@ -23,9 +23,10 @@ class FieldEncoder(Start):
     out of the last block goes through another one to the value of the other function.  It has no positions but x, so
     that the same weights serve every grid.
 
-    Like the encoder with softmax of Cao 2021 ("Choose a Transformer: Fourier or Galerkin", arXiv 2105.14995), but for
-    what does not concern attention: x enters at the first layer alone, and a linear layer is in place of the spectral
-    decoder.
+    After the encoder with softmax of Cao 2021 ("Choose a Transformer: Fourier or Galerkin", arXiv 2105.14995), with
+    other heads and another decoder.  There x is also put behind the queries, keys and values of every head, and there
+    is one head, 97 wide where tokens are 96; here x enters at the first layer alone.  A linear layer is in place of the
+    spectral decoder.
 
     Attributes:
         hidden_size: width of the tokens.

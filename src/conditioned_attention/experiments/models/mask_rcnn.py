@@ -5,8 +5,8 @@ and suppression are torchvision's, with the anchors, the pooling and the losses 
 What is not as there:
 
 - a batch norm has the statistics of its own process; there they are those of all (SyncBN);
-- an anchor or proposal below the threshold learns the object that it overlaps best however little that is; mmdetection
-  asks for 0.3 of anchors, and gives a proposal at 0.5 alone what there is besides;
+- the best anchor of an object takes part however little it overlaps; mmdetection asks for 0.3;
+- a proposal from 0.5 on learns the object that it overlaps most; in mmdetection the best one of an object learns that;
 - anchors in the padding of a picture take part;
 - FPN and heads start from torchvision's distributions, mmdetection's are Xavier's;
 - in evaluation sides are rounded down where mmcv rounds, and masks are pasted at whole pixels.
