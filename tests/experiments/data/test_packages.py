@@ -8,7 +8,6 @@ import pytest
 
 from conditioned_attention.experiments.data.text import packages
 from conditioned_attention.experiments.data.text.packages import (
-    BETWEEN_FILES,
     brown_documents,
     dictionary_entries,
     installed,
@@ -93,8 +92,7 @@ def test_python_source_is_split_by_package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     notes = []
-    text = python_source(["package_one"], 1, notes)
-    documents = text.split(BETWEEN_FILES)
+    documents = python_source(["package_one"], 1, notes)
     assert [len(documents), documents[1]] == [2, b"# one\n\n" * 40]
     assert notes[0] == "Python source: package_one of unknown version (0.0 MB)"
     assert "left out, unreadable: package_one/latin.py (UnicodeDecodeError" in notes[1]
@@ -110,6 +108,8 @@ def test_python_source_is_split_by_package(tmp_path, monkeypatch):
     task = NextByteRecipe("python", packages=("package_two",), model=GPT(context=8)).task()
     assert b"# one" not in bytes(task.train_data().windows.flatten().tolist())
     assert "evaluated on package_held, a package that is not trained on" in task.notes
+    assert held == b"# held\n\n" * 40, "the other file is trained on"
+    assert "left out of package_held: 1 files that are in what is trained on, byte for byte" in notes
 
 
 def test_options_that_mean_nothing_are_refused(folder):

@@ -86,7 +86,7 @@ def find_brown(places: Iterable[Path]) -> Path | None:
     return None
 
 
-def python_source(packages: Sequence[str], max_unreadable: int, notes: list[str]) -> bytes:
+def python_source(packages: Sequence[str], max_unreadable: int, notes: list[str]) -> list[bytes]:
     """The ``.py`` files of installed packages, in the order of their names; files of under 100 bytes are left out.
 
     Args:
@@ -112,7 +112,7 @@ def python_source(packages: Sequence[str], max_unreadable: int, notes: list[str]
         found.append(f"{package} {_version(package)} ({(sum(map(len, texts)) - before) / 1e6:.1f} MB)")
     check_unreadable(unreadable, len(texts) + len(unreadable), max_unreadable)
     notes += [f"Python source: {', '.join(found)}", *tell_unreadable(unreadable, len(texts) + len(unreadable))]
-    return BETWEEN_FILES.join(texts)
+    return texts
 
 
 def installed(packages: Iterable[str]) -> list[str]:
