@@ -48,11 +48,11 @@ def test_broken_lines_are_counted_and_named(tmp_path):
     assert len(found.train) == 35
     assert (found.train.firsts[0], found.train.seconds[0]) == ("far\u2028off\x85 'it\"", 'end "of')
     assert found.notes == [
-        "left out, unreadable: QQP/train, line 2 (it has 4 columns, not 6)",
-        "left out, unreadable: QQP/train, line 3 (it has 3 columns, not 6)",
-        "left out, unreadable: QQP/train, line 4 (it has an empty text)",
-        "left out, unreadable: QQP/train, line 5 (its label is '2')",
-        "left out, unreadable: QQP/train, line 6 (it is no UTF-8)",
+        "left out, unreadable: QQP/train.tsv, line 2 (it has 4 columns, not 6)",
+        "left out, unreadable: QQP/train.tsv, line 3 (it has 3 columns, not 6)",
+        "left out, unreadable: QQP/train.tsv, line 4 (it has an empty text)",
+        "left out, unreadable: QQP/train.tsv, line 5 (its label is '2')",
+        "left out, unreadable: QQP/train.tsv, line 6 (it is no UTF-8)",
     ]
     with pytest.raises(ValueError, match=r"5 of 40 items .*At most max_unreadable=4 are left out"):
         read_glue(tmp_path, "qqp", max_unreadable=4)
@@ -73,6 +73,9 @@ def test_what_is_no_task_is_said(tmp_path):
     lines_of("stsb", "dev.tsv", lambda lines: lines.__setitem__(1, lines[1].replace(b"2.500", b"5.1")), tmp_path)
     with pytest.warns(UserWarning, match="no number from 0 to 5"):
         assert len(read_glue(tmp_path, "stsb").held["dev"]) == 19
+    (tmp_path / "STS-B" / "dev.tsv").write_text("\t".join(HEADERS["stsb"]))
+    with pytest.raises(ValueError, match=r"there is nothing to read in STS-B/dev\.tsv"):
+        read_glue(tmp_path, "stsb")
 
 
 @pytest.mark.filterwarnings("ignore:left out")

@@ -105,7 +105,7 @@ def check_bound(max_unreadable: int) -> None:
         raise ValueError(f"max_unreadable must not be negative, got {max_unreadable}")
 
 
-def check_unreadable(unreadable: Mapping[str, str], items: int, max_unreadable: int) -> None:
+def check_unreadable(unreadable: Mapping[str, str], items: int, max_unreadable: int, where: str = "the data") -> None:
     """Raises ValueError if there are more reasons (by name) than allowed, or nothing is left."""
     if len(unreadable) > max_unreadable:
         raise ValueError(
@@ -113,7 +113,7 @@ def check_unreadable(unreadable: Mapping[str, str], items: int, max_unreadable: 
             "repair or remove them, or allow more"
         )
     if items == 0:
-        raise ValueError("there is nothing to read")
+        raise ValueError(f"there is nothing to read in {where}")
     if len(unreadable) == items:
         raise ValueError(f"nothing can be read: {_say(unreadable, items)}")
 

@@ -53,7 +53,7 @@ def read_texts(
         raise ValueError(f"split={split!r} is for saved data sets, and {path} is none")
     else:
         found = list(_read_files(path, suffixes, unreadable, lines))
-    check_unreadable(unreadable, len(found) + len(unreadable), max_unreadable)
+    check_unreadable(unreadable, len(found) + len(unreadable), max_unreadable, str(path))
     lines += tell_unreadable(unreadable, len(found) + len(unreadable))
     if notes is not None:
         notes += lines

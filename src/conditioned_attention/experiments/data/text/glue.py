@@ -85,10 +85,11 @@ def read_glue(folder: Path, name: GlueName, max_unreadable: int = 10) -> TextSet
     """
     task, place = GLUE[name], _place(folder, name)
     held = {f"validation{ending}": f"dev{ending}.tsv" for ending in task.held}
-    read = _rows_of_saved(place, task) if is_saved_dataset(place) else lambda part: _rows_of_tsv(place / part[1], task)
+    saved = is_saved_dataset(place)
+    read = _rows_of_saved(place, task) if saved else lambda part: _rows_of_tsv(place / part[1], task)
     notes: list[str] = []
     train, *others = (
-        _collect(task, read(part), f"{place.name}/{part[0]}", max_unreadable, notes)
+        _collect(task, read(part), f"{place.name}/{part[0 if saved else 1]}", max_unreadable, notes)
         for part in [("train", "train.tsv"), *held.items()]
     )
     classes = task.names or task.classes

@@ -89,5 +89,5 @@ def count_broken(name: str, broken: Mapping[str, str], good: int, bound: int, no
     """
     check_bound(bound)
     named = {f"{name}, {place}": reason for place, reason in broken.items()}
-    check_unreadable(named, good + len(named), bound)
+    check_unreadable(named, good + len(named), bound, name)
     notes += tell_unreadable(named, good + len(named))
