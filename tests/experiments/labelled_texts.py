@@ -79,6 +79,9 @@ NOUNS = """  1 This software and database is being provided
 00000030 05 n 01 dog 0 001 @ 00000020 n 0000 | barks; "the dog barked"
 00000040 05 n 01 cat 0 001 @ 00000020 n 0000 | purrs
 00000050 18 n 01 Tom 0 001 @i 00000040 n 0000 | a famous cat
+00000060 17 n 01 stone 0 001 @ 00000010 n 0000 | it lies there
+00000070 17 n 01 granite 0 001 @ 00000060 n 0000 | a hard stone
+00000080 17 n 01 marble 0 001 @ 00000060 n 0000 | a white stone
 """
 
 

@@ -75,9 +75,17 @@ def test_pairs_of_nouns(tmp_path):
         "dog: barks": "living thing: a living entity",
         "cat: purrs": "living thing: a living entity",
         "Tom: a famous cat": "cat: purrs",
+        "stone: it lies there": "entity: that which is",
+        "granite: a hard stone": "stone: it lies there",
+        "marble: a white stone": "stone: it lies there",
     }
     assert pairs.keys() == right.keys()
     assert all((second == right[first]) == (label == 1) for first, (second, label) in pairs.items())
     assert {label for _, label in pairs.values()} == {0, 1}
+    for first, (second, label) in pairs.items():
+        above = [first]
+        while above[-1] in right:
+            above.append(right[above[-1]])
+        assert label or second not in above, "a cat is an entity too, if not by the next step"
     with pytest.raises(FileNotFoundError, match="apt-get install wordnet-base"):
         read_hypernyms(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -101,8 +101,8 @@ def _content(path: Path, file: str) -> bytes:
 def read_hypernyms(folder: Path) -> TextSets:
     """Pairs of WordNet's nouns with their definitions: is the first a kind of the second?
 
-    Each noun is there once with its hypernym, or with that of another noun, half of them so; a fixed fifth of the
-    nouns is held out, and hypernyms are in both sets.
+    Each noun is there once with its hypernym, or, half of them, with that of another noun, unless that is the noun or
+    above it too, however far; a fixed fifth of the nouns is held out, and hypernyms are in both sets.
 
     Args:
         folder: with WordNet's ``data.noun``.
@@ -113,31 +113,40 @@ def read_hypernyms(folder: Path) -> TextSets:
     file = folder / "data.noun"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing. {HOW_TO_GET_WORDNET}")
-    text, kind_of = dict[str, str](), dict[str, str]()
-    for offset, said, above in _nouns(file.read_bytes().decode("latin-1")):
+    text, kinds_of = dict[str, str](), dict[str, list[str]]()
+    for offset, said, kinds in _nouns(file.read_bytes().decode("latin-1")):
         text[offset] = said
-        if above:
-            kind_of[offset] = above
-    nouns = sorted(kind_of)
+        if kinds:
+            kinds_of[offset] = kinds
+    nouns = sorted(kinds_of)
     order = np.random.RandomState(0).permutation(len(nouns))
     train, held = LabelledTexts(), LabelledTexts()
     for place, number in enumerate(order):
         noun, other = nouns[number], nouns[order[place - 1]]
-        right = place % 2 == 0 or kind_of[other] == kind_of[noun]
-        above = kind_of[noun if right else other]
+        right = place % 2 == 0 or kinds_of[other][0] in _with_all_above(noun, kinds_of)
+        above = kinds_of[noun if right else other][0]
         part = held if zlib.crc32(noun.encode()) % EVALUATION == 0 else train
         part.add([text[noun], text[above]], float(right))
     notes = ["held out: a fixed fifth of the nouns"]
     return TextSets(train, {"held_out": held}, ("another's", "hypernym"), notes)
 
 
-def _nouns(data: str) -> Iterator[tuple[str, str, str]]:
-    """Of every noun its offset, ``word: definition``, and the offset of its first hypernym; empty without one."""
+def _with_all_above(noun: str, kinds_of: Mapping[str, list[str]]) -> set[str]:
+    found, waiting = {noun}, [noun]
+    while waiting:
+        new = [above for above in kinds_of.get(waiting.pop(), []) if above not in found]
+        found.update(new)
+        waiting += new
+    return found
+
+
+def _nouns(data: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Of every noun its offset, ``word: definition``, and the offsets of its hypernyms."""
     for line in data.split("\n"):
         if line.startswith(" ") or "|" not in line:
             continue
         fields, gloss = line.split("|", 1)
         cells = fields.split()
         pointers = cells[4 + 2 * int(cells[3], 16) + 1 :]
-        above = next((pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] in ("@", "@i")), "")
+        above = [pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] in ("@", "@i")]
         yield cells[0], f"{cells[4].replace('_', ' ')}: {gloss.split(';')[0].strip()}", above
