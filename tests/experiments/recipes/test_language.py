@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from conditioned_attention.experiments.data.text.windows import (
 )
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.recipes.next_byte import NextByteRecipe
+from conditioned_attention.experiments.tasks.next_token import spread
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
@@ -78,6 +80,14 @@ def test_the_loss_is_of_the_next_byte():
     counting = torch.arange(65)[None].repeat(2, 1)
     assert task.loss(Knows(), counting) < 1e-6
     assert task.loss(Knows(), torch.zeros(2, 65, dtype=torch.long)) > 50
+
+
+def test_places_spread_over_more_than_float32_can_count():
+    for available in (2**24, 2**24 + 4, 2**30 + 33):
+        places = spread(available, 2048, "eval_blocks")
+        assert (places[0], places[-1], len(np.unique(places))) == (0, available - 1, 2048)
+    before = torch.linspace(0, 99_999, 2048).round().long()
+    assert spread(100_000, 2048, "eval_blocks").tolist() == before.tolist(), "what runs were scored on"
 
 
 def test_the_split_leaks_nothing_and_covers_the_text():

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.text.packing import Blocks
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.tasks.next_token import spread
 from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
 if TYPE_CHECKING:
@@ -120,13 +121,10 @@ class MaskedTokens(Task):
         notes: Sequence[str] = (),
     ) -> None:
         self._train, held = data
-        if eval_blocks is not None and eval_blocks < 1:
-            raise ValueError(f"eval_blocks must be at least 1, or None for all, got {eval_blocks}")
-        count = min(eval_blocks or len(held), len(held))
+        held = held.part(spread(len(held), eval_blocks, "eval_blocks"))
         mask_id: int | None = tokenizer.token_to_id("<mask>")
         if mask_id is None:
             raise ValueError("the tokenizer has no token '<mask>'")
-        held = held.part(torch.linspace(0, len(held) - 1, count).round().long().numpy())
         self._eval = AlwaysMasked(held, mask_id, share)
         self._model, self._mask_id, self._share, self.notes = model, mask_id, share, list(notes)
         self._tokenizer = tokenizer.to_str()

@@ -63,7 +63,7 @@ class NextToken(Task):
         self._train, held = data
         self._model, self._tokenizer, self.notes = model, tokenizer, list(notes)
         self._end = end
-        self._eval = held.part(_spread(len(held), eval_count, "eval_windows" if tokenizer is None else "eval_blocks"))
+        self._eval = held.part(spread(len(held), eval_count, "eval_windows" if tokenizer is None else "eval_blocks"))
         self.tokens_per_sample = model.context
         unit, kinds = ("byte", "") if tokenizer is None else ("token", f" of {self._train.vocabulary:,}")
         self.metric = Metric(f"loss (nats a {unit})", higher_is_better=False)
@@ -122,11 +122,17 @@ class NextToken(Task):
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def _spread(available: int, wanted: int | None, name: str) -> np.ndarray[Any, Any]:
-    """So many places, or all, from the first to the last."""
+def spread(available: int, wanted: int | None, name: str) -> np.ndarray[Any, Any]:
+    """So many places, or all, from the first to the last; ``name`` is that of the setting, for messages.
+
+    Raises:
+        ValueError: fewer than one is wanted.
+    """
     if wanted is not None and wanted < 1:
         raise ValueError(f"{name} must be at least 1, or None for all, got {wanted}")
-    return torch.linspace(0, available - 1, min(wanted or available, available)).round().long().numpy()
+    count = min(wanted or available, available)
+    exact = torch.float32 if available <= 2**24 else torch.float64  # where float32 is, runs were scored on what it says
+    return torch.linspace(0, available - 1, count, dtype=exact).round().long().numpy()
 
 
 def _first(data: Any) -> dict[str, Tensor]:
