@@ -52,9 +52,6 @@ class Classification(Task):
     def fingerprint(self) -> dict[str, Any]:
         return {"classes": self.about, "class names": checksum(self.classes), **super().fingerprint()}
 
-    def collate(self, items: Any) -> Any:
-        return items if isinstance(items, tuple) else super().collate(items)  # some data sets hand out batches
-
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, labels = batch
         return F.cross_entropy(self.logits(model, inputs), labels)

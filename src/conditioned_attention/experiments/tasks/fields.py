@@ -43,9 +43,6 @@ class FieldToField(Task):
     def eval_data(self) -> Dataset[Any]:
         return self._eval
 
-    def collate(self, items: Any) -> Any:
-        return items  # `FieldPairs` hands out batches
-
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return _errors(model, batch).mean()
 

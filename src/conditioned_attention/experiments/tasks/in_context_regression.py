@@ -41,9 +41,6 @@ class InContextRegression(Task):
     def eval_data(self) -> LinearFunctions:
         return self._eval
 
-    def collate(self, items: Any) -> Any:
-        return items  # `LinearFunctions` hands out batches
-
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         differences: Tensor = _expected(model, batch) - batch[1]
         return differences.square().mean()

@@ -104,9 +104,6 @@ class LabelledText(Task):
         """With the classes, and what the pretrained model is."""
         return {"class names": checksum(self.classes), **self._model.identity(), **super().fingerprint()}
 
-    def collate(self, items: Any) -> Any:
-        return items  # `EncodedTexts` hands out batches
-
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return self.loss_of(logits_of(model, batch), batch["labels"])
 

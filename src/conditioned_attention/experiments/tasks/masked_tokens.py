@@ -141,9 +141,6 @@ class MaskedTokens(Task):
     def eval_data(self) -> AlwaysMasked:
         return self._eval
 
-    def collate(self, items: Any) -> Any:
-        return items  # `Blocks` and `AlwaysMasked` hand out batches
-
     def collate_train(self, items: Any) -> Any:
         return mask_tokens(items, self._mask_id, self._train.vocabulary, self._share)
 

@@ -83,9 +83,6 @@ class NextToken(Task):
     def eval_data(self) -> Any:
         return self._eval
 
-    def collate(self, items: Any) -> Any:
-        return items  # the data sets hand out batches
-
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return _losses(model, batch, self._end).mean()
 

@@ -40,9 +40,6 @@ class Recall(Task):
     def eval_data(self) -> RecallSequences:
         return self._eval
 
-    def collate(self, items: Any) -> Any:
-        return items  # `RecallSequences` hands out batches
-
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         tokens, targets = batch
         return F.cross_entropy(_logits(model, tokens), targets, ignore_index=IGNORED)

@@ -114,10 +114,10 @@ class Task(ABC):
         return None
 
     def collate(self, items: Any) -> Any:
-        """Makes a batch of items, without chance; default: PyTorch's."""
+        """Makes a batch of a list of items, without chance; default: PyTorch's, and what is a batch stays as it is."""
         from torch.utils.data import default_collate
 
-        return default_collate(items)
+        return default_collate(items) if isinstance(items, list) else items
 
     def collate_train(self, items: Any) -> Any:
         """Makes a training batch; here chance has its place, such as mixup.  Default: `collate`.
