@@ -1,6 +1,7 @@
 """Pathfinder: paths, discs and labels of what is drawn, and the release as it comes."""
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from conditioned_attention.experiments.data.lra import pathfinder as module
-from conditioned_attention.experiments.data.lra.dashes import dash, shrunk
+from conditioned_attention.experiments.data.lra.dashes import dash, disc
 from conditioned_attention.experiments.data.lra.pathfinder import PathfinderScenes, drawn, pathfinder
 from conditioned_attention.experiments.data.lra.pathfinder_files import read_pathfinder
 from tests.experiments.data.lra.files import write_pathfinder
@@ -79,10 +80,9 @@ def test_straight_on_when_asked_for():
     assert turns(2.0) < 0.7 * turns(1.0)
 
 
-def test_shrunk_as_pillow_does():
-    picture = np.random.default_rng(0).integers(0, 256, (17, 17), dtype=np.uint8)
-    theirs = np.asarray(Image.fromarray(picture).resize((9, 9), Image.Resampling.LANCZOS)).astype(int)
-    assert abs(shrunk(picture, 9) - theirs).max() <= 1
+def test_dashes_and_discs_are_these():
+    shapes = [part for angle in np.radians(np.arange(360) + 0.3) for part in dash(angle)]
+    assert zlib.crc32(b"".join(one.tobytes() for one in (*shapes, disc()))) == 3511714194, "what runs were trained on"
     line, room = dash(0.0)
     assert line[4, 4:7].min() > 90
     assert line[4, :2].max() == line[6:].max() == 0
