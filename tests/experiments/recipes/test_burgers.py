@@ -135,7 +135,7 @@ def test_it_is_computed_once(tmp_path, monkeypatch):
 def test_it_is_kept_where_caches_are(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     burgers_pairs(0, 1, 8)
-    assert list((tmp_path / "conditioned-attention").glob("burgers-*.npy"))
+    assert list((tmp_path / "conditioned-attention").glob("burgers-*.npz"))
 
 
 def test_the_evaluation_set_is_apart_and_not_touched_by_tuning(small):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.data.fingerprint import checksum, checksum_of_bytes
-from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
-from conditioned_attention.storage.files import write_bytes
+from conditioned_attention.experiments.data.made import kept_or_made
 
 VISCOSITY = 0.1
 GRID = 512  # points that are computed with; a model sees every so many of them
@@ -74,26 +72,21 @@ def burgers_pairs(first: int, count: int, points: int, cache_dir: Path | None = 
     if points < 2 or GRID % points:
         raise ValueError(f"points must be a divisor of {GRID} and at least 2, got {points}")
     made = {"version": _VERSION, "viscosity": VISCOSITY, "grid": GRID, "step": _STEP, "first": first}
-    stamp = stamp_of([*made.values(), count])
-    file = (default_cache_dir() if cache_dir is None else cache_dir).expanduser() / f"burgers-{stamp}.npy"
-    pairs = _read(file)
-    if pairs is None:
-        before = initial_functions(range(first, first + count))
-        pairs = np.stack([before, solve(before)]).astype(np.float32)
-        content = io.BytesIO()
-        np.save(content, pairs)
-        write_bytes(file, content.getvalue())
-    seen = torch.from_numpy(np.ascontiguousarray(pairs[:, :, :: GRID // points]))
-    return FieldPairs(seen[0], seen[1], {**made, "points": points})
+    pairs = kept_or_made("burgers", _Pairs, made, count, 1, cache_dir, lambda: _solved(first, count))
+    before, after = (torch.from_numpy(np.ascontiguousarray(functions[:, :: GRID // points])) for functions in pairs)
+    return FieldPairs(before, after, {**made, "points": points})
 
 
-def _read(file: Path) -> np.ndarray | None:
-    """What an earlier call has kept; None if there is nothing, or nothing whole."""
-    try:
-        pairs: np.ndarray = np.load(file)
-    except (OSError, ValueError, EOFError):
-        return None
-    return pairs
+class _Pairs(NamedTuple):
+    """Functions before and after, (S, 512) each, float32."""
+
+    before: np.ndarray
+    after: np.ndarray
+
+
+def _solved(first: int, count: int) -> _Pairs:
+    before = initial_functions(range(first, first + count))
+    return _Pairs(before.astype(np.float32), solve(before).astype(np.float32))
 
 
 def initial_functions(numbers: Sequence[int], grid: int = GRID) -> np.ndarray:

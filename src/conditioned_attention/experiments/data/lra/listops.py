@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conditioned_attention.experiments.data.lra.made import kept_or_made, parts_of
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
+from conditioned_attention.experiments.data.made import kept_or_made, parts_of
 
 # A token's id is its place here and 1: 0 is padding.  (The original's ids differ from run to run.)
 TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")

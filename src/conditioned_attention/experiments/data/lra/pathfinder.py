@@ -16,8 +16,8 @@ import numpy as np
 
 from conditioned_attention.experiments.data.lra.dashes import DISC_REACH, LENGTH, MARGIN, REACH, dash, disc, moved
 from conditioned_attention.experiments.data.lra.images import pixels_as_tokens
-from conditioned_attention.experiments.data.lra.made import kept_or_made, parts_of
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
+from conditioned_attention.experiments.data.made import kept_or_made, parts_of
 
 _SCENES = 2**11  # begun at a time
 _TRIALS, _RETRIES = 3, 5  # of a dash, and of a distractor

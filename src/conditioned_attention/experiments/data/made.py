@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -61,14 +62,8 @@ def _read(file: Path, kind: type[Part]) -> Part | None:
 def parts_of(draw: Callable[[int], Any], processes: int) -> Iterator[Iterator[Any]]:
     """Parts 0, 1, 2, … without end, in their order, of as many processes; they are started by spawning."""
     if processes == 1:
-        yield map(draw, _counted())
+        yield map(draw, itertools.count())
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield (part for first in _counted(processes) for part in pool.map(draw, range(first, first + processes)))
-
-
-def _counted(step: int = 1) -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += step
+        firsts = itertools.count(0, processes)
+        yield (part for first in firsts for part in pool.map(draw, range(first, first + processes)))
