@@ -33,7 +33,7 @@ _PUBLISHED: dict[str, Any] = {
     "precision": "bf16",
 }  # fmt: skip
 _PICTURES, _USUAL = (117_266, 5000), (640, 864)  # with an object, and those of val2017; pixels, padded
-_LONG, _SHORT = (36, (27, 33)), (12, (8, 11))  # epochs, and those after which the rate falls: mmdetection's 3x and 1x
+_FALLS = {36: (27, 33), 12: (8, 11)}  # epochs after which the rate falls, of so many: mmdetection's 3x and 1x
 
 
 def published_training(epochs: int = 36, **others: Any) -> Training:
@@ -45,10 +45,9 @@ def published_training(epochs: int = 36, **others: Any) -> Training:
     >>> published_training(12).milestones
     (0.6666666666666666, 0.9166666666666666)
     """
-    known = dict((_LONG, _SHORT))
-    if epochs not in known:
+    if epochs not in _FALLS:
         raise ValueError(f"epochs must be 36 or 12, got {epochs}")
-    return Training(epochs=epochs, milestones=tuple(step / epochs for step in known[epochs]), **_PUBLISHED, **others)
+    return Training(epochs=epochs, milestones=tuple(step / epochs for step in _FALLS[epochs]), **_PUBLISHED, **others)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from conditioned_attention.experiments.data.saved import is_saved_dataset
 from conditioned_attention.experiments.data.split import TUNING, hold_out
 from conditioned_attention.experiments.models.timm_model import TimmModel
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
+from conditioned_attention.experiments.recipes.small_images import check_mixing
 from conditioned_attention.experiments.tasks.classification import ImageClassification
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.storage.settings import added, place
 
 VIT_S = VisionTransformer(patch_size=16, hidden_size=384, layers=12, heads=6)
-_EVALUATION: Augment = "none"
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,12 @@ class ImageFolder(Choices):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mixing.mixes and self.training.micro_batch % 2:
-            raise ValueError(
-                f"mixup and cutmix need an even number of images at a time, got batch_size={self.training.batch_size} "
-                f"with accumulation={self.training.accumulation}"
-            )
+        check_mixing(self.mixing.mixes, self.training)
 
     def task(self, *, tuning: bool = False) -> ImageClassification:
         self._model()  # what is wrong with it is said before a million images are read
         for_training = ImageTransform(self.image_size, self.augment)
-        for_evaluation = ImageTransform(self.image_size, _EVALUATION, self.crop)
+        for_evaluation = ImageTransform(self.image_size, "none", self.crop)
         source, notes = without_unreadable(self._source(), self.max_unreadable, self.cache_dir)
         train, evaluation = source.train, source.evaluation
         if tuning:

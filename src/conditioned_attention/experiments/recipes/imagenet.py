@@ -35,7 +35,6 @@ _DEIT: dict[str, Any] = (
     | {"clip": None, "warmup_from": 1e-6, "final_lr": 0.01, "schedule_lag": 1, "order": "repeated", "repeats": 3}
     | {"ema_beside": 0.99996}
 )
-_TRAINING_IMAGES, _VALIDATION_IMAGES = 1_281_167, 50_000  # of ILSVRC 2012
 _MIXED, _SMOOTHED, _AS_THEY_ARE = Mixing(mixup=0.8, cutmix=1.0, smoothing=0.1), Mixing(smoothing=0.1), Mixing()
 _CLASSES, _IMAGES = 1000, (1_281_167, 50_000)  # of ImageNet-1k, to train and to evaluate
 
@@ -75,9 +74,9 @@ class ImageNet(ImageFolder):
         """The task on as many blank images as ImageNet-1k has, for a plan; None where there is a ``data_dir``."""
         if self.data_dir.expanduser().exists():
             return None
-        note = f"there is no {self.data_dir}: counted for the {_TRAINING_IMAGES:,} training images of ImageNet-1k"
-        data = BlankImages(_TRAINING_IMAGES, self.image_size), BlankImages(_VALIDATION_IMAGES, self.image_size)
-        return self._task(data, self.classes, [note])
+        note = f"there is no {self.data_dir}: counted for the {_IMAGES[0]:,} training images of ImageNet-1k"
+        train, evaluation = (BlankImages(count, self.image_size) for count in _IMAGES)
+        return self._task((train, evaluation), self.classes, [note])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from conditioned_attention.experiments.data.lra.images import VOCABULARY, framed
 from conditioned_attention.experiments.data.lra.pathfinder import PathfinderScenes, pathfinder
 from conditioned_attention.experiments.data.lra.pathfinder_files import read_pathfinder
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
-from conditioned_attention.experiments.data.split import TUNING
 from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
 from conditioned_attention.experiments.recipes.long_range_arena import (
     authors_training,
@@ -170,11 +169,8 @@ class Pathfinder32:
 def _sets(train: Labelled, test: Labelled, name: str, wanted: LRAImage) -> Sets:
     """Training, dev and test set; dev is the last tenth, however many are trained on."""
     whole, tested = (pixels_as_tokens(*images, {"pixels of": name}) for images in (train, test))
-    held = len(whole) // TUNING
-    if not held:
-        raise ValueError(f"{len(whole)} images to train on are too few to hold out one in {TUNING}")
-    rest = len(whole) - held
-    return first(whole.part(0, rest), wanted.samples), whole.part(rest, held), first(tested, wanted.test_samples)
+    rest, held, _ = for_a_search(whole)
+    return first(rest, wanted.samples), held, first(tested, wanted.test_samples)
 
 
 def _task(sets: Sets, model: LRAEncoder, classes: int | Sequence[str], notes: list[str], tuning: bool) -> Task:
