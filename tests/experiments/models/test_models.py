@@ -9,6 +9,7 @@ from torch import nn
 
 from conditioned_attention import precondition, restore
 from conditioned_attention.experiments.models.gpt import GPT
+from conditioned_attention.experiments.models.timm_model import TimmModel
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
 
 VIT = VisionTransformer(layers=2)
@@ -236,3 +237,14 @@ def test_attention_between_such_norms_is_converted(library):
     assert not torch.allclose(logits(model, images()), logits(plain, images()), rtol=1e-2)
     restore(model)
     assert torch.equal(logits(model, images()), logits(plain, images()))
+
+
+def test_a_model_of_timm_is_described_as_it_is_built():
+    sizes = {"in_chans": 1, "num_classes": 4}
+    for name, expected in (("test_vit", {"img_size": 32, **sizes}), ("test_resnet", sizes)):
+        settings = TimmModel(name)
+        assert settings.arguments(32, 1, 4) == expected
+        assert settings.build(32, 1, 4).eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 4)
+    for call in (TimmModel("test_vit").build, TimmModel("test_vit").arguments):
+        with pytest.raises(TypeError, match="unsupported operand"):  # and not a size that nobody asked for
+            call("32", 1, 4)

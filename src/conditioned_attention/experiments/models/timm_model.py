@@ -41,23 +41,23 @@ class TimmModel:
     @remembered
     def build(self, image_size: int, channels: int, classes: int) -> nn.Module:
         """The model; it maps images (B, C, H, W) to logits (B, classes).  Many models of timm take one size only."""
-        try:
-            model: nn.Module = _timm().create_model(self.name, img_size=image_size, **self._sizes(channels, classes))
-        except TypeError as error:
-            if "'img_size'" not in str(error):
-                raise
-            model = _timm().create_model(self.name, **self._sizes(channels, classes))  # it takes images of any size
-        return model
+        return self._created(image_size, channels, classes)[0]
 
     def arguments(self, image_size: int, channels: int, classes: int) -> dict[str, Any]:
         """What `build` calls timm's ``create_model`` with, besides the name."""
-        sizes = self._sizes(channels, classes)
+        with torch.device("meta"):
+            return self._created(image_size, channels, classes)[1]
+
+    def _created(self, image_size: int, channels: int, classes: int) -> tuple[nn.Module, dict[str, Any]]:
+        """The model, and what timm was called with."""
+        arguments = {"img_size": image_size, **self._sizes(channels, classes)}
         try:
-            with torch.device("meta"):
-                _timm().create_model(self.name, img_size=image_size)
-        except TypeError:
-            return sizes
-        return {"img_size": image_size, **sizes}
+            return _timm().create_model(self.name, **arguments), arguments
+        except TypeError as error:
+            if "'img_size'" not in str(error):
+                raise
+        del arguments["img_size"]  # it takes images of any size
+        return _timm().create_model(self.name, **arguments), arguments
 
     def _sizes(self, channels: int, classes: int) -> dict[str, Any]:
         sizes: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
