@@ -116,7 +116,7 @@ def names_an_evaluation_set(name: str) -> bool:
     return name.casefold() in EVALUATION_SETS
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names for a message, at most ten of them."""
-    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN]) or 'nothing'}{more}"
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """Names for a message, at most ten of them; ``between`` stands between them."""
+    more = f"{between}… ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return f"{between.join(names[:_SHOWN]) or 'nothing'}{more}"

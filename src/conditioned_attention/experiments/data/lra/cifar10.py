@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conditioned_attention.experiments.data.lra.images import SIDE, grey
-from conditioned_attention.experiments.data.lra.released import listed
+from conditioned_attention.experiments.data.split import listed
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW_TO_GET = (
@@ -68,9 +68,9 @@ def _read(file: Path) -> Pictures:
     known = labels < len(CLASSES)
     broken = [f"record {i + 1} has the label {labels[i]}, not 0 to 9" for i in np.flatnonzero(~known)]
     broken += [f"the last {rest} bytes are no whole record of {_RECORD}"] if rest else []
-    notes = [f"{file.name}: {len(broken)} broken records are left out: {listed(broken)}"] if broken else []
+    notes = [f"{file.name}: {len(broken)} broken records are left out: {listed(broken, '; ')}"] if broken else []
     if not known.any():
-        raise ValueError(f"{file} has no picture of a class: {listed(broken)}. {HOW_TO_GET}")
+        raise ValueError(f"{file} has no picture of a class: {listed(broken, '; ')}. {HOW_TO_GET}")
     return Pictures(grey(records[known, 1:].reshape(-1, 3, SIDE, SIDE)), labels[known], notes)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from conditioned_attention.experiments.data.images.read import opened
 from conditioned_attention.experiments.data.lra.images import pixels_as_tokens
-from conditioned_attention.experiments.data.lra.released import listed
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
 from conditioned_attention.experiments.data.scan import reason_of
+from conditioned_attention.experiments.data.split import listed
 
 HARD = "curv_contour_length_14"
 
@@ -50,8 +50,8 @@ def read_pathfinder(folder: Path, side: int) -> tuple[TokenSequences, list[str]]
                 continue
             pixels.append(picture)
             labels.append(int(row[3]))
-    notes = [f"{len(broken)} broken lines are left out: {listed(broken)}"] if broken else []
-    notes += [f"{len(left_out)} pictures are left out: {listed(left_out)}"] if left_out else []
+    notes = [f"{len(broken)} broken lines are left out: {listed(broken, '; ')}"] if broken else []
+    notes += [f"{len(left_out)} pictures are left out: {listed(left_out, '; ')}"] if left_out else []
     if not pixels:
         raise ValueError(f"{folder} has no picture that can be read: {'; '.join(notes) or 'its lists are empty'}")
     order = np.random.RandomState(0).permutation(len(pixels))

@@ -10,11 +10,11 @@ import numpy as np
 from conditioned_attention.experiments.data.lra.listops import TOKENS
 from conditioned_attention.experiments.data.lra.sequences import TokenPairs, TokenSequences
 from conditioned_attention.experiments.data.lra.texts import ByteSequences
+from conditioned_attention.experiments.data.split import listed
 
 _IDS = {token: number + 1 for number, token in enumerate(TOKENS)}
 _IDS["X"] = _IDS["]"]  # as the original's reader calls it
 _PARENTHESES = re.compile(r"[()]")
-_SHOWN = 5  # lines that are named
 
 
 def read_listops(file: Path, padded: int) -> tuple[TokenSequences, list[str]]:
@@ -45,8 +45,8 @@ def read_listops(file: Path, padded: int) -> tuple[TokenSequences, list[str]]:
             labels.append(found[1])
             cut += len(found[0]) > padded
     if not labels:
-        raise ValueError(f"{file} has no line that can be read: {listed(broken) or 'it is empty'}")
-    notes = [f"{file.name}: {len(broken)} broken lines are left out: {listed(broken)}"] if broken else []
+        raise ValueError(f"{file} has no line that can be read: {listed(broken, '; ') if broken else 'it is empty'}")
+    notes = [f"{file.name}: {len(broken)} broken lines are left out: {listed(broken, '; ')}"] if broken else []
     notes += [f"{file.name}: {cut} expressions of more than {padded} tokens are cut"] if cut else []
     arrays = np.concatenate(tokens), np.array(lengths, np.int32), np.array(labels, np.uint8)
     return TokenSequences(*arrays, padded, {"file": file.name, "broken": len(broken)}), notes
@@ -92,8 +92,8 @@ def read_pairs(file: Path, cut: int, padded: int) -> tuple[TokenPairs, list[str]
             first.add(found[1])
             second.add(found[2])
     if not labels:
-        raise ValueError(f"{file} has no line that can be read: {listed(broken) or 'it is empty'}")
-    notes = [f"{file.name}: {len(broken)} broken lines are left out: {listed(broken)}"] if broken else []
+        raise ValueError(f"{file} has no line that can be read: {listed(broken, '; ') if broken else 'it is empty'}")
+    notes = [f"{file.name}: {len(broken)} broken lines are left out: {listed(broken, '; ')}"] if broken else []
     notes += [*first.notes(f"{file.name}, first texts"), *second.notes(f"{file.name}, second texts")]
     origin = {"file": file.name, "broken": len(broken)}
     return TokenPairs(*(texts.sequences(labels, padded, origin) for texts in (first, second))), notes
@@ -109,8 +109,3 @@ def _pair(line: bytes) -> tuple[int, bytes, bytes] | str:
     if not (columns[3].strip() and columns[4].strip()):
         return "has an empty text"
     return int(columns[0].strip()[:1]), columns[3], columns[4]
-
-
-def listed(broken: list[str]) -> str:
-    """The first few of them, for a message."""
-    return "; ".join(broken[:_SHOWN]) + ("; …" if len(broken) > _SHOWN else "")
