@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from conditioned_attention.bench.loop import _bare
+from conditioned_attention.experiments.training import loop
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.optimizer import parameter_groups
@@ -16,6 +18,7 @@ from conditioned_attention.experiments.variants.catalogue import VARIANTS, find_
 from conditioned_attention.storage.files import UNFINISHED, write_json
 from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.ownership import claim
+from tests.experiments.light import Numbers
 from tests.experiments.tiny import OFTEN, Tiny, TinyDigits
 
 BASELINE, OURS = VARIANTS["baseline"], VARIANTS["preconditioned"]
@@ -75,6 +78,17 @@ def test_it_is_the_loop_one_would_write_by_hand(tmp_path):
     settings = Training(epochs=2, batch_size=30, monitor_every=0)
     rows = list(train(TinyDigits(), settings, BASELINE, 0, tmp_path))
     assert rows[-1]["train_loss"] == _bare(TinyDigits(), settings)
+
+
+def test_what_the_device_has_still_to_do_is_time_spent_training(tmp_path, monkeypatch):
+    """A GPU's queue, which is waited for where a line or a row needs the time: no second later, and no step more."""
+    now = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(loop.Stopwatch, "wait", lambda watch: now.__setitem__(0, now[0] + 1))
+    settings = Training(epochs=1, batch_size=8, evaluate_steps=3, monitor_every=0)
+    rows = list(train(Numbers(), settings, BASELINE, 0, tmp_path, OFTEN))
+    assert [row["seconds"] for row in JsonLines(tmp_path / "train.jsonl").read()] == [1, 3], "steps 2 and 4"
+    assert [row["seconds"] for row in rows] == [2, 3], "steps 3 and 4"
 
 
 def test_the_monitor_changes_nothing(tmp_path, unbroken):

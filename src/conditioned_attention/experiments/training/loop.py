@@ -36,6 +36,7 @@ from conditioned_attention.experiments.training.step import Step, new_average
 from conditioned_attention.experiments.training.trackers import Trackers, check_installed
 from conditioned_attention.experiments.training.watching import Watch
 from conditioned_attention.experiments.variants.variant import Variant, check_suited
+from conditioned_attention.profiling.clock import Stopwatch
 from conditioned_attention.storage.files import finite, spelt, write_bytes, write_json
 from conditioned_attention.storage.folder import FINGERPRINT
 from conditioned_attention.storage.json_lines import JsonLines
@@ -222,6 +223,10 @@ class _Run:
         return self.done or self.here.step % self.evaluate_steps == 0
 
     @property
+    def _logged(self) -> bool:
+        return self.here.step % self.launch.log_every == 0
+
+    @property
     def evaluated_model(self) -> nn.Module:
         """The weights that count, without what several processes wrap around them: the average of `Training.ema`."""
         average = self.take.average
@@ -249,11 +254,13 @@ class _Run:
         parts, norm = self.take(self.batches, count, here.losses)
         here.step, here.taken, here.loss_count = here.step + 1, here.taken + count, here.loss_count + count
         here.place = self.batches.place
+        if self._logged or self.due:  # or what a GPU still has to do of the steps until now is nobody's time
+            Stopwatch(self.accelerator.device).wait()
         here.seconds += time.perf_counter() - began
         if self.settings.seconds is not None:  # one clock for all, as it decides when the run ends
             here.seconds = agree(self.accelerator, here.seconds)
         self._move_schedule()
-        if here.step % self.launch.log_every == 0:
+        if self._logged:
             self._log_step(parts, norm)
 
     def _move_schedule(self) -> None:
