@@ -399,7 +399,7 @@ MUTATIONS = [
     ("blocks, degrees of freedom of no blocks", "experiments/evidence/blocks.py", "df, residuals = (n - 1) * (k - 1), _residuals(y)", "df, residuals = (n - 1) * k, _residuals(y)", BLOCKS),
     ("blocks, differences that share no baseline", "experiments/evidence/blocks.py", "reach = math.sqrt(2) * size * s[:, None]", "reach, z = size * s[:, None], 0 * z", BLOCKS),
     ("blocks, the odd one kept", "experiments/evidence/blocks.py", "        kept.remove(odd)", "        break", BLOCKS),
-    ("outcomes, the loss of other weights", "experiments/evidence/outcomes.py", 'last.get("selected_step", last.get("step"))', 'last.get("step")', OUTCOMES),
+    ("outcomes, the loss of other weights", "experiments/evidence/outcomes.py", "last if step is None else", "last if True else", OUTCOMES),
     ("outcomes, never saturated", "experiments/evidence/outcomes.py", "abs(metric.limit - row.final.mean) < SATURATED", "abs(metric.limit - row.final.mean) < 0", OUTCOMES),
     ("tuning, the baseline's edge unsaid", "experiments/evidence/tuning.py", "any(first in names for names in at_edge.values())", "False", TUNING),
     ("tuning, an edge said too late", "experiments/commands.py", "for warning in tuning.warnings():", "for warning in ():", TUNING),

@@ -8,7 +8,7 @@ import pytest
 from conditioned_attention.cli import main
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.outcomes import final_loss, mean_score
+from conditioned_attention.experiments.evidence.outcomes import final_number, mean_score
 from conditioned_attention.experiments.evidence.statistics import paired_interval
 from conditioned_attention.experiments.report.terminal import print_table
 from conditioned_attention.experiments.report.write import read_report, write_report
@@ -48,7 +48,20 @@ def test_the_mean_over_a_run():
 )
 def test_the_loss_is_that_of_the_weights_that_are_compared(last, loss):
     rows = [{"step": 10, "score": 9.0, "eval_loss": 1.0}, {"step": 20, "score": 8.0, **last}]
-    assert final_loss(rows) == pytest.approx(loss, nan_ok=True)
+    assert final_number("eval_loss")(rows) == pytest.approx(loss, nan_ok=True)
+
+
+def test_rows_of_a_loop_that_counts_no_steps_end_with_the_last():
+    assert final_number("eval_loss")([{"score": 9.0, "eval_loss": 1.0}, {"score": 8.0, "eval_loss": 3.0}]) == 3.0
+
+
+def test_every_final_number_is_of_the_weights_that_are_compared():
+    """As the score is: those that were selected, and on the test set."""
+    first, last = {"step": 10, "score": 9.0, "mask_ap": 5.0}, {"step": 20, "score": 8.0, "mask_ap": 4.0}
+    for more, number in (({}, 4.0), ({"selected_step": 10}, 5.0), ({"selected_step": 10, "test_mask_ap": 6.0}, 6.0)):
+        found = Comparison({name: {0: [first, {**last, **more}]} for name in ("a", "b")}, ACCURACY, environment={})
+        by_name = {other.metric.name: other.runs["a"][0] for other in found.outcomes()}
+        assert by_name["mask AP (%)"] == [{"score": number}]
 
 
 def test_differences_of_other_numbers_are_tested_as_those_of_scores_are():

@@ -149,9 +149,13 @@ def test_the_papers_numbers_stand_beside_the_measured_ones(tmp_path, monkeypatch
 def test_the_means_over_glue_are_those_of_the_seeds_that_every_task_has(tmp_path, monkeypatch, capsys):
     """Task number t has a score of t + seed, and twice that for the other variant; MNLI's other set 100 more."""
 
+    def selected(score):
+        last = {"step": 2, "score": 0.0, "mismatched": 0.0, "selected_step": 1, "selected_score": score}
+        return [{"step": 1, "score": score, "mismatched": 200.0}, last]
+
     def comparison(task, seeds):
         rows = {seed: [{"score": TASKS.index(task) + seed, "mismatched": 100.0}] for seed in seeds}
-        twice = {seed: [{"score": 2 * rows[seed][0]["score"], "mismatched": 200.0}] for seed in seeds}
+        twice = {seed: selected(2 * rows[seed][0]["score"]) for seed in seeds}
         settings = {"recipe": "glue", "glue_task": task}
         return Comparison({"baseline": rows, "preconditioned": twice}, Metric("x"), settings=settings)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.evidence.outcomes import final_number
 from conditioned_attention.experiments.evidence.statistics import History, final_score
 
 TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
@@ -54,4 +55,4 @@ def _eight(histories: Mapping[str, History]) -> list[float]:
 
 
 def _nine(histories: Mapping[str, History]) -> list[float]:
-    return [*_eight(histories), float(histories["mnli"][-1]["mismatched"])]
+    return [*_eight(histories), final_number("mismatched")(histories["mnli"])]

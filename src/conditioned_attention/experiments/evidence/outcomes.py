@@ -28,16 +28,16 @@ def mean_score(history: History) -> float:
     return statistics.fmean(scores(history)) if len(history) > 1 else math.nan
 
 
-def final_loss(history: History) -> float:
-    """The evaluation loss of the weights that a run ended with, on its test set if it has one; nan if unknown."""
-    last = history[-1]
-    chosen = next((row for row in history if row.get("step") == last.get("selected_step", last.get("step"))), last)
-    return finite_or_nan(last.get("test_eval_loss", chosen.get("eval_loss")))
-
-
 def final_number(name: str) -> Callable[[History], float]:
-    """What a run's last evaluation has under a name; nan if it has nothing there."""
-    return lambda history: finite_or_nan(history[-1].get(name))
+    """What the weights that a run ended with have under a name, on its test set if it has one; nan if unknown."""
+
+    def number(history: History) -> float:
+        last = history[-1]
+        step = last.get("selected_step")
+        row = last if step is None else next((row for row in history if row.get("step") == step), {})
+        return finite_or_nan(last.get(f"test_{name}", row.get(name)))
+
+    return number
 
 
 # of detection, whose score is the average precision of boxes over all overlaps; by the names that rows have
@@ -58,7 +58,7 @@ def other_outcomes(runs: Runs, metric: Metric) -> list[tuple[Metric, dict[str, d
     """
     values: dict[Metric, Callable[[History], float]] = {
         Metric(f"mean {metric.name} over the run", metric.higher_is_better): mean_score,
-        Metric("evaluation loss at the end", higher_is_better=False): final_loss,
+        Metric("evaluation loss at the end", higher_is_better=False): final_number("eval_loss"),
         **{Metric(name): final_number(key) for key, name in PRECISIONS.items()},
     }
     found = []
