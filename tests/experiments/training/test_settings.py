@@ -141,6 +141,7 @@ def test_muon_has_the_matrices_inside_and_adamw_the_rest():
         ({"schedule": "milestones", "milestones": (0.9, 0.5)}, "ascending"),
         ({"schedule": "constant", "warmup_from": 1e-6}, "schedule='constant' has none"),
         ({"schedule_per": "epoch", "warmup_steps": 5}, "give warmup instead"),
+        ({"schedule_per": "epoch", "seconds": 5.0}, r"seconds=5\.0 may end .*: give schedule_per='step'"),
         ({"ramp": 0.5}, "ramp=0.5 needs accumulation above 1"),
         ({"ramp": 1.5, "accumulation": 2}, r"ramp must be in \[0, 1\]"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),

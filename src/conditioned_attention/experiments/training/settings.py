@@ -264,6 +264,11 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
             raise ValueError(
                 f"ema={self.ema} is evaluated instead of the weights, ema_beside={self.ema_beside} beside them: set one"
             )
+        if self.seconds is not None and self.schedule_per == "epoch":
+            raise ValueError(
+                f"seconds={self.seconds} may end a run within an epoch, where a rate that moves by "
+                "schedule_per='epoch' has not come down: give schedule_per='step'"
+            )
         if self.order == "streamed" and self.max_steps is None and self.tokens is None and self.seconds is None:
             raise ValueError("order='streamed' may have no end: give a budget of max_steps, tokens or seconds")
 
