@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import torch
@@ -29,10 +30,19 @@ def build_schedule(
         settings: how.
         ticks: how often the schedule is stepped in the whole run: optimizer steps, epochs, or parts of a budget that is
             counted by a clock.
-        steps: optimizer steps of the whole run, where they are not the ticks; ``warmup_steps`` are counted in them.
+        steps: optimizer steps of the whole run, where they are not the ticks; ``warmup_steps`` are counted in them, as
+            a share of the whole run.
+
+    Raises:
+        ValueError: ``warmup_steps`` of a run of which only the clock knows how many steps it has.
     """
     warmup = round(settings.warmup * ticks)
     if settings.warmup_steps is not None:
+        if steps == sys.maxsize:
+            raise ValueError(
+                f"warmup_steps={settings.warmup_steps} has no share of a run whose steps only the clock counts: "
+                "give warmup, a share, or max_steps or tokens beside seconds"
+            )
         warmup = round(settings.warmup_steps * ticks / (steps or ticks))
     if settings.schedule == "one_cycle":
         share = settings.warmup if settings.warmup_steps is None else warmup / ticks

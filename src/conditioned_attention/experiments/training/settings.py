@@ -74,7 +74,8 @@ class Schedule:
             warm-up, then linearly down to ``final_lr``), ``"milestones"`` (linear warm-up, then ``gamma`` times as
             much from every milestone on) or ``"constant"``, which has no warm-up.
         warmup: share of the run in which the learning rate rises.
-        warmup_steps: the same in optimizer steps, instead of ``warmup``.
+        warmup_steps: the same in optimizer steps, instead of ``warmup``.  Where the clock may end the run, it is their
+            share of the steps that it has otherwise, and refused where nobody knows how many those are.
         warmup_from: the learning rate that it rises from; None starts one step's rise above 0.
         final_lr: learning rate at the end of ``"cosine"`` and ``"triangle"``, as a share of ``lr``.
         milestones: of ``"milestones"``, in ascending order, as shares of the run.
