@@ -65,3 +65,8 @@ def test_one_cycle_of_a_single_step_up_is_refused():
     """PyTorch divides by zero there."""
     with pytest.raises(ValueError, match="cannot warm up in exactly one step, here of 4: give two"):
         rates(Training(schedule="one_cycle", warmup_steps=1), 4)
+
+
+def test_one_cycle_that_never_comes_down_is_refused():
+    with pytest.raises(ValueError, match="warmup_steps=5 are more than the run has, 4"):
+        rates(Training(schedule="one_cycle", warmup_steps=5), 4)

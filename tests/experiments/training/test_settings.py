@@ -136,6 +136,8 @@ def test_muon_has_the_matrices_inside_and_adamw_the_rest():
     [
         ({"optimizer": "sgd", "betas": (0.9, 0.9)}, r"betas=\(0.9, 0.9\) is set, but optimizer='sgd' has none"),
         ({"momentum": 0.9}, "momentum=0.9 is set, but optimizer='adamw' has none"),
+        ({"optimizer": "sgd", "momentum": 1}, r"momentum must be in \[0, 1\), got 1"),
+        ({"lr": 1e-4, "warmup_from": 1e-3}, r"warmup_from=0\.001 must be at most the highest rate, lr=0\.0001"),
         ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\)"),
         ({"optimizer": "timm"}, "timm_optimizer goes with optimizer='timm'"),
         ({"timm_optimizer": "lamb"}, "timm_optimizer goes with optimizer='timm'"),

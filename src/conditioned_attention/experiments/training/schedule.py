@@ -48,6 +48,11 @@ def build_schedule(
         share = settings.warmup if settings.warmup_steps is None else warmup / ticks
         if share * ticks == 1:  # PyTorch's divides by what it counts between the first step and the last of these
             raise ValueError(f"schedule='one_cycle' cannot warm up in exactly one step, here of {ticks}: give two")
+        if share > 1:
+            raise ValueError(
+                f"warmup_steps={settings.warmup_steps} are more than the run has, {steps or ticks}, and "
+                "schedule='one_cycle' has to come down too"
+            )
         return OneCycleLR(optimizer, max_lr=settings.lr, total_steps=ticks, pct_start=share, anneal_strategy="linear")
     if settings.schedule == "constant":
         return LinearLR(optimizer, start_factor=1.0, end_factor=1.0, total_iters=ticks)

@@ -50,7 +50,7 @@ class Optimization:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         for name in ("momentum", "betas"):
             given = getattr(self, name)
-            for number in (given,) if isinstance(given, float) else given or ():
+            for number in (given,) if isinstance(given, int | float) else given or ():
                 if not 0 <= number < 1:
                     raise ValueError(f"{name} must be in [0, 1), got {given}")
         unused = {"adamw": ("momentum",), "sgd": ("betas", "eps"), "muon": (), "timm": ()}[self.optimizer]
@@ -265,6 +265,8 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
             raise ValueError(
                 f"ema={self.ema} is evaluated instead of the weights, ema_beside={self.ema_beside} beside them: set one"
             )
+        if self.warmup_from is not None and self.warmup_from > self.lr:
+            raise ValueError(f"warmup_from={self.warmup_from} must be at most the highest rate, lr={self.lr}")
         if self.seconds is not None and self.schedule_per == "epoch":
             raise ValueError(
                 f"seconds={self.seconds} may end a run within an epoch, where a rate that moves by "
