@@ -1,5 +1,7 @@
 """What the environment says of a launcher: believed where it is whole, and said where it may be left over."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from conditioned_attention.environment import is_main, world_size
@@ -8,6 +10,12 @@ from conditioned_attention.experiments.training import launch
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from tests.experiments.light import Light
+
+
+def test_processes_agree_on_a_number_as_it_is():
+    """A clock of months is exact to the step: float32 has seconds from 97 days on."""
+    two = SimpleNamespace(num_processes=2, device="cpu", gather=lambda value: value)
+    assert launch.agree(two, 2.0**23 + 0.1) == 2.0**23 + 0.1
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def agree(accelerator: Accelerator, value: float) -> float:
         return value
     import torch
 
-    return float(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+    return float(accelerator.gather(torch.tensor([value], dtype=torch.float64, device=accelerator.device)).max())
 
 
 def leave() -> None:
