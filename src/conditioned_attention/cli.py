@@ -20,7 +20,7 @@ from conditioned_attention._interrupt import imported
 from conditioned_attention._streams import lost, meanwhile, survive
 from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
-from conditioned_attention.environment import check_torchvision, environment, is_main, torchvision_misfit
+from conditioned_attention.environment import check_torchvision, cores, environment, is_main, torchvision_misfit
 from conditioned_attention.sites.versions import SUPPORTED, unsupported
 from conditioned_attention.storage.files import write_text
 
@@ -547,7 +547,7 @@ _with_place = warnings.formatwarning
 def _default_workers() -> int:
     import torch
 
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else cores()
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ def command() -> str:
     return f"python {program.name}" if program.suffix == ".py" else "python"
 
 
+def cores() -> int:
+    """How many this process may use, which a scheduler or a container may limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def world_size() -> int:
     """How many processes the launcher has started, by its own word; ValueError if that is no number."""
     word = os.environ.get("WORLD_SIZE", "1")

@@ -16,7 +16,9 @@ from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.models.vision_transformer import VisionTransformer
 from conditioned_attention.experiments.recipes.small_images import Digits
 from conditioned_attention.experiments.report.write import read_report, write_report
+from conditioned_attention.experiments.runs import compare as runs_compare
 from conditioned_attention.experiments.runs import run
+from conditioned_attention.experiments.runs.compare import run_missing
 from conditioned_attention.experiments.runs.run import run_folder
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.variant import Variant
@@ -125,6 +127,20 @@ def test_numbers_of_numpy_and_torch_are_numbers():
         lambda v, s: [{"score": np.float32(0.5), "loss": torch.ones(())}], seeds=[np.int64(3)], progress=False
     )
     assert result.runs["baseline"] == {3: [{"score": 0.5, "loss": 1.0}]}
+
+
+def test_threads_depend_on_the_workers_and_not_on_what_is_missing(monkeypatch):
+    """Rounding depends on them: a comparison that goes on has those that it began with."""
+    given = []
+    monkeypatch.setattr(runs_compare, "cores", lambda: 6)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(
+        runs_compare, "run_in_workers", lambda train, jobs, workers, threads, shown: given.append(threads)
+    )
+    how = {"folder": None, "threads": None, "metric": None, "settings": None, "progress": False}
+    run_missing(scores, [Variant("a")], [0, 1], workers=3, **how)
+    run_missing(scores, [Variant("a")], [0], workers=3, **how)
+    assert given == [2, 2, torch.get_num_threads()], "which a run in this process gives back"
 
 
 def test_a_train_that_workers_cannot_have():

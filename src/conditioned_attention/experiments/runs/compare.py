@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from conditioned_attention._warnings import warn
-from conditioned_attention.environment import needs
+from conditioned_attention.environment import cores, needs
 from conditioned_attention.experiments.evidence.comparison import Comparison, calls_of, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.runs.progress import Display, display
@@ -60,8 +60,8 @@ def compare(
             keeps nothing on disk.
         workers: runs at a time; with 1 they run in this process.
         threads: torch's threads in each run; rounding depends on them, so fix them if runs in one process and runs
-            in several are to agree to the last digit.  Default: the cores divided by the workers; with one worker
-            as they are.
+            in several are to agree to the last digit.  Default: the cores that this process may use, divided
+            by the workers; with one worker as they are.
         metric: name and direction of the score; default ``"score"``, higher is better.  It is kept with the runs, and a
             folder refuses those of another.
         settings: plain data that says what is run; a folder refuses runs of other settings.
@@ -128,6 +128,8 @@ def run_missing(
         missing = [job for job in jobs if not job.result.exists()]
         for job in missing:
             job.error.unlink(missing_ok=True)
+        if threads is None:  # of the workers alone, however many runs are missing: rounding depends on it
+            threads = torch.get_num_threads() if workers == 1 else max(1, cores() // workers)
         with display(len(missing), getattr(train, "evaluations", None), shown=progress) as shown:
             if workers == 1 or len(missing) <= 1:
                 _run_here(train, missing, threads, shown)
@@ -159,10 +161,10 @@ def seed_list(seeds: int | Iterable[int]) -> list[int]:
     return found
 
 
-def _run_here(train: Train, jobs: Sequence[Job], threads: int | None, shown: Display) -> None:
+def _run_here(train: Train, jobs: Sequence[Job], threads: int, shown: Display) -> None:
     """One job after the other in this process, which gets its thread count back."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(threads)
     try:
         for job in jobs:
             shown.started(job)

@@ -26,8 +26,8 @@ GRACE = 60.0  # seconds in which a worker that is to stop may write its checkpoi
 _READY = "ready"
 
 
-def run_in_workers(train: Train, jobs: Sequence[Job], workers: int, threads: int | None, display: Display) -> None:
-    """Runs the jobs, ``workers`` at a time.
+def run_in_workers(train: Train, jobs: Sequence[Job], workers: int, threads: int, display: Display) -> None:
+    """Runs the jobs, ``workers`` at a time, each with so many of torch's threads.
 
     A worker that dies costs the job it had, whose ``error.txt`` says how, and is replaced.  If all of the first
     workers die before they are ready, no more are started, and the other jobs stay undone.
@@ -44,7 +44,6 @@ def run_in_workers(train: Train, jobs: Sequence[Job], workers: int, threads: int
         raise TypeError(
             f"workers={workers} needs a train that can be pickled, a module-level function: {error}"
         ) from error
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
     pool = Pool(lambda: Worker(train, threads), workers, jobs, display)
     with _sigterm_raises():
         try:
