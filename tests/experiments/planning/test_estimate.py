@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conditioned_attention.cli import main
+from conditioned_attention.experiments.planning.cost import measure_cost
 from conditioned_attention.experiments.planning.counting import _autocast_forward, count_step
 from conditioned_attention.experiments.planning.dry_run import print_estimates
 from conditioned_attention.experiments.planning.estimate import OPERATION_SECONDS, UTILISATION, estimate
@@ -21,10 +22,28 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.profiling.memory import held_bytes
+from tests.experiments.light import Numbers
 from tests.experiments.tiny import TinyDigits
 from tests.models import timm_vit
 
 BASELINE = VARIANTS["baseline"]
+
+
+def test_what_a_variant_costs_is_measured_on_a_stream_too():
+    class Stream:
+        def __init__(self, data):
+            self.data = data
+
+        def __iter__(self):
+            return iter(self.data)
+
+    class Streamed(Numbers):
+        def train_data(self):
+            return Stream(super().train_data())
+
+    settings = Training(order="streamed", max_steps=2, batch_size=8, accumulation=2, evaluate_steps=1)
+    found = measure_cost(Streamed(), settings, [BASELINE], rounds=1, threads=torch.get_num_threads())
+    assert found["variants"]["baseline"]["time_ratio"] == 1
 
 
 def toy(build, loss=lambda model, batch: model(batch).sum()):

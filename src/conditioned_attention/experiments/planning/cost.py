@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from conditioned_attention.experiments.tasks.task import Task
+from conditioned_attention.experiments.training.batches import training_batches
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.training.step import step_of_variant
@@ -47,9 +47,9 @@ def measure_cost(
     torch.set_num_threads(threads)
     accelerator = Launch().accelerator(settings.precision, settings.accumulation)
     device = accelerator.device
-    batch = next(iter(DataLoader(task.train_data(), settings.micro_batch, collate_fn=task.collate_train)))
-    batches = itertools.repeat(send_to_device(batch, device))
     with torch.random.fork_rng():
+        batch = next(training_batches(task.train_data(), settings, seed=0, collate=task.collate_train))
+        batches = itertools.repeat(send_to_device(batch, device))
         steps = [step_of_variant(task, settings, variant, accelerator) for variant in variants]
         taken = [partial(step, batches, settings.accumulation) for step in steps]
         times = interleave([partial(seconds_of, take, device) for take in taken], rounds, _WARMUP)
