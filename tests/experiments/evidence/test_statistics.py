@@ -157,6 +157,7 @@ def test_numbers_keep_four_digits():
         (UP, [-1.0, -1.1, -0.9], "worse than base by 1.00"),
         (DOWN, [-1.0, -1.1, -0.9], "better than base by 1.00"),
         (UP, [1.0], "no difference was shown"),
+        (UP, [0.0, 0.0], "new: the same score as base on each of 2 seeds."),
         (UP, [0.1 + 0.2, 0.3], "no measurable spread, so no difference was shown"),
     ],
 )

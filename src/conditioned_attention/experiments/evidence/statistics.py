@@ -312,17 +312,19 @@ def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
             f"{summary.variant}: {number(difference.mean)} against {baseline} on one seed. "
             "One pair says nothing about the spread, so no difference was shown."
         )
+    if difference.low == difference.high:
+        if difference.mean == 0:
+            return f"{summary.variant}: the same score as {baseline} on each of {difference.n} seeds."
+        return (
+            f"{summary.variant}: {number(difference.mean)} against {baseline} on each of {difference.n} seeds. "
+            "Differences that are all the same have no measurable spread, so no difference was shown."
+        )
     interval = f"{number(difference.low)} to {number(difference.high)}"
     if difference.contains_zero:
         return (
             f"{summary.variant}: no difference to {baseline} was seen; these {difference.n} seeds could have seen a "
             f"difference of {number(difference.detectable)[1:]} or more (with probability 80 %). The 95 % interval of "
             f"the paired difference in {metric.name}, {interval}, contains zero."
-        )
-    if difference.low == difference.high:
-        return (
-            f"{summary.variant}: {number(difference.mean)} against {baseline} on each of {difference.n} seeds. "
-            "Differences that are all the same have no measurable spread, so no difference was shown."
         )
     return (
         f"{summary.variant}: {outcome(difference, metric)} than {baseline} by {number(abs(difference.mean))[1:]} "
