@@ -64,6 +64,17 @@ def test_tables_of_the_readme(folder):
     assert readme_text(folder / "empty") == NOT_MEASURED
 
 
+def test_the_first_of_a_model_is_its_baseline_whatever_its_name(folder):
+    rows = read_rows(folder / "step.csv", StepRow)
+    others = [
+        StepRow("deit", "batch 4", "qk_norm", "", 1.0, 1.0, 1.0, 100.0, 100, 1.0, 100, 1.0, [100.0]),
+        StepRow("deit", "batch 4", "baseline", "", 0.9, 0.8, 1.0, 90.0, 100, 1.0, 100, 1.0, [90.0]),
+    ]
+    write_rows(folder / "step.csv", [*rows, *others])
+    added = "| deit: batch 4 | 100 | baseline | 0.900 (0.800–1.000) | 1.0000 | 1.0000 |"
+    assert markdown_table(folder / "step.csv") == f"{STEP}\n{added}"
+
+
 def test_tables_go_between_the_marks(tmp_path):
     file = tmp_path / "README.md"
     file.write_text("before\n\n<!-- bench:begin -->\nold\n<!-- bench:end -->\n\nafter\n")

@@ -21,7 +21,6 @@ from conditioned_attention.storage.files import write_text
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOT_MEASURED = "Not measured yet."
 
-_BASELINE = "baseline"
 # What a user chooses between; the CSV has the rest.
 _SHOWN = ("three lines", "rms_norm", "composed", "lean", "plain, compiled", "three lines, compiled", "ours, compiled")
 _MEMORY = ("composed", "lean")
@@ -130,26 +129,26 @@ def _markdown_of_cases(rows: Sequence[OperatorRow], about: dict[str, Any]) -> st
 
 
 def _markdown_of_steps(rows: Sequence[StepRow], about: dict[str, Any]) -> str:
-    """One line for each converted variant of each model; a model's baseline comes before its variants."""
+    """One line for each variant of each model but its first, which is the baseline."""
     header = ["training step", "baseline, ms", "variant", "time ×", "peak memory ×", "held for backward ×"]
-    lines, baseline = [], 0.0
+    lines, baselines = [], dict[str, StepRow]()
     for row in rows:
-        if row.variant == _BASELINE:
-            baseline = row.milliseconds
+        baseline = baselines.setdefault(row.model, row)
+        if row is baseline:
             continue
-        line = [f"{row.model}: {row.shape}", milliseconds(baseline), row.variant, _ratio(row)]
+        line = [f"{row.model}: {row.shape}", milliseconds(baseline.milliseconds), row.variant, _ratio(row)]
         lines.append([*line, f"{row.peak_ratio:.4f}", f"{row.held_ratio:.4f}"])
     words = f"Whole training steps, over the baseline's: median (20th–80th percentile) of {how(about)}."
     return f"{words}\n\n{markdown(header, lines)}"
 
 
 def _ratio(row: OperatorRow | StepRow | SpectraRow | BlocksRow | None, digits: int = 3) -> str:
-    """Time over the baseline's, whose own is 1 by definition; what became of it where there is none."""
+    """Time over the baseline's, whose own is exactly 1; what became of it where there is none."""
     if row is None:
         return "-"
     if row.ratio is None or row.p20 is None or row.p80 is None:
         return str(getattr(row, "status", "-"))
-    if getattr(row, "contestant", getattr(row, "variant", None)) in (PLAIN, _BASELINE):
+    if row.ratio == row.p20 == row.p80 == 1:
         return "1"
     return spread(PairedRatio(row.ratio, row.p20, row.p80), digits)
 
