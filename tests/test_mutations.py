@@ -441,7 +441,7 @@ MUTATIONS = [
     ("bars that end a comparison", "experiments/runs/progress.py", "_Unfailing(sys.stdout)", "sys.stdout", "tests/test_streams.py"),
     ("metric, of other runs", "experiments/runs/compare.py", "        check_metric(path, metric)", "        #", "tests/experiments/runs/test_gather.py"),
     ("metric, of the report", "experiments/runs/run.py", 'for key in ("settings", "variant_settings", "metric")', 'for key in ("settings", "variant_settings")', "tests/experiments/runs/test_gather.py"),
-    ("metric, of the tuning", "experiments/runs/tune.py", "if known is not None and known.metric != metric:", "if False:", TUNING),
+    ("metric, of the tuning", "experiments/runs/tune.py", "if known.metric != metric:", "if False:", TUNING),
     ("data, no part of a run", "experiments/training/loop.py", "who[FINGERPRINT] = task.data_fingerprint", "who[FINGERPRINT] = {}", IDENTITY),
     ("data, no part of a comparison", "experiments/commands.py", '"settings": {**settings_of(recipe), FINGERPRINT: task.data_fingerprint}', '"settings": settings_of(recipe)', IDENTITY),
     ("data, a folder keeps none", "storage/folder.py", "if there != now:", "if False:", IDENTITY),

@@ -142,6 +142,8 @@ def test_a_variant_that_no_rate_suits_has_no_rate_and_says_why(tmp_path):
         "preconditioned": "no learning rate of the grid came through; the first, 0.0005 with seed 1000000: "
         "FloatingPointError: nan at 0.0005"
     }
+    tune(train, ["baseline", "head_rmsnorm"], GRID, folder=tmp_path, progress=False)
+    assert read_tuning(tmp_path).failures() == tuning.failures(), "nor is it forgotten when others come later"
 
 
 def test_a_choice_stays_and_only_what_is_missing_is_tried(tmp_path):

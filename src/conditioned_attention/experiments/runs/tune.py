@@ -73,10 +73,12 @@ def tune(
     settings, tuning_seeds = settings_of_tuning(grid, settings), range(FIRST_SEED, FIRST_SEED + seeds)
     with working_folder(folder):
         check_settings(folder, settings)
-    known = read_tuning(folder)
-    if known is not None and known.metric != metric:
+    known = read_tuning(folder) or Tuning({}, metric)
+    if known.metric != metric:
         raise ValueError(f"{folder} was tuned for {known.metric}, not for {metric}; choose another folder")
-    trials = {} if known is None else {variant: known.trials[variant] for variant in known.rates()}
+    rated, asked = known.rates(), {variant.name for variant in chosen}
+    # variants that no rate has suited are tried again where they are asked for, and kept in mind where they are not
+    trials = {name: by_rate for name, by_rate in known.trials.items() if name in rated or name not in asked}
     names = {
         f"{v.name}-lr-{lr!r}": (v, lr) for lr in grid["rates"] for v in chosen if v.name not in trials
     }  # one rate after the other, so that a first impression of all variants comes early
