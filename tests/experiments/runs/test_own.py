@@ -3,11 +3,13 @@
 import json
 import re
 
+import pytest
 import torch
 
 from conditioned_attention import ConditionMonitor
 from conditioned_attention.experiments import compare
 from conditioned_attention.experiments.report.write import write_report
+from conditioned_attention.experiments.runs.own import Run
 from conditioned_attention.measure import read_records
 from tests.test_cli import call
 
@@ -43,6 +45,14 @@ def test_the_comparison_of_a_watched_loop_has_kappa(tmp_path):
     assert "log10 κ(heads)" in str(result)
     write_report(result, tmp_path)
     assert "Condition numbers of the heads" in (tmp_path / "report.html").read_text()
+
+
+def test_a_second_monitor_is_refused_and_the_first_ones_records_stay(tmp_path):
+    run, probe = Run(tmp_path), torch.randn(2, 5, 16)
+    run.monitor(encoder(), probe).measure(0)
+    with pytest.raises(ValueError, match=r"run\.monitor was called before: .* path=run\.folder / …"):
+        run.monitor(encoder(), probe)
+    assert read_records(tmp_path / "conditions.jsonl")
 
 
 def test_a_loop_that_asks_for_no_run_gets_none():

@@ -24,6 +24,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._monitor: ConditionMonitor | None = None
         self._numbers: dict[str, float] = {}
 
     def monitor(
@@ -41,9 +42,15 @@ class Run:
             model, probe, log, options: as for `ConditionMonitor`, without ``path``.
 
         Raises:
-            TypeError, ValueError: as `ConditionMonitor`.
+            TypeError, ValueError: as `ConditionMonitor`; it was called before, and the second monitor's records would
+                stand among the first one's.
         """
         path = self.folder / "conditions.jsonl"
+        if self._monitor is not None:
+            raise ValueError(
+                f"run.monitor was called before: {path.name} and the rows have the numbers of one model; watch another "
+                "by ConditionMonitor(model, probe, path=run.folder / …)"
+            )
         path.unlink(missing_ok=True)  # of an attempt that did not finish
 
         def take(numbers: Mapping[str, float], step: int) -> None:
@@ -51,7 +58,8 @@ class Run:
             if log is not None:
                 log(numbers, step)
 
-        return ConditionMonitor(model, probe, path=path, log=take, **options)
+        self._monitor = ConditionMonitor(model, probe, path=path, log=take, **options)
+        return self._monitor
 
     def measured(self) -> dict[str, float]:
         """The summary of the last measurement since this was last asked."""
