@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -350,11 +351,13 @@ def test_a_stream_without_a_length_counts_in_steps(tmp_path):
             return Endless(super().train_data())
 
     settings = dataclasses.replace(
-        SHORT, order="streamed", max_steps=9, evaluate_steps=4, monitor_every=1, evaluate_batches=1
+        SHORT, order="streamed", max_steps=9, evaluate_steps=4, monitor_every=1, evaluate_batches=1, evaluate_first=True
     )
     rows = run(Streamed(), tmp_path, settings)
-    assert [(row["step"], row["seen"]) for row in rows] == [(4, 120), (8, 240), (9, 270)]
-    assert all("epoch" not in row and "log10_kappa_weights" in row for row in rows)
+    assert [(row["step"], row["seen"]) for row in rows] == [(0, 0), (4, 120), (8, 240), (9, 270)]
+    assert all("epoch" not in row and ("log10_kappa_weights" in row) == (row["step"] > 0) for row in rows)
+    measured = Counter(row["step"] for row in JsonLines(tmp_path / "projections.jsonl").read())
+    assert (measured.keys(), len(set(measured.values()))) == ({0, 4, 8, 9}, 1), "each once"
     assert rows[-1]["train_loss"] < 2.4
     with pytest.raises(ValueError, match="no length, and so no epochs: give evaluate_steps"):
         run(Streamed(), tmp_path / "other", dataclasses.replace(settings, evaluate_steps=None))

@@ -364,7 +364,7 @@ class _Run:
         if not self.settings.monitor_every:
             return False
         if self.epoch_steps is None:
-            return True
+            return self.here.step > 0  # as it starts, it is measured without being evaluated too
         every = max(1, round(self.settings.monitor_every * self.epoch_steps))
         before = self.here.history[-1]["step"] if self.here.history else 0
         return self.done or self.here.step // every > before // every
