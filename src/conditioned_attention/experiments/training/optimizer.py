@@ -95,7 +95,11 @@ def _timm(groups: list[dict[str, Any]], settings: Optimization) -> torch.optim.O
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for the matrices inside a model; AdamW for embeddings, the last layer, vectors and what has more dimensions.
+    """Muon for a model's weight matrices; AdamW for embeddings, vectors and what has more dimensions, and for the last
+    layer of a model that names it, by ``get_output_embeddings`` (decoders, Crammed BERT) or ``get_classifier`` (timm).
+
+    The last layer of other models is one matrix more for Muon: the classifier of Hugging Face's ViT, by which the
+    digits of ``results/matched/muon`` were run, and what `burgers` and `in_context_regression` read in and out by.
 
     Two optimizers that share one state and one list of groups, so that schedules and checkpoints see one.  Muon's steps
     are scaled to the root mean square of AdamW's, so that one learning rate and one decay serve both (Liu et al. 2025,
@@ -140,7 +144,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def _inner_matrices(model: nn.Module) -> set[int]:
-    """Weights (out, in) of all modules but embeddings and the layer that makes the output."""
+    """Weights (out, in) of all modules but embeddings and the layer that makes the output, where the model names it."""
     head = getattr(model, "get_output_embeddings", lambda: None)() or getattr(model, "get_classifier", lambda: None)()
     left_out = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) or m is head for p in m.parameters()}
     return {id(p) for p in model.parameters() if p.dim() == 2 and id(p) not in left_out}
