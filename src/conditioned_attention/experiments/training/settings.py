@@ -20,8 +20,9 @@ class Optimization:
     """What turns gradients into steps.
 
     Attributes:
-        optimizer: ``"adamw"``, ``"sgd"`` (Nesterov momentum), ``"muon"`` (the matrices inside a model by PyTorch's
-            Muon, all else by AdamW) or ``"timm"`` (timm's ``create_optimizer_v2``, with its rules of decay).
+        optimizer: ``"adamw"``, ``"sgd"`` (Nesterov momentum), ``"muon"`` (weight matrices by PyTorch's Muon, all else
+            by AdamW, with embeddings and a last layer that the model names) or ``"timm"`` (timm's
+            ``create_optimizer_v2``, with its rules of decay).
         timm_optimizer: which of timm's, such as ``"adamw"`` or ``"lamb"``; for ``optimizer="timm"`` alone.
         lr: highest learning rate.
         betas: of AdamW, also beside Muon, and of timm's; None for the optimizer's own.
@@ -201,13 +202,15 @@ class Evaluation:
     """When a run is scored, and by what.
 
     Attributes:
-        evaluate_every: epochs between evaluations, or a part of one; the end is always evaluated.
+        evaluate_every: epochs between evaluations, or a part of one; the end is always evaluated.  What is counted are
+            steps, so many as an epoch has full batches: with ``ramp``, whose first steps are smaller, it is sooner.
         evaluate_steps: optimizer steps between evaluations, instead of ``evaluate_every``.
         evaluate_first: whether the run is scored before its first step too, as it starts.
         evaluate_batches: so many batches of the evaluation set, always the same ones; None for all.
         select: the weights that a run ends with, and that a task's test set is evaluated with, once at the end:
             ``"last"``, or ``"best"``, those of the best evaluation.
-        monitor_every: epochs between measurements of the condition numbers (at evaluations), 0 for none.
+        monitor_every: epochs between measurements of the condition numbers (at evaluations), 0 for none; counted as
+            those of ``evaluate_every``.
         monitor_precision: what the model computes in while it is measured: ``"float32"``, or ``"float64"``, for which
             it is copied, and which tells condition numbers apart that are beyond the resolution of float32.
     """
