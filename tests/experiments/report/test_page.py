@@ -26,6 +26,7 @@ from conditioned_attention.experiments.report.curves import POINTS, Band, thin, 
 from conditioned_attention.experiments.report.figures import charts_of, heads_of
 from conditioned_attention.experiments.report.heat import kappa_chart
 from conditioned_attention.experiments.report.page import Section, page
+from conditioned_attention.experiments.report.pictures import picture, plot_kappa
 from conditioned_attention.experiments.report.subjects import Subject, comparison_subject, how_far
 from conditioned_attention.experiments.report.words import alarms, description, seeds_to_show, short_answer
 from conditioned_attention.experiments.report.write import read_subjects, write_report, write_reports
@@ -598,6 +599,24 @@ def test_words_say_what_the_numbers_say():
     assert alarms(comparison(("a", 50, 51, 52), unclear[1])) == [
         "Runs that ended worse than at their first evaluation: c (1 of 3)."
     ]
+
+
+def test_runs_that_were_measured_at_other_steps_have_a_sentence_in_place_of_a_line():
+    def measured(*steps):
+        ones = np.ones((len(steps), 1, 2), np.float32)
+        return Heads(np.array(steps, float), ["a"], ones, ones, ones, ones, 2e6)
+
+    heads = {"apart": [measured(0, 10), measured(5, 15)], "together": [measured(0, 10), measured(0, 5, 10)]}
+    runs = {name: {seed: [{"epoch": 1, "score": 1.0}] for seed in range(2)} for name in heads}
+    subject = Subject("small", Comparison(runs, Metric("points"), environment={}))
+    charts = {chart.key: chart for chart in charts_of(subject, heads, palette_of(list(heads)))}
+    assert [one["variant"] for one in charts["heat"].heat["variants"]] == ["together"]
+    words = "No step at which the heads of all runs were measured, and so no line in the charts of their κ: apart."
+    assert words in page([Section(subject, list(charts.values()), heads)])
+    assert not {"kappa", "heat"} & {
+        c.key for c in charts_of(subject, {"apart": heads["apart"]}, palette_of(["apart", "together"]))
+    }
+    picture(lambda ax: plot_kappa(heads, ax))
 
 
 def test_the_chart_of_the_largest_c_has_that_of_all_seeds():

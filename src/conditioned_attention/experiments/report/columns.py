@@ -86,6 +86,14 @@ class Heads:
         return not np.array_equal(self.used, self.before, equal_nan=True)
 
 
+def common_steps(runs: Sequence[Heads]) -> tuple[Numbers, list[NDArray[np.intp]]]:
+    """The steps at which all runs were measured, and where they are in each."""
+    steps = runs[0].steps
+    for heads in runs[1:]:
+        steps = np.intersect1d(steps, heads.steps)
+    return steps, [np.searchsorted(heads.steps, steps) for heads in runs]
+
+
 _HEAD = ("kappa_before", "kappa_after", "log_mu_before", "log_mu_after", "conditioned", "not_finite")
 
 

@@ -22,7 +22,7 @@ from conditioned_attention.experiments.report.charts import (
     reached_chart,
     with_last_third,
 )
-from conditioned_attention.experiments.report.columns import Heads, read_columns, read_heads
+from conditioned_attention.experiments.report.columns import Heads, common_steps, read_columns, read_heads
 from conditioned_attention.experiments.report.curves import POINTS, Curve, Curves
 from conditioned_attention.experiments.report.heat import heat_chart, kappa_chart, log_mu_chart
 from conditioned_attention.experiments.report.subjects import Subject
@@ -36,7 +36,8 @@ def charts_of(subject: Subject, heads: Mapping[str, list[Heads]], palette: Palet
 
     Args:
         subject: what is reported.
-        heads: its condition numbers, as `heads_of` reads them.
+        heads: its condition numbers, as `heads_of` reads them; charts of them need a step at which all runs of a
+            variant were measured.
         palette: how every variant is drawn.
     """
     comparison = subject.comparison
@@ -48,9 +49,10 @@ def charts_of(subject: Subject, heads: Mapping[str, list[Heads]], palette: Palet
         _rates(subject, palette),
         _training(subject, palette),
     ]
-    if heads:
-        found += [kappa_chart(heads, palette), heat_chart(heads), log_mu_chart(heads, palette)]
-    found += [_by_epoch(subject, bool(heads), palette), _projections(subject.folders, palette)]
+    drawn = {name: runs for name, runs in heads.items() if len(common_steps(runs)[0])}
+    if drawn:
+        found += [kappa_chart(drawn, palette), heat_chart(drawn), log_mu_chart(drawn, palette)]
+    found += [_by_epoch(subject, bool(drawn), palette), _projections(subject.folders, palette)]
     return [chart for chart in found if chart]
 
 

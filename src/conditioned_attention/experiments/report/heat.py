@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conditioned_attention.experiments.report.charts import Chart, Palette, axes, band_chart, limit_line
-from conditioned_attention.experiments.report.columns import Heads, Numbers, average_kappa
+from conditioned_attention.experiments.report.columns import Heads, Numbers, average_kappa, common_steps
 from conditioned_attention.experiments.report.curves import Band
 from conditioned_attention.measure.plots.curves import limit_of
 
@@ -93,7 +93,7 @@ def _band(
         top: where what is at the numerical floor lies in the band; if that is not known, at the largest finite value.
         middle: of the lines of seeds.
     """
-    steps, places = _common_steps(runs)
+    steps, places = common_steps(runs)
     mean = middle([line(h)[at] for h, at in zip(runs, places)], axis=0)
     pooled = np.concatenate([getattr(h, what)[at].reshape(len(steps), -1) for h, at in zip(runs, places)], 1)
     pooled = _without_floor(pooled) if what == "log_mu" else pooled
@@ -101,14 +101,6 @@ def _band(
     top = top if math.isfinite(top) else finite.max() if len(finite) else math.inf
     low, high = (np.minimum(_quantile(pooled, q), top) for q in (0.1, 0.9))
     return Band(steps, np.where(np.isfinite(mean), mean, np.nan), low, high)
-
-
-def _common_steps(runs: Sequence[Heads]) -> tuple[Numbers, list[NDArray[np.intp]]]:
-    """The steps at which all runs were measured, and where they are in each."""
-    steps = runs[0].steps
-    for heads in runs[1:]:
-        steps = np.intersect1d(steps, heads.steps)
-    return steps, [np.searchsorted(heads.steps, steps) for heads in runs]
 
 
 def _quantile(values: NDArray[np.float32], q: float) -> Numbers:
@@ -174,7 +166,7 @@ def heat_numbers(variant: str, runs: Sequence[Heads]) -> dict[str, Any]:
     shapes = {heads.before.shape[1:] for heads in runs}
     if len(shapes) > 1:
         raise ValueError(f"the runs of {variant} have different (layers, heads): {sorted(shapes)}; report them apart")
-    steps, places = _common_steps(runs)
+    steps, places = common_steps(runs)
     kept = np.unique(np.linspace(0, len(steps) - 1, min(FRAMES, len(steps))).round()).astype(int)
     found: dict[str, Any] = {
         "variant": variant,

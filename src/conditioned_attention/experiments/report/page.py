@@ -34,7 +34,7 @@ from conditioned_attention.experiments.report.columns import Heads
 from conditioned_attention.experiments.report.head import head_of
 from conditioned_attention.experiments.report.shown import pictures_of
 from conditioned_attention.experiments.report.subjects import Subject
-from conditioned_attention.experiments.report.words import alarms, description, seeds_to_show, short_answer
+from conditioned_attention.experiments.report.words import alarms, description, not_drawn, seeds_to_show, short_answer
 from conditioned_attention.experiments.variants.catalogue import descriptions
 
 _ALONE = 4  # columns of the table of scores: variant, seeds, final, best
@@ -138,7 +138,7 @@ def _words(section: Section) -> dict[str, Any]:
         "lead": lead,
         "verdicts": marked,
         "seeds_to_show": seeds_to_show(comparison),
-        "alarms": alarms(comparison),
+        "alarms": alarms(comparison) + not_drawn(section.heads),
         "warnings": comparison.tuning.warnings() if comparison.tuning else [],
         "unfinished": subject.unfinished,
         "failures": subject.failures,

@@ -20,7 +20,7 @@ from conditioned_attention.experiments.evidence.statistics import (
     outcome,
     scores,
 )
-from conditioned_attention.experiments.report.columns import Heads
+from conditioned_attention.experiments.report.columns import Heads, common_steps
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.variants.catalogue import descriptions
 
@@ -149,6 +149,13 @@ def _log10_kappa(row: Mapping[str, Any]) -> float:
 
 def _kappa(log10: float) -> str:
     return "beyond the numerical floor" if math.isinf(log10) else f"{float(f'{10**log10:.3g}'):,.10g}"
+
+
+def not_drawn(heads: Mapping[str, Sequence[Heads]]) -> list[str]:
+    """A sentence on the variants whose condition numbers are in no chart, if there are any."""
+    apart = [variant for variant, runs in heads.items() if not len(common_steps(runs)[0])]
+    words = "No step at which the heads of all runs were measured, and so no line in the charts of their κ: {}."
+    return [words.format(", ".join(apart))] if apart else []
 
 
 def alarms(comparison: Comparison) -> list[str]:
