@@ -38,7 +38,7 @@ def measure_cost(
         threads: of torch, for the rest of the process.
 
     Returns:
-        ``{"threads", "rounds", "batch_size", "precision", "accumulation", "variants": {name: {"milliseconds",
+        ``{"threads", "rounds", "micro_batch", "precision", "accumulation", "variants": {name: {"milliseconds",
         "time_ratio", "time_p20", "time_p80", "peak_mebibytes", "memory_ratio"}}}``.  The peak is parameters, optimizer
         state and average, and what a step allocates beyond them.
     """
@@ -65,5 +65,5 @@ def measure_cost(
             "peak_mebibytes": peaks[i] / 2**20,
             "memory_ratio": peaks[i] / peaks[0],
         }
-    how = {"batch_size": settings.micro_batch, "precision": settings.precision, "accumulation": settings.accumulation}
+    how = {"micro_batch": settings.micro_batch, "precision": settings.precision, "accumulation": settings.accumulation}
     return {"threads": torch.get_num_threads(), "rounds": rounds, **how, "variants": rows}

@@ -126,7 +126,7 @@ def _cells(row: Estimate) -> dict[str, str]:
         "memory" if row.gpus == 1 else "memory of each process": size(row.memory_bytes),
         "  parameters and buffers": size(row.weight_bytes),
         "  gradients": size(row.gradient_bytes),
-        "  AdamW": size(row.optimizer_bytes),
+        "  optimizer": size(row.optimizer_bytes),
     }
     if row.ema_bytes:
         cells["  running average"] = size(row.ema_bytes)
@@ -199,7 +199,9 @@ def _gpu_sentences(rows: Sequence[Estimate]) -> list[str]:
         lines += ["What the GPUs tell each other is not counted."] * (first.gpus > 1)
         lines += ["The blocks' forward is computed a second time, in the hours alone."] * bool(first.recomputed_flops)
         if first.sharded:
-            lines.append("Weights, gradients and AdamW are shared by the GPUs; blocks in use are put together besides.")
+            lines.append(
+                "Weights, gradients and optimizer are shared by the GPUs; blocks in use are put together besides."
+            )
     for row in rows:
         if not row.fits:
             lines.append(_does_not_fit(row, gpu))
@@ -212,7 +214,7 @@ def _does_not_fit(row: Estimate, gpu: GPU) -> str:
     room = gpu.usable_bytes - row.fixed_bytes
     if room <= 0:
         return (
-            f"{words}  Parameters, gradients and AdamW alone are too much for one {row.gpu}: "
+            f"{words}  Parameters, gradients and optimizer alone are too much for one {row.gpu}: "
             "--parallel fsdp2 shards them."
         )
     half = "fp16" if gpu.bf16 is None else "bf16"
