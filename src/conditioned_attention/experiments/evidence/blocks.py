@@ -105,7 +105,7 @@ def blocked_test(scores: Mapping[str, Mapping[int, float]]) -> BlockedTest | Non
     Variants that lack a seed of the baseline's, or have a score that is not finite, are left out.  As long as
     Bartlett's check finds that the residuals do not scatter alike, so is the variant without which they are most alike:
     one that fails, such as λ = 10, would blur all others.  Spreads are independent of means, so that this favours no
-    outcome.  If the baseline is the odd one, or less than three are left, the test is not `trusted`.
+    outcome.  If the baseline is the odd one, or the three that are left scatter unlike, the test is not `trusted`.
 
     Args:
         scores: of every variant (the baseline first) and seed.
