@@ -246,33 +246,18 @@ class _Operations(TorchDispatchMode):
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    flops: int = sdpa_flop_count(query, key, value)
-    return flops
+    return int(sdpa_flop_count(query, key, value))
 
 
-def _attention_backward_flops(upstream: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    flops: int = 2 * sdpa_flop_count(query, key, value)
-    return flops
+def _attention_backward_flops(upstream: Any, *arguments: Any, **named: Any) -> int:
+    return 2 * _attention_flops(*arguments, **named)
 
 
-def _convolution_backward_flops(
-    upstream: Any,
-    data: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    output_mask: Any,
-    **_: Any,
-) -> int:
+def _convolution_backward_flops(upstream: Any, data: Any, weight: Any, *arguments: Any, **_: Any) -> int:
     """As many as the forward for each of the gradients of data and weight."""
+    *_bias_to_dilation, transposed, _output_padding, _groups, output_mask = arguments
     outputs = data[2:] if transposed else upstream[2:]
-    flops: int = 2 * data[0] * prod(outputs) * prod(weight) * sum(output_mask[:2])
-    return flops
+    return int(2 * data[0] * prod(outputs) * prod(weight) * sum(output_mask[:2]))
 
 
 # PyTorch's own table knows no fused attention of a CPU, and takes grouped convolutions for full ones in backward.

@@ -62,16 +62,8 @@ def commands_of(
     found = {}
     for name in names:
         place = ["--data-dir", str(data_dir)] if data_dir is not None and name in takes else []
-        found[name] = [
-            "compare",
-            *words[name],
-            *place,
-            *variants,
-            "--seeds",
-            str(seeds),
-            "--folder",
-            str(folder / name),
-        ]
+        where = ["--seeds", str(seeds), "--folder", str(folder / name)]
+        found[name] = ["compare", *words[name], *place, *variants, *where]
     return found
 
 
