@@ -345,8 +345,7 @@ def test_orthogonal_init(name):
     model = build(name)
     before = projection_records(model)
     others = {k: v.clone() for k, v in model.state_dict().items()}
-    names = orthogonal_projections(model)
-    assert names == [site.name for site in find_sites(model)]
+    orthogonal_projections(model)
     for old, new in zip(before, projection_records(model), strict=True):
         assert new.kappa == pytest.approx(1.0, rel=1e-5) != old.kappa
         assert new.norm == pytest.approx(old.norm, rel=1e-5)
@@ -362,7 +361,7 @@ def test_conditioned_init_by_hand(name):
     model = build(name)
     biases = {key: p.clone() for key, p in model.named_parameters() if p.dim() == 1}
     others = {key: p.clone() for key, p in model.named_parameters() if p.dim() != 1}
-    assert conditioned_projections(model) == [site.name for site in find_sites(model)]
+    conditioned_projections(model)
     for site in find_sites(model):
         for role, matrix in role_matrices(site.module, find_projections(site.module)).items():
             if role == "v":

@@ -11,7 +11,7 @@ from conditioned_attention.sites.projections import Projections
 
 
 @torch.no_grad()
-def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> list[str]:
+def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> None:
     """Draws W_Q, W_K and W_V anew, each a multiple of a semi-orthogonal matrix of the Frobenius norm that it had.
 
     κ is then 1.  The norm is kept so that the spectrum alone changes, and not the scale; `conditioned_projections` sets
@@ -21,24 +21,18 @@ def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: 
         model: a freshly built module with attention of known classes, before any conversion.
         include, exclude: patterns of names of attention modules, as `precondition` takes them.
 
-    Returns:
-        The names of the attention modules.
-
     Raises:
         ValueError: there is none, or the projections of one are not known.
     """
-    changed = []
-    for name, attention, projections in _attention(model, include, exclude):
+    for attention, projections in _attention(model, include, exclude):
         for _, matrix, rows in projections.matrices(attention):
             drawn = nn.init.orthogonal_(torch.empty(len(rows), matrix.shape[1]))
             scale = matrix[rows].float().norm().cpu() / drawn.norm()
             matrix[rows] = (drawn * scale).to(matrix)
-        changed.append(name)
-    return changed
 
 
 @torch.no_grad()
-def conditioned_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> list[str]:
+def conditioned_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> None:
     """Sets W_V to the identity, and draws W_Q and W_K of each head anew, semi-orthogonal: Conditioned Initialization.
 
     openreview cKNOCYPo2W.  All singular values are 1, whatever they were before.  Row i of W_V, counted over all heads,
@@ -51,14 +45,10 @@ def conditioned_projections(model: nn.Module, include: Patterns = None, exclude:
         model: a freshly built module with attention of known classes, before any conversion.
         include, exclude: patterns of names of attention modules, as `precondition` takes them.
 
-    Returns:
-        The names of the attention modules.
-
     Raises:
         ValueError: there is none, or the projections of one are not known.
     """
-    changed = []
-    for name, attention, projections in _attention(model, include, exclude):
+    for attention, projections in _attention(model, include, exclude):
         widths = projections.head_widths(attention)
         for role, matrix, rows in projections.matrices(attention):
             features = matrix.shape[1]
@@ -69,18 +59,16 @@ def conditioned_projections(model: nn.Module, include: Patterns = None, exclude:
                 heads = len(rows) // widths[role]
                 drawn = torch.cat([nn.init.orthogonal_(torch.empty(widths[role], features)) for _ in range(heads)])
             matrix[rows] = drawn.to(matrix)
-        changed.append(name)
-    return changed
 
 
-def _attention(model: nn.Module, include: Patterns, exclude: Patterns) -> list[tuple[str, nn.Module, Projections]]:
-    """The attention modules that are meant, by name, with their projections; raises ValueError if there is none."""
+def _attention(model: nn.Module, include: Patterns, exclude: Patterns) -> list[tuple[nn.Module, Projections]]:
+    """The attention modules that are meant, with their projections; raises ValueError if there is none."""
     found = []
     for site in select([site for site in find_sites(model) if site.attention], include, exclude):
         projections = find_projections(site.module)
         if isinstance(projections, str):
             raise ValueError(f"{site.name}: {projections}")
-        found.append((site.name, site.module, projections))
+        found.append((site.module, projections))
     if not found:
         raise ValueError(f"{type(model).__name__} holds no attention whose projections are known")
     return found
