@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.power import detectable
+from conditioned_attention.experiments.evidence.power import detectable, measured_spreads
 
 LEVEL = 0.05
 _FEWEST = 3  # variants, the baseline among them, to have a spread that is not that of one pair
@@ -203,7 +203,7 @@ def _beyond(size: float, variants: int, df: int) -> float:
     """
     from scipy import special
 
-    (z, of_z), (s, of_s) = _means(), _spreads(df)
+    (z, of_z), (s, of_s) = _means(), measured_spreads(df)
     reach = math.sqrt(2) * size * s[:, None]
     none = of_s @ (special.ndtr(z + reach) - special.ndtr(z - reach)) ** variants @ of_z
     return min(1.0, max(0.0, 1.0 - float(none)))
@@ -214,16 +214,3 @@ def _means() -> tuple[Numbers, Numbers]:
     """Points and weights for the expectation over a standard normal mean."""
     points, weights = np.polynomial.hermite_e.hermegauss(60)
     return points, weights / weights.sum()
-
-
-@cache
-def _spreads(df: int) -> tuple[Numbers, Numbers]:
-    """Points and weights for the expectation over a measured standard deviation, in units of the true one."""
-    from scipy import stats
-
-    spread = stats.chi(df, scale=1 / math.sqrt(df))
-    low, high = spread.ppf([1e-12, 1 - 1e-12])
-    points, weights = np.polynomial.legendre.leggauss(100)
-    s = low + (high - low) * (points + 1) / 2
-    weights = weights * spread.pdf(s)
-    return s, weights / weights.sum()

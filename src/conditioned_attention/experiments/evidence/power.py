@@ -64,25 +64,29 @@ def pairs_to_show(difference: float, sd: float) -> float:
 
 
 @cache
+def measured_spreads(df: float) -> tuple[Any, Any]:
+    """Points and weights for the expectation over a measured standard error, in units of the true one.
+
+    So many that the integral is right to 12 digits for one degree of freedom, too.
+    """
+    import numpy as np
+    from scipy import stats
+
+    measured = stats.chi(df, scale=1 / math.sqrt(df))
+    low, high = measured.ppf(1e-13), measured.isf(1e-13)
+    points, weights = np.polynomial.legendre.leggauss(400)
+    s = low + (high - low) * (points + 1) / 2
+    return s, weights * measured.pdf(s) * (high - low) / 2
+
+
+@cache
 def _noncentrality(critical: float, df: float) -> float:
     """δ / e.  The expectation over the measured spread, because scipy's ``nct`` is nan in far tails."""
-    from scipy import optimize, special, stats
+    from scipy import optimize, special
 
-    measured = stats.chi(df, scale=1 / math.sqrt(df))  # of a standard error over the true one
-    low, high = measured.ppf(1e-13), measured.isf(1e-13)
-    places, weights = _gauss_legendre()
-    s = low + (high - low) * (places + 1) / 2
-    weights = weights * measured.pdf(s) * (high - low) / 2
+    s, weights = measured_spreads(df)
 
     def excess(ncp: float) -> float:
         return float(weights @ (special.ndtr(ncp - critical * s) + special.ndtr(-ncp - critical * s))) - POWER
 
     return float(optimize.brentq(excess, 0.0, 4 * critical + 4))
-
-
-@cache
-def _gauss_legendre() -> Any:
-    """So many places that the integral is right to 12 digits for one degree of freedom, too."""
-    import numpy as np
-
-    return np.polynomial.legendre.leggauss(400)
