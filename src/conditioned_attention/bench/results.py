@@ -18,7 +18,7 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 from conditioned_attention.environment import environment
 from conditioned_attention.profiling.clock import paired_ratio
 from conditioned_attention.storage.files import finite, read_json, write_json, write_text
-from conditioned_attention.storage.folder import differences, working_folder
+from conditioned_attention.storage.folder import changes, working_folder
 from conditioned_attention.storage.schema import Count
 
 Row = TypeVar("Row")
@@ -57,11 +57,8 @@ def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
     """The rows of an earlier run, with arguments and errors as there; writes the JSON beside the CSV."""
     now = json.loads(json.dumps(finite({"settings": dataclasses.asdict(settings), "environment": environment()})))
     rows = read_rows(file, cls) if file.exists() else []
-    if rows:
-        different = list(differences(read_json(file.with_suffix(".json")), now))
-        if different:
-            words = ", ".join(f"{key}: {old} there, {new} now" for key, old, new in different)
-            raise ValueError(f"{file} was measured otherwise ({words}); choose another folder or remove the file")
+    if rows and (different := changes(read_json(file.with_suffix(".json")), now)):
+        raise ValueError(f"{file} was measured otherwise ({different}); choose another folder or remove the file")
     write_json(file.with_suffix(".json"), now)
     return rows
 

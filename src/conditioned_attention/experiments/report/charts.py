@@ -256,10 +256,7 @@ def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) 
         d, entry = row.difference, palette[row.variant]
         traces.append(
             {
-                "type": "scatter",
-                "name": shown(row.variant),
-                "legendgroup": row.variant,
-                "showlegend": False,
+                **_common(entry),
                 "x": compact([d.mean]),
                 "y": [shown(row.variant)],
                 "error_x": {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from conditioned_attention.experiments.evidence.statistics import epochs
+from conditioned_attention.experiments.evidence.statistics import epochs, finite_or_nan
 from conditioned_attention.experiments.evidence.stored import ProjectionRow, TrainRow
 from conditioned_attention.experiments.report.charts import (
     Chart,
@@ -67,31 +67,22 @@ def heads_of(folders: Folders) -> dict[str, list[Heads]]:
     return found
 
 
-def _history_curves(subject: Subject, value: Callable[[Mapping[str, Any]], float]) -> Curves:
+def _history_curves(subject: Subject, key: str) -> Curves:
     """One number of every evaluation, by epoch, where it is known and finite."""
     found: dict[str, dict[int, Curve]] = {}
     for variant, by_seed in subject.comparison.runs.items():
         for seed, history in by_seed.items():
-            points = [(x, y) for x, y in zip(epochs(history), map(value, history)) if math.isfinite(y)]
+            values = [finite_or_nan(row.get(key)) for row in history]
+            points = [(x, y) for x, y in zip(epochs(history), values) if math.isfinite(y)]
             if points:
                 found.setdefault(variant, {})[seed] = ([x for x, _ in points], [y for _, y in points])
     return found
 
 
-def _entry(key: str) -> Callable[[Mapping[str, Any]], float]:
-    """A number of a row; NaN if it is not there or was not finite."""
-
-    def value(row: Mapping[str, Any]) -> float:
-        found = row.get(key)
-        return math.nan if found is None else float(found)
-
-    return value
-
-
 def _scores(subject: Subject, palette: Palette) -> Chart | None:
     metric = subject.comparison.metric
     way = "higher" if metric.higher_is_better else "lower"
-    drawn = Drawn(_history_curves(subject, _entry("score")), axes("epoch", metric.name))
+    drawn = Drawn(_history_curves(subject, "score"), axes("epoch", metric.name))
     views = with_last_third("", "all epochs", drawn)
     return curve_chart(
         "score",
@@ -140,7 +131,7 @@ def _training(subject: Subject, palette: Palette) -> Chart | None:
                     found[title][0].setdefault(variant, {})[seed] = (log["step"][known], log[key][known])
     drawn = {title: Drawn(*view) for title, view in found.items() if view[0]}
     if not drawn:
-        by_epoch = Drawn(_history_curves(subject, _entry("train_loss")), axes("epoch", "training loss"))
+        by_epoch = Drawn(_history_curves(subject, "train_loss"), axes("epoch", "training loss"))
         views = with_last_third("training loss", "training loss", by_epoch)
         caption = f"Mean since the last evaluation.{over_seeds(views)}"
         return curve_chart("training_by_epoch", "Training loss by epoch", caption, views, palette)
@@ -176,7 +167,7 @@ def _by_epoch(subject: Subject, measured: bool, palette: Palette) -> Chart | Non
     """What the evaluations say of conditioning, where there was more than one measurement."""
     views, words = {}, []
     for key, (title, middle, about) in _MEASURED.items():
-        curves = _history_curves(subject, _entry(key))
+        curves = _history_curves(subject, key)
         again = any(np.size(x) > 1 for by_seed in curves.values() for x, _ in by_seed.values())
         if again and not (measured and key == "log10_kappa"):
             views[title] = Drawn(curves, axes("epoch", title, log=key == "largest_scale"), middle)

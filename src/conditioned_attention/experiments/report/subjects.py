@@ -11,7 +11,7 @@ from typing import Any
 from conditioned_attention.experiments.evidence.comparison import Comparison, calls_of, machines_of
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.stored import Begun, Result, Row, TrainRow
-from conditioned_attention.experiments.runs.run import data_of, reason_of, run_folder
+from conditioned_attention.experiments.runs.run import data_of, name_of_run, reason_of, run_folder
 from conditioned_attention.storage.files import read_json, readable
 from conditioned_attention.storage.json_lines import JsonLines
 
@@ -77,7 +77,7 @@ def read_single_run(folder: Path) -> Subject:
     if own := about.get("variant_settings"):
         settings = {**(settings if isinstance(settings, dict) else {"settings": settings}), **own}
     history = about["history"] if file == result else JsonLines(folder / "metrics.jsonl", Row).read()
-    name = f"{variant}, seed {seed}"
+    name = name_of_run(variant, seed)
     reason = None if file == result else reason_of(folder)
     comparison = Comparison(
         {variant: {seed: history} if history else {}},

@@ -113,17 +113,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "settings": comparison.settings,
         "environment": comparison.environment,
-        "metric": dataclasses.asdict(comparison.metric),
-        **_tables(comparison),
-        "verdicts": comparison.verdicts(),
-        "outcomes": [
-            {
-                "metric": dataclasses.asdict(found.metric),
-                **_tables(found),
-                "verdicts": found.verdicts(),
-            }
-            for found in comparison.outcomes()
-        ],
+        **_of_score(comparison),
+        "outcomes": [_of_score(found) for found in comparison.outcomes()],
         "warnings": [] if comparison.tuning is None else comparison.tuning.warnings(),
         "failures": comparison.failures,
         "cost": comparison.cost,
@@ -139,16 +130,17 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _tables(comparison: Comparison) -> dict[str, Any]:
-    """Every table of a comparison, a row a dict."""
+def _of_score(comparison: Comparison) -> dict[str, Any]:
+    """What a comparison says by its score: the metric, every table, a row a dict, and the sentences."""
     rows, blocked = comparison.summary(), comparison.blocked()
     found = {
         "table": table(rows, comparison.cost),
         "tests": difference_table(rows, blocked),
         "conditioning": conditioning_table(rows),
     }
-    told = {name: [dict(zip(header, row)) for row in cells] for name, (header, cells) in found.items()}
-    return {**told, "blocked": None if blocked is None else blocked.to_json()}
+    told: dict[str, Any] = {name: [dict(zip(header, row)) for row in cells] for name, (header, cells) in found.items()}
+    told |= {"blocked": None if blocked is None else blocked.to_json(), "verdicts": comparison.verdicts()}
+    return {"metric": dataclasses.asdict(comparison.metric), **told}
 
 
 def read_report(folder: Path) -> Comparison:

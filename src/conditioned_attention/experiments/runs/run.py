@@ -20,7 +20,7 @@ from conditioned_attention.experiments.evidence.stored import Begun, Data, Resul
 from conditioned_attention.experiments.runs.own import Run, wants_run
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import finite, read_json, write_json, write_text
-from conditioned_attention.storage.folder import differences, working_folder
+from conditioned_attention.storage.folder import changes, differences, working_folder
 from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.ownership import check_ours, checkpoints_in, claim
 from conditioned_attention.storage.schema import check
@@ -102,8 +102,7 @@ def check_metric(folder: Path, metric: Metric) -> None:
     """Raises ValueError if a folder of runs holds one of another metric, of whatever variant and seed."""
     for place in sorted(folder.glob("runs/*/seed-*")):
         there = (_made_before(place) or {}).get("metric")
-        if there not in (None, now := dataclasses.asdict(metric)):
-            different = ", ".join(f"{name}: {old} there, {new} now" for name, old, new in differences(there, now))
+        if there and (different := changes(there, dataclasses.asdict(metric))):
             raise ValueError(f"{place} holds a run of another metric ({different}); choose another folder")
 
 
