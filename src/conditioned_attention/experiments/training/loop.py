@@ -288,7 +288,7 @@ class _Run:
         name = f"{self.launch.name or type(self.task).__name__}/{self.variant.name}/seed-{self.seed}"
         self.shown = Trackers(
             self.launch.trackers, folder=self.folder, run_name=name, config=self.identity,
-            resume_step=self.here.step or None, earlier={"train": self.log.read(), "eval": self.here.history},
+            resume_step=self.here.step or None, earlier={"train": self.log, "eval": self.here.history},
         )  # fmt: skip
         return self.shown
 
