@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache
 
 from conditioned_attention import calibrate, conditioning, precondition
 from conditioned_attention.experiments.commands import compare_recipe
@@ -31,6 +31,7 @@ from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.preconditioner import RowNorm
+from conditioned_attention.sites.transformers.packed import register_packed
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.decoders import TEXT, write_decoder, write_text
 from tests.experiments.training.test_distributed import torchrun
@@ -357,6 +358,22 @@ def test_documents_apart_train_and_padding_is_refused(tmp_path):
         model(ids, attention_mask=torch.tensor([[0] + 7 * [1], 8 * [1]]))
     with pytest.raises(ValueError, match="packed sequences come as one row, got a batch of 2"):
         model(ids, cu_seq_lens_q=torch.tensor([0, 8]).int(), cu_seq_lens_k=torch.tensor([0, 8]).int())
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+@torch.no_grad()
+def test_tokens_on_top_of_a_cache_are_as_in_one_pass(conditioned):
+    model, ids = SMALL.model.build(64).eval(), torch.randint(64, (1, 10))
+    model.set_attn_implementation(register_packed())
+    if conditioned:
+        precondition(model)
+    whole = model(ids).logits
+    for cache in (DynamicCache(), StaticCache(model.config, max_cache_len=16)):
+        parts = [model(part, past_key_values=cache).logits for part in ids.split([4, 5, 1], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), whole)
+    ends = torch.tensor([0, 5]).int()
+    with pytest.raises(ValueError, match="packed sequences come without attention_mask"):
+        model(ids[:, 5:], past_key_values=cache, cu_seq_lens_q=ends, cu_seq_lens_k=ends)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Packed sequences in transformers: an attention implementation under which documents in one row do not see each other.
 
 transformers keeps packed documents apart by a mask of N × N numbers, or by flash attention on a GPU.  This one takes
-the lengths that its flash attention takes (``cu_seq_lens_q``, …) and no mask at all, anywhere, for any length.
+the lengths that its flash attention takes (``cu_seq_lens_q``, …) and no mask at all, for any length.
 
 Shapes: H heads (G key heads under grouped queries), N tokens of all documents, D head width.
 """
@@ -31,15 +31,24 @@ def register_packed() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(PACKED, attend_packed)
-    AttentionMaskInterface.register(PACKED, _no_mask)
+    AttentionMaskInterface.register(PACKED, _mask)
     return PACKED
 
 
-def _no_mask(*_: Any, attention_mask: Tensor | None = None, local_size: int | None = None, **__: Any) -> None:
+def _mask(
+    *, q_length: int, kv_length: int, attention_mask: Tensor | None = None, local_size: int | None = None, **others: Any
+) -> Tensor | None:
+    """No mask, except for tokens on top of a cache: which of its keys are theirs is sdpa's to say."""
     if local_size is not None:
         raise ValueError(f"{PACKED} knows no sliding window: call set_attn_implementation('sdpa')")
     if attention_mask is not None and not attention_mask.all():
         raise ValueError(f"{PACKED} knows no padding: put the sequences one behind the other, with cu_seq_lens_q")
+    if q_length == kv_length:
+        return None
+    from transformers.masking_utils import sdpa_mask
+
+    mask: Tensor | None = sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **others)
+    return mask
 
 
 def attend_packed(
@@ -61,9 +70,12 @@ def attend_packed(
     """Heads (1, N, H, D) of queries (1, H, N, D): each document by itself, and with C where that is the transform."""
     grouped = query.shape[1] != key.shape[1]
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
-        flag = causal(module, is_causal) and query.shape[2] > 1
+        flag = attention_mask is None and causal(module, is_causal) and query.shape[2] > 1
         how: dict[str, Any] = {"dropout_p": dropout, "is_causal": flag, "scale": scaling, "enable_gqa": grouped}
-        return F.scaled_dot_product_attention(query, key, value, **how).transpose(1, 2).contiguous(), None
+        heads = F.scaled_dot_product_attention(query, key, value, attention_mask, **how)
+        return heads.transpose(1, 2).contiguous(), None
+    if attention_mask is not None:
+        raise ValueError("packed sequences come without attention_mask, and with an empty cache or none")
     if len(query) != 1:
         raise ValueError(f"packed sequences come as one row, got a batch of {len(query)}")
     how = {"dropout_p": dropout, "is_causal": causal(module, is_causal), "scale": scaling, "enable_gqa": grouped}
