@@ -340,6 +340,14 @@ def test_autocast_runs_in_its_dtype():
     with torch.autocast("cpu", torch.bfloat16):
         for rows in ("output", "weights"):
             assert preconditioned_attention(q, k, v, torch.zeros(9, 9), rows=rows).dtype == torch.bfloat16
+            assert preconditioned_attention(q.double(), k.double(), v.double(), rows=rows).dtype == torch.float64
+
+
+def test_meta_tensors():
+    """Of which autocast knows nothing."""
+    q, mask = torch.empty(2, 4, 5, 8, device="meta"), torch.ones(5, 5, dtype=torch.bool, device="meta")
+    for rows in ("output", "weights"):
+        assert preconditioned_attention(q, q, q, mask, rows=rows).shape == q.shape
 
 
 @pytest.mark.parametrize(("rows", "dynamic"), [("output", False), ("weights", True)])

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from conditioned_attention.attention.autocast import autocast_dtype
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -96,7 +98,7 @@ def _check(arguments: Arguments) -> None:
             raise ValueError(f"{name} must have at least 2 dimensions (tokens, width), got shape {tuple(tensor.shape)}")
         if tensor.device != query.device:
             raise ValueError(f"{name} is on {tensor.device}, query on {query.device}; they must share one device")
-        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        if tensor.dtype != query.dtype and autocast_dtype(query.device.type) is None:
             raise TypeError(f"{name} has dtype {tensor.dtype}, query {query.dtype}; they must share one dtype")
     if not isinstance(dropout_p, (int, float, torch.SymFloat)):
         raise TypeError(f"dropout_p must be a number, got {type(dropout_p).__name__}")
@@ -155,7 +157,7 @@ def _check_mask(query: Tensor, key: Tensor, attn_mask: Tensor, enable_gqa: bool)
         raise TypeError(f"attn_mask must be a torch.Tensor or None, got {type(attn_mask).__name__}")
     if attn_mask.device != query.device:
         raise ValueError(f"attn_mask is on {attn_mask.device}, query on {query.device}; they must share one device")
-    autocast = torch.is_autocast_enabled(query.device.type) and attn_mask.is_floating_point()
+    autocast = attn_mask.is_floating_point() and autocast_dtype(query.device.type) is not None
     if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype) and not autocast:
         valid = " and ".join(str(dtype) for dtype in dict.fromkeys((torch.bool, torch.float32, query.dtype)))
         raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; valid are {valid}")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conditioned_attention.attention.arguments import Arguments
+from conditioned_attention.attention.autocast import autocast_dtype, without_autocast
 from conditioned_attention.preconditioner import HeadTransform
 
 
@@ -36,8 +37,9 @@ def _attend_by_weights(transform: HeadTransform, arguments: Arguments) -> Tensor
     """The same with softmax(q kᵀ) as a tensor; half precision computes in float32 and rounds once at the end."""
     query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _ = arguments
     device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    with torch.autocast(device, enabled=False):
+    exact = query.dtype == torch.float64  # which autocast leaves as it is
+    dtype = query.dtype if exact else autocast_dtype(device) or query.dtype
+    with without_autocast(device):
         query, key, value = (t if t.dtype == torch.float64 else t.float() for t in (query, key, value))
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
