@@ -513,6 +513,15 @@ def test_the_kernels_are_refused_where_they_cannot_run(monkeypatch):
         assert explain(on_cuda, on_cuda, on_cuda).refused["fused"] == "Triton is not installed"
 
 
+@pytest.mark.parametrize("rows", ["output", "weights"])
+def test_a_mask_of_keys_that_broadcast(rows):
+    k, v = torch.randn(2, 2, 2, 5, 8)
+    mask = torch.rand(2, 1, 5, 5) > 0.3
+    found = preconditioned_attention(Q[:1], k, v, mask, enable_gqa=True, rows=rows)
+    whole = preconditioned_attention(Q[:1].expand(2, -1, -1, -1), k, v, mask, enable_gqa=True, rows=rows)
+    torch.testing.assert_close(found, whole)
+
+
 def test_empty_inputs_like_stock():
     for q, k in ((Q[:0], Q[:0]), (Q[:, :, :0], Q), (Q, Q[:, :, :0])):
         y = preconditioned_attention(q, k, k)

@@ -161,9 +161,8 @@ def _check_mask(query: Tensor, key: Tensor, attn_mask: Tensor, enable_gqa: bool)
     if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype) and not autocast:
         valid = " and ".join(str(dtype) for dtype in dict.fromkeys((torch.bool, torch.float32, query.dtype)))
         raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; valid are {valid}")
-    heads = query.shape[:-2]
-    if not enable_gqa:  # under grouped queries the heads are query's
-        heads = torch.broadcast_shapes(heads, key.shape[:-2])
+    skip = 3 if enable_gqa else 2  # under grouped queries the heads are query's
+    heads = (*torch.broadcast_shapes(query.shape[:-skip], key.shape[:-skip]), *query.shape[-skip:-2])
     target, sizes = (*heads, query.shape[-2], key.shape[-2]), attn_mask.shape
     # "==" and not "in": a size may be symbolic under torch.compile.
     fits = all(size == 1 or size == goal for size, goal in zip(reversed(sizes), reversed(target)))
