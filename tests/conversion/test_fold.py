@@ -7,7 +7,7 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
-from conditioned_attention import conditioning, fold, spectral_condition, unfold
+from conditioned_attention import conditioning, fold, restore, spectral_condition, unfold
 from tests import models
 from tests.conversion.by_hand import STRENGTH
 from tests.models import output
@@ -131,3 +131,16 @@ def test_offloaded_weights_are_refused():
     assert conditioning(model) == record
     with pytest.raises(ValueError, match="computed from them"):
         spectral_condition(other, 0.5, correction="polar")
+
+
+def test_a_temporary_correction_that_was_folded_is_not_forgotten():
+    """Its undo would leave W + C, and nothing that says so."""
+    model = encoder()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"has been folded into the weights of .*: call unfold"):  # noqa: SIM117
+        with spectral_condition(model, STRENGTH):
+            fold(model)
+    unfold(model)
+    restore(model)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, before[name])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from conditioned_attention.preconditioner import HeadTransform
 from conditioned_attention.sites import Site
+from conditioned_attention.sites.corrected import spectral_of
 from conditioned_attention.sites.torch_nn.heads import BuiltIn
 from conditioned_attention.spectral import Spectral
 
@@ -16,6 +19,14 @@ def check_module(model: nn.Module) -> None:
     """Raises TypeError for anything but a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_not_folded(sites: Iterable[Site]) -> None:
+    """Raises ValueError where C is part of the weights, from which nothing but `unfold` takes it."""
+    if folded := [s.name for s in sites if (spectral := spectral_of(s.module)) is not None and spectral.folded]:
+        raise ValueError(
+            f"the correction has been folded into the weights of {', '.join(folded)}: call unfold(model) first"
+        )
 
 
 def already(site: Site, present: Settings) -> str:

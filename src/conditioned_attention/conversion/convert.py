@@ -9,7 +9,7 @@ from torch import nn
 
 from conditioned_attention._warnings import warn
 from conditioned_attention.conversion.change import Change, carry_out
-from conditioned_attention.conversion.check import already, check_module
+from conditioned_attention.conversion.check import already, check_module, check_not_folded
 from conditioned_attention.conversion.guard import put_guard
 from conditioned_attention.conversion.persistence import remember, stays
 from conditioned_attention.conversion.report import ConversionReport, row_for
@@ -26,7 +26,7 @@ from conditioned_attention.sites import (
     settled,
     uninstall,
 )
-from conditioned_attention.sites.corrected import spectral_of, uncorrect
+from conditioned_attention.sites.corrected import uncorrect
 
 _LOADED = "_is_hf_initialized"  # transformers marks the parameters that from_pretrained has filled
 
@@ -159,10 +159,7 @@ def restore(model: nn.Module) -> ConversionReport:
     check_module(model)
     with settled(model):
         sites = find_sites(model)
-        if folded := [s.name for s in sites if (spectral := spectral_of(s.module)) is not None and spectral.folded]:
-            raise ValueError(
-                f"the correction has been folded into the weights of {', '.join(folded)}: call unfold(model) first"
-            )
+        check_not_folded(sites)
         heads = uninstall(sites)
         corrected = [site for site in sites if uncorrect(site.module)]
         forget_compiled(heads)

@@ -10,7 +10,7 @@ from torch import nn
 from conditioned_attention._warnings import warn
 from conditioned_attention.conversion.addition import Addition, find_additions
 from conditioned_attention.conversion.change import Change, carry_out
-from conditioned_attention.conversion.check import already, check_module
+from conditioned_attention.conversion.check import already, check_module, check_not_folded
 from conditioned_attention.conversion.persistence import remember
 from conditioned_attention.conversion.report import ConversionReport
 from conditioned_attention.conversion.selection import Patterns
@@ -57,7 +57,8 @@ def spectral_condition(
         strict: raise if an attention module that was not excluded cannot be corrected.
 
     Returns:
-        A report with one row for every attention module.  In a ``with`` statement it makes the correction temporary.
+        A report with one row for every attention module.  In a ``with`` statement it makes the correction temporary,
+        and raises ValueError at the end of the block if C has been folded into the weights there.
 
     Raises:
         TypeError: ``model`` is not a module, or an option is of a wrong type.
@@ -225,6 +226,7 @@ class SpectralChange(Change):
         self._warn(sites)
 
     def undo(self, sites: Sequence[Site]) -> None:
+        check_not_folded(sites)
         for site in sites:
             uncorrect(site.module)
         reset_compiled()
