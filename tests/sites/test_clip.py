@@ -215,6 +215,9 @@ def test_under_autocast_logits_are_judged_in_float32():
     assert attention._largest_logits.dtype == torch.float32
     clip_logits(attention)
     assert attention.qkv.weight.dtype == torch.float32
+    large = torch.full((1, 1, 4, 64), 40.0)
+    with torch.autocast("cpu", torch.float16):  # whose largest number is 65504
+        assert largest_logits(large, large) == largest_logits(large.half(), large.half()) == 12_800
 
 
 @each_model

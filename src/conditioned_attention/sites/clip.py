@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from conditioned_attention.attention.autocast import without_autocast
 from conditioned_attention.preconditioner import check_positive
 from conditioned_attention.sites.learned import OnModule
 from conditioned_attention.sites.projections import Projection, Projections, as_matrix
@@ -65,10 +66,14 @@ class QKClip(OnModule):
 
 @torch.no_grad()
 def largest_logits(query: Tensor, key: Tensor) -> Tensor:
-    """The largest q · k / √D of each head (H,), float32, over queries (B, H, N, D) and keys (B, G, M, D)."""
+    """The largest q · k / √D of each head (H,), float32, over queries (B, H, N, D) and keys (B, G, M, D).
+
+    In float32, whatever autocast would do: large logits are what is looked for, and float16 has none beyond 65504.
+    """
     key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
-    logits = query.detach() @ key.detach().mT / math.sqrt(query.shape[-1])
-    return logits.float().amax((-2, -1)).flatten(0, -2).amax(0)
+    with without_autocast(query.device.type):
+        logits = query.detach().float() @ key.detach().float().mT / math.sqrt(query.shape[-1])
+    return logits.amax((-2, -1)).flatten(0, -2).amax(0)
 
 
 @torch.no_grad()
