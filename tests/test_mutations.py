@@ -217,7 +217,7 @@ MUTATIONS = [
     ("QK-Clip, small logits too", "sites/clip.py", "torch.where(largest > threshold, threshold / largest, 1.0)", "threshold / largest", CLIP),
     ("QK-Clip, the factor twice", "sites/clip.py", '"q": factor if shared else factor.sqrt()', '"q": factor', CLIP),
     ("QK-Clip, shared keys too", "sites/clip.py", "shared = rows_of_keys < projections.heads * width", "shared = False", CLIP),
-    ("QK-Clip, biases stay", "sites/clip.py", "isinstance(bias, Tensor) and len(bias) == len(matrix)", "False", CLIP),
+    ("QK-Clip, biases stay", "sites/clip.py", "if bias is not None:", "if False:", CLIP),
     ("QK-Clip, the last micro-batch alone", "sites/clip.py", "seen if before is None else torch.maximum(seen, before)", "seen", CLIP),
     ("QK-Clip, in evaluation", "sites/clip.py", "if attention.training:", "if True:", CLIP),
     ("QK-Clip, each process for itself", "sites/clip.py", "    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)\n", "", CLIP),

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from timm.models.beit import Attention as BeitAttention
+from torch import nn
 
-from conditioned_attention import fold, precondition, spectral_condition
+from conditioned_attention import fold, precondition, register_attention, spectral_condition
 from conditioned_attention.measure.numbers.jacobian import jacobian_condition
 from conditioned_attention.measure.probing.jacobian import jacobian_records
 from tests.models import build, inputs, output, tokens, vectors
@@ -62,3 +64,27 @@ def test_attention_with_something_in_it_is_refused(name):
     model = build(name)
     with pytest.raises(ValueError, match="attention here is more than"):
         jacobian_records(model, inputs(model))
+
+
+class OneWeight(nn.Module):
+    """Whose name does not say that it is a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.w, self.out = 2, nn.Parameter(torch.randn(48, 16) / 4), nn.Linear(16, 16)
+
+    def forward(self, x):
+        q, k, v = (x @ self.w.t()).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def beit():
+    attention = BeitAttention(16, 2, qkv_bias=True)
+    nn.init.normal_(attention.q_bias)
+    return attention
+
+
+@pytest.mark.parametrize("attention", [OneWeight, beit])
+def test_biases_that_do_not_stand_beside_the_weight(attention):
+    register_attention(OneWeight, at="out", projections={"w": "qkv"})
+    assert len(jacobian_records(nn.Sequential(attention()), torch.randn(1, 5, 16))) == 2

@@ -8,6 +8,8 @@ import pickle
 import pytest
 import torch
 from timm.layers.attention import Attention
+from timm.models.beit import Attention as BeitAttention
+from timm.models.eva import EvaAttention
 from timm.models.xcit import XCA
 from torch import nn
 
@@ -218,6 +220,29 @@ def test_under_autocast_logits_are_judged_in_float32():
     large = torch.full((1, 1, 4, 64), 40.0)
     with torch.autocast("cpu", torch.float16):  # whose largest number is 65504
         assert largest_logits(large, large) == largest_logits(large.half(), large.half()) == 12_800
+
+
+@pytest.mark.parametrize(
+    "build_one",
+    [
+        lambda: nn.MultiheadAttention(32, 4, kdim=16, vdim=16, batch_first=True),
+        lambda: BeitAttention(32, 4, qkv_bias=True),
+        lambda: EvaAttention(32, 4, qkv_fused=True, scale_norm=False),
+        lambda: EvaAttention(32, 4, qkv_fused=False, scale_norm=False),
+    ],
+)
+def test_biases_that_do_not_stand_beside_the_weight(build_one):
+    attention, x = build_one().train(), torch.randn(2, 7, 32)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_()
+    convert(attention, QKClip(2.0), strict=True)
+    arguments = (x, x[..., :16], x[..., :16]) if isinstance(attention, nn.MultiheadAttention) else (x,)
+    attention(*arguments)
+    assert (attention._largest_logits > 2).all()
+    clip_logits(attention)
+    attention(*arguments)
+    torch.testing.assert_close(attention._largest_logits, torch.full((4,), 2.0))
 
 
 @each_model

@@ -80,9 +80,9 @@ def largest_logits(query: Tensor, key: Tensor) -> Tensor:
 def clip_logits(model: nn.Module) -> None:
     """After a step: of every head whose largest logit S was above τ, W_Q and W_K are multiplied by √(τ / S).
 
-    With them their rows of a bias that stands beside the weight, so that the same inputs give τ exactly.  Where several
-    query heads share a key head, W_K stays and W_Q of the one head is multiplied by τ / S.  Over several processes S is
-    the largest of all.  Modules without `QKClip` are left alone, and weights of heads below τ stay bit for bit.
+    With them their entries of the bias, so that the same inputs give τ exactly.  Where several query heads share a key
+    head, W_K stays and W_Q of the one head is multiplied by τ / S.  Over several processes S is the largest of all.
+    Modules without `QKClip` are left alone, and weights of heads below τ stay bit for bit.
 
     Raises:
         ValueError: weights are spread over devices (fsdp2).
@@ -105,9 +105,9 @@ def _clip(attention: nn.Module, projections: Projections, threshold: float) -> N
     shared = rows_of_keys < projections.heads * width
     each = {"q": factor if shared else factor.sqrt(), "k": None if shared else factor.sqrt()}
     for projection in projections.weights:
-        for role, rows in projection.rows(attention).items():
-            if (scale := each.get(role)) is not None:
-                _scale_rows(attention, projection, rows.indices(), scale.repeat_interleave(width))
+        for role, scale in each.items():
+            if scale is not None:
+                _scale_rows(attention, projection, role, scale.repeat_interleave(width))
 
 
 def _of_all_processes(largest: Tensor | None, attention: nn.Module, projections: Projections) -> Tensor | None:
@@ -122,15 +122,17 @@ def _of_all_processes(largest: Tensor | None, attention: nn.Module, projections:
     return largest
 
 
-def _scale_rows(attention: nn.Module, projection: Projection, rows: list[int], scale: Tensor) -> None:
+def _scale_rows(attention: nn.Module, projection: Projection, role: str, scale: Tensor) -> None:
+    """Multiplies the rows of a role, and its entries of the bias, by a number each, where the weight has them."""
+    rows = projection.rows(attention).get(role)
+    if rows is None:
+        return
     owner = projection.owner(attention)
-    weight, bias = (
-        getattr(owner, name, None) for name in (projection.parameter, projection.parameter.replace("weight", "bias"))
-    )
-    assert isinstance(weight, Tensor)
+    weight = getattr(owner, projection.parameter)
     if hasattr(weight, "device_mesh"):
         raise ValueError("qk_clip scales rows of W_Q and W_K, which are spread over devices here: not with fsdp2")
     matrix = as_matrix(owner, weight)
-    matrix[rows] *= scale[:, None].to(matrix.dtype)
-    if isinstance(bias, Tensor) and len(bias) == len(matrix):
-        bias[rows] *= scale.to(bias.dtype)
+    matrix[rows.indices()] *= scale[:, None].to(matrix.dtype)
+    bias, entries = projection.biases(attention).get(role, (None, []))
+    if bias is not None:
+        bias[entries] *= scale.to(bias.dtype)

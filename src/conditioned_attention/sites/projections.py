@@ -31,6 +31,8 @@ class Projection:
         groups: how often the roles come one after another: 1 for ``[Q | K | V]``, the number of heads where the rows
             of each head lie together.
         parameter: the name of the weight in its owner.
+        bias: the name of the bias where it does not stand beside the weight: on the attention module, with ``{}`` for
+            the letter of the role, or one [Q | K | V].
     """
 
     path: str
@@ -38,6 +40,7 @@ class Projection:
     sizes: tuple[int, ...] | None = None
     groups: int = 1
     parameter: str = "weight"
+    bias: str = ""
 
     @property
     def name(self) -> str:
@@ -82,6 +85,21 @@ class Projection:
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         found = zip(self.roles, starts, sizes)
         return {role: Rows(start, size, self.groups, step) for role, start, size in found if role in ROLES}
+
+    def biases(self, attention: nn.Module) -> dict[str, tuple[Tensor, list[int]]]:
+        """The bias of each role that has one, and which of its entries are those of the role."""
+        owner, found = self.owner(attention), {}
+        beside = self.parameter.replace("weight", "bias") if "weight" in self.parameter else ""
+        for role, rows in self.rows_of(owner).items():
+            if self.bias:
+                bias, entries = getattr(attention, self.bias.format(role), None), [*range(rows.count)]
+                if bias is not None and len(bias) > rows.count:
+                    entries = [ROLES.index(role) * rows.count + i for i in entries]
+            else:
+                bias, entries = getattr(owner, beside, None), rows.indices()
+            if isinstance(bias, Tensor):
+                found[role] = bias, entries
+        return found
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,14 @@ def role_matrices(attention: nn.Module, projections: Projections, *, biases: boo
     for projection in projections.weights:
         owner = projection.owner(attention)
         matrix = as_matrix(owner, whole(getattr(owner, projection.parameter))).detach()
+        its = projection.biases(attention) if biases else {}
         if biases:
-            bias = getattr(owner, projection.parameter.replace("weight", "bias"), None)
-            column = matrix.new_zeros(matrix.shape[0]) if bias is None else whole(bias).detach()
-            matrix = torch.cat((matrix, column[:, None]), dim=1)
+            matrix = torch.cat((matrix, matrix.new_zeros(matrix.shape[0], 1)), dim=1)
         for role, rows in projection.rows(attention).items():
             found[role] = matrix[rows.indices()]
+            if role in its:
+                bias, entries = its[role]
+                found[role][:, -1] = whole(bias).detach()[entries]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,14 @@ def fused_or_apart(q: str, k: str, v: str, module: Any) -> Projections:
     return these({"qkv": "qkv"} if module.qkv is not None else {q: "q", k: "k", v: "v"}, module)
 
 
+def biases_beside(module: Any) -> Projections:
+    """``qkv`` without a bias, and three on the module; or three weights with a bias each where it was built so."""
+    found = fused_or_apart("q_proj", "k_proj", "v_proj", module)
+    if module.qkv is None:
+        return found
+    return replace(found, weights=tuple(replace(weight, bias="{}_bias") for weight in found.weights))
+
+
 def beside_mlp(module: Any) -> Projections:
     """``in_proj`` as [MLP | Q | K | V]."""
     return these({"in_proj": ("-qkv", module.in_split)}, module)
@@ -66,7 +75,7 @@ _GATED = f"{NORMED}, that of the values before a sigmoid too"
 # what makes queries, keys and values, or why that is no place for W + λ I -> classes
 _TABLE: dict[Callable[[Any], Projections | str] | str, str] = {
     partial(these, {"qkv": "qkv"}): """
-        layers.attention.Attention models.beit.Attention models.cait.TalkingHeadAttn models.convit.MHSA
+        layers.attention.Attention models.cait.TalkingHeadAttn models.convit.MHSA
         models.davit.WindowAttention models.fastvit.Attention models.hieradet_sam2.MultiScaleAttention
         models.metaformer.Attention models.mvitv2.MultiScaleAttention models.nest.Attention
         models.swin_transformer.WindowAttention models.twins.LocallyGroupedAttn
@@ -96,7 +105,8 @@ _TABLE: dict[Callable[[Any], Projections | str] | str, str] = {
     partial(_normed, {"q.proj.conv": "q", "k.conv": "k", "v.conv": "v"}): """
         models.efficientformer_v2.Attention2dDownsample
     """,
-    partial(fused_or_apart, "q_proj", "k_proj", "v_proj"): "layers.attention.AttentionRope models.eva.EvaAttention",
+    partial(fused_or_apart, "q_proj", "k_proj", "v_proj"): "layers.attention.AttentionRope",
+    biases_beside: "models.beit.Attention models.eva.EvaAttention",
     partial(fused_or_apart, "q", "k", "v"): """
         layers.attention_pool2d.AttentionPool2d layers.attention_pool2d.RotAttentionPool2d
     """,

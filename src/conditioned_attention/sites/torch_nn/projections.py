@@ -17,7 +17,7 @@ def multihead_attention(module: nn.MultiheadAttention) -> Projections:
     """One packed weight, or three where keys or values have widths of their own."""
     if module._qkv_same_embed_dim:
         return Projections((Projection("", parameter="in_proj_weight"),), module.num_heads)
-    apart = tuple(Projection("", role, parameter=f"{role}_proj_weight") for role in "qkv")
+    apart = tuple(Projection("", role, parameter=f"{role}_proj_weight", bias="in_proj_bias") for role in "qkv")
     return Projections(apart, module.num_heads)
 
 
