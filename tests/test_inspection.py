@@ -345,6 +345,21 @@ def test_heads_and_what_lambda_changes_in_them():
     assert len(inspection.to_json()["heads_corrected"]) == 8
 
 
+def test_heads_that_are_not_finite_are_left_out():
+    """Wherever they stand among the others; and what is left is JSON."""
+    model = build("timm_vit")
+    model.blocks[0].attn.qkv.bias.data[72:80] = math.nan  # values of the second head
+    inspection = inspect_model(model, images())
+    heads, row = inspection.heads, inspection.rows[0]
+    assert math.isnan(heads[1].kappa_before)
+    assert row.kappa == sorted(heads[i].kappa_before for i in (0, 2, 3))[1]
+    assert row.largest_scale == max(heads[i].largest_scale for i in (0, 2, 3))
+    assert math.isnan(inspection.rows[1].kappa), "no head of it is finite"
+    assert inspection.self_logit.module == "blocks.0.attn"
+    json.dumps(inspection.to_json(), allow_nan=False)
+    json.dumps(inspect_model(model, images() * math.nan).to_json(), allow_nan=False)
+
+
 def test_the_command_names_the_worst_heads(tmp_path, capsys):
     tiny_bert(tmp_path / "bert")
     (tmp_path / "text.txt").write_text("the row norm of a head and what becomes of it " * 20)
@@ -431,6 +446,10 @@ def test_what_a_conversion_alone_does_to_a_decoder(tmp_path, capsys):
     precondition(model)
     assert advice(inspect_model(model), "x", None) == []
     restore(model)
+    model.model.norm.weight.data.fill_(math.nan)
+    model.save_pretrained(folder)
+    call("inspect", str(folder), "--input", str(text), "--json")
+    assert json.loads(capsys.readouterr().out)["losses_at_start"]["plain"] is None, "JSON has no NaN"
     for layer in model.model.layers:  # nobody knows it
         layer.self_attn = Unknown()
     with pytest.warns(UserWarning, match="is not shown: nothing to convert in LlamaForCausalLM"):

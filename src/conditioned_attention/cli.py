@@ -22,7 +22,7 @@ from conditioned_attention._warnings import is_ours
 from conditioned_attention.choices import Choices
 from conditioned_attention.environment import check_torchvision, cores, environment, is_main, torchvision_misfit
 from conditioned_attention.sites.versions import SUPPORTED, unsupported
-from conditioned_attention.storage.files import write_text
+from conditioned_attention.storage.files import finite, write_text
 
 try:
     import tyro
@@ -305,7 +305,8 @@ class Inspect(Choices):
             figure.savefig(self.picture, dpi=200)
         if self.json:
             data = {"model": self.model, "weights": weights, "input": source, **inspection.to_json()}
-            print(json.dumps(data | ({} if losses is None else {"losses_at_start": losses}), indent=2, allow_nan=False))
+            started = {} if losses is None else {"losses_at_start": finite(losses)}
+            print(json.dumps(data | started, indent=2, allow_nan=False))
         else:
             print_inspection(inspection, source, weights, advice(inspection, self.model, losses) if trained else [])
         return 0 if inspection.complete else 1

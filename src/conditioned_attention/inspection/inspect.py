@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,7 @@ class InspectionRow:
             ``"refused"``, ``"no attention"`` (it only calls itself so), or ``"already conditioned"``.
         reason: why it is refused or left alone, or what else there is to say.
         kappa: median κ of its heads' outputs on the input; inf at the numerical floor, None if it was not measured.
+            Heads without a finite sample are left out, here and below; NaN if there are no others.
         kappa_after: the same after C (or after what it is conditioned with).
         floor: share of its heads' matrices that are at the numerical floor.
         largest_scale: the largest factor that C puts on a row.
@@ -95,7 +97,7 @@ class Inspection:
         rows = [finite(asdict(row)) for row in self.rows]
         data = {"parameters": self.parameters, "not_measured": self.not_measured, "modules": rows}
         if self.self_logit is not None:
-            data["self_logit"] = asdict(self.self_logit)
+            data["self_logit"] = finite(asdict(self.self_logit))
         data["heads"] = [record.to_json() for record in self.heads]
         if self.heads_corrected:
             data["heads_corrected"] = [record.to_json() for record in self.heads_corrected]
@@ -177,12 +179,15 @@ def _row(site: Site, records: Sequence[HeadRecord]) -> InspectionRow:
     row = InspectionRow(site.name, type(site.module).__qualname__, heads, mechanism, _conversion(site), reason)
     if not records:
         return row
+    known = [record for record in records if not math.isnan(record.kappa)]
+    if not known:
+        return replace(row, kappa=math.nan, kappa_after=math.nan, floor=math.nan, largest_scale=math.nan)
     return replace(
         row,
-        kappa=median(record.kappa_before for record in records),
-        kappa_after=median(record.kappa_after for record in records),
-        floor=sum(record.floor_before for record in records) / len(records),
-        largest_scale=max(record.largest_scale for record in records),
+        kappa=median(record.kappa_before for record in known),
+        kappa_after=median(record.kappa_after for record in known),
+        floor=sum(record.floor_before for record in known) / len(known),
+        largest_scale=max(record.largest_scale for record in known),
     )
 
 

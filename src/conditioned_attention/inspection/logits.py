@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,4 +62,9 @@ def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
         module, projections = known[name][0].module, known[name][1]
         width, bounded = projections.head_widths(module)["q"], projections.bound_logits(module)
         found.append(SelfLogit(name, width, x.float().square().mean().item(), bounded))
-    return max(found, key=lambda logit: logit.at(1.0), default=None)
+    return max(found, key=_strength, default=None)
+
+
+def _strength(logit: SelfLogit) -> float:
+    """What modules are compared by; those whose inputs are not finite come last."""
+    return -1.0 if math.isnan(logit.at(1.0)) else logit.at(1.0)
