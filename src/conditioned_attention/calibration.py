@@ -31,11 +31,12 @@ class Calibration:
     """
 
     scales: Mapping[str, Tensor]
-    _folded: tuple[tuple[nn.Module, nn.Module, Tensor], ...] = field(default=(), repr=False, compare=False)
+    _folded: list[tuple[nn.Module, nn.Module, Tensor]] = field(default_factory=list, repr=False, compare=False)
 
     def undo(self) -> None:
-        """Divides by the scales again: the weights are what they were, within rounding."""
-        for attention, linear, scale in self._folded:
+        """Divides by the scales again, once: the weights are what they were, within rounding."""
+        while self._folded:
+            attention, linear, scale = self._folded.pop()
             _fold(linear, 1 / scale)
             attention.__dict__.pop(_CALIBRATED, None)
 
@@ -94,7 +95,7 @@ def calibrate(model: nn.Module, batch: Any) -> Calibration:
             _fold(linear, scale)
             folded.append((each.site.module, linear, scale))
         each.site.module.__dict__[_CALIBRATED] = True
-    return Calibration(scales, tuple(folded))
+    return Calibration(scales, folded)
 
 
 def _raise_for(reasons: Mapping[str, str]) -> None:
