@@ -271,6 +271,19 @@ def test_parquet_is_what_pandas_reads(tmp_path):
         monitor_of(path=tmp_path / "file.parquet")
 
 
+def test_parquet_that_begins_at_the_floor_is_read_back(tmp_path):
+    """κ is None in all rows of the first file, and a number in the second."""
+    model = build("timm_vit")
+    bias, weight = (block.clone() for block in (model.blocks[0].attn.qkv.bias, model.blocks[0].attn.qkv.weight))
+    monitor = monitor_of(model, path=tmp_path / "log.parquet", layers=[0])
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight[64:], model.blocks[0].attn.qkv.bias[64:] = 0.0, 0.0  # W_V
+        assert math.isinf(monitor.measure(0)[0].kappa)
+        model.blocks[0].attn.qkv.weight.copy_(weight), model.blocks[0].attn.qkv.bias.copy_(bias)
+    assert math.isfinite(monitor.measure(1)[0].kappa)
+    assert read_records(tmp_path / "log.parquet") == monitor.records
+
+
 def test_half_a_line_of_a_killed_process_costs_that_line_only(tmp_path):
     path = tmp_path / "log.jsonl"
     monitor = monitor_of(path=path)

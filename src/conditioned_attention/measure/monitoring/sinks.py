@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ def _write_parquet(folder: Path, records: Sequence[HeadRecord]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"step-{records[0].step:012d}.parquet"
     unfinished = file.with_name(f".{file.name}")  # readers of folders pass by names with a dot
-    table = pyarrow.Table.from_pylist([record.to_json() for record in records])
+    # Of a column that is None in all rows, as κ is at the floor, pyarrow would not guess that it is of numbers.
+    types = {"int": pyarrow.int64(), "float": pyarrow.float64(), "str": pyarrow.string(), "bool": pyarrow.bool_()}
+    schema = pyarrow.schema([(field.name, types[str(field.type)]) for field in fields(HeadRecord)])
+    table = pyarrow.Table.from_pylist([record.to_json() for record in records], schema)
     pyarrow.parquet.write_table(table, unfinished)
     unfinished.replace(file)
 
