@@ -245,6 +245,16 @@ def test_as_a_context_it_leaves_the_preconditioner_alone():
     assert torch.equal(output(model), truth), "it was there before"
 
 
+def test_loading_looks_at_no_weights_that_are_not_there_yet():
+    trained, loaded = (nn.TransformerEncoderLayer(16, 2, 32) for _ in range(2))
+    spectral_condition(trained, correction="polar")
+    loaded.self_attn.in_proj_weight.data.fill_(torch.nan)
+    apply_conditioning(loaded, conditioning(trained))
+    loaded.load_state_dict(trained.state_dict())
+    x = torch.randn(3, 1, 16)
+    assert torch.equal(loaded.eval()(x), trained.eval()(x))
+
+
 @pytest.mark.parametrize("options", [{"strength": STRENGTH}, {"correction": "polar", "per_head": True}])
 def test_records_and_loading(options):
     model = build("gpt2")

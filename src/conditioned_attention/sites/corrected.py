@@ -52,9 +52,8 @@ def correct(
     corrections = corrections_for(attention, projections, spectral)
     if spectral.correction == "polar":
         for owner, correction in corrections:
-            kept = correction.polar(owner)
+            kept = correction.open(owner) if loading else correction.polar(owner)
             if loading:
-                kept.fill_(torch.nan)
                 attention.__dict__[_OPEN] = True
             owner.register_buffer(correction.projection.parameter + SUFFIX, kept)
     attention.__dict__[SPECTRAL] = spectral

@@ -63,6 +63,10 @@ class Correction:
             target[indices] = polar_correction(blocks, self.spectral.strength).flatten(0, 1)
         return correction
 
+    def open(self, owner: nn.Module) -> Tensor:
+        """NaN in the weight's shape, for a state_dict to bring the numbers."""
+        return torch.full_like(whole(self.weight(owner)).detach(), torch.nan, memory_format=torch.contiguous_format)
+
     def largest(self, owner: nn.Module) -> float:
         """The largest entry of C."""
         if self.spectral.correction == "identity":
