@@ -245,6 +245,13 @@ def test_as_a_context_it_leaves_the_preconditioner_alone():
     assert torch.equal(output(model), truth), "it was there before"
 
 
+def test_a_small_polar_correction_of_low_rank_in_half_precision():
+    """W + C is singular to rounding, and nothing is wrong with that."""
+    layer = nn.TransformerEncoderLayer(64, 4, 128, dtype=torch.bfloat16)
+    layer.self_attn.in_proj_weight.data = (torch.randn(192, 8) @ torch.randn(8, 64) / 50).bfloat16()
+    assert spectral_condition(layer, 1e-3, correction="polar").converted == ["self_attn"]
+
+
 def test_loading_looks_at_no_weights_that_are_not_there_yet():
     trained, loaded = (nn.TransformerEncoderLayer(16, 2, 32) for _ in range(2))
     spectral_condition(trained, correction="polar")

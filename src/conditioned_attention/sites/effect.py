@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditioned_attention.attention.autocast import without_autocast
 from conditioned_attention.sites.corrected import corrections_of, shown
 from conditioned_attention.sites.projections import Projection, as_matrix
 from conditioned_attention.spectral import Spectral
@@ -19,7 +19,8 @@ def check_effect(attention: nn.Module) -> None:
     """Raises RuntimeError unless every projection of a corrected module gives C x more than W x, to rounding.
 
     For C = λ I_k this is λ x[..., :k] in the rows of each role that is corrected and nothing in others; for the polar
-    correction κ(W + C) ≤ 1 + 1/λ is checked.  Weights without values (meta) or spread over devices are not looked at.
+    correction κ(W + C) ≤ 1 + 1/λ is checked, of which half precision shows little where λ is small.  Weights without
+    values (meta) or spread over devices are not looked at.
     """
     for correction in corrections_of(attention):
         projection, spectral = correction.projection, correction.spectral
@@ -28,9 +29,7 @@ def check_effect(attention: nn.Module) -> None:
         if weight.is_meta or hasattr(weight, "device_mesh"):
             continue
         look = _gains_identity if spectral.correction == "identity" else _is_conditioned
-        # without the user's autocast, which would round what is compared
-        available = torch.amp.is_autocast_available(weight.device.type)
-        with torch.autocast(weight.device.type, enabled=False) if available else nullcontext():
+        with without_autocast(weight.device.type):  # the user's would round what is compared
             right = look(attention, projection, correction.widths, spectral)
         if not right:
             raise RuntimeError(
@@ -64,13 +63,15 @@ def _gains_identity(attention: nn.Module, projection: Projection, widths: Any, s
 def _is_conditioned(attention: nn.Module, projection: Projection, widths: Any, spectral: Spectral) -> bool:
     owner = projection.owner(attention)
     with shown(attention):
-        matrix = as_matrix(owner, getattr(owner, projection.parameter)).double()
+        rounded = as_matrix(owner, getattr(owner, projection.parameter))
+    matrix, rounding = rounded.double(), 8 * torch.finfo(rounded.dtype).eps
     for role, rows in projection.rows(attention).items():
         if role not in spectral.roles:
             continue
         width = widths[role] if spectral.per_head else rows.count
         values = torch.linalg.svdvals(matrix[rows.indices()].unflatten(0, (-1, width)))
-        if not bool((values[..., 0] <= (1 + 1 / spectral.strength) * values[..., -1] * (1 + 1e-2)).all()):
+        largest, smallest = values[..., 0], values[..., -1] * (1 + 1e-2) + rounding * values[..., 0]
+        if not bool((largest <= (1 + 1 / spectral.strength) * smallest).all()):
             return False
     return True
 
