@@ -20,6 +20,10 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    BertLMHeadModel,
+    ClapConfig,
+    ClapModel,
+    SpeechEncoderDecoderModel,
     ViTImageProcessor,
     Wav2Vec2Config,
     Wav2Vec2Model,
@@ -111,8 +115,23 @@ def wav2vec2():
     return Wav2Vec2Model(Wav2Vec2Config(conv_dim=(8,) * 7, num_conv_pos_embedding_groups=4, **sizes)).eval()
 
 
+def speech_to_text():
+    """An encoder and a decoder put together."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    return SpeechEncoderDecoderModel(
+        encoder=wav2vec2(),
+        decoder=BertLMHeadModel(BertConfig(is_decoder=True, add_cross_attention=True, vocab_size=99, **sizes)),
+    ).eval()
+
+
+def test_sound_of_a_form_that_no_config_tells():
+    with torch.device("meta"):
+        model = ClapModel(ClapConfig())
+    assert "input_features" not in synthetic_input(model)
+
+
 @pytest.mark.parametrize(
-    "build_model", [*(lambda n=n: build(n) for n in MODELS if "torch" not in n), whisper, wav2vec2]
+    "build_model", [*(lambda n=n: build(n) for n in MODELS if "torch" not in n), whisper, wav2vec2, speech_to_text]
 )
 def test_synthetic_inputs_run(build_model):
     model = build_model()

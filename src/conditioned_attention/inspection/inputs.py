@@ -149,10 +149,15 @@ def _for_config(model: nn.Module, config: Any) -> dict[str, torch.Tensor] | None
         size = image.image_size
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         made["pixel_values"] = torch.randn(_SAMPLES, getattr(image, "num_channels", 3), height, width)
-    if "input_features" in asked and hasattr(sound, "num_mel_bins"):
-        made["input_features"] = torch.randn(_SAMPLES, sound.num_mel_bins, 2 * sound.max_source_positions)
+    positions = getattr(sound, "max_source_positions", None)
+    if "input_features" in asked and hasattr(sound, "num_mel_bins") and positions is not None:
+        made["input_features"] = torch.randn(_SAMPLES, sound.num_mel_bins, 2 * positions)
     if "input_values" in asked and not made:
         made["input_values"] = torch.randn(_SAMPLES, 16_000)
     if made and getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in asked:
-        made["decoder_input_ids"] = torch.randint(text.vocab_size, (_SAMPLES, _TOKENS))
+        both = hasattr(config, "decoder")  # an encoder and a decoder, put together
+        vocabulary = getattr(config.decoder if both else text, "vocab_size", None)
+        if vocabulary is None:
+            return None
+        made["decoder_input_ids"] = torch.randint(vocabulary, (_SAMPLES, _TOKENS))
     return made or None
