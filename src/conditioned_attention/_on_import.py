@@ -20,28 +20,37 @@ def on_import(name: str, action: Callable[[ModuleType], None]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Lets the other finders find the module, once, and steps in only behind its execution."""
+    """Lets the other finders find the module, and steps in only behind its execution: until it has once succeeded."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
-        self.name, self.action = name, action
+        self.name, self.action, self.asking = name, action, False
+
+    def succeeded(self, module: ModuleType) -> None:
+        """The module has been imported."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        self.action(module)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.name:
+        if fullname != self.name or self.asking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        self.asking = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self.asking = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self.action)
+            spec.loader = _Loader(spec.loader, self.succeeded)
         return spec
 
 
 class _Loader(Loader):
-    """The module's own loader, and then the action."""
+    """The module's own loader, and then something else."""
 
-    def __init__(self, loader: Loader, action: Callable[[ModuleType], None]) -> None:
-        self.loader, self.action = loader, action
+    def __init__(self, loader: Loader, then: Callable[[ModuleType], None]) -> None:
+        self.loader, self.then = loader, then
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -51,4 +60,4 @@ class _Loader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
-        self.action(module)
+        self.then(module)
