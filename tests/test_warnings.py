@@ -77,4 +77,4 @@ def test_a_transform_of_ones_own_is_known_by_its_kind():
         del HeadTransform.kinds["halved, of a test"]
     with pytest.raises(ValueError, match=r"kind='halved, of a test' is unknown; valid are .*'row_norm'"):
         apply_conditioning(build("timm_vit"), conditioning(first))
-    assert not {"bound", "recording"} & HeadTransform.kinds.keys()
+    assert not {"bound", "recording", "reading weights", "looking"} & HeadTransform.kinds.keys()

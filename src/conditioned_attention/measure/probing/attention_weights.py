@@ -74,7 +74,7 @@ def attention_weights_spectra(model: nn.Module, probe: Any, layers: Sequence[int
     return [found[layer] for layer in sorted(found)]
 
 
-class _Reading(Passing):
+class _Reading(Passing, recorded=False):
     """Reads the attention weights on the way."""
 
     kind = "reading weights"
