@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import conditioned_attention
 from conditioned_attention import ConditionMonitor, conditioning, precondition, spectral_condition
 from conditioned_attention.conversion import apply_conditioning
 from conditioned_attention.experiments import compare
@@ -50,6 +51,15 @@ def test_it_names_the_callers_line(call):
     first = call.__code__.co_firstlineno
     lines = range(first, first + 8)
     assert (Path(ours[0].filename).name, ours[0].lineno in lines) == (HERE, True)
+
+
+def test_a_package_beside_ours_is_not_ours():
+    """Whose folder's name begins as that of the library does."""
+    code = "from conditioned_attention._warnings import warn\nwarn('said')"
+    beside = str(Path(conditioned_attention.__file__).parent) + "_tools/module.py"
+    with pytest.warns(UserWarning, match="said") as caught:
+        exec(compile(code, beside, "exec"), {})
+    assert caught[0].filename == beside
 
 
 def test_a_transform_of_ones_own_is_known_by_its_kind():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
 import torch
 
-_WITHIN = (str(Path(__file__).parent), str(Path(torch.__file__).parent / "nn" / "modules"))
+_FOLDERS = (Path(__file__).parent, Path(torch.__file__).parent / "nn" / "modules")
+_WITHIN = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)  # and not "conditioned_attention_tools" beside it
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
