@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from argparse import Namespace
 
 import pytest
 import safetensors.torch
@@ -277,9 +278,15 @@ WAYS = {
     "timm": lambda state, folder: {"epoch": 3, "arch": "vit", "state_dict": state, "state_dict_ema": state},
     "deeper": lambda state, folder: {"checkpoint": {"model": state, "optimizer": {"state": {0: {"step": 1}}}}},
     "a .pth file": lambda state, folder: written(torch.save, {"state_dict": state}, folder / "model.pth"),
+    "an old .pth file": lambda state, folder: written(old_file, state, folder / "model.pth"),
     "a path as a string": lambda state, folder: str(written(torch.save, state, folder / "model.pt")),
     "safetensors": lambda state, folder: written(safetensors.torch.save_file, state, folder / "model.safetensors"),
 }
+
+
+def old_file(state, path):
+    """As PyTorch wrote before 1.6: no zip file."""
+    torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
 def written(write, data, path):
@@ -307,6 +314,12 @@ def test_where_a_record_may_be(tmp_path):
         assert conditioning(loaded) == conditioning(model)
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         apply_conditioning(build("llama"), tmp_path / "nothing.pt")
+    torch.save({"state_dict": guarded().state_dict(), "args": Namespace(lr=1)}, tmp_path / "more.pth")
+    with pytest.raises(ValueError, match=r"more\.pth' is not made of tensors and plain data alone"):
+        apply_conditioning(build("llama"), tmp_path / "more.pth")
+    torch.save(torch.zeros(1), tmp_path / "one.pth")
+    with pytest.raises(ValueError, match=r"one\.pth' holds a Tensor, no record"):
+        apply_conditioning(build("llama"), tmp_path / "one.pth")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"has neither a config\.json nor"):
         apply_conditioning(build("llama"), tmp_path / "empty")

@@ -152,7 +152,6 @@ def test_plain_state_dict_with_the_data_beside_it():
     [
         (None, "no config in the model remembers"),
         ({"format": 2, "transforms": []}, "format 1"),
-        ([], "format 1"),
         ({"format": 1, "transforms": ["row_norm"]}, "format 1"),
         ({"format": 1, "transforms": [{"kind": "row_norm"}]}, "format 1"),
         ({"format": 1, "transforms": [{"kind": "row_norm", "modules": "blocks"}]}, "format 1"),
@@ -175,6 +174,11 @@ def test_plain_state_dict_with_the_data_beside_it():
 def test_wrong_data(data, words):
     with pytest.raises(ValueError, match=words):
         apply_conditioning(build("timm_vit"), data)
+
+
+def test_data_of_another_type():
+    with pytest.raises(TypeError, match=r"data must be what conditioning.* or a path, got list"):
+        apply_conditioning(build("timm_vit"), [])
 
 
 def test_a_record_says_all_that_is_conditioned():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 import torch
 
@@ -38,7 +40,7 @@ def record_from(data: Mapping[str, Any] | str | Path) -> Found:
     if isinstance(data, (str, Path)):
         return _from_path(Path(data))
     if not isinstance(data, Mapping):
-        raise ValueError(f"this is not what conditioning() of this version returns (format {FORMAT}): {data!r:.200}")
+        raise TypeError(f"data must be what conditioning() returns, a state_dict or a path, got {type(data).__name__}")
     if "format" in data:
         return Found(data)
     found = [record for state_dict in _state_dicts(data) if (record := record_in(state_dict)) is not None]
@@ -69,14 +71,28 @@ def _from_path(path: Path) -> Found:
     if path.is_dir():
         return _from_folder(path)
     if path.suffix == ".json":
-        return record_from(_in_json(read_json(path)))
+        return _in_file(path, _in_json(read_json(path)))
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
         with safe_open(str(path), "pt") as file:  # values only where an earlier version's guard needs them
             keys = [*file.keys()]
             return record_from({key: file.get_tensor(key) if CONFIG_KEY in key else None for key in keys})
-    return record_from(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+    mapped = is_zipfile(path)  # PyTorch's older files are none, and cannot be read in part
+    try:
+        return _in_file(path, torch.load(path, map_location="cpu", mmap=mapped, weights_only=True))
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{str(path)!r} is not made of tensors and plain data alone, and nothing else is unpickled here: load it "
+            "yourself, and give its state_dict"
+        ) from error
+
+
+def _in_file(path: Path, data: Any) -> Found:
+    """The record in what a file holds."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{str(path)!r} holds a {type(data).__name__}, no record of conditioning() and no state_dict")
+    return record_from(data)
 
 
 def _in_json(read: Any) -> Any:
@@ -96,7 +112,7 @@ def _from_folder(folder: Path) -> Found:
         return record_from(dict.fromkeys(keys))._replace(loose=True)
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).exists():
-            return record_from(_in_json(read_json(folder / name)))
+            return _in_file(folder / name, _in_json(read_json(folder / name)))
     raise ValueError(
         f"the folder {str(folder)!r} has neither a config.json nor what torch.distributed.checkpoint writes"
     )
