@@ -88,3 +88,16 @@ def beit():
 def test_biases_that_do_not_stand_beside_the_weight(attention):
     register_attention(OneWeight, at="out", projections={"w": "qkv"})
     assert len(jacobian_records(nn.Sequential(attention()), torch.randn(1, 5, 16))) == 2
+
+
+def test_keys_of_another_width():
+    class Cross(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, kdim=12, vdim=12, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x[..., :12], x[..., :12])
+
+    with pytest.raises(ValueError, match="attention: queries, keys and values here come of inputs of different widths"):
+        jacobian_records(Cross(), torch.randn(1, 5, 16))
