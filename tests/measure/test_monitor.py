@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from collections import namedtuple
 from unittest.mock import patch
 
 import pytest
@@ -167,6 +168,13 @@ def test_wrong_arguments():
         ConditionMonitor(build("timm_vit"), images(), every=2.5)
     with pytest.raises(ValueError, match="every must be at least 1"):
         ConditionMonitor(build("timm_vit"), images(), every=0)
+
+
+def test_a_probe_may_be_a_named_tuple():
+    Probe = namedtuple("Probe", "x")
+    model = build("timm_vit")
+    found = ConditionMonitor(model, Probe(images())).measure(0)
+    assert found == ConditionMonitor(model, images()).measure(0)
 
 
 def test_measuring_between_forward_and_backward():

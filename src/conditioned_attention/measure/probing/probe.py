@@ -256,7 +256,8 @@ def _floats_at_least(data: Any, dtype: torch.dtype) -> Any:
     if isinstance(data, Mapping):
         return {name: _floats_at_least(value, dtype) for name, value in data.items()}
     if isinstance(data, (tuple, list)):
-        return type(data)(_floats_at_least(value, dtype) for value in data)
+        made = [_floats_at_least(value, dtype) for value in data]
+        return type(data)(*made) if hasattr(data, "_fields") else type(data)(made)
     return data
 
 
