@@ -1,17 +1,19 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import re
 import signal
 import time
 import warnings
 
 import pytest
+import torch
 import tyro
 
 from conditioned_attention import __version__
 from conditioned_attention._command_line import EXAMPLES, REGISTRY
-from conditioned_attention.cli import CONFIG, commands, main
+from conditioned_attention.cli import CONFIG, _default_workers, commands, main
 from conditioned_attention.experiments import compare
 from conditioned_attention.experiments.report.terminal import print_table
 from tests.processes import Forked
@@ -260,3 +262,10 @@ def test_the_demo_learns(tmp_path):
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert len(runs) == 2
     assert all(run["history"][-1]["score"] > 92 for run in runs)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or torch.cuda.is_available(), reason="no affinity, or a GPU")
+def test_workers_by_default_are_as_many_as_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert _default_workers() == 2
