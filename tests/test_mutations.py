@@ -167,7 +167,6 @@ MUTATIONS = [
     ("a config inside stays marked", "sites/transformers/marker.py", "yield from _marked_configs(child, inside)", "yield from _marked_configs(child, None)", PARTS),
     ("attentions not asked for", "sites/transformers/attentions.py", "if kwargs.get(\"output_attentions\") is not None or", "if True or", ATTENTIONS),
     ("attentions in the config", "sites/transformers/attentions.py", "        setattr(config, _FLAG, False)\n", "", ATTENTIONS),
-    ("a guard of one version ago", "conversion/guard.py", "            state_dict[_without_wrappers(name)] = torch.zeros_like(buffer)", "            pass", GUARD),
     ("the guard on a wrapper", "conversion/persistence.py", "        inner = unwrap(within)", "        break", GUARD),
     ("adapters not told", "conversion/persistence.py", "    tell_adapters(model)\n", "", "tests/conversion/test_adapters_alone.py"),
     ("marks not put back", "sites/transformers/marker.py", "            vars(config).update(attributes)", "            pass", PERSISTENCE),

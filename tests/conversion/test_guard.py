@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 from argparse import Namespace
 
 import pytest
@@ -17,11 +16,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from conditioned_attention import apply_conditioning, conditioning, precondition, restore, spectral_condition
+from conditioned_attention import apply_conditioning, conditioning, precondition, spectral_condition
 from conditioned_attention.controls import ConstantGain, HeadRMSNorm
 from conditioned_attention.conversion import convert
-from conditioned_attention.conversion.guard import GUARD, _compare
-from conditioned_attention.sites.site import HOOK_KEY
+from conditioned_attention.conversion.guard import GUARD
 from tests.models import build, images, output
 
 
@@ -181,39 +179,6 @@ def test_it_lets_adapters_alone():
         guarded().load_state_dict({"blocks.0.attn.qkv.weight": torch.zeros(96, 32)}, strict=False)
 
 
-def old_guard(model, owner=""):
-    """As earlier versions wrote it: the record as bytes."""
-    content = bytearray(json.dumps(conditioning(model), sort_keys=True), "utf-8")
-    plain = {key: value for key, value in model.state_dict().items() if GUARD not in key}
-    return {**plain, f"{owner}conditioned_attention": torch.frombuffer(content, dtype=torch.uint8)}
-
-
-def test_guards_of_earlier_versions(tmp_path):
-    model = guarded(eps=1e-5)
-    state = old_guard(model)
-    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
-    for read in (state, safetensors.torch.load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"):
-        loaded = vit()
-        apply_conditioning(loaded, read)
-        loaded.load_state_dict(state)
-        assert torch.equal(output(loaded), output(model))
-        assert conditioning(loaded) == conditioning(model)
-    with pytest.raises(RuntimeError, match="conditioned otherwise"):
-        guarded(eps=1e-4).load_state_dict(state)
-    whole = nn.ModuleDict({"backbone": vit()})
-    inside = {f"module.backbone.{key}": value for key, value in state.items()}
-    apply_conditioning(whole, inside)
-    whole.load_state_dict({key.removeprefix("module."): value for key, value in inside.items()})
-    assert torch.equal(output(whole["backbone"]), output(model))
-
-
-def test_a_guard_of_an_earlier_version_that_was_averaged():
-    state = old_guard(guarded())
-    state["conditioned_attention"] = state["conditioned_attention"] - 1
-    with pytest.raises(ValueError, match="damages it"):
-        apply_conditioning(vit(), state)
-
-
 def test_an_attention_module_alone():
     model, loaded = build("torch_mha"), build("torch_mha")
     precondition(model, guard=True)
@@ -224,26 +189,6 @@ def test_an_attention_module_alone():
     assert torch.equal(output(loaded), output(model))
     with pytest.raises(RuntimeError, match="does not say that it was conditioned"):
         loaded.load_state_dict(build("torch_mha").state_dict(), strict=False)
-
-
-def test_a_module_that_an_earlier_version_pickled():
-    model = vit()
-    precondition(model)
-    model._state_dict_pre_hooks.clear()
-    record = old_guard(model)["conditioned_attention"]
-    model.register_buffer("conditioned_attention", record)
-    handle = model.register_load_state_dict_pre_hook(_compare)
-    hooks = model._load_state_dict_pre_hooks
-    hooks[HOOK_KEY] = hooks.pop(handle.id)
-    again = pickle.loads(pickle.dumps(model))
-    again.load_state_dict(old_guard(guarded()))
-    with pytest.raises(RuntimeError, match="conditioned otherwise"):
-        again.load_state_dict(old_guard(guarded(eps=1e-3)))
-    with pytest.raises(RuntimeError, match="does not say that it was conditioned"):
-        again.load_state_dict(vit().state_dict())
-    assert "conditioned_attention" not in again.state_dict()
-    restore(again)
-    assert [*again.state_dict()] == [*vit().state_dict()]
 
 
 @pytest.mark.parametrize("transform", [HeadRMSNorm(), ConstantGain(0.1)])

@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from conditioned_attention.conversion.check import Settings
 from conditioned_attention.conversion.names import all_names, bare_name, plain_name
-from conditioned_attention.conversion.record import FORMAT, entries_of, settings_of
+from conditioned_attention.conversion.record import FORMAT, settings_of
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.site import HOOK_KEY
 
 # An identifier, and with the settings and the module's path short enough for the name of a file: some offload so.
 GUARD = "conditioned_attention__call_apply_conditioning_before_load_state_dict__"
-
-# Of earlier versions: one buffer on the model, whose bytes are the record in JSON.
-OLD_GUARD = "conditioned_attention"
 
 # What a module says in a state_dict: the settings, in the words of `_word`
 _Said = dict[str, set[str]]
@@ -73,8 +70,7 @@ def refresh_guards(model: nn.Module) -> None:
 
 def guards_on(module: nn.Module) -> list[str]:
     """The names of the guard's buffers on a module."""
-    old = [name for name, value in module._buffers.items() if is_guarded(module) and _is_old(name, value)]
-    return old + [name for name, _ in module._buffers.items() if name.startswith(GUARD)]  # what torch.jit has, too
+    return [name for name, _ in module._buffers.items() if name.startswith(GUARD)]  # what torch.jit has, too
 
 
 def _device(module: nn.Module) -> torch.device | None:
@@ -94,35 +90,11 @@ def record_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
 def _said_in(state_dict: Mapping[str, Any], prefix: str = "") -> _Said:
     """The words of every module below a prefix."""
     said: _Said = {}
-    for key, value in state_dict.items():
+    for key in state_dict:
         owner, _, last = key.removeprefix(prefix).rpartition(".")
-        if not key.startswith(prefix):
-            continue
-        if last.startswith(GUARD):
+        if key.startswith(prefix) and last.startswith(GUARD):
             said.setdefault(plain_name(owner), set()).add(last.removeprefix(GUARD))
-        elif _is_old(last, value):
-            for entry in _old_entries(value):
-                word = _word_of({key: value for key, value in entry.items() if key != "modules"})
-                for name in entry["modules"]:
-                    said.setdefault(plain_name(f"{owner}.{name}".strip(".")), set()).add(word)
     return said
-
-
-def _old_entries(content: Tensor) -> Sequence[Mapping[str, Any]]:
-    """What an earlier version's guard says.  Raises ValueError where arithmetic has gone over its bytes."""
-    try:
-        record = json.loads(bytes(content.cpu().tolist()))
-    except ValueError as error:
-        raise ValueError(
-            f"the buffer {OLD_GUARD!r} that an earlier version put into this state_dict is no longer what it was: an "
-            "average of buffers (EMA, soups) damages it. Take it out, and give apply_conditioning the record of the "
-            f"model, as conditioning(model) returns it ({error})"
-        ) from error
-    return entries_of(record)
-
-
-def _is_old(last: str, value: Any) -> bool:
-    return last == OLD_GUARD and isinstance(value, Tensor) and value.dtype == torch.uint8
 
 
 def _compare(
@@ -151,7 +123,6 @@ def _compare(
             "this checkpoint does not say that it was conditioned, and the model that loads it is. If it comes from a "
             "plain model: load it before precondition(model), or restore(model) first"
         )
-    _translate(module, state_dict, prefix)
 
 
 def _brings(state_dict: Mapping[str, Any], prefix: str, attention: nn.Module, model: nn.Module) -> bool:
@@ -173,26 +144,10 @@ def _of_adapters(attention: nn.Module) -> set[int]:
     return own - {id(p) for layer in layers for p in layer.base_layer.parameters()}  # type: ignore[union-attr]
 
 
-def _translate(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-    """Puts buffers of this version in the place of an earlier one's, so that strict loading finds what it expects."""
-    old = [
-        key for key, value in state_dict.items() if key.startswith(prefix) and _is_old(key.rpartition(".")[2], value)
-    ]
-    for key in old:
-        del state_dict[key]
-    for name, buffer in module.named_buffers(prefix=prefix.rstrip("."), remove_duplicate=False) if old else ():
-        if name.rpartition(".")[2].startswith(GUARD):
-            state_dict[_without_wrappers(name)] = torch.zeros_like(buffer)
-
-
 def _word(settings: Settings) -> str:
-    return _word_of({"kind": settings.kind, **asdict(settings)})  # type: ignore[arg-type]
-
-
-def _word_of(entry: Mapping[str, Any]) -> str:
-    """An entry of a record, without its modules, as an identifier: ``row_5fnorm_20eps_3d1e_2d06…``."""
-    options = " ".join(f"{key}={_spelled(value)}" for key, value in sorted(entry.items()) if key != "kind")
-    return re.sub(r"[^a-zA-Z0-9]", lambda found: f"_{ord(found[0]):02x}", f"{entry['kind']} {options}".strip())
+    """What was done, as an identifier: ``row_5fnorm_20eps_3d1e_2d06…``."""
+    options = " ".join(f"{key}={_spelled(value)}" for key, value in sorted(asdict(settings).items()))  # type: ignore[arg-type]
+    return re.sub(r"[^a-zA-Z0-9]", lambda found: f"_{ord(found[0]):02x}", f"{settings.kind} {options}".strip())
 
 
 def _entry(word: str) -> dict[str, Any]:

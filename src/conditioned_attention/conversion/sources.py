@@ -75,9 +75,8 @@ def _from_path(path: Path) -> Found:
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
-        with safe_open(str(path), "pt") as file:  # values only where an earlier version's guard needs them
-            keys = [*file.keys()]
-            return record_from({key: file.get_tensor(key) if CONFIG_KEY in key else None for key in keys})
+        with safe_open(str(path), "pt") as file:  # the keys are enough
+            return record_from(dict.fromkeys(file.keys()))
     mapped = is_zipfile(path)  # PyTorch's older files are none, and cannot be read in part
     try:
         return _in_file(path, torch.load(path, map_location="cpu", mmap=mapped, weights_only=True))
