@@ -29,7 +29,7 @@ from conditioned_attention.sites.forward import (
     rebind,
     replaced,
 )
-from conditioned_attention.sites.site import Mechanism, Site, bare_class, class_name, set_class
+from conditioned_attention.sites.site import Mechanism, Site, bare_class, class_name, plain_class, set_class
 
 _SWAP = "_class_swap"
 _swaps: dict[type, Swap] = {}  # by the plain class
@@ -159,9 +159,12 @@ def swap_of(cls: type) -> Swap | None:
     return getattr(cls, _SWAP, None)
 
 
-def declared_swap(plain: type) -> Swap | None:
-    """The class swap from a class, if one was declared in a file that has been imported."""
-    return _swaps.get(plain)
+def recognise(module: nn.Module) -> Mechanism | str | None:
+    """The class swap of an attention class of this project's networks, which declare them beside themselves.
+
+    Nothing of `experiments` is imported for it: a model that holds one has been made there.
+    """
+    return _swaps.get(plain_class(module))
 
 
 def swap_in(module: str, plain: type) -> Swap:

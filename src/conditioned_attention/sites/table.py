@@ -31,7 +31,7 @@ from conditioned_attention.spectral import Spectral
 
 # top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
 _LIBRARIES: tuple[tuple[str | None, str], ...] = (
-    ("conditioned_attention", "conditioned_attention.sites.own"),
+    ("conditioned_attention", "conditioned_attention.sites.swap"),
     ("timm", "conditioned_attention.sites.timm.heads"),
     ("torchvision", "conditioned_attention.sites.torchvision.heads"),
     ("torch", "conditioned_attention.sites.torch_nn.heads"),  # the base classes of every module are of this package
