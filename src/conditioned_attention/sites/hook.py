@@ -259,19 +259,6 @@ def put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
     hooks.move_to_end(HOOK_KEY, last=False)
 
 
-def put_around(module: nn.Module, key: int, before: Callable[..., None], after: Callable[..., None]) -> None:
-    """A hook before the module, and one behind it that is called also where its forward raises."""
-    module._forward_pre_hooks[key] = before
-    module._forward_hooks[key] = after
-    module._forward_hooks_always_called[key] = True
-
-
-def take_around(module: nn.Module, key: int) -> None:
-    """Undoes `put_around`."""
-    for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
-        hooks.pop(key, None)
-
-
 def _take_off(target: nn.Module) -> None:
     """From the module at the site, or from one that it has been wrapped around since."""
     for module in target.modules():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_positive, row_norm
-from conditioned_attention.sites.hook import Hook, put_around, take_around
+from conditioned_attention.sites.hook import Hook
 from conditioned_attention.sites.projections import Projections, as_matrix
 from conditioned_attention.sites.site import HOOK_KEY, Mechanism, transform_of
 
@@ -70,13 +70,16 @@ class Learned(OnModule):
         if self.parameter not in attention._parameters:  # or it is its own, from before somebody changed how it runs
             attention.register_parameter(self.parameter, nn.Parameter(initial.to(weight)))
         if self.reads_input:
-            put_around(attention, _KEY, _remember_input, _forget_input)
+            attention._forward_pre_hooks[_KEY] = _remember_input
             attention._forward_pre_hooks_with_kwargs[_KEY] = True
+            attention._forward_hooks[_KEY] = _forget_input
+            attention._forward_hooks_always_called[_KEY] = True  # also where its forward raises
 
     def end(self, attention: nn.Module) -> None:
         attention._parameters.pop(self.parameter, None)
-        take_around(attention, _KEY)
-        attention._forward_pre_hooks_with_kwargs.pop(_KEY, None)
+        before = attention._forward_pre_hooks, attention._forward_pre_hooks_with_kwargs
+        for hooks in (*before, attention._forward_hooks, attention._forward_hooks_always_called):
+            hooks.pop(_KEY, None)
 
     def against(self, attention: nn.Module, projections: Projections) -> str:
         if self.reads_input and isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
