@@ -112,7 +112,7 @@ MUTATIONS = [
     ("flash, padded statistics", "attention/lean/steps.py", "lse[..., : norm.shape[-2]].add_", "lse.add_", OPERATOR),
     ("module without C", "modules.py", "return behind(transform, output, weights), weights", "return output, weights", MODULES),
     ("module without guard", "modules.py", "self.__dict__[TRANSFORM] = transform\n        guard(self)", "self.__dict__[TRANSFORM] = transform", MODULES),
-    ("conversion without guard", "sites/torch_nn/heads.py", "\n        guard(module)", "", MODULES),
+    ("conversion without guard", "sites/torch_nn/heads.py", "\n        guard(site.module)", "", MODULES),
     ("hook, left on what was wrapped", "sites/hook.py", "self.hook.put_on(module, module.__dict__[TRANSFORM])", "pass", HOOK),
     ("hook, behind those of others", "sites/hook.py", "hooks.move_to_end(HOOK_KEY, last=False)", "pass", HOOK),
     ("hook, heads and width exchanged", "sites/hook.py", "y = y.unflatten(i, (-1, heads))", "y = y.unflatten(i, (heads, -1))", HOOK),

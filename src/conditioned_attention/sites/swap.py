@@ -61,7 +61,6 @@ class Swap(Mechanism):
             set_class(site.module, self.conditioned)
             rebind(site.module, self.plain, self.conditioned)
             demand(site.module, "its conditioned attention was not reached")
-            self.switched(site.module)
 
     def uninstall(self, site: Site) -> bool:
         module = site.module
@@ -71,14 +70,7 @@ class Swap(Mechanism):
         set_class(module, self.plain)
         rebind(module, self.conditioned, self.plain)
         demand_no_more(module)
-        self.switched_back(module)
         return True
-
-    def switched(self, module: nn.Module) -> None:
-        """What else has to be done to a module that has just become ``conditioned``."""
-
-    def switched_back(self, module: nn.Module) -> None:
-        """What else has to be done to a module that has just become ``plain``."""
 
     def acts(self, module: nn.Module) -> bool:
         return isinstance(module, self.conditioned)

@@ -15,13 +15,17 @@ from conditioned_attention.sites.swap import Swap, subclass_reason, swap_of, swa
 class _GuardedSwap(Swap):
     """With a hook that keeps the fast paths of torch.nn from passing the heads by."""
 
-    def switched(self, module: nn.Module) -> None:
-        assert isinstance(module, nn.MultiheadAttention)
-        guard(module)
+    def put(self, site: Site, transform: HeadTransform) -> None:
+        super().put(site, transform)
+        assert isinstance(site.module, nn.MultiheadAttention)
+        guard(site.module)
 
-    def switched_back(self, module: nn.Module) -> None:
-        assert isinstance(module, nn.MultiheadAttention)
-        unguard(module)
+    def uninstall(self, site: Site) -> bool:
+        if not super().uninstall(site):
+            return False
+        assert isinstance(site.module, nn.MultiheadAttention)
+        unguard(site.module)
+        return True
 
 
 @swapped_for(nn.MultiheadAttention, _GuardedSwap)
