@@ -107,8 +107,7 @@ class _Weights:
                 part = self.mask[rows]
                 logits = logits.masked_fill(~part, -math.inf) if part.dtype == torch.bool else logits + part
             if self.is_causal:
-                positions = torch.arange(max(rows.stop, key.shape[0]), device=key.device)
-                later = positions[: key.shape[0]] > positions[rows, None]
+                later = torch.ones_like(logits, dtype=torch.bool).triu(rows.start + 1)
                 logits = logits.masked_fill(later, -math.inf)
             nothing = (logits == -math.inf).all(-1, keepdim=True)
             yield rows, logits.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
