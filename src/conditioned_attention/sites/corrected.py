@@ -11,8 +11,8 @@ a hook before the attention module raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -96,14 +96,12 @@ def set_folded(attention: nn.Module, projections: Projections, *, folded: bool) 
         _put_on(attention, corrections_for(attention, projections, spectral))
 
 
-@contextmanager
-def shown(attention: nn.Module, *, corrected: bool = True) -> Iterator[None]:
+def shown(attention: nn.Module, *, corrected: bool = True) -> AbstractContextManager[None]:
     """Within the block projections show, in this thread, what the module computes with: W + C if it is corrected.
 
     Or W, and projections that are called compute with that, where ``corrected`` is False.
     """
-    with seen([c.projection.owner(attention) for c in corrections_of(attention)], corrected=corrected):
-        yield
+    return seen([c.projection.owner(attention) for c in corrections_of(attention)], corrected=corrected)
 
 
 @dataclass(frozen=True)
