@@ -22,6 +22,9 @@ PUBLISHED = {
 
 # λ for queries and keys alone, at which logits of different tokens get the deviation 1, so that a softmax has something
 # to choose from: our choice, and no paper's.  `auto_strength` counts a token's logit with itself instead, which is √d.
+# q · k / √d gains λ² x_h · y_h / √d for a query from x and a key from y, of which x_h and y_h are the d features that
+# the identity gives to head h.  If these are independent, of mean 0 and variance 1 (as layer norms make them, on
+# average), x_h · y_h is a sum of d products of mean 0 and variance 1, and the deviation λ² √d / √d = λ² is left.
 ON_LOGITS = 1.0
 
 # From here on a softmax over a few thousand tokens looks at the token itself and little else: log(4096) is 8.3.
@@ -89,19 +92,6 @@ def auto_strength(width: int) -> float:
     0.354
     """
     return 1.0 / math.sqrt(math.sqrt(width))
-
-
-def logit_deviation(strength: float) -> float:
-    """The standard deviation of what λ I on queries and keys adds to the logits of two different tokens: λ².
-
-    q · k / √d gains λ² x_h · y_h / √d for a query from x and a key from y, of which x_h and y_h are the d features that
-    the identity gives to head h.  If these are independent, of mean 0 and variance 1 (as layer norms make them, on
-    average), x_h · y_h is a sum of d products of mean 0 and variance 1, and λ² √d / √d = λ² is left, at any width.
-
-    >>> logit_deviation(ON_LOGITS)
-    1.0
-    """
-    return strength**2
 
 
 def self_logit(strength: float, width: int) -> float:

@@ -29,7 +29,7 @@ from conditioned_attention import (
 from conditioned_attention.measure.probing.projections import projection_records
 from conditioned_attention.sites.corrected import shown
 from conditioned_attention.sites.projections import Projection, Projections
-from conditioned_attention.spectral import ON_LOGITS, Spectral, auto_strength, logit_deviation, self_logit
+from conditioned_attention.spectral import ON_LOGITS, Spectral, auto_strength, self_logit
 from tests.conversion.by_hand import (
     STRENGTH,
     identity_of_each_head,
@@ -392,7 +392,7 @@ def test_the_logits_of_different_tokens():
             q, k, v = nn.functional.linear(x, model.in_proj_weight).unflatten(-1, (3, heads, -1)).unbind(1)
         logits = torch.einsum("nhd,mhd->hnm", q, k) / math.sqrt(width // heads)
         others = logits[:, ~torch.eye(200, dtype=torch.bool)]
-        assert others.std().item() == pytest.approx(logit_deviation(strength), rel=0.02)
+        assert others.std().item() == pytest.approx(strength**2, rel=0.02)
         assert not v.any()
 
 
