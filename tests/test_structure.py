@@ -40,6 +40,7 @@ FLOORS = [
         "_torch",
         "_warnings",
     },
+    {"_precision"},
 ]
 EXPERIMENTS = [
     {"commands", "exported"},

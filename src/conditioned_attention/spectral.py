@@ -13,6 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from conditioned_attention._precision import exact
+
 CORRECTIONS = ("identity", "polar")
 ROLE_SETS = ("qkv", "qk", "v")
 PUBLISHED = {
@@ -77,9 +79,9 @@ def polar_correction(weight: Tensor, strength: float = 1.0) -> Tensor:
     >>> bool(s[0] / s[-1] <= 2)
     True
     """
-    u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(exact(weight), full_matrices=False)
     correction: Tensor = strength * s[..., :1, None] * (u @ vh)
-    return correction.to(weight.dtype)
+    return correction.to(weight)
 
 
 def auto_strength(width: int) -> float:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conditioned_attention import condition_number, log_complexity, precondition_rows, reference
+from conditioned_attention._precision import exact
 from conditioned_attention.measure.numbers.lanczos import lanczos
 from conditioned_attention.measure.numbers.randomised import estimate_condition
 from conditioned_attention.measure.numbers.spectra import spectrum
@@ -181,3 +182,17 @@ def test_estimates_know_the_floor():
 def test_wrong_input_of_estimates(matrix, options, error, words):
     with pytest.raises(error, match=words):
         estimate_condition(matrix, **options)
+
+
+class OfAnotherDevice:
+    """Stands for a tensor on Apple's GPU, which has no float64."""
+
+    device = torch.device("mps")
+
+    def cpu(self):
+        return torch.ones(2)
+
+
+def test_float64_of_numbers_on_a_device_that_has_none():
+    assert exact(OfAnotherDevice()).dtype == exact(torch.ones(2)).dtype == torch.float64
+    assert exact(torch.ones(2, device="meta")).device.type == "meta"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditioned_attention._precision import exact
 from conditioned_attention.attention.autocast import without_autocast
 from conditioned_attention.sites.corrected import corrections_of, shown
 from conditioned_attention.sites.projections import Projection, as_matrix
@@ -47,7 +48,8 @@ def _gains_identity(attention: nn.Module, projection: Projection, widths: Any, s
     with shown(attention, corrected=False):
         before = _project(owner, projection, x)
     with shown(attention):
-        gain = (_project(owner, projection, x) - before).double()
+        gain = exact(_project(owner, projection, x) - before)
+    size = exact(x).abs() @ exact(matrix).abs().t() + exact(before).abs()
     expected = torch.zeros_like(gain)
     for role, rows in projection.rows(attention).items():
         if role not in spectral.roles:
@@ -55,8 +57,8 @@ def _gains_identity(attention: nn.Module, projection: Projection, widths: Any, s
         width = widths[role] if spectral.per_head else rows.count
         for i, row in enumerate(rows.indices()):
             if i % width < x.shape[1]:
-                expected[:, row] = spectral.strength * x[:, i % width].double()
-    size = x.double().abs() @ matrix.double().abs().t() + expected.abs() + before.double().abs()
+                expected[:, row] = spectral.strength * exact(x[:, i % width])
+    size += expected.abs()
     return bool(((gain - expected).abs() <= 8 * torch.finfo(matrix.dtype).eps * size).all())
 
 
@@ -64,7 +66,7 @@ def _is_conditioned(attention: nn.Module, projection: Projection, widths: Any, s
     owner = projection.owner(attention)
     with shown(attention):
         rounded = as_matrix(owner, getattr(owner, projection.parameter))
-    matrix, rounding = rounded.double(), 8 * torch.finfo(rounded.dtype).eps
+    matrix, rounding = exact(rounded), 8 * torch.finfo(rounded.dtype).eps
     for role, rows in projection.rows(attention).items():
         if role not in spectral.roles:
             continue

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conditioned_attention._precision import exact
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -92,12 +94,12 @@ def spectrum(matrix: Tensor) -> Spectrum:
     check_floats("matrix", matrix)
     if matrix.dim() < 2 or 0 in matrix.shape[-2:]:
         raise ValueError(f"matrix must be (..., n, d) with n and d at least 1, got shape {tuple(matrix.shape)}")
-    matrix = matrix.detach()
+    numbers = exact(matrix.detach())
     # A matrix that is not finite would make the decomposition of the whole batch fail.
-    finite = matrix.isfinite().all(-1).all(-1)
-    clean = torch.where(finite[..., None, None], matrix, 0.0)
+    finite = numbers.isfinite().all(-1).all(-1)
+    clean = torch.where(finite[..., None, None], numbers, 0.0)
     # By decomposition, and not by the eigenvalues of AᵀA: those square κ, and were hardly faster (docs/monitoring.md).
-    values = torch.linalg.svdvals(clean.double()).where(finite[..., None], math.nan)
+    values = torch.linalg.svdvals(clean).where(finite[..., None], math.nan)
     return Spectrum(values, resolution(matrix))
 
 

@@ -1,0 +1,10 @@
+"""float64 for numbers on any device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """The numbers in float64; on the CPU where their device has no float64, as Apple's mps."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
