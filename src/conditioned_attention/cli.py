@@ -235,7 +235,7 @@ class Export(Choices):
 class Inspect(Choices):
     """Say which attention a model has, what conversion would do to it, and how well its heads are conditioned.
 
-    Exit status: 0 if all of its attention converts, 1 if some or all of it cannot, or there is none; 2 wrong input.
+    Exit status: 0 if attention was found and none of it is refused, 1 if some is, or nothing was found; 2 wrong input.
     """
 
     model: tyro.conf.Positional[str]

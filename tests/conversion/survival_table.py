@@ -121,8 +121,8 @@ test every cell.
 ✓: outputs, and gradients where there are any, are those of the plain model with all attention rows normalised from
 outside, or with C added to the weights themselves (float32, relative error below 2e-5; rounded to bfloat16 or 8 bits:
 far nearer to it than the plain model is).  Where the thing is undone, the plain model's output comes back.  "no" is an
-error with this reason, not a wrong number.  One exception: that adapters are passed by, as the plain model does before
-they are merged, is found by the test and told by nobody.
+error with this reason, not a wrong number.  One exception: where a model passes unmerged adapters by, as the plain
+model does, no error is raised.
 
 """
 
