@@ -71,6 +71,7 @@ site: $(READY)
 	$(BIN)/python -m mkdocs build --strict -f website/mkdocs.yml
 
 $(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
@@ -83,7 +84,7 @@ constraints:
 	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e ".[all,dev,site]"
 	{ echo "# Every dependency of development and CI; written by 'make constraints'."; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > build/constraints.txt
-	mv build/constraints.txt constraints.txt && rm -rf build
+	mv build/constraints.txt constraints.txt && rm -rf build/constraints
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
@@ -39,12 +40,13 @@ class Block(nn.Module):  # torchtitan's, without rotary positions and MLP
 
 
 dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())  # torchrun's, with NCCL, on GPUs
+mesh = init_device_mesh("cpu", (1,))
 with torch.device("meta"):
     model = nn.Sequential(nn.Embedding(128, 32), Block(), Block(), nn.Linear(32, 128))
 for i in (1, 2):
     model[i].inner_attention = PreconditionedAttention()  # the only change; without parameters, so checkpoints fit
-    model[i] = fully_shard(checkpoint_wrapper(model[i]))
-fully_shard(model).to_empty(device="cpu")
+    model[i] = fully_shard(checkpoint_wrapper(model[i]), mesh=mesh)
+fully_shard(model, mesh=mesh).to_empty(device="cpu")
 torch.manual_seed(0)
 for module in model.modules():
     module.reset_parameters() if hasattr(module, "reset_parameters") else None

@@ -134,17 +134,26 @@ def test_a_folder_whose_name_is_not_utf_8(tmp_path):
     assert "there is no checkpoint in" in (folder / "run" / "error.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", [["-m", "conditioned_attention", "env"], ["-c", "import conditioned_attention"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "conditioned_attention", "env"], ["-c", "import conditioned_attention"],
+        ["-m", "mine", "--attention", "conditioned_attention"], ["conditioned-attention-sweep.py"],
+    ],
+)  # fmt: skip
 def test_ctrl_c_while_torch_is_imported(tmp_path, command):
     """Of the command a word; a program of somebody else's, which imports the library, keeps its KeyboardInterrupt."""
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    (tmp_path / "mine").mkdir()
+    for file in ("mine/__init__.py", "mine/__main__.py", "conditioned-attention-sweep.py"):
+        (tmp_path / file).write_text("import conditioned_attention")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=60,
+        [sys.executable, *command], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
-    if command[0] == "-m":
+    if command[:2] == ["-m", "conditioned_attention"]:
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped\n")
     else:
         assert done.returncode == -signal.SIGINT

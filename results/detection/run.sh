@@ -11,7 +11,7 @@ set -euo pipefail
 
 VARIANTS="baseline preconditioned spectral"
 
-name=$1
+name=${1:?NAME of a comparison; see the list in $0}
 shift
 case $name in
 scenes) tuning="" ;;

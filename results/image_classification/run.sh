@@ -10,7 +10,7 @@ set -euo pipefail
 
 EVERY="baseline preconditioned spectral preconditioned+spectral"
 
-name=$1
+name=${1:?NAME of a comparison; see the list in $0}
 shift
 IFS=- read -r family recipe data <<< "$name"
 

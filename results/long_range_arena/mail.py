@@ -27,4 +27,6 @@ def main(modules: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
     main(*map(Path, sys.argv[1:]))

@@ -14,7 +14,7 @@ set -euo pipefail
 
 VARIANTS="baseline preconditioned preconditioned_weights spectral qk_norm"
 
-name=$1
+name=${1:?NAME of a comparison; see the list in $0}
 shift
 case $name in
 listops) task=(listops --samples 32000 --eval-samples 1000 --longer-than 32 --shorter-than 129 --length 128
@@ -24,7 +24,11 @@ pathfinder) task=(pathfinder32 --side 16 --length 256 --path-length 4 --distract
   --accumulation 1 --warmup-steps 100 --evaluate-steps 75 --evaluate-batches 31 --monitor-every 0.2) ;;
 mail)
   mail=runs/long_range_arena/mail-bodies
-  [ -d "$mail" ] || python "$(dirname "$0")/mail.py" "${MODULES:-node_modules}" "$mail"
+  [ -d "$mail" ] || { # whole or not at all
+    rm -rf "$mail.part"
+    python "$(dirname "$0")/mail.py" "${MODULES:-node_modules}" "$mail.part"
+    mv "$mail.part" "$mail"
+  }
   task=(lra_text --data-dir "$mail" --dev held_out --cut 500 --length 512 --max-steps 300 --warmup-steps 30
     --evaluate-steps 25 --monitor-every 0.5)
   ;;

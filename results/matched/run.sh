@@ -21,7 +21,7 @@ dose() { digits "$SEVEN" --seeds 3 --tune 1e-3 2.5e-3 6e-3 "$@"; }              
 vary() { digits "$FIVE" --seeds 5 --tune 1e-3 2.5e-3 6e-3 "$@"; }                 # what nobody had varied
 regime() { digits "$1" --seeds 5 --tune 5e-4 1e-3 2.5e-3 6e-3 --tune-seeds 2 "${@:2}"; }
 
-name=$1
+name=${1:?NAME of a comparison; see the list in $0}
 shift
 case $name in
 digits) digits "$ALL" --seeds 10 --tune 2e-4 5e-4 1e-3 2.5e-3 6e-3 --tune-seeds 3 "$@" ;;

@@ -19,8 +19,10 @@ def imported() -> None:
 
 def _is_command() -> bool:
     called = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
-    # while the package of a `python -m` is imported, that is what stands for the name of its file
-    return called.startswith("conditioned-attention") or (called == "-m" and "conditioned_attention" in sys.orig_argv)
+    if called == "-m":  # while the package of a `python -m` is imported, that stands for the name of its file
+        words = sys.orig_argv
+        return "-m" in words[:-1] and words[words.index("-m") + 1] == "conditioned_attention"
+    return called in ("conditioned-attention", "conditioned-attention.exe", "conditioned-attention-script.py")
 
 
 def _leave(*_: object) -> None:

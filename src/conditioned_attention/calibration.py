@@ -73,6 +73,7 @@ def calibrate(model: nn.Module, batch: Any) -> Calibration:
             reached by the batch; or the heads of one do not go as they are into a linear layer of its own, whose weight
             is a parameter on this device.  The model is unchanged then.
 
+    >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from conditioned_attention import calibrate, precondition
     >>> sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)

@@ -76,7 +76,7 @@ class Comparison:
         """The same runs compared by other numbers: the mean of the score over the run, the evaluation loss, and of
         detection the average precision of masks and at two overlaps.
 
-        Each run's history is one row then, with that number as its score.  None if there is nothing to compare.
+        Each run's history is one row then, with that number as its score.  Empty if there is nothing to compare.
         """
         found = other_outcomes(self.runs, self.metric) if len(self.runs) > 1 else []
         return [dataclasses.replace(self, runs=runs, metric=metric, cost=None, tuning=None) for metric, runs in found]

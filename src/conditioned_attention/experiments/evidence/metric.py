@@ -24,6 +24,7 @@ class Metric:
     def limit(self) -> float | None:
         """The best that a percentage can be, 100 or 0; None of other units.
 
+        >>> from conditioned_attention.experiments import Metric
         >>> Metric("accuracy (%)").limit, Metric("error (%)", False).limit, Metric("loss (nats a byte)", False).limit
         (100.0, 0.0, None)
         """

@@ -87,6 +87,7 @@ def spectrum(matrix: Tensor) -> Spectrum:
     `conditioned_attention.measure.numbers.randomised.estimate_condition`.
 
     >>> import torch
+    >>> from conditioned_attention.measure import spectrum
     >>> found = spectrum(torch.diag(torch.tensor([2.0, 2.0, 1.0])))
     >>> found.kappa.item(), found.stable_rank.item(), round(found.effective_rank.item(), 3)
     (2.0, 2.25, 2.872)
