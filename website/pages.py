@@ -12,7 +12,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 import conditioned_attention
-from conditioned_attention import experiments, measure
+from conditioned_attention import conversion, experiments, measure
+from conditioned_attention.measure import plots
 
 ROOT = Path(__file__).parents[1]
 PICTURES = {".png", ".svg", ".gif"}
@@ -92,7 +93,7 @@ def reference():
         "",
     ]
     shown = set()
-    for package in (conditioned_attention, measure, experiments):
+    for package in (conditioned_attention, conversion, measure, plots, experiments):
         lines += [f"## {package.__name__}", ""]
         for name in package.__all__:
             if name not in shown and not name.startswith("_"):
