@@ -253,8 +253,12 @@ def test_files_are_read_back(tmp_path, name):
     for step in range(5):
         monitor.step(step)
     assert read_records(tmp_path / name) == monitor.records
-    monitor_of(path=tmp_path / name).measure(4)  # a run that went on from an earlier checkpoint
-    assert read_records(tmp_path / name) == monitor.records
+    with warnings.catch_warnings(action="error"):
+        monitor.measure(0)
+        monitor_of(path=tmp_path / name).measure(4)  # a run that went on from an earlier checkpoint
+    assert read_records(tmp_path / name) == monitor.records[:-8]
+    with pytest.warns(RuntimeWarning, match="holds records of an earlier training"):
+        monitor_of(path=tmp_path / name).measure(0)
 
 
 def test_parquet_is_what_pandas_reads(tmp_path):

@@ -169,6 +169,7 @@ class ConditionMonitor:
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0:
             if self._sink is not None:
+                self._warn_of_earlier(step)
                 self._sink(new)
             if self.log is not None:
                 self.log(summary(new), step)
@@ -206,7 +207,17 @@ class ConditionMonitor:
             )
         self._kept.append(new)
 
-    _warned = False
+    def _warn_of_earlier(self, step: int) -> None:
+        """Before the first record is written, where a training begins: its steps and those in the file would be one."""
+        begins, self._written = step == 0 and not self._written, True
+        if begins and self.path is not None and self.path.exists() and (self.path.is_dir() or self.path.stat().st_size):
+            warn_user(
+                f"{str(self.path)!r} holds records of an earlier training, which those of this one are mixed with: "
+                "delete it, or give another path",
+                RuntimeWarning,
+            )
+
+    _warned = _written = False
 
 
 def _check_count(name: str, value: Any, what: str, least: int = 1) -> None:
