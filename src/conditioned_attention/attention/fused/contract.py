@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from conditioned_attention.attention.arguments import Arguments, four
+from conditioned_attention.attention.autocast import autocast_dtype
 from conditioned_attention.attention.surroundings import exported_or_traced
 from conditioned_attention.attention.triton.machine import refuses_machine
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
@@ -54,7 +55,6 @@ def tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None
     """Query, key, value and mask with four dimensions and, under autocast, in its dtype; the mask is not spread."""
     query, key, value = (four(tensor) for tensor in arguments[:3])
     mask = None if arguments.attn_mask is None else four(arguments.attn_mask)
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
+    if (dtype := autocast_dtype(query.device.type)) is not None:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return query, key, value, mask

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from conditioned_attention.attention.arguments import Arguments, four
+from conditioned_attention.attention.autocast import autocast_dtype
 from conditioned_attention.attention.lean.steps import unit_stride
 from conditioned_attention.attention.surroundings import exported_or_traced
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
@@ -140,10 +141,8 @@ def backend(arguments: Arguments, prepared: Prepared) -> str:
 
 def tensors(arguments: Arguments) -> Prepared:
     """Query, key, value and mask as the operators take them: (B, H, N, D), one dtype, last stride 1."""
-    device = arguments.query.device.type
     query, key, value = (unit_stride(four(t)) for t in arguments[:3])
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if (dtype := autocast_dtype(query.device.type)) is not None:
         query, key, value = (t if t.dtype == torch.float64 else t.to(dtype) for t in (query, key, value))
     if arguments.attn_mask is None:
         return query, key, value, None
