@@ -1,6 +1,7 @@
 """The benchmark for a GPU, run on a CPU with sizes that take no time."""
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from conditioned_attention.bench.operator import OperatorRow
 from conditioned_attention.bench.results import read_rows
 from conditioned_attention.bench.step import StepSettings
 from conditioned_attention.bench.work import measure_limits
+from conditioned_attention.environment import cores
 from tests.bench.tiny import CASE, MODEL, QUICK
 
 ROOT = Path(__file__).parents[2]
@@ -113,20 +115,36 @@ def test_kernels_are_tested_first(tmp_path, monkeypatch):
 
 
 def test_tests_that_pass_or_take_too_long_or_are_not_there(tmp_path, monkeypatch):
-    commands = []
+    commands, real = [], subprocess.Popen
 
-    def run(command, stdout, timeout, **_):
+    def begun(command, **how):
         commands.append(command)
-        if timeout < 1:
-            raise subprocess.TimeoutExpired(command, timeout)
-        stdout.write("....\n==== 4 passed in 0.10s ====\n")
-        return subprocess.CompletedProcess(command, 0)
+        return real([sys.executable, "-c", "print('....\\n==== 4 passed in 0.10s ====')"], **how)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", begun)
     log = tmp_path / "tests.txt"
     assert run_tests(["some"], log, 60) == "passed: 4 passed in 0.10s; see tests.txt"
-    assert run_tests(["some"], log, 0.4) == "not finished within 0 seconds; see tests.txt"
-    assert commands[0][-2:] == ["-n", str(min(8, os.cpu_count()))], "of several processes where there is xdist"
+    assert commands[0][-2:] == ["-n", str(min(8, cores()))], "of several processes where there is xdist"
+    monkeypatch.setattr(subprocess, "Popen", real)
+    test = tmp_path / "test_some.py"
+    held = tmp_path / "held"
+    test.write_text(f"""
+import fcntl, subprocess, time
+
+def test_wrong():
+    assert 1 == 2
+
+def test_long():
+    with open({str(held)!r}, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        subprocess.Popen(["sleep", "60"], pass_fds=[file.fileno()])
+        time.sleep(60)
+""")
+    monkeypatch.setattr(gpu_module.importlib.util, "find_spec", without("xdist"))
+    assert run_tests([str(test)], log, 6) == "not finished within 6 seconds; see tests.txt"
+    assert "assert 1 == 2" in log.read_text(), "what had failed until then"
+    with held.open() as file:  # its process has ended too, like pytest's workers
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     monkeypatch.setattr(gpu_module.importlib.util, "find_spec", without("hypothesis"))
     assert run_tests(["some"], log, 60) == "not run: hypothesis not installed"
     monkeypatch.setattr(gpu_module, "_ROOT", tmp_path)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,7 @@ from conditioned_attention.bench.step import StepRow, StepSettings, run_step
 from conditioned_attention.bench.tables import print_steps
 from conditioned_attention.bench.targets import MODEL
 from conditioned_attention.bench.work import Limits, measure_limits
-from conditioned_attention.environment import environment
+from conditioned_attention.environment import cores, environment
 from conditioned_attention.storage.files import read_json, write_json, write_text
 from conditioned_attention.storage.ownership import claim
 
@@ -197,16 +199,28 @@ def run_tests(tests: Sequence[str], log: Path, seconds: float) -> str:
         return f"not run: {' and '.join(lacking)} not installed"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     if importlib.util.find_spec("xdist") is not None:  # most of the time goes into compiling kernels, on the host
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
+        command += ["-n", str(min(8, cores()))]
     path = os.pathsep.join(filter(None, [str(_ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path}
     with log.open("w") as output:
+        done = subprocess.Popen(command, cwd=_ROOT, env=env, stdout=output, stderr=output, start_new_session=True)
         try:
-            env = {**os.environ, "PYTHONPATH": path}
-            done = subprocess.run(command, cwd=_ROOT, env=env, stdout=output, stderr=output, timeout=seconds)
+            done.wait(seconds)
         except subprocess.TimeoutExpired:
             return f"not finished within {seconds:.0f} seconds; see {log.name}"
+        finally:
+            _end(done)
     last = (log.read_text().strip().splitlines() or [""])[-1].strip("= ")
     return f"{'FAILED' if done.returncode else 'passed'}: {last}; see {log.name}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends pytest with its workers, which would run beside what is timed; asked first, it prints what has failed."""
+    for word, patience in ((signal.SIGINT, 10.0), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, word)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
