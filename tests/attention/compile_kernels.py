@@ -47,6 +47,7 @@ CASES = {  # query (B, H, N, D), key heads, keys, value width, dtype, mask, opti
     "float32, 128 wide": ((2, 12, 197, 128), 12, 197, 128, single, None, through),
     "float32, 256 wide": ((2, 12, 197, 256), 12, 197, 256, single, None, causal),
     "dropout": ((2, 12, 1024, 64), 12, 1024, 64, half, None, causal._replace(dropout_p=0.1)),
+    "dropout, 128 wide": ((2, 4, 512, 128), 4, 512, 128, half, None, causal._replace(dropout_p=0.1)),
     "window": ((2, 12, 4096, 128), 4, 4096, 128, half, None, causal._replace(window=1024)),
     "weights": ((2, 12, 197, 64), 12, 197, 64, half, None, plain._replace(rows="weights", gradient="through")),
     "decode": ((2, 32, 1, 128), 8, 8192, 128, half, None, plain),

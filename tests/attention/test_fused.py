@@ -452,6 +452,20 @@ def test_other_cards_are_refused(attribute, value, words, monkeypatch):
         assert not lean_rows.run_on(q)
 
 
+@pytest.mark.skipif(GPU, reason="there Triton has its driver")
+def test_a_machine_on_which_triton_cannot_launch_is_refused(tmp_path, monkeypatch):
+    """As where there is no C compiler, with which Triton builds what talks to the driver."""
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "_too_old", lambda index: False)
+    machine._cannot_launch.cache_clear()
+    assert "Triton cannot launch kernels, for which it needs a C compiler" in machine.refuses_machine(
+        torch.device("cuda")
+    )
+    machine._cannot_launch.cache_clear()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_offsets_beyond_two_to_the_31(which):

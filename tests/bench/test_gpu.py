@@ -75,7 +75,7 @@ def test_nothing_is_begun_that_would_end_too_late(monkeypatch):
     monkeypatch.setattr(gpu_module.time, "monotonic", lambda: float(next(clock)))
     done, saved, missing = [], [], dict.fromkeys("abcde", "not reached")
     units = [Unit(name, name == "e", lambda name=name: done.append(name)) for name in "abcde"]
-    assert not gpu_module._measure(units, 65.0, missing, lambda: saved.append(list(missing)))
+    gpu_module._measure(units, 65.0, missing, lambda: saved.append(list(missing)), torch.device("cpu"))
     assert done == ["a", "b", "c", "e"]
     assert missing == {"d": "not reached"}
     assert saved[:2] == [["a", "b", "c", "d", "e"], ["b", "c", "d", "e"]]
@@ -94,6 +94,44 @@ def test_a_failure_is_named_and_the_others_are_measured(tmp_path, monkeypatch, c
     assert about(tmp_path)["not_measured"] == {"tiny": "failed: OutOfMemoryError: CUDA out of memory."}
     assert {row.case for row in read_rows(tmp_path / "operator.csv", OperatorRow)} == {"other"}
     assert "tiny: failed: OutOfMemoryError" in capsys.readouterr().out
+
+
+def test_where_a_kernel_breaks_the_device_a_new_process_goes_on_without_it(tmp_path, monkeypatch, capsys):
+    """CUDA refuses all that a process asks after a fault; the status still says that something failed."""
+    measure_case = operator_module.measure_case
+
+    def measure(case, settings):
+        if case.name == "tiny":
+            monkeypatch.setattr(gpu_module, "answers", lambda device: False)
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand so on")
+        return measure_case(case, settings)
+
+    class Replaced(BaseException):
+        pass
+
+    def replace_process(program, command):
+        raise Replaced(program, command)
+
+    monkeypatch.setattr(operator_module, "measure_case", measure)
+    monkeypatch.setattr(gpu_module.os, "execv", replace_process)
+    monkeypatch.setattr(gpu_module, "plan_for_cuda", lambda settings: PLAN)
+    with pytest.raises(Replaced) as replaced:
+        gpu_module.main([str(tmp_path), "--minutes", "5", "--rounds", "3", "--no-tests", "--no-compiled"])
+    program, command = replaced.value.args
+    assert command[:4] == [program, "-m", "conditioned_attention.bench.gpu", str(tmp_path)]
+    assert set(about(tmp_path)["not_measured"]) == {"tiny", "other"}, "saved first"
+    monkeypatch.setattr(gpu_module, "answers", lambda device: True)
+    assert gpu_module.main(command[3:]) == 1
+    now = about(tmp_path)
+    assert now["not_measured"] == {
+        "tiny": "failed: AcceleratorError: CUDA error: an illegal memory access was encountered"
+    }
+    assert 4.5 < now["settings"].pop("minutes") < 5
+    assert now["settings"] == {"rounds": 3, "tests": False, "compiled": False, "without": ["tiny"]}
+    assert {row.case for row in read_rows(tmp_path / "operator.csv", OperatorRow)} == {"other"}
+    assert "after tiny the device answers no more" in capsys.readouterr().err
+    assert gpu_module.main([str(tmp_path), "--without", "tinny"]) == 2
+    assert "without names 'tinny'; valid are tiny, other" in capsys.readouterr().err
 
 
 def without(package):

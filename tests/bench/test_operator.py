@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from conditioned_attention import functional
 from conditioned_attention.bench import contestants as contestants_module
+from conditioned_attention.bench import judge as judge_module
 from conditioned_attention.bench import operator as operator_module
 from conditioned_attention.bench.cases import CASES, Case, find_cases
 from conditioned_attention.bench.contestants import Contestant, contestants
@@ -123,6 +124,14 @@ def test_nothing_is_measured_against_a_wrong_plain_attention():
     broken = dataclasses.replace(usual[0], attend=not_a_number)
     with pytest.raises(RuntimeError, match="plain attention cannot be measured here"):
         measure_case(CASE, QUICK, [broken, *usual[1:]])
+
+
+def test_who_breaks_the_device_is_named(monkeypatch):
+    """Whoever comes after it would be said to have failed."""
+    monkeypatch.setattr(judge_module, "answers", lambda device: False)
+    usual = contestants(CASE, compiled=False)
+    with pytest.raises(RuntimeError, match="other broke the device: no compiler"):
+        measure_case(CASE, QUICK, [*usual, Contestant("other", crashing, usual[1].oracle)])
 
 
 def test_backward_is_timed_after_its_forwards(monkeypatch):

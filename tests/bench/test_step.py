@@ -49,6 +49,24 @@ def test_batch_and_layers_can_be_chosen():
     assert row.note == "2 of 2 attention modules converted"
 
 
+def test_an_implementation_that_fails_leaves_the_others_their_numbers(monkeypatch):
+    """One that refuses is an error of whoever asked for it."""
+    real = step_module._with_implementation
+
+    def fails(each, impl):
+        if impl == "lean":
+            raise RuntimeError("PassManager::run failed\nsomewhere")
+        return real(each, impl)
+
+    monkeypatch.setattr(step_module, "_with_implementation", fails)
+    quick = dataclasses.replace(QUICK, rounds=1, variants=("baseline",), implementations=("lean", "composed"))
+    plain, composed = measure_model(MODEL, quick)
+    assert plain.note == "lean failed: RuntimeError: PassManager::run failed"
+    assert composed.variant == "preconditioned, composed"
+    with pytest.raises(ValueError, match="fused"):
+        measure_model(MODEL, dataclasses.replace(quick, implementations=("fused",)))
+
+
 def test_an_implementation_can_be_asked_for_and_runs():
     """What composed holds beside lean is the output once more: 197 rows of 12 heads of 64."""
     rules = functional._AUTO

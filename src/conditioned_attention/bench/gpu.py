@@ -24,7 +24,7 @@ import torch
 
 from conditioned_attention.bench.cases import CASES, GPU_CASES, Case
 from conditioned_attention.bench.gpu_tables import ABOUT, GpuAbout, gpu_page, print_gpu_case
-from conditioned_attention.bench.judge import first_line
+from conditioned_attention.bench.judge import answers, first_line
 from conditioned_attention.bench.models import MODELS, StepModel
 from conditioned_attention.bench.operator import OperatorRow, OperatorSettings, run_operator
 from conditioned_attention.bench.results import begin
@@ -48,6 +48,7 @@ _TESTS = (
 _OTHERS = ("swin_bias", "bert", "gpt_grouped", "xcit")
 _DECODE = Case("decode", (16, 32, 1, 128), "a token a sequence, against a cache", keys=8192, key_heads=8)
 _NOT_REACHED = "not reached; a second run goes on here"
+_FAILED = "failed: "
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ class GpuSettings:
         rounds: turns that the contestants take.
         tests: test the kernels first, in a third of the time at most.
         compiled: let torch.compile take part.
+        without: models and cases that are left out.
     """
 
     minutes: float = 8.0
     rounds: int = 12
     tests: bool = True
     compiled: bool = True
+    without: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises ValueError for no time."""
@@ -82,6 +85,10 @@ class Plan:
     models: tuple[StepModel, ...]
     operator: OperatorSettings
     cases: tuple[Case, ...]
+
+
+class _DeviceLost(RuntimeError):
+    """The device answers this process no more; the message is the name of the unit that broke it."""
 
 
 class Unit(NamedTuple):
@@ -114,20 +121,23 @@ def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> in
 
     Returns 0, or 1 if the tests did not pass or a measurement failed; what there was no time for is no failure.  Raises
     ValueError for no CUDA device, or a folder that holds measurements with other settings or of another environment.
+    Where a kernel breaks the device for this process, a new one takes its place and leaves out what broke it.
     """
     settings.check()
-    plan = plan_for_cuda(settings) if plan is None else plan
+    plan = _without_chosen(plan_for_cuda(settings) if plan is None else plan, settings.without)
     plan.operator.check()
     plan.step.check()
     end = time.monotonic() + 60 * settings.minutes
     torch.set_num_threads(plan.operator.threads)  # now: the environment that a second run is compared with has it
     claim(folder)
-    where, earlier = environment(), folder / ABOUT
-    tests = read_json(earlier, GpuAbout)["tests"] if earlier.exists() else "not run"
-    about: dict[str, Any] = {"settings": asdict(settings), "environment": where, "tests": tests, "limits": {}}
+    where, file = environment(), folder / ABOUT
+    earlier = read_json(file, GpuAbout) if file.exists() else GpuAbout(tests="not run", limits={}, not_measured={})
+    about: dict[str, Any] = {"settings": asdict(settings), "environment": where, "limits": {}}
+    about["tests"] = earlier["tests"]
     missing, plan = _without_unavailable(plan, where["implementations"])
     units = _units(plan, folder, about)
     missing |= {unit.name: _NOT_REACHED for unit in units if not unit.finished}
+    missing |= {name: earlier["not_measured"].get(name, "left out") for name in settings.without}
     about["not_measured"] = missing
     write_json(folder / ABOUT, about)
     if plan.tests:
@@ -139,9 +149,32 @@ def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> in
         write_json(folder / ABOUT, about)
         write_text(folder / "summary.md", f"{gpu_page(folder)}\n")
 
-    failed = _measure(units, end, missing, save)
+    try:
+        _measure(units, end, missing, save, torch.device(plan.operator.device))
+    except _DeviceLost as lost:
+        print(f"after {lost} the device answers no more; a new process goes on without it", file=sys.stderr, flush=True)
+        os.execv(sys.executable, _going_on(settings, folder, (end - time.monotonic()) / 60, str(lost)))
     print(gpu_page(folder))
+    failed = any(why.startswith(_FAILED) for why in missing.values())
     return int(failed or bool(plan.tests and not about["tests"].startswith("passed")))
+
+
+def _going_on(settings: GpuSettings, folder: Path, minutes: float, lost: str) -> list[str]:
+    """The command that measures what is left, without another unit."""
+    options = ["--minutes", str(max(minutes, 0.01)), "--rounds", str(settings.rounds), "--no-tests"]
+    options += [] if settings.compiled else ["--no-compiled"]
+    options += ["--without", *settings.without, lost]
+    return [sys.executable, "-m", "conditioned_attention.bench.gpu", str(folder), *options]
+
+
+def _without_chosen(plan: Plan, names: Sequence[str]) -> Plan:
+    """The plan without these models and cases; raises ValueError for a name that is in it nowhere."""
+    valid = [*(model.name for model in plan.models), *(case.name for case in plan.cases)]
+    unknown = [name for name in names if name not in valid]
+    if unknown:
+        raise ValueError(f"without names {unknown[0]!r}; valid are {', '.join(valid)}")
+    models = tuple(model for model in plan.models if model.name not in names)
+    return replace(plan, models=models, cases=tuple(case for case in plan.cases if case.name not in names))
 
 
 def _without_unavailable(plan: Plan, availability: dict[str, str]) -> tuple[dict[str, str], Plan]:
@@ -169,9 +202,11 @@ def _units(plan: Plan, folder: Path, about: dict[str, Any]) -> list[Unit]:
     return units + [Unit(case.name, case.name in cases, partial(operator, case)) for case in plan.cases]
 
 
-def _measure(units: Sequence[Unit], end: float, missing: dict[str, str], save: Callable[[], None]) -> bool:
-    """Each unit that there is time for, if it takes as long as the one before; whether any failed."""
-    failed, last = False, 0.0
+def _measure(
+    units: Sequence[Unit], end: float, missing: dict[str, str], save: Callable[[], None], device: torch.device
+) -> None:
+    """Each unit that there is time for, if it takes as long as the one before; ``missing`` loses what was measured."""
+    last = 0.0
     save()
     for unit in units:
         began = time.monotonic()
@@ -181,13 +216,14 @@ def _measure(units: Sequence[Unit], end: float, missing: dict[str, str], save: C
             unit.measure()
             missing.pop(unit.name, None)
         except Exception as error:  # the others are measured all the same: who knows when there is a GPU again
-            failed = True
-            missing[unit.name] = f"failed: {type(error).__name__}: {first_line(error)}"
+            missing[unit.name] = f"{_FAILED}{type(error).__name__}: {first_line(error)}"
             print(f"{unit.name}: {missing[unit.name]}", flush=True)
+            if not answers(device):
+                save()
+                raise _DeviceLost(unit.name) from error
         if not unit.finished:
             last = time.monotonic() - began
         save()
-    return failed
 
 
 def run_tests(tests: Sequence[str], log: Path, seconds: float) -> str:
@@ -231,8 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=GpuSettings.rounds, help="turns that the contestants take")
     parser.add_argument("--no-tests", dest="tests", action="store_false", help="do not test the kernels first")
     parser.add_argument("--no-compiled", dest="compiled", action="store_false", help="without torch.compile")
+    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="models and cases to leave out")
     options = vars(parser.parse_args(arguments))
     folder = options.pop("folder")
+    options["without"] = tuple(options["without"])
     try:
         return run_gpu(GpuSettings(**options), folder)
     except ValueError as error:

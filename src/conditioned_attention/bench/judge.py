@@ -76,6 +76,8 @@ def _judge_one(
     except ValueError as error:
         return Verdict("refused", first_line(error))
     except Exception as error:  # a compiler may raise anything; the other contestants are measured all the same
+        if not answers(inputs.query.device):
+            raise RuntimeError(f"{contestant.name} broke the device: {first_line(error)}") from error
         return Verdict("failed", f"{type(error).__name__}: {first_line(error)}")
     errors = [_error(mine, true, part) for mine, true in zip(found, truth)]
     output_error, gradient_error = errors[0], max(errors[1:])
@@ -100,6 +102,14 @@ def _error(mine: Tensor, true: Tensor, part: Part | None) -> float:
     compared = mine if part is None else part.cut(mine)
     error = (compared.double() - true).abs().max() / true.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float(error)
+
+
+def answers(device: torch.device) -> bool:
+    """Whether a device computes at all: after a fault in one kernel CUDA refuses all that the process asks later."""
+    try:
+        return bool(torch.ones(1, device=device).add(1).item() == 2)
+    except RuntimeError:
+        return False
 
 
 def first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from conditioned_attention.bench.heap import keep_freed_memory
+from conditioned_attention.bench.judge import first_line
 from conditioned_attention.bench.models import Batch, StepModel
 from conditioned_attention.bench.results import measure_missing, time_columns
 from conditioned_attention.bench.settings import ModelSettings
@@ -58,7 +59,7 @@ class StepRow:
 
     Attributes:
         model, shape, variant: which; the first variant of a model is the baseline.
-        note: what the conversion did.
+        note: what the conversion did; the baseline's says which implementation failed, and how.
         ratio, p20, p80: time of a step over the baseline's, median and percentiles of the rounds' ratios.
         milliseconds: of a step, median of the rounds.
         held_bytes, held_ratio: different storages that the loss holds for backward, parameters and data not counted.
@@ -111,8 +112,14 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
         make = partial(trainee, model, batch=model.batch(model.batch_size), device=device, dtype=dtype)
         trainees = {variant.name: make(variant) for variant in find_variants(settings.variants)}  # all on one batch
         (preconditioned,) = find_variants([_PRECONDITIONED])
+        failed = []
         for impl in settings.implementations:
-            trainees[f"{_PRECONDITIONED}, {impl}"] = _with_implementation(make(preconditioned), impl)
+            try:
+                trainees[f"{_PRECONDITIONED}, {impl}"] = _with_implementation(make(preconditioned), impl)
+            except ValueError:
+                raise
+            except Exception as error:  # a kernel may raise anything; the others are measured all the same
+                failed.append(f"{impl} failed: {type(error).__name__}: {first_line(error)}")
         samples = [partial(seconds_of, each.step, device) for each in trainees.values()]
         times = interleave(samples, settings.rounds, _WARMUP)
         held = [each.held() for each in trainees.values()]
@@ -121,7 +128,8 @@ def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
     for i, (name, each) in enumerate(trainees.items()):
         memory: Any = {"held_bytes": held[i], "held_ratio": held[i] / held[0]}
         memory |= {"peak_bytes": peak[i], "peak_ratio": peak[i] / peak[0]}
-        rows.append(StepRow(model.name, model.shape, name, each.note, **memory, **time_columns(times[i], times[0])))
+        note = each.note if i else "; ".join(failed)
+        rows.append(StepRow(model.name, model.shape, name, note, **memory, **time_columns(times[i], times[0])))
     return rows
 
 

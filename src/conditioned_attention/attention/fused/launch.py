@@ -87,6 +87,8 @@ _HALF_MASKED = {
     128: (Blocks(64, 64, 8, 2), Blocks(32, 64, 8, 1), Blocks(64, 32, 8, 2)),
     256: _HALF[256],
 }
+# With dropout, whose random numbers take registers: at 128 wide the blocks above spill 3.5 KB of them on an A100.
+_HALF_DROPOUT = _HALF | {128: (Blocks(64, 64, 8, 3), Blocks(32, 64, 8, 2), _HALF[128][2])}
 _SINGLE = {
     64: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 2)),
     128: (Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 1)),
@@ -178,7 +180,7 @@ def _attend_in_parts(inputs: Inputs, options: Options, parts: int) -> tuple[Tens
 
     query, key, value, mask, *_ = inputs
     b, h, n, g, m, _, _ = _sizes(inputs, options)
-    blocks = _table(inputs)[0]
+    blocks = _table(inputs, options)[0]
     blocks = Blocks(min(blocks.queries, power_of_two(h // g * n)), min(blocks.keys, power_of_two(m)), *blocks[2:])
     part_keys = -(-m // (parts * blocks.keys)) * blocks.keys
     parts = -(-m // part_keys)
@@ -296,7 +298,7 @@ def _may_use_tf32() -> bool:
 def _blocks(inputs: Inputs, options: Options) -> list[Blocks]:
     """The table's block shapes, no larger than the lengths need."""
     *_, longest_n, longest_m = _sizes(inputs, options)
-    return _no_larger(_table(inputs), power_of_two(longest_n), power_of_two(longest_m))
+    return _no_larger(_table(inputs, options), power_of_two(longest_n), power_of_two(longest_m))
 
 
 @cache  # a small attention takes a GPU hardly longer than the host takes to make these
@@ -304,12 +306,15 @@ def _no_larger(row: tuple[Blocks, ...], n: int, m: int) -> list[Blocks]:
     return [each._replace(queries=min(each.queries, n), keys=min(each.keys, m)) for each in row]
 
 
-def _table(inputs: Inputs) -> tuple[Blocks, ...]:
+def _table(inputs: Inputs, options: Options) -> tuple[Blocks, ...]:
     """The table's row for these inputs."""
     query, _, value, mask, *_ = inputs
-    table = _SINGLE if query.dtype == torch.float32 else _HALF
-    if table is _HALF and mask is not None and max(mask.shape[1:3]) > 1:
+    if query.dtype == torch.float32:
+        table = _SINGLE
+    elif mask is not None and max(mask.shape[1:3]) > 1:
         table = _HALF_MASKED
+    else:
+        table = _HALF_DROPOUT if options.dropout_p > 0 else _HALF
     width = max(query.shape[-1], value.shape[-1])
     return next(blocks for up_to, blocks in table.items() if width <= up_to)
 

@@ -23,6 +23,8 @@ def refuses_machine(device: torch.device) -> str | None:
         return "the Triton kernels were not tried on ROCm"
     if device.type == "cuda" and _too_old(device.index):
         return f"the Triton kernels need compute capability {_OLDEST[0]}.{_OLDEST[1]} or later"
+    if device.type == "cuda":
+        return _cannot_launch()
     return None
 
 
@@ -46,9 +48,24 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+@cache
+def _cannot_launch() -> str | None:
+    """Why Triton cannot talk to the CUDA driver; None if it can.  It compiles the program that does so at first."""
+    if not torch.cuda.is_available():
+        return None
+    from triton.runtime.driver import driver
+
+    try:
+        _ = driver.active
+    except Exception as error:  # no compiler, no headers, no library of the driver: each raises something else
+        return f"Triton cannot launch kernels, for which it needs a C compiler and Python's headers: {error}"
+    return None
+
+
 # torch.compile evaluates these once (torch.compiler.assume_constant_result does the same, but imports torch._dynamo).
 has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_cannot_launch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def interpreted() -> bool:
