@@ -1,5 +1,6 @@
 """The pages hang together, and the site that is made of them is whole in a browser, on a desk and on a phone."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 import conditioned_attention
 from conditioned_attention import experiments, measure
+from conditioned_attention.experiments.recipes.registry import RECIPES, recipe_class
+from conditioned_attention.experiments.training.settings import Training
 from tests.experiments.report.test_page import chromium  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
@@ -93,4 +96,18 @@ def test_every_public_name_has_its_docstring_in_the_reference(site, chromium):  
                 told = view.locator(f".doc-object:has(> [id$='.{name}'])").first.inner_text()
                 assert re.sub(r"\W", "", first) in re.sub(r"\W", "", told), name
     assert view.locator("pre:has-text('>>> ')").count() > 10
+    view.close()
+
+
+@pytest.mark.slow
+def test_every_recipe_and_every_setting_is_on_the_page_of_settings(site, chromium):  # noqa: F811
+    view = chromium.new_page()
+    view.goto((site / "settings.html").as_uri())
+    assert {name.strip("¶\n ") for name in view.locator("h2").all_inner_texts()} == set(RECIPES)
+    texts = view.locator(".doc-section-item .doc-name, li b").all_inner_texts()
+    told = {name for text in texts for name in re.split(r",\s", text)}  # some are told together
+    for name in RECIPES:
+        for field in dataclasses.fields(recipe_class(name)):
+            assert field.name in told, (name, field.name)
+    assert told >= {field.name for field in dataclasses.fields(Training)}
     view.close()

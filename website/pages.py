@@ -5,14 +5,17 @@ files that are no page go to the repository.
 """
 
 import re
+from dataclasses import is_dataclass
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
+from typing import get_args, get_type_hints
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 import conditioned_attention
 from conditioned_attention import conversion, experiments, measure
+from conditioned_attention.experiments.recipes.registry import RECIPES, recipe_class
 from conditioned_attention.measure import plots
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +36,7 @@ def on_files(files, config):
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     files.append(File.generated(config, "reference.md", content=reference()))
+    files.append(File.generated(config, "settings.md", content=settings()))
     files.append(File.generated(config, "site.css", abs_src_path=str(Path(__file__).with_name("site.css"))))
     for picture in sorted(ROOT.glob("results/**/*")):
         if picture.suffix in PICTURES:
@@ -100,3 +104,36 @@ def reference():
                 shown.add(name)
                 lines += [f"::: {package.__name__}.{name}", ""]
     return "\n".join(lines)
+
+
+def settings():
+    """Every setting of every recipe, by the docstrings of the classes that have them."""
+    lines = [
+        "# Settings",
+        "",
+        "Every setting of every recipe: an option of `conditioned-attention train` and `compare`, with hyphens for",
+        "underscores (`hidden_size` is `--hidden-size`), and an argument of the class.  A recipe also has the settings",
+        "of its bases, of its model and of its training, which follow it where they are first needed.",
+        "",
+    ]
+    named = {recipe_class(name): name for name in RECIPES}
+    for cls in settings_classes():
+        lines += [f"## {named[cls]}", ""] if cls in named else []
+        lines += [f"::: {cls.__module__}.{cls.__qualname__}", "    options: { members: false }", ""]
+    return "\n".join(lines)
+
+
+def settings_classes():
+    """The recipes' classes, each followed by those that its settings come from, if these were not there before."""
+    found = []
+
+    def add(cls):
+        if is_dataclass(cls) and cls not in found:
+            found.append(cls)
+            kinds = [part for kind in get_type_hints(cls).values() for part in (kind, *get_args(kind))]
+            for part in (*cls.__bases__, *(kind for kind in kinds if isinstance(kind, type))):
+                add(part)
+
+    for name in RECIPES:
+        add(recipe_class(name))
+    return found
