@@ -28,6 +28,16 @@ class Calibration:
 
     Attributes:
         scales: (H,) of every attention module by its name.
+
+    >>> import torch
+    >>> from conditioned_attention import calibrate, precondition
+    >>> layer, x = torch.nn.TransformerEncoderLayer(32, 4, 64).eval(), torch.randn(5, 1, 32)
+    >>> report, before = precondition(layer), layer.self_attn.out_proj.weight.clone()
+    >>> with calibrate(layer, x) as calibration:
+    ...     {name: tuple(scales.shape) for name, scales in calibration.scales.items()}
+    {'self_attn': (4,)}
+    >>> torch.allclose(layer.self_attn.out_proj.weight, before)
+    True
     """
 
     scales: Mapping[str, Tensor]

@@ -108,7 +108,14 @@ def convert(
     strict: bool = False,
     guard: bool = False,
 ) -> ConversionReport:
-    """`precondition` with any head transform, as the controls of a comparison need."""
+    """`precondition` with any head transform, as the controls of a comparison need.
+
+    >>> import torch
+    >>> from conditioned_attention.conversion import convert
+    >>> from conditioned_attention.controls import HeadRMSNorm
+    >>> convert(torch.nn.TransformerEncoderLayer(32, 4, 64), HeadRMSNorm()).rows[0].status
+    'converted'
+    """
     check_module(model)
     report = carry_out(model, HeadChange(transform), include, exclude, strict)
     if guard:
@@ -155,6 +162,13 @@ def restore(model: nn.Module) -> ConversionReport:
         TypeError: ``model`` is not a module.
         ValueError: a converted module has got another class since, as torch.nn.utils.parametrize and fully_shard
             give it; or its correction has been folded into its weights (see `unfold`); nothing is changed then.
+
+    >>> import torch
+    >>> from conditioned_attention import precondition, restore
+    >>> layer, x = torch.nn.TransformerEncoderLayer(32, 4, 64).eval(), torch.randn(5, 1, 32)
+    >>> plain, report = layer(x), precondition(layer)
+    >>> [row.status for row in restore(layer).rows], torch.equal(layer(x), plain)
+    (['restored'], True)
     """
     check_module(model)
     with settled(model):

@@ -43,6 +43,13 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
 
     Raises:
         TypeError: ``model`` is not a module.
+
+    >>> import torch
+    >>> from conditioned_attention import conditioning, precondition
+    >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64)
+    >>> report = precondition(layer)
+    >>> conditioning(layer)["transforms"]
+    [{'kind': 'row_norm', 'rows': 'output', 'gradient': 'stopped', 'eps': 1e-06, 'modules': ['self_attn']}]
     """
     check_module(model)
     modules: dict[Settings, list[str]] = {}

@@ -21,6 +21,12 @@ class ReportRow:
             because it is converted only where include names it), ``"refused"`` (its heads cannot be reached),
             ``"no attention"`` (it only calls itself so) or ``"restored"``.
         reason: why it was refused, left out or left as it is; empty otherwise.
+
+    >>> import torch
+    >>> from conditioned_attention import precondition
+    >>> row = precondition(torch.nn.TransformerEncoderLayer(32, 4, 64)).rows[0]
+    >>> row.name, row.class_name, row.status
+    ('self_attn', 'MultiheadAttention', 'converted')
     """
 
     name: str

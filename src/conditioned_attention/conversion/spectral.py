@@ -123,6 +123,13 @@ def unfold(model: nn.Module) -> list[str]:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: nothing is folded; a weight is no longer a parameter, or is offloaded.  Nothing is changed then.
+
+    >>> import torch
+    >>> from conditioned_attention import fold, spectral_condition, unfold
+    >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64)
+    >>> report, before = spectral_condition(layer, 0.5), layer.self_attn.in_proj_weight.detach().clone()
+    >>> fold(layer), unfold(layer), torch.allclose(layer.self_attn.in_proj_weight, before)
+    (['self_attn'], ['self_attn'], True)
     """
     return _refold(model, folded=False)
 

@@ -242,6 +242,7 @@ def test_a_worker_that_reads_other_data_than_its_parent_says_so(digits, tmp_path
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
+    """And has training inputs in the form of those that are watched, for variants that look at some."""
     chosen, kind = default_recipe(name), recipe_class(name)
     if issubclass(kind, ImageFolder):
         chosen = kind(digits, image_size=32, **({} if name == "image_folder" else {"classes": 10}))
@@ -285,6 +286,9 @@ def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
     assert found["train"] != found["evaluation"]
     assert chosen.task().fingerprint() == found
     assert f"{len(task.train_data()):,} to train, {len(task.eval_data()):,} to evaluate" in task.data_in_words()[0]
+    probe, calibration = task.probe(), task.calibration()
+    assert type(calibration) is type(probe)
+    assert pickle.dumps(calibration) != pickle.dumps(probe), "of training"
 
 
 def test_texts_by_their_bytes(tmp_path):

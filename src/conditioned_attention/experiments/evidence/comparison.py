@@ -43,6 +43,12 @@ class Comparison:
         tuning: how each variant's learning rate was chosen; None if it was not tuned.
         data: what the runs say of their data, in lines.
         calls: on which day runs were begun, and by which command; runs of earlier versions do not say.
+
+    >>> from conditioned_attention.experiments import Comparison, Metric
+    >>> of = lambda *scores: {seed: [{"score": score}] for seed, score in enumerate(scores)}
+    >>> runs = {"baseline": of(90.0, 91.0), "other": of(92.0, 94.0)}
+    >>> [(row.variant, row.final.mean) for row in Comparison(runs, Metric("accuracy (%)")).summary()]
+    [('baseline', 90.5), ('other', 93.0)]
     """
 
     runs: dict[str, dict[int, list[dict[str, Any]]]]

@@ -12,6 +12,10 @@ class Metric:
     Attributes:
         name: with its unit, as printed in tables.
         higher_is_better: which way is up.
+
+    >>> from conditioned_attention.experiments import Metric
+    >>> print(Metric("loss", higher_is_better=False))
+    loss (lower is better)
     """
 
     name: str

@@ -20,6 +20,18 @@ class Run:
 
     Attributes:
         folder: the run's own, where the loop may keep what it likes; it is there already.
+
+    >>> import torch
+    >>> from conditioned_attention.experiments import compare
+    >>> def train(variant, seed, run):
+    ...     model = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    ...     report = variant.apply(model)
+    ...     monitor = run.monitor(model, torch.randn(2, 5, 32), every=1)
+    ...     monitor.step(0)  # training steps would follow
+    ...     yield {"score": float(seed)}
+    >>> found = compare(train, variants=["baseline", "preconditioned"], seeds=2, progress=False)
+    >>> found.runs["preconditioned"][0][0]["log10_kappa"] > 0
+    True
     """
 
     def __init__(self, folder: Path) -> None:

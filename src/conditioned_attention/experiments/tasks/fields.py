@@ -50,7 +50,14 @@ class FieldToField(Task):
         return _RelativeError()
 
     def probe(self) -> Tensor:
-        return torch.stack([self._eval[i][0] for i in range(min(8, len(self._eval)))])  # type: ignore[arg-type]
+        return _first_inputs(self._eval)
+
+    def calibration(self) -> Tensor:
+        return _first_inputs(self._train)
+
+
+def _first_inputs(data: Any) -> Tensor:
+    return torch.stack([data[i][0] for i in range(min(8, len(data)))])
 
 
 class _RelativeError:

@@ -49,8 +49,15 @@ class InContextRegression(Task):
         return _LastPoint(self._eval.dimension, self._eval.noise)
 
     def probe(self) -> dict[str, Tensor]:
-        x, y = self._eval.__getitems__(range(min(8, len(self._eval))))
-        return {"x": x, "y": y}
+        return _first_inputs(self._eval)
+
+    def calibration(self) -> dict[str, Tensor]:
+        return _first_inputs(self._train)
+
+
+def _first_inputs(data: LinearFunctions) -> dict[str, Tensor]:
+    x, y = data.__getitems__(range(min(8, len(data))))
+    return {"x": x, "y": y}
 
 
 class _LastPoint:

@@ -48,7 +48,14 @@ class Recall(Task):
         return _Answers()
 
     def probe(self) -> dict[str, Tensor]:
-        return {"input_ids": self._eval.__getitems__(range(min(8, len(self._eval))))[0]}
+        return _first_inputs(self._eval)
+
+    def calibration(self) -> dict[str, Tensor]:
+        return _first_inputs(self._train)
+
+
+def _first_inputs(data: RecallSequences) -> dict[str, Tensor]:
+    return {"input_ids": data.__getitems__(range(min(8, len(data))))[0]}
 
 
 class _Answers:

@@ -22,6 +22,14 @@ class Variant:
         name: as in tables and folders.
         changes: what is done to a fresh model, in this order; nothing for a plain one.
         about: one line for the report.
+
+    >>> import torch
+    >>> from conditioned_attention.preconditioner import RowNorm
+    >>> from conditioned_attention.experiments import VARIANTS, Variant
+    >>> from conditioned_attention.experiments.variants.changes import Heads
+    >>> mine = Variant("c_with_gradient", (Heads(RowNorm(gradient="through")),), "C is differentiated too")
+    >>> mine.apply(torch.nn.TransformerEncoderLayer(32, 4, 64)).rows[0].status
+    'converted'
     """
 
     name: str

@@ -20,6 +20,11 @@ class Alarm:
         bound: what was passed; None for ``"not finite"``.
         heads: the records concerned, worst first.
         measured: of how many.
+
+    >>> from conditioned_attention.measure import Alarm, HeadRecord
+    >>> record = HeadRecord(0, 0, "attn", 2, False, 9e6, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
+    >>> print(Alarm("kappa", step=100, bound=1e6, heads=(record,), measured=8))
+    step 100: κ is above 1e+06 in 1 of 8 heads, most in attn, head 2 (9e+06)
     """
 
     kind: str

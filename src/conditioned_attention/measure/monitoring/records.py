@@ -45,6 +45,13 @@ class HeadRecord:
         rows, columns: n and d of the head's matrix.
         samples: how many matrices the medians are of.
         not_finite: share of the samples with an entry that is not finite; they are left out of the medians.
+
+    >>> import torch
+    >>> from conditioned_attention import ConditionMonitor
+    >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    >>> record = ConditionMonitor(layer, torch.randn(2, 5, 32)).measure(0)[3]
+    >>> record.module, record.head, record.rows, record.columns, record.samples, record.kappa > 1
+    ('self_attn', 3, 5, 8, 2, True)
     """
 
     step: int

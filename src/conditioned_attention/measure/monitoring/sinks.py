@@ -54,6 +54,16 @@ def read_records(path: str | Path) -> list[HeadRecord]:
     From JSON Lines, or from a folder of Parquet files (or one of them).  Of a head that was measured twice at a step,
     because a run went on from an earlier checkpoint, the later one counts.  Lines that a killed process left unfinished
     are passed over; FileNotFoundError if there is nothing, ValueError for a line that is not one of ours.
+
+    >>> import tempfile, torch
+    >>> from conditioned_attention import ConditionMonitor
+    >>> from conditioned_attention.measure import read_records
+    >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/conditions.jsonl"
+    ...     records = ConditionMonitor(layer, torch.randn(2, 5, 32), path=path).measure(0)
+    ...     read_records(path) == list(records)
+    True
     """
     path = Path(path)
     if not path.exists():

@@ -27,6 +27,12 @@ def average_condition_number(records: Iterable[HeadRecord]) -> dict[int, float]:
 
     Of the matrix that the model uses (after C where it is conditioned).  Heads at the numerical floor have no κ and
     are left out; a step at which every head is there has ``inf``.
+
+    >>> from conditioned_attention.measure import HeadRecord
+    >>> from conditioned_attention.measure.plots import average_condition_number
+    >>> of = lambda head, kappa: HeadRecord(100, 0, "attn", head, False, kappa, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
+    >>> average_condition_number([of(0, 10.0), of(1, 30.0), of(2, float("inf"))])
+    {100: 20.0}
     """
     layers: dict[int, dict[int, list[float]]] = {}
     for record in records:
@@ -40,6 +46,12 @@ def share_at_floor(records: Iterable[HeadRecord]) -> float:
     """Share of the records whose κ is not told from infinity at the precision of the data; NaN of none.
 
     Records without a κ, because the head was not finite, do not count.
+
+    >>> from conditioned_attention.measure import HeadRecord
+    >>> from conditioned_attention.measure.plots import share_at_floor
+    >>> of = lambda head, kappa: HeadRecord(100, 0, "attn", head, False, kappa, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
+    >>> share_at_floor([of(0, 10.0), of(1, float("inf"))])
+    0.5
     """
     kappas = [record.kappa for record in records if not math.isnan(record.kappa)]
     return sum(map(math.isinf, kappas)) / len(kappas) if kappas else math.nan
@@ -68,7 +80,8 @@ def plot_condition_numbers(
     Raises:
         ValueError: ``quantiles`` or ``theme`` is none of these.
 
-    >>> from conditioned_attention.measure.monitoring.records import HeadRecord
+    >>> from conditioned_attention.measure import HeadRecord
+    >>> from conditioned_attention.measure.plots import plot_condition_numbers
     >>> record = HeadRecord(0, 0, "attn", 0, False, 9.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
     >>> ax = plot_condition_numbers({"baseline": [[record]]}, theme="dark")
     >>> ax.get_ylabel()

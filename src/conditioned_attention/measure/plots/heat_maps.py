@@ -80,7 +80,8 @@ def plot_heat_map(
     Raises:
         ValueError: no records, or none at this step, or an unknown field or theme.
 
-    >>> from conditioned_attention.measure.monitoring.records import HeadRecord
+    >>> from conditioned_attention.measure import HeadRecord
+    >>> from conditioned_attention.measure.plots import plot_heat_map
     >>> heads = [HeadRecord(0, 0, "attn", i, False, 10.0**i, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5) for i in range(4)]
     >>> ax = plot_heat_map(heads)
     >>> ax.images[0].get_array().tolist()  # log10 κ
@@ -101,6 +102,12 @@ def plot_heat_maps(
     """`plot_heat_map` at several steps side by side, in the same colours; arguments and errors as there.
 
     Default are four steps from the first to the last; ``axes`` must be one for each, or it is a ValueError.
+
+    >>> from conditioned_attention.measure import HeadRecord
+    >>> from conditioned_attention.measure.plots import plot_heat_maps
+    >>> of = lambda step: HeadRecord(step, 0, "attn", 0, False, 9.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
+    >>> [ax.get_title() for ax in plot_heat_maps([of(0), of(100)])]
+    ['step 0', 'step 100']
     """
     records = list(records)
     if steps is None:
@@ -121,6 +128,12 @@ def plot_before_after(
 
     ``field`` is a number that has both: ``"kappa"``, ``"log_mu"``, ``"floor"``, ``"sigma_max"``, ``"sigma_min"``,
     ``"stable_rank"``, ``"effective_rank"`` or ``"row_spread"``.
+
+    >>> from conditioned_attention.measure import HeadRecord
+    >>> from conditioned_attention.measure.plots import plot_before_after
+    >>> record = HeadRecord(0, 0, "attn", 0, False, 9.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
+    >>> [ax.get_title() for ax in plot_before_after([record])]
+    ['before C, step 0', 'after C, step 0']
     """
     if field not in _BEFORE_AND_AFTER:
         raise ValueError(f"field must be one of {', '.join(map(repr, _BEFORE_AND_AFTER))}, got {field!r}")
@@ -139,6 +152,12 @@ def plot_layers(
     of their heads there.  Of any number of heads, and at any number of steps, this stays readable.
 
     Arguments and errors are those of `plot_heat_map`.
+
+    >>> from conditioned_attention.measure import HeadRecord
+    >>> from conditioned_attention.measure.plots import plot_layers
+    >>> of = lambda step, kappa: HeadRecord(step, 0, "attn", 0, False, kappa, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
+    >>> plot_layers([of(0, 10.0), of(100, 1000.0)]).images[0].get_array().tolist()  # log10 κ
+    [[1.0, 3.0]]
     """
     return draw_multiples([layers_by_steps(list(records), field)], None if ax is None else [ax], theme)[0]
 

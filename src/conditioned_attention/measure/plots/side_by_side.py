@@ -39,6 +39,12 @@ def side_by_side(
 
     Raises ValueError for no runs, a run without records, an unknown picture, field or theme, or ``axes`` that are not
     as many as runs.
+
+    >>> from conditioned_attention.measure import HeadRecord
+    >>> from conditioned_attention.measure.plots import side_by_side
+    >>> record = HeadRecord(0, 0, "attn", 0, False, 9.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)
+    >>> [ax.get_title() for ax in side_by_side({"plain": [record], "with C": [record]})]
+    ['plain, step 0', 'with C, step 0']
     """
     if picture not in _PICTURES:
         raise ValueError(f"picture must be one of {', '.join(map(repr, _PICTURES))}, got {picture!r}")

@@ -46,6 +46,7 @@ def plot_spectra(
         ValueError: not matrices, no matrix that is finite and not zero, or an unknown theme.
 
     >>> import torch
+    >>> from conditioned_attention.measure.plots import plot_spectra
     >>> ax = plot_spectra(torch.diag(torch.tensor([4.0, 2.0, 1.0])))
     >>> ax.get_lines()[0].get_ydata().tolist()
     [1.0, 0.5, 0.25]
@@ -72,6 +73,13 @@ def plot_head_spectra(
         heads: (layer, head) of each panel, from 0; ValueError for none, or for one that is not there.
         axes: where to draw, one a head, or it is a ValueError; default a new figure.
         theme: as for `plot_spectra`.
+
+    >>> import torch
+    >>> from conditioned_attention.measure.plots import plot_head_spectra
+    >>> from conditioned_attention.measure.probing.probe import head_outputs
+    >>> outputs = head_outputs(torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), torch.randn(2, 5, 32))
+    >>> [ax.get_title() for ax in plot_head_spectra(outputs, [(0, 0), (0, 3)])]
+    ['layer 0, head 0', 'layer 0, head 3']
     """
     if not heads:
         raise ValueError("heads must name at least one (layer, head), got none")

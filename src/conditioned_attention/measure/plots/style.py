@@ -29,6 +29,10 @@ class Theme:
         faint: of lines that are no data, such as the numerical floor.
         colours: of the curves, one after the other; the first is the baseline's.
         band: opacity of bands.
+
+    >>> from conditioned_attention.measure.plots import THEMES
+    >>> THEMES["dark"].background
+    '#0D1117'
     """
 
     background: str
@@ -78,7 +82,12 @@ def styles(theme: ThemeName = "light") -> Iterator[tuple[str, str]]:
 
 
 def new_axes(ax: Axes | None, theme: ThemeName, size: tuple[float, float] = (6.4, 3.6)) -> Axes:
-    """``ax``, or the axes of a new figure of this size in inches, painted in the theme."""
+    """``ax``, or the axes of a new figure of this size in inches, painted in the theme.
+
+    >>> from conditioned_attention.measure.plots import new_axes
+    >>> new_axes(None, "dark", (4, 3)).figure.get_size_inches().tolist()
+    [4.0, 3.0]
+    """
     return panels(None if ax is None else [ax], 1, theme, size)[0]
 
 
@@ -115,7 +124,15 @@ def named_on_the_first(axes: Sequence[Axes], *, numbers: bool = True) -> None:
 
 
 def legend_above(ax: Axes) -> None:
-    """The legend above the picture, where it covers no curve, in the colour of the axes' labels."""
+    """The legend above the picture, where it covers no curve, in the colour of the axes' labels.
+
+    >>> from conditioned_attention.measure.plots import legend_above, new_axes
+    >>> ax = new_axes(None, "light")
+    >>> line = ax.plot([1, 2], label="baseline")
+    >>> legend_above(ax)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['baseline']
+    """
     columns = _legend_columns(ax)
     ax.legend(
         frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, ncols=columns,
