@@ -3,9 +3,9 @@
 from itertools import groupby
 
 WORDS = """- **yes**: all of its attention converts.
-- **partly**: some of its attention converts; the rest is refused, or waits for a pattern of `include`.
-- **no**: it has attention, and all of that is refused; it stays as it is, and `strict=True` raises.
-- **none**: it has no heads softmax(q kᵀ) v, so there is nothing to convert."""
+- **partly**: some of its attention converts; the rest is refused, or converts only if `include` selects it.
+- **no**: it has attention, but all of it is refused; the model stays as it is, and `strict=True` raises.
+- **none**: it has no heads of the form softmax(q kᵀ) v, so there is nothing to convert."""
 
 _CONVERTS = {"interface", "hook", "class swap"}
 _NO_ATTENTION = "no attention"

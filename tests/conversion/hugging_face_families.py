@@ -28,7 +28,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 _PAGE_TEXT = """# Hugging Face transformers, type by type
 
-Does `precondition` convert it? Of transformers {version}; every model type is built from its default config (with
+Does `precondition` convert it? For transformers {version}; every model type is built from its default config (with
 few experts), and each attention class in it is looked up as `precondition` does.
 Model types: {count}.
 
@@ -37,15 +37,14 @@ Model types: {count}.
 How:
 
 - **interface**: through transformers' own attention interface.
-- **hook** and **class swap**: a class with attention of its own.
-- **refused** and **no attention**: for the reason that stands [below](#why-not), and in the report of a conversion.
+- **hook** and **class swap**: a class that implements its attention itself.
+- **refused** and **no attention**: for the reason given [below](#why-not) and in the conversion's report.
 
 Written by `python -m tests.conversion.hugging_face_families`.
 
-**Nystromformer**: transformers' own forward (5.23) raises for every mask of padding when there are fewer landmarks
-than tokens, and mixes the examples of a batch whose length is half of `segment_means_seq_len`, without a word.
-Converted, it masks padding as its authors do (queries, keys and convolved values are 0), and refuses other lengths and
-masks.
+**Nystromformer**: transformers' own forward (5.23) raises for every padding mask when there are fewer landmarks than
+tokens, and silently mixes the examples of a batch whose length is half of `segment_means_seq_len`. After conversion it
+masks padding as its authors do (queries, keys and convolved values are set to 0), and refuses other lengths and masks.
 
 {tables}
 ## Why not
@@ -54,8 +53,8 @@ masks.
 
 ## Not looked at
 
-`AutoModel` does not build these from their default configs; most are parts of models above, of others the defaults do
-not fit together: {not_built}.
+`AutoModel` does not build these from their default configs; most are parts of the models above, and for the others the
+default values do not fit together: {not_built}.
 """
 
 

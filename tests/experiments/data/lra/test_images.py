@@ -66,7 +66,7 @@ def test_the_version_for_python_is_not_opened(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     for folder in (tmp_path, tmp_path / "cifar-10-batches-py"):
         (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cos\nsystem\n(S'exit'\ntR.")
-        with pytest.raises(FileNotFoundError, match=r"is CIFAR-10 for Python or Matlab: p.*cifar-10-binary"):
+        with pytest.raises(FileNotFoundError, match=r"is CIFAR-10 for Python .*or Matlab.*cifar-10-binary"):
             read_cifar10(folder)
 
 

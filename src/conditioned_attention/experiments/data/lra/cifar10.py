@@ -45,7 +45,7 @@ def read_cifar10(folder: Path) -> tuple[Pictures, Pictures]:
     folder = inside if inside.is_dir() else folder
     if not (folder / _TEST[0]).is_file() and (others := _other_versions(folder)):
         raise FileNotFoundError(
-            f"{others[0]} is CIFAR-10 for Python or Matlab: pickles, which may run code when read. {HOW_TO_GET}"
+            f"{others[0]} is CIFAR-10 for Python (pickles, which may run code when read) or Matlab. {HOW_TO_GET}"
         )
     train, test = (_together([_read(folder / name) for name in names]) for names in (_TRAIN, _TEST))
     return train, test
