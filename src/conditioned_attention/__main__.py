@@ -1,4 +1,4 @@
-"""``python -m conditioned_attention``: the command line, for launchers that start modules."""
+"""Runs the command line as ``python -m conditioned_attention``, for launchers that start modules."""
 
 from conditioned_attention.cli import main
 

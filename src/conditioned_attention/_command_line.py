@@ -1,4 +1,4 @@
-"""How the pages of options read: examples, and no word for an option that need not be there."""
+"""Help texts of the command line: adds examples, and shows no ``{None}`` for options that may be omitted."""
 
 from __future__ import annotations
 

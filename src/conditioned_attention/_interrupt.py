@@ -1,6 +1,7 @@
-"""Ctrl-C while the command line is still being imported, which takes seconds: the end, without a traceback.
+"""Ends the process without a traceback if Ctrl-C comes while the command line is still being imported.
 
-Imported before everything else, and of no effect unless this process is the command, or one of its workers.
+That import takes seconds.  This module is imported before everything else, and has no effect unless this process is
+the command or one of its workers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Something to do once a library is imported, without importing it."""
+"""Runs a function as soon as a library is imported, without importing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""float64 for numbers on any device."""
+"""Converts tensors to float64 on any device."""
 
 from __future__ import annotations
 

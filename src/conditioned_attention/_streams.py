@@ -1,6 +1,6 @@
-"""Standard output and error that end no run: terminals of few letters, full disks, readers that have left.
+"""Keeps a program running if it cannot write its output: limited terminals, full disks, readers that have left.
 
-For programs alone, which own their streams: the command line, and the worker processes of a comparison.
+Only for programs, which own their standard output and error: the command line and the worker processes of a comparison.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Imports torch, without its warning where numpy is not installed: nothing here needs numpy."""
+"""Imports torch without the warning that it gives if numpy is not installed: nothing here needs numpy."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Warnings that point at the line of whoever uses the library, however deep inside they are raised."""
+"""Warnings that point at the user's line of code, however deep inside the library they are raised."""
 
 from __future__ import annotations
 

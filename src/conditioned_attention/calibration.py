@@ -1,4 +1,4 @@
-"""`calibrate`: a converted model that starts near what the plain one computed, as far as one number a head allows.
+"""`calibrate`: makes a converted model start near what the plain model computed, as far as one number per head allows.
 
 Shapes: B batch, H heads, N tokens, D head width.
 """
@@ -24,10 +24,10 @@ _CALIBRATED = "_calibrated"  # on an attention module whose output projection ha
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` has done.  As a context manager it makes that temporary.
+    """The result of `calibrate`.  Used as a context manager, it makes the calibration temporary.
 
     Attributes:
-        scales: (H,) of every attention module by its name.
+        scales: a tensor (H,) for every attention module, by the module's name.
 
     >>> import torch
     >>> from conditioned_attention import calibrate, precondition
@@ -44,7 +44,7 @@ class Calibration:
     _folded: list[tuple[nn.Module, nn.Module, Tensor]] = field(default_factory=list, repr=False, compare=False)
 
     def undo(self) -> None:
-        """Divides by the scales again, once: the weights are what they were, within rounding."""
+        """Divides by the scales again, which restores the weights up to rounding; a second call does nothing."""
         while self._folded:
             attention, linear, scale = self._folded.pop()
             _fold(linear, 1 / scale)
@@ -58,30 +58,31 @@ class Calibration:
 
 
 def calibrate(model: nn.Module, batch: Any) -> Calibration:
-    """Scales every head of a converted model, once, so that it starts near what its weights computed without C.
+    """Scales every head of a converted model, once, so that the model starts near what its weights computed without C.
 
-    Weights that were trained without C expect heads of the lengths that they had: of every head this takes the number s
-    that minimises ‖y - s C y‖² over a batch (least squares; y is the plain head's output in the plain model, C y the
-    converted one's, and for C of unit rows s is the mean length of the rows of y), and multiplies the columns of the
-    output projection W_O that belong to the head by it.  Query heads that share keys and values have a scale each.
-    W_O stays the parameter, with its bias as it was; nothing is added to the model, which is saved, loaded and trained
-    as before.  What one number a head cannot give back is that rows of a head differ in length.
+    Weights that were trained without C expect the rows of a head to have the lengths that they had.  For every head
+    this function finds the number s that minimises ‖y - s C y‖² over a batch (least squares; y is the plain head's
+    output in the plain model, C y the converted one's, and if C gives unit rows, s is the mean length of the rows of
+    y).  It multiplies the columns of the output projection W_O that belong to the head by s; where s is 0 or not
+    finite, by 1.  Query heads that share keys and values have a scale each.  W_O remains a parameter and its bias is
+    unchanged; nothing is added to the model, which is saved, loaded and trained as before.  One number per head cannot
+    restore differences in length between the rows of a head.
 
     Args:
-        model: converted by `precondition`, with trained weights; whatever is trained later (an optimizer, LoRA, FSDP)
-            comes behind.
-        batch: what the model is called with, once, without gradient: keywords, positional arguments as a tuple, or one
-            tensor.  Real inputs, and without padding, whose rows would count too.
+        model: a model that `precondition` has converted, with trained weights.  Set up whatever trains it later (an
+            optimizer, LoRA, FSDP) after this call.
+        batch: what the model is called with, once and without gradient: a mapping of keywords, a tuple of positional
+            arguments, or one tensor.  Use real inputs without padding, because padded rows would count too.
 
     Returns:
-        The scales.  In a ``with`` statement the calibration is temporary.  It is no part of what `restore` takes back:
-        call its ``undo`` first, else the plain model has scaled weights.
+        The scales.  In a ``with`` statement the calibration is temporary.  `restore` does not undo it: call ``undo``
+        first, or the plain model will have scaled weights.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is converted; a module is calibrated already, changes queries and keys too, or is not
-            reached by the batch; or the heads of one do not go as they are into a linear layer of its own, whose weight
-            is a parameter on this device.  The model is unchanged then.
+        ValueError: nothing is converted; a module is calibrated already, has a transform that also changes queries and
+            keys, or is not reached by the batch; or the heads of a module do not go unchanged into a linear layer of
+            its own whose weight is a parameter on this device.  The model is then unchanged.
 
     >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,4 +1,4 @@
-"""Closed sets of words: a settings object refuses a word that it does not know when it is made."""
+"""Settings that take one of a fixed set of words: an unknown word raises when the settings object is made."""
 
 from __future__ import annotations
 

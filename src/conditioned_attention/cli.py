@@ -1,4 +1,4 @@
-"""``conditioned-attention``: each command a few lines."""
+"""The commands of ``conditioned-attention``, each in a few lines of code."""
 
 from __future__ import annotations
 

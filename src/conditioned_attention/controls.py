@@ -1,4 +1,4 @@
-"""What else one could do to attention's heads: the controls without which a claim about C says nothing.
+"""Other transforms of attention heads: the controls without which a claim about C says nothing.
 
 Shapes: B batch, H heads, N queries, M keys, D head width.
 """

@@ -1,8 +1,9 @@
-"""A refinement of C for heads of more rows than columns, where Theorem 4.4 fails: the D-optimal design of the rows.
+"""A refinement of C for heads with more rows than columns, where Theorem 4.4 fails: the D-optimal design of the rows.
 
-Research of this library's own, in no paper on attention, and off by default.  With unit rows u_i and weights p that sum
-to 1, the matrix diag(√(n p)) U has the complexity measure log μ = const - ½ log det M, M = Uᵀ diag(p) U.  Uniform p is
-C; the p of the smallest μ is what statistics calls a D-optimal design.  docs/mathematics.md has the proofs.
+This is the library's own research, found in no paper on attention, and is off by default.  With unit rows u_i and
+weights p that sum to 1, the matrix diag(√(n p)) U has the complexity measure log μ = const - ½ log det M with
+M = Uᵀ diag(p) U.  Uniform p gives C; the p with the smallest μ is what statistics calls a D-optimal design.
+docs/mathematics.md has the proofs.
 
 Shapes: n rows (queries), d columns (head width), B batch, H heads.
 """

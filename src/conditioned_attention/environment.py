@@ -1,4 +1,4 @@
-"""What this machine and this Python have: for results that say where they were measured, and errors that help."""
+"""Describes the machine and its packages, for helpful errors and for results that say where they were measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`preconditioned_attention` on tensors: checks its arguments, picks an implementation, can explain the pick.
+"""`preconditioned_attention` on tensors: checks the arguments, picks an implementation, and can explain the choice.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
 """
@@ -49,20 +49,22 @@ _chosen = "auto"  # what "auto" means now; torch.compile guards on it, and compi
 
 
 def implementation(impl: str) -> AbstractContextManager[None]:
-    """While it lasts ``impl="auto"`` means this implementation: of tensors, packed sequences and converted models.
+    """Returns a context manager inside which ``impl="auto"`` means this implementation.
 
-    It refuses as an explicit ``impl=`` does, and never falls back to another; a call that names an implementation has
-    that one.  It holds for all threads of the process, in functions that were compiled outside (they are compiled once
-    for each) as in those that enter it.  Where activation checkpointing computes a part of the forward again, enter it
-    around the whole training step.
+    It applies to calls on tensors, to packed sequences and to converted models.  Like an explicit ``impl=`` it raises
+    where the implementation cannot run, and never falls back to another; a call that names an implementation gets that
+    one.  It holds for all threads of the process, and for compiled functions, whether they were compiled outside the
+    block (they are compiled once for each implementation) or enter it themselves.  If activation checkpointing
+    recomputes part of the forward pass, enter it around the whole training step.
 
     Args:
         impl: ``"composed"``, ``"lean"`` or ``"fused"`` (see `preconditioned_attention`), or ``"auto"`` for the rule
             that holds outside.
 
     Raises:
-        ValueError: an unknown name; inside, an implementation that cannot run on what comes, or a converted module that
-            computes its own attention and has C applied behind it, which is what ``"composed"`` does.
+        ValueError: an unknown name.  Calls inside the block raise it if the implementation cannot run on their
+            arguments, or in a converted module that computes its own attention and has C applied afterwards, which is
+            what ``"composed"`` does.
 
     >>> import torch
     >>> from conditioned_attention import explain, implementation
@@ -141,43 +143,45 @@ def preconditioned_attention(
 ) -> Tensor:
     """Attention with every row of every head scaled to unit length: ``C · softmax(q kᵀ · scale) v``.
 
-    Equation (12) and Theorem 4.4 of arXiv 2603.27153, ``C_ii = 1 / max(‖row_i‖₂, eps)``; a row of exactly zero
-    keeps C = 1.  The first block of arguments is that of ``torch.nn.functional.scaled_dot_product_attention``.
+    This is equation (12) and Theorem 4.4 of arXiv 2603.27153, with ``C_ii = 1 / max(‖row_i‖₂, eps)``; a row of exactly
+    zero keeps C = 1.  The arguments up to ``enable_gqa`` are those of
+    ``torch.nn.functional.scaled_dot_product_attention``.
 
     Args:
         query: (..., H, N, D), or (N, D); float16, bfloat16, float32 or float64.
-        key: (..., H, M, D); G key heads with G a divisor of H if ``enable_gqa``.
-        value: (..., H, M, E), of key's heads.
-        attn_mask: broadcastable to (..., H, N, M).  Boolean, True where the query may attend; or a number added to
-            the logits, of query's dtype or float32.
-        dropout_p: probability that an attention weight is dropped, in [0, 1].  C is taken after dropout.  As in
-            PyTorch it applies whenever it is not zero: pass 0.0 in evaluation.
-        is_causal: query i attends to keys 0..i (aligned to the upper left).  With ``attn_mask`` both hold.
+        key: (..., H, M, D); with ``enable_gqa`` G key heads, where G divides H.
+        value: (..., H, M, E), with as many heads as key.
+        attn_mask: broadcastable to (..., H, N, M).  Boolean, True where the query may attend; or numbers that are added
+            to the logits, in query's dtype or float32.
+        dropout_p: probability that an attention weight is dropped, in [0, 1].  C is computed after dropout.  As in
+            PyTorch, dropout applies whenever this is not zero: pass 0.0 in evaluation.
+        is_causal: query i attends to keys 0..i (aligned to the upper left).  If ``attn_mask`` is given, both apply.
         scale: factor on the logits; default 1/√D.
         enable_gqa: let several query heads share a key and value head.  Each query head has its own C.
-        window: query i attends only to keys j with |i - j| < window (with ``is_causal`` the last ``window`` keys up to
-            i); None for all.  ``"fused"`` skips what lies outside, the others make a mask of it.
-        rows: ``"output"``, C from the rows of ``softmax(q kᵀ) v`` (Theorem 4.4); or ``"weights"``, from the rows of
-            ``softmax(q kᵀ)`` (Algorithm 1 read literally), which takes B · H · N · M numbers of memory except in
+        window: query i attends only to keys j with |i - j| < window (with ``is_causal`` to the last ``window`` keys up
+            to i); None for all.  ``"fused"`` skips what lies outside, the other implementations turn it into a mask.
+        rows: ``"output"`` computes C from the rows of ``softmax(q kᵀ) v`` (Theorem 4.4); ``"weights"`` from the rows of
+            ``softmax(q kᵀ)`` (Algorithm 1 read literally), which takes memory for B · H · N · M numbers except with
             ``"fused"``.
-        gradient: ``"stopped"``, C is a constant in backward (the paper); ``"through"``, the ordinary derivative.
-        eps: the smallest row norm that is divided by; float16 uses at least 6.1e-5.
+        gradient: ``"stopped"`` treats C as a constant in the backward pass, as in the paper; ``"through"`` takes the
+            ordinary derivative.
+        eps: the smallest norm by which a row is divided; float16 uses at least 6.1e-5.
         impl: ``"composed"``, PyTorch's attention and then C: works wherever that does, and keeps one more tensor of
-            the output's size for backward; ``"lean"``, PyTorch's flash operators with C worked in: keeps one float
-            a row more than plain attention; ``"fused"``, Triton kernels of our own for CUDA: keeps that too; or
-            ``"auto"``, whichever was measured to be better for the device and size (`explain` says which, and why).
-            An explicit request never falls back to another.
+            the output's size for the backward pass; ``"lean"``, PyTorch's flash operators with C built in: keeps one
+            float per row more than plain attention; ``"fused"``, our own Triton kernels for CUDA: keep that float too;
+            or ``"auto"``, whichever was measured to be better for the device and size (`explain` says which, and why).
+            An explicit request never falls back to another implementation.
 
     Returns:
-        (..., H, N, E), in query's dtype (autocast's under autocast).
+        (..., H, N, E), in query's dtype (under autocast, in autocast's).
 
     Raises:
-        ValueError: shapes or devices that do not fit, an unknown option, a number out of range; ``impl="lean"`` or
-            ``"fused"`` where it cannot run (dropout on a CPU, a transform of functorch, no CUDA, ...).
-        TypeError: something that is not a tensor, or tensors of dtypes that do not go together.
+        ValueError: shapes or devices that do not match, an unknown option, a number out of range; ``impl="lean"`` or
+            ``"fused"`` where it cannot run (dropout on a CPU, a functorch transform, no CUDA, ...).
+        TypeError: an argument that is not a tensor, or tensors of incompatible dtypes.
 
-    With the gradient stopped the result is not the gradient of any function of the inputs: it keeps the part along
-    the row, which the forward pass does not depend on.  ``gradient="through"`` removes it.
+    With the gradient stopped, the backward pass does not give the gradient of any function of the inputs: it keeps the
+    component along each row, on which the forward pass does not depend.  ``gradient="through"`` removes it.
 
     >>> import torch
     >>> from conditioned_attention import preconditioned_attention
@@ -193,18 +197,18 @@ def preconditioned_attention(
 
 
 def precondition_rows(output: Tensor, *, gradient: str = "stopped", eps: float = 1e-6) -> Tensor:
-    """C applied to a head output that someone else computed: each row along the last dimension to unit length.
+    """Applies C to a head output that was computed elsewhere: scales each row along the last dimension to unit length.
 
     Args:
-        output: (..., D), one attention head's row each; float16, bfloat16, float32 or float64.
+        output: (..., D), rows of attention heads along the last dimension; float16, bfloat16, float32 or float64.
         gradient: ``"stopped"`` or ``"through"``, as in `preconditioned_attention`.
-        eps: the smallest row norm that is divided by; float16 uses at least 6.1e-5.
+        eps: the smallest norm by which a row is divided; float16 uses at least 6.1e-5.
 
     Returns:
         ``output`` with rows of unit length, in the same dtype; zero rows stay zero.
 
     Raises:
-        ValueError: an unknown option, or no dimension to take rows along.
+        ValueError: an unknown option, or a tensor without dimensions.
         TypeError: not a floating-point tensor.
 
     >>> import torch
@@ -259,9 +263,9 @@ def explain(
     eps: float = 1e-6,
     impl: str = "auto",
 ) -> Explanation:
-    """Which implementation `preconditioned_attention` would run for these arguments, and why not the others.
+    """Tells which implementation `preconditioned_attention` would run for these arguments, and why not the others.
 
-    Takes the same arguments, raises the same errors, and computes nothing.
+    It takes the same arguments and raises the same errors, but computes nothing.
 
     >>> import torch
     >>> from conditioned_attention import explain

@@ -1,7 +1,7 @@
-"""`MultiheadAttention`: PyTorch's module of that name with C on every head.
+"""`MultiheadAttention`: PyTorch's module of that name with C applied to every head.
 
-What it computes is `torch.nn.functional.multi_head_attention_forward` step by step, in the same order, so that C = 1
-gives the same bits; it stands here a second time because that function ends behind the output projection.
+It repeats `torch.nn.functional.multi_head_attention_forward` step by step, in the same order, so that C = 1 gives the
+same bits.  The steps have to be repeated here because that function returns only after the output projection.
 
 Shapes: B batch, H heads, L queries, S keys, D head width, E = H · D embedding.
 """
@@ -26,21 +26,21 @@ _GUARD = -1
 class MultiheadAttention(nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention`` with every row of every head scaled to unit length before the output projection.
 
-    Equation (12) and Theorem 4.4 of arXiv 2603.27153.  Arguments of the constructor and of ``forward``, parameters,
-    state_dict keys, outputs and errors are those of the stock module; the options of C come on top.  Attention weights
-    that it returns are the softmax, without C.  A query that may attend to nothing has heads and weights of zero, where
-    the stock module has NaN.
+    This is equation (12) and Theorem 4.4 of arXiv 2603.27153.  The arguments of the constructor and of ``forward``, the
+    parameters, state_dict keys, outputs and errors are those of PyTorch's stock module; only the options of C are
+    added.  The attention weights that it returns are the softmax, without C.  For a query that may attend to nothing,
+    heads and weights are zero, where the stock module gives NaN.
 
     Args:
         embed_dim: width E of the module, a multiple of ``num_heads``.
         num_heads: number of heads H.
-        dropout: probability that an attention weight is dropped in training; C is taken after dropout.
+        dropout: probability that an attention weight is dropped in training; C is computed after dropout.
         bias: whether the projections have biases.
         add_bias_kv: append one learned key and value.
         add_zero_attn: append one key and value of zeros.
         kdim, vdim: widths of key and value; default ``embed_dim``.
-        batch_first: tensors are (B, tokens, width), else (tokens, B, width).
-        device, dtype: of the parameters.
+        batch_first: whether tensors are (B, tokens, width) instead of (tokens, B, width).
+        device, dtype: device and dtype of the parameters.
         rows, gradient, eps: as in `preconditioned_attention`.
 
     Raises:
@@ -49,7 +49,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         AssertionError: ``embed_dim`` is not a multiple of ``num_heads``.
 
     Inside ``nn.TransformerEncoderLayer`` it is used like the stock module (``layer.self_attn = ...``).  That layer has
-    a fast path that would read the weights and pass C by; a hook that does nothing keeps it off that path.
+    a fast path that would read the weights and skip C; a hook that does nothing keeps the layer off that path.
 
     >>> import torch
     >>> from conditioned_attention import MultiheadAttention
@@ -97,27 +97,28 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention output and weights, as ``torch.nn.MultiheadAttention`` returns them.
+        """Computes the attention output and weights, as ``torch.nn.MultiheadAttention`` returns them.
 
         Args:
             query: (L, B, E), (B, L, E) with ``batch_first``, or (L, E).
             key: (S, B, kdim), (B, S, kdim) or (S, kdim).
             value: (S, B, vdim), (B, S, vdim) or (S, vdim).
-            key_padding_mask: (B, S) or (S): boolean, True where a key is **ignored**; or a number added to the logits.
+            key_padding_mask: (B, S) or (S): boolean, True where a key is **ignored**; or numbers added to the logits.
             need_weights: also return the weights; False is faster.
-            attn_mask: (L, S) or (B · H, L, S): boolean, True where a query may **not** attend; or a number added.
-            average_attn_weights: return the mean weight over the heads, else one for each head.
+            attn_mask: (L, S) or (B · H, L, S): boolean, True where a query may **not** attend; or numbers added to the
+                logits.
+            average_attn_weights: return the mean of the weights over the heads instead of the weights of each head.
             is_causal: a hint that ``attn_mask`` is the causal mask, which must be given as well.
 
         Returns:
-            The output, shaped like ``query``; and None, or the weights: (B, L, S), or (B, H, L, S) of each head,
-            without B if ``query`` has none.
+            The output, shaped like ``query``; and the weights, or None if they are not needed: (B, L, S), or
+            (B, H, L, S) for each head, without B if ``query`` has none.
 
-        One nested tensor (strided layout) as query, key and value is taken as well, with ``batch_first``, without masks
-        and without weights, and gives a nested tensor back.
+        One nested tensor (strided layout) may be given as query, key and value, with ``batch_first``, without masks and
+        without weights; the result is then a nested tensor.
 
         Raises:
-            AssertionError: dimensions, sizes or mask types that do not fit.
+            AssertionError: dimensions, sizes or mask types that do not match.
             RuntimeError: an ``attn_mask`` of the wrong size; ``is_causal`` without ``attn_mask``.
         """
         if query.is_nested or key.is_nested or value.is_nested:
@@ -168,7 +169,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     def merge_masks(
         self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor
     ) -> tuple[Tensor | None, int | None]:
-        """As in the stock module, where only fast paths call it: an error if the hook against them was removed."""
+        """Merges masks as the stock module does, for its fast paths; raises if the hook against those was removed."""
         if _GUARD not in self._forward_pre_hooks:
             raise RuntimeError(
                 "the hook that keeps the fast path of nn.TransformerEncoderLayer from skipping C was removed from "

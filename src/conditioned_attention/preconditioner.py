@@ -1,7 +1,8 @@
-"""The idea: the rows of an attention head -> one factor a row.
+"""The core of the method: computes one factor for each row of an attention head.
 
-``C = diag(1 / ‖row‖₂)`` (arXiv 2603.27153, Theorem 4.4) is defined here and nowhere else.  Whatever multiplies
-attention heads, a fused kernel or a converted model, takes C, its ``eps`` and its stopped gradient from this file.
+``C = diag(1 / ‖row‖₂)`` (arXiv 2603.27153, Theorem 4.4) is defined here and nowhere else.  Everything that multiplies
+attention heads, such as a fused kernel or a converted model, takes C, its ``eps`` and its stopped gradient from this
+file.
 
 Shapes: B batch, H heads, N queries, M keys, D head width.
 """

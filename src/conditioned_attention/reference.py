@@ -1,7 +1,7 @@
-"""The equations of arXiv 2603.27153 in plain torch, one function an equation: what every implementation is judged by.
+"""The equations of arXiv 2603.27153 in plain torch, one function each: the reference for every implementation.
 
-Nothing here is fast and everything works in float64.  It is written apart from the rest on purpose: an oracle that
-shared code with what it judges would share its mistakes.
+Nothing here is fast, and everything works in float64 if it is given float64.  It is kept apart from the rest on
+purpose: a reference that shared code with what it checks would share its mistakes.
 
 Shapes: B batch, H heads, N queries, M keys, D head width, E value width.
 """

@@ -1,7 +1,7 @@
 """Spectral conditioning: W -> W + C for the projections W_Q, W_K, W_V, with C fixed and W trainable.
 
-arXiv 2603.07162 (NeurIPS 2025).  This file is the mathematics, on matrices (out, in) as
-``torch.nn.Linear`` holds them; where a model keeps its W_Q, W_K and W_V is the business of `sites`.
+The method is from arXiv 2603.07162 (NeurIPS 2025).  This file has the mathematics, on matrices (out, in) as
+``torch.nn.Linear`` holds them; `sites` knows where a model keeps its W_Q, W_K and W_V.
 """
 
 from __future__ import annotations

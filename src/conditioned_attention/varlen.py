@@ -1,6 +1,7 @@
-"""`preconditioned_attention_varlen`: sequences of different lengths, one after the other in one tensor.
+"""`preconditioned_attention_varlen`: attention over sequences of different lengths, packed into one tensor.
 
-Shapes: T and S all queries and all keys, H heads (G key heads under grouped queries), D head width, E value width.
+Shapes: T and S the numbers of all queries and of all keys, H heads (G key heads under grouped queries), D head width,
+E value width.
 """
 
 from __future__ import annotations
@@ -34,32 +35,34 @@ def preconditioned_attention_varlen(
     eps: float = 1e-6,
     impl: str = "auto",
 ) -> Tensor:
-    """`preconditioned_attention` of packed sequences: nothing attends from one of them to another.
+    """Applies `preconditioned_attention` to sequences packed into one tensor; no sequence attends to another.
 
     Args:
         query: (T, H, D), the queries of all sequences one after the other.
-        key: (S, H, D), their keys; (S, G, D) with G a divisor of H if ``enable_gqa``.
-        value: (S, H, E), of key's heads.
-        cu_seqlens_q: int32 on query's device, one more than there are sequences: the first query of each, from 0 on,
-            and last T.
+        key: (S, H, D), their keys; with ``enable_gqa`` (S, G, D), where G divides H.
+        value: (S, H, E), with as many heads as key.
+        cu_seqlens_q: int32 on query's device, one entry more than there are sequences: the index of the first query of
+            each, starting with 0, and T as the last entry.
         cu_seqlens_k: the same for the keys, with S.  A sequence without keys gives rows of zero.
-        max_seqlen_q: queries of the longest sequence, or more.  None looks, and so waits for the device.
+        max_seqlen_q: the number of queries in the longest sequence, or more.  If None it is computed, which waits for
+            the device.
         max_seqlen_k: the same for keys.
-        dropout_p, is_causal, scale, enable_gqa, window, rows, gradient, eps: as in `preconditioned_attention`, in each
-            sequence.  With ``is_causal`` the first query sees the first key alone, also where there are more keys
+        dropout_p, is_causal, scale, enable_gqa, window, rows, gradient, eps: as in `preconditioned_attention`, within
+            each sequence.  With ``is_causal`` the first query sees only the first key, even if there are more keys
             than queries.
-        impl: ``"fused"``, all sequences in one launch of the Triton kernels, for CUDA; ``"composed"`` or ``"lean"``, a
-            call a sequence; or ``"auto"``, a call a sequence of what `preconditioned_attention` takes, until a
-            measurement on CUDA speaks for another.
+        impl: ``"fused"``, all sequences in one launch of the Triton kernels, for CUDA; ``"composed"`` or ``"lean"``,
+            one call per sequence; or ``"auto"``, one call per sequence of whatever `preconditioned_attention` picks,
+            until a measurement on CUDA favours something else.
 
     Returns:
-        (T, H, E), in query's dtype (autocast's under autocast).
+        (T, H, E), in query's dtype (under autocast, in autocast's).
 
     Raises:
-        ValueError: shapes that do not fit, an unknown option, or an ``impl`` that cannot run.  Numbers in
-            ``cu_seqlens`` that are not in order, or lengths above ``max_seqlen``, are looked for on a CPU and wherever
-            ``max_seqlen`` is None; on CUDA they would cost a wait, and are the caller's to get right.
-        TypeError: something that is not a tensor, or dtypes that do not go together.
+        ValueError: shapes that do not match, an unknown option, or an ``impl`` that cannot run.  Entries of
+            ``cu_seqlens`` that are out of order, and lengths above ``max_seqlen``, are detected on a CPU and wherever
+            ``max_seqlen`` is None.  With it the caller is responsible on CUDA, where the check would wait for the
+            device, and under ``torch.compile``.
+        TypeError: an argument that is not a tensor, or incompatible dtypes.
 
     >>> import torch
     >>> from conditioned_attention import preconditioned_attention_varlen

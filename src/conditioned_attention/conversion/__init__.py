@@ -1,4 +1,4 @@
-"""Changes a whole model: everything is checked, then everything is done, and can be undone and done again."""
+"""Conversion of whole models: everything is checked before anything is changed, and can be undone and repeated."""
 
 from conditioned_attention.conversion.convert import convert, precondition, restore
 from conditioned_attention.conversion.persistence import apply_conditioning

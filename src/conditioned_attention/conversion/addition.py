@@ -1,4 +1,4 @@
-"""What `fold` adds to the memory of weights: C once, however many modules share the weight."""
+"""Computes what `fold` adds to weights in memory: C once, however many modules share the weight."""
 
 from __future__ import annotations
 

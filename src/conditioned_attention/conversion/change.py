@@ -1,4 +1,4 @@
-"""A change of attention modules, carried out on a whole model: everything is checked before anything is changed."""
+"""Carries out a change of attention modules on a whole model: everything is checked before anything is changed."""
 
 from __future__ import annotations
 

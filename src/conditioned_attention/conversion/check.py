@@ -1,4 +1,4 @@
-"""Checks of a model before it is changed, and what their errors say."""
+"""Checks of a model before it is changed, and their error messages."""
 
 from __future__ import annotations
 

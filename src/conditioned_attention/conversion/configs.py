@@ -1,7 +1,7 @@
-"""What configs remember: those of Hugging Face models, each of its parts' too, and those of adapters.
+"""Records in configs: those of Hugging Face models and of their parts, and those of adapters.
 
-transformers writes a config before it asks for the state_dict, and tells nobody.  So what a config holds is asked for
-what is true when it is copied, as it is to be written.
+transformers writes a config before it asks for the state_dict, and announces it to nobody.  So the record in a config
+is brought up to date whenever the config is copied, which happens when it is written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversion of a model in place, and back."""
+"""Converts a model in place, and restores it."""
 
 from __future__ import annotations
 
@@ -42,41 +42,41 @@ def precondition(
     strict: bool = False,
     guard: bool = False,
 ) -> ConversionReport:
-    """Switches the attention of a model to preconditioned attention, in place: before it is trained.
+    """Switches a model's attention to preconditioned attention, in place; call it before training.
 
-    Weights that were trained without C do not fit: a trained model is ruined until it is trained again, or less so
-    after `calibrate` (docs/fine_tuning.md).  A UserWarning says so where ``from_pretrained`` of transformers has filled
-    them; of other libraries' weights nothing tells.
+    Weights that were trained without C do not work with it: a trained model is ruined until it is trained again, or
+    less so after `calibrate` (docs/fine_tuning.md).  A UserWarning says so if the weights were loaded by
+    ``from_pretrained`` of transformers; weights loaded by other libraries cannot be recognised.
 
-    Everything is checked before anything is changed.  Parameters, buffers and state_dict keys stay what they are, so
-    a checkpoint does not know that it was conditioned: see `conditioning` and `apply_conditioning`.
+    Everything is checked before anything is changed.  Parameters, buffers and state_dict keys stay the same, so a
+    checkpoint does not show that it was conditioned: see `conditioning` and `apply_conditioning`.
 
     Args:
         model: any module that contains attention of a known class: ``torch.nn.MultiheadAttention`` (and with it
             ``nn.Transformer`` and its layers), timm's (docs/timm.md lists them), torchvision's, Hugging Face's
             (docs/hugging_face.md), or a class given to `register_attention`.
-        include: glob patterns over module names (as in ``model.named_modules()``); only matches are converted.
-            Default: all but attention that pools tokens into features (timm's ``AttentionPoolLatent`` and its like),
-            which the report lists as excluded: it is converted where a pattern matches it.
-        exclude: glob patterns over module names that are left alone, after ``include``.
+        include: glob patterns for module names (as in ``model.named_modules()``); only matching modules are converted.
+            Default: all except attention that pools tokens into features (timm's ``AttentionPoolLatent`` and the like),
+            which the report lists as excluded and which is converted only if a pattern matches it.
+        exclude: glob patterns for the names of modules that are left alone; applied after ``include``.
         rows, gradient, eps: as in `preconditioned_attention`.
         strict: raise if an attention module that was not excluded cannot be converted.
-        guard: add a buffer to every converted module, whose name says what was done to it, the one exception to
-            unchanged keys.  The ``state_dict`` then tells how it was conditioned: a plain model does not load it with
+        guard: add a buffer to every converted module, whose name says what was done to it; this is the one exception to
+            unchanged keys.  The ``state_dict`` then shows how it was conditioned: a plain model refuses it with
             ``strict=True``, `apply_conditioning` reads it, and this model refuses one that is plain or was conditioned
-            otherwise, also with ``strict=False``.  Of a model inside of a wrapper (DistributedDataParallel, PEFT's)
-            the model is guarded, which stays when the wrapper goes.
+            differently, even with ``strict=False``.  If the model is inside a wrapper (DistributedDataParallel,
+            PEFT's), the inner model is guarded, which remains when the wrapper is removed.
 
     Returns:
-        A report with one row for every attention module: what was done, how, and why not.  In a ``with`` statement it
+        A report with one row for every attention module: what was done and how, or why not.  In a ``with`` statement it
         makes the conversion temporary.
 
     Raises:
         TypeError: ``model`` is not a module, or a pattern is not a string.
-        ValueError: nothing to convert; a pattern that matches no attention; an unknown option; a module that was
-            already converted with other options; a Hugging Face checkpoint of a conditioned model, for which there is
-            `apply_conditioning`; with ``strict``, an attention module that cannot be converted.  The model is then
-            unchanged.
+        ValueError: nothing to convert; a pattern that matches no attention module; an unknown option; a module that was
+            already converted with other options; a Hugging Face checkpoint of a conditioned model (use
+            `apply_conditioning` for it); with ``strict``, an attention module that cannot be converted.  The model is
+            then unchanged.
 
     >>> from transformers import ViTConfig, ViTModel
     >>> from conditioned_attention import precondition, restore
@@ -108,7 +108,7 @@ def convert(
     strict: bool = False,
     guard: bool = False,
 ) -> ConversionReport:
-    """`precondition` with any head transform, as the controls of a comparison need.
+    """Converts a model as `precondition` does, but with any head transform, such as the controls of a comparison.
 
     >>> import torch
     >>> from conditioned_attention.conversion import convert
@@ -148,20 +148,20 @@ class HeadChange(Change):
 
 
 def restore(model: nn.Module) -> ConversionReport:
-    """Undoes every conversion of a model: same classes, same parameters, the output of the plain model bit for bit.
+    """Undoes every conversion of a model: same classes, same parameters, and the plain model's output bit for bit.
 
     Args:
-        model: a module, converted or not; on a plain one nothing happens.  A `MultiheadAttention` of this library
-            that the model was built with stays.  A Hugging Face checkpoint that was loaded, and to which
-            `apply_conditioning` was not applied, becomes a plain model.
+        model: a module, converted or not; a plain one is left as it is.  A `MultiheadAttention` of this library with
+            which the model was built stays.  A loaded Hugging Face checkpoint of a conditioned model to which
+            `apply_conditioning` was not applied becomes a plain model.
 
     Returns:
         A report whose rows name the modules that were restored.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: a converted module has got another class since, as torch.nn.utils.parametrize and fully_shard
-            give it; or its correction has been folded into its weights (see `unfold`); nothing is changed then.
+        ValueError: the class of a converted module has been replaced since, as torch.nn.utils.parametrize and
+            fully_shard do; or its correction has been folded into its weights (see `unfold`).  Nothing is changed then.
 
     >>> import torch
     >>> from conditioned_attention import precondition, restore

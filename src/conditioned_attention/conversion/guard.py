@@ -1,11 +1,12 @@
 """The guard: buffers that make a plain state_dict say how it was conditioned.
 
-Every conditioned attention module of a guarded model has one, and what was done to the module is in the buffer's
-*name*: ``blocks.0.attn.conditioned_attention__call_apply_conditioning_before_load_state_dict__row_5fnorm_20…``.  Its
-number means nothing.  So averages of state_dicts and of buffers cannot hurt the record, a model on the meta device has
-it, it goes where the module goes, and whoever loads a checkpoint by keys compares it, torch.distributed.checkpoint
-too.  With it a plain model refuses the checkpoint under ``strict=True`` (unexpected keys, which say what to do), a
-conditioned model refuses a plain one, and models that were conditioned differently refuse each other's.
+Every conditioned attention module of a guarded model has such a buffer, and its *name* says what was done to the
+module: ``blocks.0.attn.conditioned_attention__call_apply_conditioning_before_load_state_dict__row_5fnorm_20…``.  Its
+value means nothing.  Averaging state_dicts or buffers therefore cannot damage the record, a model on the meta device
+has it, it moves with the module, and everything that loads a checkpoint by keys compares it, including
+torch.distributed.checkpoint.  A plain model refuses a guarded checkpoint under ``strict=True`` (unexpected keys, which
+say what to do), a guarded model refuses a plain checkpoint, and models that were conditioned differently refuse each
+other's checkpoints.
 """
 
 from __future__ import annotations

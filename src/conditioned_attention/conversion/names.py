@@ -1,4 +1,4 @@
-"""Names of modules in records: as a state_dict of the model alone would have them, without what wrappers add."""
+"""Names of modules in records: as in a state_dict of the model alone, without the parts that wrappers add."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint must remember: weights do not tell whether they were trained with C."""
+"""What a checkpoint must remember: weights alone do not show whether they were trained with C."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ from conditioned_attention.spectral import Spectral
 def apply_conditioning(
     model: nn.Module, data: Mapping[str, Any] | str | Path | None = None, *, partial: bool = False
 ) -> None:
-    """Does to a freshly loaded model what `conditioning` recorded.
+    """Repeats on a freshly loaded model what `conditioning` recorded.
 
     Args:
         model: a plain model of the same architecture, or one that is already conditioned this way.
-        data: what `conditioning` returned; or a ``state_dict`` of a model that was converted with ``guard=True``, which
-            the model can load afterwards, also inside of a checkpoint's dictionary (``{"state_dict": …}``); or the path
-            of such a file (.pt, .pth, .bin, .safetensors, or .json for a record), or of a folder that
-            ``save_pretrained`` or torch.distributed.checkpoint has written.  Default: what the model's Hugging Face
-            config, or the config of its adapter, remembers.
-        partial: the model is a part of the one that was recorded, as an encoder alone or the first layers: what it
-            does not have is passed by.  It has to have something of what was recorded.
+        data: what `conditioning` returned; or a ``state_dict`` of a model that was converted with ``guard=True``, alone
+            or inside a checkpoint's dictionary (``{"state_dict": …}``), which the model can load afterwards; or the
+            path of such a file (.pt, .pth, .bin, .safetensors, or .json for a record), or of a folder written by
+            ``save_pretrained`` or torch.distributed.checkpoint.  Default: the record in the model's Hugging Face
+            config, or in the config of its adapter.
+        partial: the model is only a part of the recorded one, such as an encoder alone or the first layers: recorded
+            modules that it does not have are skipped.  It must have at least one of them.
 
     Raises:
         TypeError: ``model`` is not a module, or ``data`` is of another type.
         ValueError: no data; data of another format; a state_dict without a guard; a recorded module that the model
-            does not have or that cannot be converted; a module that is already conditioned otherwise.  The model is
+            does not have or that cannot be converted; a module that is already conditioned differently.  The model is
             then unchanged.
         FileNotFoundError: there is nothing at the path.
 

@@ -1,4 +1,4 @@
-"""The record of what was done to a model: data that JSON can hold, made of the model as it is and read again."""
+"""The record of what was done to a model, as data that JSON can hold: made from the model as it is, and read back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 def conditioning(model: nn.Module) -> dict[str, Any]:
-    """What was done to a model, as data that JSON can hold; `apply_conditioning` does it again.
+    """Records what was done to a model, as data that JSON can hold; `apply_conditioning` does it again.
 
     Args:
         model: a module, converted or not.
@@ -36,9 +36,9 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
         ``{"format": 1, "transforms": [{"kind": ..., its options, "modules": [names]}]}``; no transforms for a plain
         model.  Names are those of the model without wrappers inside (activation checkpointing, FSDP, adapters).
 
-    Save it beside a plain ``state_dict``, or let ``precondition(model, guard=True)`` put it inside.  Hugging Face
-    checkpoints hold it already, in config.json, if the whole model was given to `precondition` (a part that is no model
-    of its own has no config to remember it in).  A module that was converted and no longer runs conditioned is left
+    Save the record beside a plain ``state_dict``, or let ``precondition(model, guard=True)`` put it inside.  Hugging
+    Face checkpoints already hold it, in config.json, if the whole model was given to `precondition` (a part that is not
+    a model of its own has no config to hold it).  A module that was converted and no longer runs conditioned is left
     out, with a warning.
 
     Raises:

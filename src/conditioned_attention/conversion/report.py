@@ -1,4 +1,4 @@
-"""What a conversion did, one row an attention module."""
+"""The report of a conversion, with one row for each attention module."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from conditioned_attention.sites import Site
 
 @dataclass(frozen=True)
 class ReportRow:
-    """What happened to one attention module.
+    """What a conversion did to one attention module.
 
     Attributes:
-        name: where it is, as in ``model.named_modules()``.
+        name: the name of the module, as in ``model.named_modules()``.
         class_name: its class before conversion.
         mechanism: how its heads are reached; empty if they cannot be.
-        status: ``"converted"``, ``"unchanged"`` (it already was as asked), ``"excluded"`` (by include or exclude, or
-            because it is converted only where include names it), ``"refused"`` (its heads cannot be reached),
-            ``"no attention"`` (it only calls itself so) or ``"restored"``.
-        reason: why it was refused, left out or left as it is; empty otherwise.
+        status: ``"converted"``, ``"unchanged"`` (it already was as requested), ``"excluded"`` (by include or exclude,
+            or because it is converted only if include names it), ``"refused"`` (its heads cannot be reached),
+            ``"no attention"`` (it is attention in name only) or ``"restored"``.
+        reason: why it was refused, left out or left unchanged; empty otherwise.
 
     >>> import torch
     >>> from conditioned_attention import precondition
@@ -38,10 +38,10 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """One `ReportRow` for every attention module of the model, in the model's order.  ``print`` shows a table.
+    """One `ReportRow` for every attention module of the model, in the model's order; ``print`` shows them as a table.
 
-    As a context manager it makes a conversion temporary: at the end of the ``with`` block the modules that it converted
-    are plain again, and no others.
+    Used as a context manager, it makes the conversion temporary: at the end of the ``with`` block the modules that this
+    conversion changed are plain again, and no others.
 
     >>> import torch
     >>> from conditioned_attention import precondition
@@ -78,7 +78,7 @@ class ConversionReport:
 
     @property
     def refused(self) -> list[str]:
-        """Names of the attention modules that could not be changed; `rows` has the reasons."""
+        """Names of the attention modules that could not be changed; `rows` gives the reasons."""
         return self.names("refused")
 
     def __str__(self) -> str:

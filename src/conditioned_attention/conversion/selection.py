@@ -1,4 +1,4 @@
-"""Which of a model's attention modules are meant, and how that is said in errors."""
+"""Selects attention modules of a model by patterns, and builds the error messages about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Projections that another module calls as well, which would compute with W + C there too."""
+"""Finds projections that another module calls as well, where they would compute with W + C too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a record may be: given as data, in a state_dict, or in a file or folder that holds either."""
+"""Finds a record given as data, in a state_dict, or in a file or folder that holds either."""
 
 from __future__ import annotations
 

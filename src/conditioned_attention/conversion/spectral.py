@@ -37,38 +37,42 @@ def spectral_condition(
 ) -> ConversionReport:
     """Adds a fixed correction C to the query, key and value projections of a model's attention, in place.
 
-    W stays the parameter, under its name and with its values; the model computes with W + C, and weight decay acts on
-    W alone (arXiv 2603.07162, Theorems 3.5 and 3.8).  Everything is checked before anything is changed, and afterwards
-    that every projection gives λ x[..., :k] more than it did.
+    W remains the parameter, with its name and values; the model computes with W + C, and weight decay acts on W alone
+    (arXiv 2603.07162, Theorems 3.5 and 3.8).  Everything is checked before anything is changed.  Afterwards the effect
+    is checked, unless weights have no values (meta) or are spread over devices: with ``"identity"`` every projection
+    gives λ x[..., :k] more than before, with ``"polar"`` κ(W + C) is at most 1 + 1/λ.
 
     Args:
         model: any module that contains attention of a known class; it may be converted by `precondition` as well,
             before or after.
-        strength: λ.  ``"auto"``: d^(-1/4) for heads of width d, with which ``"identity"`` adds about 1 to the logit of
-            a token with itself for inputs of unit root mean square, as layer norms make them; 1 for ``"polar"``, as
-            the paper.  Its 10 for ``"identity"`` saturates the softmax of most models, and warns.
+        strength: λ.  ``"auto"`` is d^(-1/4) for ``"identity"`` with heads of width d, which adds about 1 to the logit
+            of a token with itself for inputs of unit root mean square, as layer norms make them; and 1 for ``"polar"``,
+            as in the paper.  The paper's 10 for ``"identity"`` saturates the softmax of most models, and gives a
+            warning.
         correction: ``"identity"``, C = λ I_k with the rectangular identity; or ``"polar"``, C = λ σ_max(W) U Vᵀ for
-            W = U S Vᵀ, computed once from the weights as they are now, so that κ(W + C) ≤ 1 + 1/λ.  Trained weights do
-            not tell what it was, so it is kept in buffers ``…_correction``, the one exception to unchanged
+            W = U S Vᵀ, computed once from the weights as they are now, so that κ(W + C) ≤ 1 + 1/λ.  It cannot be
+            recovered from trained weights, so it is kept in buffers ``…_correction``, the one exception to unchanged
             state_dict keys.
-        per_head: an identity, or polar factor, for the rows of every head; else one for all rows of W_Q, W_K, W_V each.
-        roles: ``"qkv"`` corrects all three as the paper does, ``"qk"`` queries and keys alone, ``"v"`` values alone.
-        include, exclude: glob patterns over module names, as for `precondition`.
+        per_head: use one identity, or polar factor, for the rows of each head; otherwise one for all rows of each of
+            W_Q, W_K and W_V.
+        roles: ``"qkv"`` corrects all three as the paper does, ``"qk"`` only queries and keys, ``"v"`` only values.
+        include, exclude: glob patterns for module names, as for `precondition`.
         strict: raise if an attention module that was not excluded cannot be corrected.
 
     Returns:
         A report with one row for every attention module.  In a ``with`` statement it makes the correction temporary,
-        and raises ValueError at the end of the block if C has been folded into the weights there.
+        and raises ValueError at the end of the block if C has been folded into the weights inside it.
 
     Raises:
         TypeError: ``model`` is not a module, or an option is of a wrong type.
-        ValueError: nothing to correct; an unknown option; a module that is corrected otherwise already; with
-            ``strict``, an attention module that cannot be corrected.  The model is then unchanged.  (Not correctable
-            are weights that a quantizer has replaced, projections that another module has as well, and adapters that
-            multiply W.)
+        ValueError: nothing to correct; an unknown option; a module that is already corrected differently; with
+            ``strict``, an attention module that cannot be corrected.  The model is then unchanged.  (Weights that a
+            quantizer has replaced, projections that another module has as well, and adapters that multiply W cannot be
+            corrected.)
+        RuntimeError: a projection does not compute what was expected of its class.  The model is then unchanged.
 
     Warns:
-        UserWarning: λ is so large that attention would look at the token itself and little else.
+        UserWarning: λ is so large that each token would attend to itself and little else.
 
     >>> import torch
     >>> from conditioned_attention import restore, spectral_condition
@@ -83,11 +87,12 @@ def spectral_condition(
 
 
 def fold(model: nn.Module) -> list[str]:
-    """Makes corrections part of the weights: W becomes W + C, and the model runs without hooks, as one of its kind.
+    """Makes corrections part of the weights: W becomes W + C, and the model runs without hooks, like any of its class.
 
-    The sum is taken in float32 (float64 for float64 weights), and once for a weight that several modules share.  For
-    other programs that read or replace the weights, as quantizers and adapters that multiply do; train before, as
-    weight decay would act on C as well from now on.  `conditioning` remembers it, and `unfold` takes it back.
+    The sum is taken in float32 (float64 for float64 weights), and once for a weight that several modules share.  Fold
+    for other programs that read or replace the weights, such as quantizers and adapters that multiply them.  Train
+    before folding, because weight decay acts on C as well from then on.  `conditioning` records it, and `unfold`
+    undoes it.
 
     Args:
         model: a module that was given to `spectral_condition`.
@@ -97,9 +102,9 @@ def fold(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: nothing is corrected; a weight is no longer a parameter, or is offloaded; half-precision weights
-            would lose more than a tenth of themselves to rounding at λ; a weight is that of another module of the model
-            too, which has no C or another.  Nothing is changed then.
+        ValueError: nothing is corrected; a weight is no longer a parameter, or is offloaded; in half precision, adding
+            C would round away more than a tenth of the weights' typical size; a weight also belongs to another module
+            of the model, which has no C or a different one.  Nothing is changed then.
 
     >>> import torch
     >>> from conditioned_attention import fold, spectral_condition, unfold
@@ -112,7 +117,7 @@ def fold(model: nn.Module) -> list[str]:
 
 
 def unfold(model: nn.Module) -> list[str]:
-    """Undoes `fold`: the parameters are W again, entries outside of C bit for bit, others within rounding at λ.
+    """Undoes `fold`: the parameters are W again, bit for bit where C is zero, elsewhere up to rounding at λ.
 
     Args:
         model: a module that was given to `fold`, or one loaded from its checkpoint and given to `apply_conditioning`.

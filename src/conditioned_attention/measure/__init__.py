@@ -1,4 +1,4 @@
-"""Numbers from tensors (pure), a monitor that watches a model, plots from numbers."""
+"""Measurements of conditioning: pure functions of tensors, a monitor that watches a model, and plots."""
 
 from conditioned_attention.measure.monitoring.alarms import Alarm
 from conditioned_attention.measure.monitoring.monitor import ConditionMonitor

@@ -1,4 +1,4 @@
-"""`register_attention`: classes of your own, reached by a hook."""
+"""`register_attention`: makes your own attention classes known, whose heads are reached by a hook."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ def register_attention(
     along: str = "D",
     projections: Places | Callable[[Any], Places] | None = None,
 ) -> None:
-    """Tells the library where the heads of an attention class of your own are, so that `precondition` converts it.
+    """Tells the library where the heads of your own attention class are, so that `precondition` can convert it.
 
-    Exactly this class is known then, not its subclasses, for the rest of the process.  Registering it again replaces
-    what was said before, for conversions to come.
+    Only this exact class is registered, not its subclasses, for the rest of the process.  Registering it again replaces
+    the earlier registration for later conversions.
 
     Args:
         cls: a subclass of ``torch.nn.Module`` that computes attention.
-        at: path of the submodule (below an instance) that gets the heads' output ``softmax(q kᵀ) v`` as its first
-            argument, most often the output projection; or None if the heads are what ``forward`` returns (the first of
-            a tuple).  Nothing may stand between: no gate, no norm, no sum.  If there is no such submodule, put an
-            ``nn.Identity()`` there: it adds no key to the state_dict.
-        heads: the number of heads, or the attribute of an instance that holds it.
+        at: path of the submodule (relative to an instance) that gets the heads' output ``softmax(q kᵀ) v`` as its first
+            argument, usually the output projection; or None if ``forward`` returns the heads (alone, or as the first
+            entry of a tuple).  Nothing may come in between: no gate, no norm, no sum.  If there is no such submodule,
+            put an ``nn.Identity()`` there: it adds no key to the state_dict.
+        heads: the number of heads, or the name of the instance attribute that holds it.
         layout: the axes of that tensor in order: B batch, N tokens, H heads, D head width; ``*`` joins two of them into
             one dimension.  ``"B N H*D"`` is the usual ``(batch, tokens, channels)``, ``"B H*D N"`` an image
             ``(batch, channels, height, width)``, ``"B H N D"`` heads that are not merged yet.
-        along: the axis that a row of the attention output runs along: ``"D"``, one row a token; ``"N"`` in attention
-            between channels, where a row is one channel over all tokens.
-        projections: for `spectral_condition`: by the path of each submodule that makes queries, keys or values, what
-            its rows make, in order: ``{"qkv": "qkv"}`` for [Q | K | V], ``{"q": "q", "kv": "kv"}``, ``"H*qkv"`` where
-            each head has its rows together, ``"-"`` for rows that are something else, and ``("qkv", (64, 16, 16))``
-            with the number of rows of each (in one head after ``H*``) where they are not equal; or a function that
-            makes this of an instance.  A path that ends in a parameter, as ``"in_proj_weight"``, is that parameter.
+        along: the axis along which a row of the attention output runs: ``"D"`` for one row per token; ``"N"`` for
+            attention between channels, where a row is one channel over all tokens.
+        projections: for `spectral_condition`: maps the path of each submodule that computes queries, keys or values to
+            what the rows of its weight compute, in order: ``{"qkv": "qkv"}`` for [Q | K | V],
+            ``{"q": "q", "kv": "kv"}``, ``"H*qkv"`` if the rows of each head lie together, ``"-"`` for rows that are
+            something else, and ``("qkv", (64, 16, 16))`` with the number of rows of each (within one head after ``H*``)
+            if they are not equal; or a function that returns such a mapping for an instance.  A path that ends in a
+            parameter, such as ``"in_proj_weight"``, stands for that parameter.
 
     Raises:
-        TypeError: ``cls`` is not a class of modules, or ``at``, ``heads`` or ``projections`` has a wrong type.
-        ValueError: ``layout``, ``along`` or what rows make is unknown, or ``heads`` below 1.
+        TypeError: ``cls`` is not a module class, or ``at``, ``heads`` or ``projections`` has the wrong type.
+        ValueError: ``layout``, ``along`` or what the rows compute is invalid, or ``heads`` is below 1.
 
     >>> import torch
     >>> from torch import nn

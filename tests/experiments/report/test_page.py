@@ -165,7 +165,7 @@ def test_the_limit_is_drawn_and_explained_where_heads_are_beyond_it(real):
     assert all("shapes" not in view.layout for view in chart.views)
     beyond = {"baseline": [dataclasses.replace(h, used=np.full_like(h.used, np.inf)) for h in heads["baseline"]]}
     chart = kappa_chart(below | beyond, palette)
-    assert "The dashed line is the limit of float32: above it κ is not told from infinity" in chart.caption
+    assert "The dashed line is the limit of float32: above it κ cannot be distinguished from infinity" in chart.caption
     assert {view.layout["annotations"][0]["text"] for view in chart.views} == {"limit of float32"}
 
 

@@ -36,8 +36,8 @@ TESTS = {
 }
 CONDITIONING = {
     "log10 κ(heads)": "median over heads of log10 of the condition number of head outputs, median over seeds.",
-    "floor": "share of heads beyond the limit of the precision that they were measured in, whose κ is not told from "
-    "infinity.",
+    "floor": "share of heads beyond the limit of the precision that they were measured in, whose κ cannot be "
+    "distinguished from infinity.",
     "largest C": "the largest factor on a row (of the baseline: what C would be), of all seeds.",
     "log10 κ(W)": "median over W_Q, W_K and W_V, with corrections, median over seeds.",
     "‖W_V‖ ×": "over that at the start, mean over seeds.",

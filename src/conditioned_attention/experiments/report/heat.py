@@ -54,9 +54,9 @@ def _beyond(resolution: float) -> str:
     known = math.isfinite(resolution)
     line = f"The dashed line is the {limit_of(resolution)}: above it" if known else "Beyond the limit of precision"
     return (
-        f" {line} κ is not told from infinity, as the smallest singular value is at the floor of rounding. Heads there "
-        "are at the top of the band; the median counts them, so its line breaks off where half of them are there, and "
-        "the mean leaves them out, which flatters who has more of them."
+        f" {line} κ cannot be distinguished from infinity, because the smallest singular value is lost in rounding. "
+        "Heads there are at the top of the band. The median counts them, so its line ends where half of them are "
+        "there; the mean leaves them out, which flatters variants that have many."
     )
 
 

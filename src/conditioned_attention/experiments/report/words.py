@@ -174,7 +174,7 @@ def alarms(comparison: Comparison) -> list[str]:
     sentences = (
         ("Runs with scores that are not finite: {}.", lost),
         ("Runs that ended worse than at their first evaluation: {}.", fell),
-        ("Heads that ended at the numerical floor, where κ is not told from infinity and means say little: {}.", floor),
+        ("Heads that ended at the numerical floor, where κ is as good as infinite and means say little: {}.", floor),
         ("C grew so large that rows had all but vanished: {}.", grown),
     )
     return [sentence.format(", ".join(names)) for sentence, names in sentences if names]

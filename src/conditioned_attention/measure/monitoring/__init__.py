@@ -1,1 +1,1 @@
-"""Watching a model while it trains: measure, write, raise an alarm."""
+"""Watches a model while it trains: measures, writes records and raises alarms."""

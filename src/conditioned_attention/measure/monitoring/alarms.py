@@ -1,4 +1,4 @@
-"""Alarms: what somebody who trains wants to hear of at once."""
+"""Alarms: what somebody who trains a model wants to know at once."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from conditioned_attention.measure.monitoring.records import HeadRecord
 
 @dataclass(frozen=True)
 class Alarm:
-    """Heads of one measurement that are beyond a bound.
+    """Heads of one measurement that exceed a bound or are not finite.
 
     Attributes:
-        kind: ``"not finite"`` (an entry that is inf or NaN), ``"kappa"`` or ``"scale"`` (the largest factor on a row).
-        step: of training.
-        bound: what was passed; None for ``"not finite"``.
-        heads: the records concerned, worst first.
-        measured: of how many.
+        kind: ``"not finite"`` (an entry is inf or NaN), ``"kappa"`` or ``"scale"`` (the largest factor on a row).
+        step: the training step.
+        bound: the bound that was exceeded; None for ``"not finite"``.
+        heads: the records of these heads, worst first.
+        measured: how many heads were measured.
 
     >>> from conditioned_attention.measure import Alarm, HeadRecord
     >>> record = HeadRecord(0, 0, "attn", 2, False, 9e6, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)

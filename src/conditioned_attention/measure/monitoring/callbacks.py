@@ -1,4 +1,4 @@
-"""The monitor as a callback of other people's training loops."""
+"""The monitor as a callback for the training loops of Hugging Face's Trainer and of Lightning."""
 
 from __future__ import annotations
 
@@ -61,25 +61,25 @@ class _Due:
 
 
 def trainer_callback(monitor: Monitor, trainer: Any = None) -> Any:
-    """A callback for Hugging Face's Trainer: ``trainer.add_callback(monitor.trainer_callback(trainer))``.
+    """Returns a callback for Hugging Face's Trainer: ``trainer.add_callback(monitor.trainer_callback(trainer))``.
 
-    It measures before the first step, every ``every`` steps, and at the end.  Given the trainer, a few numbers of every
-    measurement go wherever its own go: its log and its trackers.  What the trainer logs, and its random numbers, are
-    those of a run without the callback.
+    It measures before the first step, every ``every`` steps, and at the end.  If the trainer is given, a few numbers of
+    every measurement go wherever the trainer's own go: to its log and its trackers.  What the trainer itself logs, and
+    its random numbers, are the same as in a run without the callback.
 
-    Raises ValueError, when training begins, if the monitor watches another model than the one that is trained.
+    Raises ValueError when training begins if the monitor watches another model than the one that is trained.
     """
     return _trainer_class()(_Due(monitor), trainer)
 
 
 def lightning_callback(monitor: Monitor) -> Any:
-    """A callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers.
+    """Returns a callback for Lightning, ``Trainer(callbacks=[monitor.lightning_callback()])``; it logs to its loggers.
 
-    Under the name that was imported first: ``lightning.pytorch`` or ``pytorch_lightning``.  It goes with the trainer to
-    processes that Lightning starts (``strategy="ddp_spawn"``), where the monitor measures by itself, and writes to its
-    path in the first one; the ``records`` of this process stay as they were.
+    It belongs to ``lightning.pytorch``, or to ``pytorch_lightning`` if only that is imported.  It goes with the
+    trainer to processes that Lightning starts (``strategy="ddp_spawn"``).  In each of them the monitor measures by
+    itself, and in the first one it writes to its path; the ``records`` of the starting process stay as they were.
 
-    Raises ValueError, when training begins, if the monitor watches another model than the one that is trained.
+    Raises ValueError when training begins if the monitor watches another model than the one that is trained.
     """
     return _lightning_class(_lightning())(_Due(monitor))
 

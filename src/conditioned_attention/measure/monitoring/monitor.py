@@ -1,7 +1,8 @@
 """A monitor that watches the conditioning of a model's attention heads while it trains.
 
-It never touches the training step.  Every so many steps it runs the model once more, on a batch that stays the same:
-numbers of different steps, runs and backends can then be compared, whatever compiled or fused kernel trains.
+It never touches the training step.  At regular intervals it runs the model once more, on a batch that stays the same,
+so that numbers from different steps, runs and backends can be compared, whatever compiled or fused kernel is used in
+training.
 
 Shapes: B probe samples, H heads, N tokens, D head width.
 """
@@ -29,44 +30,44 @@ Log = Callable[[Mapping[str, float], int], None]
 
 
 class ConditionMonitor:
-    """Measures κ, log μ and more of every attention head of a model, before and after C, every so many steps.
+    """Measures κ, log μ and more for every attention head of a model, before and after C, at intervals during training.
 
-    The probe runs without gradient, in evaluation mode, without autocast, and without anything that ``torch.compile``
-    made; modes, buffers, attributes and random states are put back, so training goes on as if nothing had happened.
-    A measurement costs a forward pass on the probe and 2 · samples · heads singular value decompositions a layer, on
-    the CPU.
+    The probe, one extra forward pass, runs without gradient, in evaluation mode, without autocast and without code
+    compiled by ``torch.compile``; modes, buffers, attributes and random states are restored, so training continues as
+    if nothing had happened.  A measurement costs this forward pass and 2 · samples · heads singular value
+    decompositions per layer, on the CPU.
 
-    Of several processes each measures by itself, and the first one writes and logs.  With DistributedDataParallel you
-    may as well call it in that one only; with FSDP2 every process has to call it at the same steps, as the forward
-    pass gathers the weights.
+    With several processes, each measures by itself, and the first one writes and logs.  With DistributedDataParallel
+    you may also call it in that process only; with FSDP2 every process has to call it at the same steps, because the
+    forward pass gathers the weights.
 
     Args:
-        model: the model that trains, plain or converted; wrapped by ``torch.compile``, DistributedDataParallel or
-            ``fully_shard`` is fine.  It must hold attention that `precondition` could convert.
-        probe: what the model is called with: a mapping (keywords), a tuple (positional) or one tensor.  A handful of
-            real samples without padding, on the model's device.
-        every: steps between measurements.
-        path: file or folder that every measurement is appended to: JSON Lines, or a folder of Parquet files if it ends
-            in ``.parquet`` (`read_records` reads both); numbers that are not finite are null.
-        layers: which attention calls of the forward pass, by position from 0: a sequence, a number of them, spread
-            evenly from the first to the last, or None for all.
-        heads: which heads of each, in the same way.
+        model: the model that is trained, plain or converted; it may be wrapped by ``torch.compile``,
+            DistributedDataParallel or ``fully_shard``.  It must contain attention that `precondition` could convert.
+        probe: what the model is called with: a mapping (keywords), a tuple (positional) or one tensor.  Use a handful
+            of real samples without padding, on the model's device.
+        every: number of steps between measurements.
+        path: file or folder to which every measurement is appended: JSON Lines, or a folder of Parquet files if it ends
+            in ``.parquet`` (`read_records` reads both); numbers that are not finite become null.
+        layers: which attention calls of the forward pass to measure: a sequence of positions from 0, a number of calls,
+            spread evenly from the first to the last, or None for all.
+        heads: which heads of each call, in the same way.
         samples: how many matrices (B) of each head, spread evenly over the probe batch; None for all.
-        dtype: models of lower precision are probed with parameters in this one, copied for the time, because heads that
-            were rounded to bfloat16 have hardly a κ left; None measures what the model computes, and ``torch.float64``
-            tells apart what is at the floor of float32.
-        keep: how many measurements stay in ``records``; 0 where what `measure` returns is enough.
-        max_kappa, max_scale: bounds on κ and on the largest factor that C puts on a row.
-        on_alarm: called with an `Alarm` where one is passed, or a head's output is not finite; default a
-            ``RuntimeWarning``.  What it raises ends the measurement, after everything was written.
-        log: called with a few numbers and the step after each measurement, to show them wherever training is shown:
+        dtype: models of lower precision are probed with temporary copies of their parameters in this dtype, because
+            heads that were rounded to bfloat16 have hardly a κ left; None measures what the model computes, and
+            ``torch.float64`` resolves what is at the floor of float32.
+        keep: how many measurements stay in ``records``; 0 if the return value of `measure` is enough.
+        max_kappa, max_scale: upper bounds on κ and on the largest factor that C puts on a row.
+        on_alarm: called with an `Alarm` if a bound is exceeded or a head's output is not finite; the default gives a
+            ``RuntimeWarning``.  An exception that it raises ends the measurement, after everything was written.
+        log: called with a few numbers and the step after each measurement, for example to send them to a tracker:
             ``lambda numbers, step: wandb.log(dict(numbers), step=step)``.
 
     Attributes:
         records: every `HeadRecord` of the last ``keep`` measurements.
 
     Raises:
-        TypeError: ``model`` is not a module, or a number is not one.
+        TypeError: ``model`` is not a module, or an argument that must be a number is not one.
         ValueError: no attention whose heads can be reached; a number out of range.
 
     >>> import torch
@@ -133,14 +134,14 @@ class ConditionMonitor:
         return [record for measurement in self._kept for record in measurement]
 
     def __str__(self) -> str:
-        """The last measurement that was kept, in a line."""
+        """Describes the last measurement that was kept, in one line."""
         last = self._kept[-1] if self._kept else []
         return in_words(last) if last else f"nothing measured yet of {type(self.model).__name__}"
 
     def step(self, step: int) -> list[HeadRecord]:
         """Measures if ``step`` is a multiple of ``every``; returns the new records, or an empty list.
 
-        Warns, once, if no number has changed since an earlier step: it is then a copy that trains.
+        Warns once if no number has changed since an earlier step, as when another copy of the model is being trained.
         """
         if step % self.every:
             return []
@@ -149,9 +150,9 @@ class ConditionMonitor:
         return records
 
     def measure(self, step: int) -> list[HeadRecord]:
-        """Runs the probe now and returns one record for every head that was chosen; they are kept and written as well.
+        """Runs the probe now and returns one record for every chosen head; the records are also kept and written.
 
-        Raises ValueError if a layer or head was chosen that the model has not.
+        Raises ValueError if a chosen layer or head does not exist in the model.
         """
         new: list[HeadRecord] = []
 

@@ -1,4 +1,4 @@
-"""What is written down about one attention head at one step.
+"""The record of one attention head at one step.
 
 Shapes: B samples, H heads, N tokens, D head width.
 """
@@ -24,11 +24,11 @@ _MAY_BE_INFINITE = ("kappa", "log_mu", "row_spread", "largest_scale")
 class HeadRecord:
     """The conditioning of one head at one step: medians over the samples of the probe batch.
 
-    ``…_before`` is of the head output ``softmax(q kᵀ) v``, ``…_after`` of what the head's transform makes of it, or C
-    if it has none (what C would do).
+    ``…_before`` describes the head output ``softmax(q kᵀ) v``, ``…_after`` the output after the head's transform, or
+    after C if it has none (what C would do).
 
     Attributes:
-        step: of training, as given to the monitor.
+        step: the training step, as given to the monitor.
         layer: position of the attention call in the forward pass, from 0.
         module: name of the attention module.
         head: index of the head in its layer, from 0.
@@ -41,9 +41,10 @@ class HeadRecord:
         stable_rank_before, stable_rank_after: ‖A‖_F² / σ₁².
         effective_rank_before, effective_rank_after: exp of the entropy of the singular values.
         row_spread_before, row_spread_after: the largest row norm over the smallest; inf with a row of zeros.
-        resolution: the largest κ that is told from infinity in the precision that the heads were computed in.
+        resolution: the largest κ that can be distinguished from infinity in the precision in which the heads were
+            computed.
         rows, columns: n and d of the head's matrix.
-        samples: how many matrices the medians are of.
+        samples: the number of matrices over which the medians are taken.
         not_finite: share of the samples with an entry that is not finite; they are left out of the medians.
 
     >>> import torch
@@ -88,15 +89,15 @@ class HeadRecord:
         return self.kappa_after if self.conditioned else self.kappa_before
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; numbers that are not finite become None, which JSON has."""
+        """Returns the record as plain data; numbers that are not finite become None, which JSON can hold."""
         return dict(finite(asdict(self)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> HeadRecord:
-        """The record that `to_json` wrote, with or without the later fields.
+        """Returns the record that `to_json` wrote, with or without the fields that were added later.
 
-        None comes back as ``inf``, which is what κ, log μ and the row spread are at the floor, or as NaN if no sample
-        was finite and for numbers that are never infinite.
+        None becomes ``inf``, as for κ, log μ and the row spread at the floor, or NaN if no sample was finite and
+        for numbers that are never infinite.
         """
         nothing_finite = data.get("not_finite") == 1.0
         numbers = dict(data)

@@ -1,4 +1,4 @@
-"""Records into files, and back: JSON Lines or Parquet."""
+"""Writes records to files and reads them back: JSON Lines or Parquet."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def _write_parquet(folder: Path, records: Sequence[HeadRecord]) -> None:
 
 
 def read_records(path: str | Path) -> list[HeadRecord]:
-    """The records that a monitor has written, in the order of steps, layers and heads.
+    """Reads the records that a monitor has written, in the order of steps, layers and heads.
 
-    From JSON Lines, or from a folder of Parquet files (or one of them).  Of a head that was measured twice at a step,
-    because a run went on from an earlier checkpoint, the later one counts.  Lines that a killed process left unfinished
-    are passed over; FileNotFoundError if there is nothing, ValueError for a line that is not one of ours.
+    It reads JSON Lines, or a folder of Parquet files (or one of them).  If a head was measured twice at a step, because
+    a run was resumed from an earlier checkpoint, the later record counts.  Lines that a killed process left unfinished
+    are skipped.  Raises FileNotFoundError if there is nothing at the path, and ValueError for a line that is no record.
 
     >>> import tempfile, torch
     >>> from conditioned_attention import ConditionMonitor

@@ -1,7 +1,7 @@
-"""Spectra of attention weights P = softmax(q kᵀ · scale), one head after the other.
+"""Spectra of attention weights P = softmax(q kᵀ · scale), one head at a time.
 
 P is N × M, and is never built here for more than one head at a time; with ``leading`` it is not built at all: P V and
-Pᵀ U are computed by blocks of rows, as attention itself is.
+Pᵀ U are computed in blocks of rows, as in attention itself.
 
 Shapes: B batch, H heads, N queries, M keys, D head width, R leading values, S vectors that are carried along.
 """

@@ -1,4 +1,4 @@
-"""What arXiv 2603.27153 claims about κ and μ of attention, as functions; docs/mathematics.md has the proofs.
+"""The claims of arXiv 2603.27153 about κ and μ of attention, as functions; docs/mathematics.md has the proofs.
 
 Shapes: n rows (queries), m keys, d columns (head width), k = min(n, d).
 """

@@ -1,12 +1,12 @@
 """The Jacobian of an attention head with respect to W_Q, W_K and W_V, and its condition number (arXiv 2603.07162).
 
-Of a head A = P X W_Vᵀ with P = softmax(s X W_Qᵀ W_K Xᵀ) token i changes with the weights by
+For a head A = P X W_Vᵀ with P = softmax(s X W_Qᵀ W_K Xᵀ), token i changes with the weights by
 
     dA_i = M_i dW_Q x_i + N_i dW_Kᵀ q_i + dW_V (P X)_i
     M_i = s Vᵀ Λ_i K,   N_i = s Vᵀ Λ_i X,   Λ_i = diag(p_i) - p_i p_iᵀ
 
 So every part of J has rows B_i ⊗ a_iᵀ, and J v and Jᵀ u need nothing larger than B and a: J itself, n·e × d·D, need
-not be built.  Weights of one head act on that head's output alone, so the singular values of a layer are those of its
+not be built.  The weights of a head affect only that head's output, so the singular values of a layer are those of its
 heads together.
 
 Shapes: n tokens, D features, d head width, e value width.

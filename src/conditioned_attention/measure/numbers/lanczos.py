@@ -1,4 +1,4 @@
-"""Singular values of a matrix that is known by its products alone: Lanczos, as Golub and Kahan bidiagonalise.
+"""Singular values of a matrix that is known only by its products: Lanczos with Golub-Kahan bidiagonalisation.
 
 Shapes: n rows, m columns, S steps.
 """

@@ -1,4 +1,4 @@
-"""Condition numbers, the complexity measure of arXiv 2603.27153, and ranks, of matrices in batches.
+"""Condition numbers, the complexity measure of arXiv 2603.27153, and ranks, for batches of matrices.
 
 Shapes: n rows, d columns, k = min(n, d).
 """
@@ -17,15 +17,15 @@ from conditioned_attention._precision import exact
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values σ₁ ≥ … ≥ σ_k of a batch of matrices, and what follows from them.
+    """Singular values σ₁ ≥ … ≥ σ_k of a batch of matrices, and numbers derived from them.
 
-    Everything is float64, (...), and NaN for a matrix with an entry that is not finite.
+    Everything is float64, (...) unless stated otherwise, and NaN for a matrix with an entry that is not finite.
 
     Attributes:
         singular_values: (..., k), float64, descending.
-        resolution: the largest κ that is told from infinity, ``1 / (max(n, d) · eps)`` with the machine precision
-            ``eps`` of the dtype that the matrices came in: below ``σ₁ / resolution`` a singular value is rounding.
-            About 4e4 for a 197 × 64 head in float32.
+        resolution: the largest κ that can be distinguished from infinity, ``1 / (max(n, d) · eps)`` with the machine
+            precision ``eps`` of the dtype in which the matrices were given: a singular value below ``σ₁ / resolution``
+            is rounding error.  About 4e4 for a 197 × 64 head in float32.
 
     >>> import torch
     >>> from conditioned_attention.measure import spectrum
@@ -44,22 +44,22 @@ class Spectrum:
 
     @property
     def sigma_min(self) -> Tensor:
-        """σ_k, as it was computed, also where it is not told from rounding."""
+        """σ_k as it was computed, even where it cannot be distinguished from rounding error."""
         return self.singular_values[..., -1]
 
     @property
     def full_rank(self) -> Tensor:
-        """Whether σ_k is told from rounding; False where it is NaN."""
+        """Whether σ_k can be distinguished from rounding error; False where it is NaN."""
         return self.sigma_min * self.resolution > self.sigma_max
 
     @property
     def kappa(self) -> Tensor:
-        """κ = σ₁ / σ_k (Definition 4.1); ``inf`` at the floor and for a zero matrix."""
+        """κ = σ₁ / σ_k (Definition 4.1); ``inf`` at the numerical floor and for a zero matrix."""
         return self._unless_at_floor(self.sigma_max / self.sigma_min)
 
     @property
     def log_mu(self) -> Tensor:
-        """log of μ = 2 / (σ₁ … σ_k) · (‖A‖_F / √k)^k (equation 10); ``inf`` where κ is."""
+        """The logarithm of μ = 2 / (σ₁ … σ_k) · (‖A‖_F / √k)^k (equation 10); ``inf`` where κ is."""
         k = self.singular_values.shape[-1]
         # relative to σ₁, so that neither the squares nor the product can overflow
         ratios = self.singular_values / self.singular_values[..., :1]
@@ -73,7 +73,7 @@ class Spectrum:
 
     @property
     def effective_rank(self) -> Tensor:
-        """exp of the entropy of σ_i / Σσ (Roy and Vetterli, 2007): from 1 to k; 0 for a zero matrix."""
+        """The exponential of the entropy of σ_i / Σσ (Roy and Vetterli, 2007): from 1 to k; 0 for a zero matrix."""
         shares = self.singular_values / _nonzero(self.singular_values.sum(-1, keepdim=True))
         entropy: Tensor = torch.special.entr(shares).sum(-1)
         return torch.where(self.sigma_max == 0, 0.0, entropy.exp())
@@ -87,9 +87,9 @@ def _nonzero(values: Tensor) -> Tensor:
 
 
 def spectrum(matrix: Tensor) -> Spectrum:
-    """The singular values of matrices, in float64.
+    """Computes the singular values of a batch of matrices, in float64.
 
-    Of (..., n, d) as for `condition_number`, with its errors.  For thousands of rows and columns there is
+    It takes (..., n, d) as `condition_number` does, and raises the same errors.  For thousands of rows and columns use
     `conditioned_attention.measure.numbers.randomised.estimate_condition`.
 
     >>> import torch
@@ -123,12 +123,12 @@ def resolution(matrix: Tensor) -> float:
 
 
 def condition_number(matrix: Tensor) -> Tensor:
-    """``κ(A) = σ₁ / σ_k`` with ``k = min(n, d)``: Definition 4.1.
+    """Computes the condition number ``κ(A) = σ₁ / σ_k`` with ``k = min(n, d)`` (Definition 4.1 of arXiv 2603.27153).
 
-    Singular values are computed in float64.  A matrix born in lower precision carries rounding of its own: where
-    ``σ_k ≤ σ₁ · max(n, d) · eps``, eps being the machine precision of the dtype it came in, the smallest singular
-    value is not told from rounding, and κ is ``inf``.  That floor is about 4e4 for a 197 × 64 head in float32, and
-    nothing but ``inf`` is left of most bfloat16 heads: measure in float32.
+    Singular values are computed in float64, but a matrix of lower precision carries its own rounding error: where
+    ``σ_k ≤ σ₁ · max(n, d) · eps``, with the machine precision eps of the matrix's dtype, the smallest singular value
+    cannot be distinguished from rounding error, and κ is ``inf``.  This numerical floor is about 4e4 for a 197 × 64
+    head in float32, and most bfloat16 heads give nothing but ``inf``: measure in float32.
 
     Args:
         matrix: (..., n, d), floating point, n and d at least 1.
@@ -149,13 +149,13 @@ def condition_number(matrix: Tensor) -> Tensor:
 
 
 def log_complexity(matrix: Tensor) -> Tensor:
-    """``log μ(A)`` with ``μ(A) = 2 / (σ₁ … σ_k) · (‖A‖_F / √k)^k``: equation (10), an upper bound of κ.
+    """Computes ``log μ(A)`` with ``μ(A) = 2 / (σ₁ … σ_k) · (‖A‖_F / √k)^k``, an upper bound on κ (equation (10)).
 
-    The logarithm, because μ itself overflows: its exponent grows with k.  By Theorem 4.4 scaling the rows to unit
+    It is the logarithm because μ itself overflows: its exponent grows with k.  By Theorem 4.4, scaling the rows to unit
     length does not raise it **if n ≤ d**; for n > d it may.
 
-    Of (..., n, d) as for `condition_number`, with its errors; (...), float64, natural logarithm, ``inf`` and ``nan``
-    where that has them.
+    It takes (..., n, d) as `condition_number` does, and raises the same errors.  The result is (...), float64, the
+    natural logarithm, with ``inf`` and ``nan`` in the same places.
 
     >>> import torch
     >>> from conditioned_attention import log_complexity

@@ -1,7 +1,8 @@
-"""Pictures from numbers.  Functions take records or tensors and return matplotlib Axes; nothing is written.
+"""Plots of measurements: functions take records or tensors and return matplotlib Axes; nothing is written to disk.
 
-Every function takes ``theme="light"`` or ``"dark"``, in which it paints the whole figure.  It draws where it is told
-(``ax=`` or ``axes=``) or into a new figure, and works without a display: ``ax.figure.savefig("picture.png")``.
+Every plotting function takes ``theme="light"`` or ``"dark"``, in which it paints the whole figure.  It draws into the
+axes that it is given (``ax=`` or ``axes=``) or into a new figure, and works without a display:
+``ax.figure.savefig("picture.png")``.
 """
 
 from conditioned_attention.measure.plots.curves import average_condition_number, plot_condition_numbers, share_at_floor

@@ -1,4 +1,4 @@
-"""κ during training, one curve a variant."""
+"""Plots of κ during training, with one curve per variant."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Edges = Mapping[Any, tuple[float, float]]
 
 
 def average_condition_number(records: Iterable[HeadRecord]) -> dict[int, float]:
-    """κ by step as in figure 3 of arXiv 2603.27153: mean over the heads of a layer, then over the layers.
+    """Averages κ at every step as in figure 3 of arXiv 2603.27153: over the heads of a layer, then over the layers.
 
-    Of the matrix that the model uses (after C where it is conditioned).  Heads at the numerical floor have no κ and
-    are left out; a step at which every head is there has ``inf``.
+    It is κ of the matrix that the model uses (after C where it is conditioned).  Heads at the numerical floor have no κ
+    and are left out; a step at which every head is at the floor gets ``inf``.
 
     >>> from conditioned_attention.measure import HeadRecord
     >>> from conditioned_attention.measure.plots import average_condition_number
@@ -43,7 +43,7 @@ def average_condition_number(records: Iterable[HeadRecord]) -> dict[int, float]:
 
 
 def share_at_floor(records: Iterable[HeadRecord]) -> float:
-    """Share of the records whose κ is not told from infinity at the precision of the data; NaN of none.
+    """Share of the records whose κ cannot be distinguished from infinity at the data's precision; NaN without records.
 
     Records without a κ, because the head was not finite, do not count.
 
@@ -64,21 +64,21 @@ def plot_condition_numbers(
     quantiles: tuple[float, float] | None = None,
     theme: ThemeName = "light",
 ) -> Axes:
-    """Figure 3 of the paper: average κ during training, one line a variant.
+    """Plots average κ during training with one line per variant, as in figure 3 of arXiv 2603.27153.
 
-    The line leaves out heads at the numerical floor, whose share the legend has; a dashed line shows the largest κ that
-    is told from infinity, unless the records were written before they said so.
+    The line leaves out heads at the numerical floor, whose share is in the legend; a dashed line shows the largest κ
+    that can be distinguished from infinity, unless the records are of an older version that did not store it.
 
     Args:
-        runs: for each label the records of its runs (one list a seed); the line is the mean over seeds.
+        runs: for each label the records of its runs (one list per seed); the line is the mean over seeds.
         ax: where to draw; default a new figure.
         quantiles: None for a band from the lowest to the highest seed; two numbers in 0..1 for a band between these
-            quantiles over all heads of all seeds.  A quantile among heads at the floor is drawn at the floor, or, where
-            that is not known, at the largest κ of the runs.  The mean of few very large κ can lie above the band.
+            quantiles over all heads of all seeds.  A quantile among heads at the floor is drawn at the floor or, if
+            that is not known, at the largest κ of the runs.  A few very large κ can lift the mean above the band.
         theme: ``"light"`` or ``"dark"``.
 
     Raises:
-        ValueError: ``quantiles`` or ``theme`` is none of these.
+        ValueError: ``quantiles`` or ``theme`` is invalid.
 
     >>> from conditioned_attention.measure import HeadRecord
     >>> from conditioned_attention.measure.plots import plot_condition_numbers

@@ -1,4 +1,4 @@
-"""Figures as PNG files."""
+"""Encodes figures as PNG files."""
 
 from __future__ import annotations
 

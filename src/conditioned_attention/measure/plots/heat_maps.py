@@ -1,4 +1,4 @@
-"""Numbers of heads as colours: layer × head at one step or at several, and layer × step."""
+"""Heat maps of numbers of heads: layer × head at one step or at several, and layer × step."""
 
 from __future__ import annotations
 
@@ -64,15 +64,16 @@ def plot_heat_map(
     field: str = "kappa",
     theme: ThemeName = "light",
 ) -> Axes:
-    """A number of every head at one step: a row a layer, a column a head.
+    """Draws a number of every head at one step as a heat map: one row per layer, one column per head.
 
     A cross marks heads at the numerical floor, which have no κ; a cell is empty where the number was not measured, as
-    in files of older versions.  "after C" is after what the head has in the place of C, or after C if it has nothing.
+    in files of older versions.  "after C" means after the head's own transform, or after C if it has none.
 
     Args:
-        records: of one run, or of several seeds: a cell is then the median (of an even number the lower).
+        records: the records of one run, or of several seeds: a cell is then the median (the lower one of an even
+            number).
         ax: where to draw; default a new figure.
-        step: which; default the last.
+        step: which step; default the last.
         field: one of `FIELDS`: ``"kappa"`` (of the matrix that the model uses), ``"kappa_before"``,
             ``"kappa_after"``, ``"largest_scale"``, ``"effective_rank_before"``, …
         theme: ``"light"`` or ``"dark"``.
@@ -99,9 +100,9 @@ def plot_heat_maps(
     field: str = "kappa",
     theme: ThemeName = "light",
 ) -> list[Axes]:
-    """`plot_heat_map` at several steps side by side, in the same colours; arguments and errors as there.
+    """Draws `plot_heat_map` at several steps side by side, in the same colours; arguments and errors as there.
 
-    Default are four steps from the first to the last; ``axes`` must be one for each, or it is a ValueError.
+    The default is four steps from the first to the last; raises ValueError unless ``axes`` has one entry per step.
 
     >>> from conditioned_attention.measure import HeadRecord
     >>> from conditioned_attention.measure.plots import plot_heat_maps
@@ -124,10 +125,10 @@ def plot_before_after(
     field: str = "kappa",
     theme: ThemeName = "light",
 ) -> list[Axes]:
-    """`plot_heat_map` before C and after C side by side on two axes, in the same colours; else as there.
+    """Draws `plot_heat_map` before C and after C side by side on two axes, in the same colours; otherwise as there.
 
-    ``field`` is a number that has both: ``"kappa"``, ``"log_mu"``, ``"floor"``, ``"sigma_max"``, ``"sigma_min"``,
-    ``"stable_rank"``, ``"effective_rank"`` or ``"row_spread"``.
+    ``field`` is a number that is recorded for both: ``"kappa"``, ``"log_mu"``, ``"floor"``, ``"sigma_max"``,
+    ``"sigma_min"``, ``"stable_rank"``, ``"effective_rank"`` or ``"row_spread"``.
 
     >>> from conditioned_attention.measure import HeadRecord
     >>> from conditioned_attention.measure.plots import plot_before_after
@@ -146,10 +147,10 @@ def plot_before_after(
 def plot_layers(
     records: Iterable[HeadRecord], ax: Axes | None = None, *, field: str = "kappa", theme: ThemeName = "light"
 ) -> Axes:
-    """A number of every layer over time, the median over its heads: a row a layer, a column a measurement.
+    """Draws a number of every layer over time, as the median over its heads: a row per layer, a column per measurement.
 
     The median counts heads at the numerical floor as larger than all others; a cross marks layers with more than half
-    of their heads there.  Of any number of heads, and at any number of steps, this stays readable.
+    of their heads there.  The plot stays readable with any number of heads and of steps.
 
     Arguments and errors are those of `plot_heat_map`.
 

@@ -1,4 +1,4 @@
-"""Runs beside each other, on common scales."""
+"""Plots several runs side by side, on common scales."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def side_by_side(
     field: str = "kappa",
     theme: ThemeName = "light",
 ) -> list[Axes]:
-    """Two runs or more beside each other, with the same limits or the same colours.
+    """Draws two or more runs side by side, with the same axis limits or the same colours.
 
     Args:
-        runs: the records of each run by the name that its panel gets.
+        runs: the records of each run, by the name that its panel gets.
         axes: where to draw, one for each run; default a new figure.
-        picture: ``"curves"``: average κ by step, in a band from the 10 % to the 90 % quantile over heads
+        picture: ``"curves"``: average κ by step, with a band from the 10 % to the 90 % quantile over heads
             (`plot_condition_numbers`); ``"heads"``: layer × head, each run at its last step (`plot_heat_map`);
             ``"layers"``: layer × step (`plot_layers`).
-        field: of heat maps, as for `plot_heat_map`.
+        field: the number that heat maps show, as for `plot_heat_map`.
         theme: ``"light"`` or ``"dark"``.
 
-    Raises ValueError for no runs, a run without records, an unknown picture, field or theme, or ``axes`` that are not
-    as many as runs.
+    Raises ValueError for no runs, a run without records, an unknown picture, field or theme, or a number of ``axes``
+    other than that of the runs.
 
     >>> from conditioned_attention.measure import HeadRecord
     >>> from conditioned_attention.measure.plots import side_by_side

@@ -1,4 +1,4 @@
-"""Singular values of head outputs, before and after C."""
+"""Plots of the singular values of head outputs, before and after C."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _DOTS = 32  # singular values up to which each gets a dot
 def plot_spectra(
     before: Tensor, after: Tensor | None = None, ax: Axes | None = None, *, theme: ThemeName = "light"
 ) -> Axes:
-    """Singular values over the largest, σ_i / σ₁, by i / k with k = min(n, d): the end of the line is at 1 / κ.
+    """Plots singular values divided by the largest, σ_i / σ₁, over i / k with k = min(n, d): the line ends at 1 / κ.
 
     Lines are medians over the matrices, bands reach from the 10 % to the 90 % quantile.  Below the dotted line a
-    singular value is not told from rounding.  Matrices that are zero or not finite have none and are left out.
+    singular value cannot be distinguished from rounding error.  Matrices that are zero or not finite are left out.
 
     Args:
-        before: (..., n, d), floating point: one matrix a sample.
-        after: the same after C; default none.
+        before: (..., n, d), floating point: one matrix per sample.
+        after: the same matrices after C; default none.
         ax: where to draw; default a new figure.
         theme: ``"light"`` or ``"dark"``.
 
     Raises:
         TypeError: not floating-point tensors.
-        ValueError: not matrices, no matrix that is finite and not zero, or an unknown theme.
+        ValueError: tensors that hold no matrices, no matrix that is finite and not zero, or an unknown theme.
 
     >>> import torch
     >>> from conditioned_attention.measure.plots import plot_spectra
@@ -66,12 +66,12 @@ def plot_head_spectra(
     *,
     theme: ThemeName = "light",
 ) -> list[Axes]:
-    """`plot_spectra` of chosen heads side by side, on the same scale.
+    """Draws `plot_spectra` for chosen heads side by side, on the same scale.
 
     Args:
         outputs: what `conditioned_attention.measure.probing.probe.head_outputs` found in a model.
-        heads: (layer, head) of each panel, from 0; ValueError for none, or for one that is not there.
-        axes: where to draw, one a head, or it is a ValueError; default a new figure.
+        heads: (layer, head) of each panel, from 0; raises ValueError if empty, or for a head that does not exist.
+        axes: where to draw, one per head (any other number raises ValueError); default a new figure.
         theme: as for `plot_spectra`.
 
     >>> import torch

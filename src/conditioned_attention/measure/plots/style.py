@@ -1,4 +1,4 @@
-"""Colours on light and on dark ground, axes painted in them, and the legend above a picture."""
+"""Colours for light and dark backgrounds, axes painted in them, and the legend above a plot."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SCALE = "viridis"  # of heat maps: equal steps look equal, to every common kind 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours that go together.
+    """A set of colours that go together in a plot.
 
-    Text stands out from the background with a contrast ratio of 4.5 at least, lines with 3 (WCAG 2.1), and any two of
-    ``colours`` are 10 apart at least (CIEDE2000) under protanopia, deuteranopia and tritanopia too: see the tests.
+    Text has a contrast ratio of at least 4.5 to the background and lines of at least 3 (WCAG 2.1), and any two of
+    ``colours`` are at least 10 apart (CIEDE2000), also under protanopia, deuteranopia and tritanopia: see the tests.
 
     Attributes:
-        background: of the figure and its axes.
-        text: of all text, and of the axes' lines.
-        faint: of lines that are no data, such as the numerical floor.
-        colours: of the curves, one after the other; the first is the baseline's.
+        background: colour of the figure and its axes.
+        text: colour of all text, and of the axes' lines.
+        faint: colour of lines that are not data, such as the numerical floor.
+        colours: colours of the curves, in order; the first is the baseline's.
         band: opacity of bands.
 
     >>> from conditioned_attention.measure.plots import THEMES
@@ -82,7 +82,7 @@ def styles(theme: ThemeName = "light") -> Iterator[tuple[str, str]]:
 
 
 def new_axes(ax: Axes | None, theme: ThemeName, size: tuple[float, float] = (6.4, 3.6)) -> Axes:
-    """``ax``, or the axes of a new figure of this size in inches, painted in the theme.
+    """Returns ``ax``, or the axes of a new figure of this size in inches, painted in the theme.
 
     >>> from conditioned_attention.measure.plots import new_axes
     >>> new_axes(None, "dark", (4, 3)).figure.get_size_inches().tolist()
@@ -124,7 +124,7 @@ def named_on_the_first(axes: Sequence[Axes], *, numbers: bool = True) -> None:
 
 
 def legend_above(ax: Axes) -> None:
-    """The legend above the picture, where it covers no curve, in the colour of the axes' labels.
+    """Puts the legend above the plot, where it covers no curve, in the colour of the axis labels.
 
     >>> from conditioned_attention.measure.plots import legend_above, new_axes
     >>> ax = new_axes(None, "light")

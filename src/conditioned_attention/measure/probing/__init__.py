@@ -1,1 +1,1 @@
-"""What a model's heads and projections are on given inputs."""
+"""Measures a model's heads and projections on given inputs."""

@@ -1,4 +1,4 @@
-"""κ of the Jacobian of every attention head of a model, on inputs that the model really has (arXiv 2603.07162)."""
+"""κ of the Jacobian of every attention head of a model, on inputs that the heads really get (arXiv 2603.07162)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A forward pass that measures and leaves no trace.
+"""Runs a forward pass that measures a model and leaves no trace in it.
 
 Shapes: B probe samples, H heads, N tokens, D head width.
 """

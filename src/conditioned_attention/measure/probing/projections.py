@@ -1,4 +1,4 @@
-"""Singular values of W_Q, W_K and W_V, as trained and with their corrections: the figures of arXiv 2603.07162."""
+"""Singular values of W_Q, W_K and W_V, as trained and with their corrections, as in the figures of arXiv 2603.07162."""
 
 from __future__ import annotations
 
