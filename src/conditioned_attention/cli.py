@@ -68,7 +68,7 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 @dataclass(frozen=True)
 class Asked(Generic[AnyRecipe]):
-    """A recipe, how it is carried out, and what a dry run is to tell: in this order on the page of its options."""
+    """A recipe, how it is carried out, and what a dry run reports; the page of options shows them in this order."""
 
     recipe: Annotated[AnyRecipe, tyro.conf.arg(name="")]
     launch: Launch = field(default_factory=Launch)
@@ -81,32 +81,31 @@ _Folder = Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")]  # what i
 
 @dataclass(frozen=True)
 class Compare:
-    """Train variants with the same seeds, and say whether they differ.
+    """Train several variants with the same seeds, and test whether their scores differ.
 
-    A second call with the same folder runs only what is missing; more seeds and variants may be asked for.
+    A second call with the same folder runs only what is missing, so seeds and variants can be added later.
     """
 
     asked: AnyAsked
     variants: tuple[str, ...] = ("baseline", "preconditioned")
-    """Variants to compare; the first is the baseline.  `conditioned-attention list variants` has them; spectral=0.3
-    sets λ."""
+    """Variants to compare, the baseline first; see `conditioned-attention list variants`.  spectral=0.3 sets λ."""
     seeds: int = 3
-    """How many seeds every variant is run with."""
+    """How many seeds to run every variant with."""
     first_seed: int = 0
-    """The first of them.  Several machines may share the work: see `report`."""
+    """The first of these seeds.  Several machines can share the work: see `report`."""
     folder: _Folder = None
-    """Where runs and report are kept; default runs/RECIPE."""
+    """Folder for the runs and the report; default runs/RECIPE."""
     workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Runs at a time, each in a process of its own; default: one a core, or one if there is a GPU."""
+    """Runs at a time, each in its own process; default: one per core, or one if there is a GPU."""
     threads: int = 1
-    """Threads of torch in each run; more than one helps only models much larger than these."""
+    """PyTorch threads per run; more than one helps only with models much larger than these."""
     cost: bool = True
-    """Measure time and memory of a training step afterwards."""
+    """Measure the time and memory of a training step afterwards."""
     tune: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint="")] = ()
-    """Learning rates, the same for every variant. Each is compared at the one that is best for it on validation data
-    (one tenth of the training set).  Without, all variants have the learning rate `--lr`."""
+    """Learning rates to try, the same for every variant.  Each variant is compared at the one that is best for it on
+    validation data (one tenth of the training set).  Without this option, all variants use the learning rate `--lr`."""
     tune_seeds: int = 1
-    """Runs a variant and learning rate, with other seeds than those of the comparison."""
+    """Tuning runs per variant and learning rate; their seeds are not those of the comparison."""
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.commands import compare_recipe
@@ -135,20 +134,20 @@ class Compare:
 
 @dataclass(frozen=True)
 class Train:
-    """Train one variant with one seed; called again, it goes on where it stopped.
+    """Train one variant with one seed; a second call continues where the first one stopped.
 
     On several processes: torchrun --nproc-per-node N -m conditioned_attention train …
     """
 
     asked: AnyAsked
     variant: str = "preconditioned"
-    """What to train."""
+    """Variant to train."""
     seed: int = 0
-    """Of the initial weights and the order of the data."""
+    """Seed of the initial weights and of the order of the data."""
     folder: _Folder = None
-    """Where checkpoints and logs are kept; default runs/RECIPE-VARIANT-SEED."""
+    """Folder for checkpoints and logs; default runs/RECIPE-VARIANT-SEED."""
     into: _Folder = None
-    """A comparison's folder that the run becomes a part of, instead; then `report` it."""
+    """Folder of a comparison to add this run to, in place of a folder of its own; `report` that folder afterwards."""
 
     def __call__(self) -> int:
         recipe, launch = self.asked.recipe, self.asked.launch
@@ -162,12 +161,12 @@ class Train:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run of `train` by its folder alone: recipe, variant, seed and data are those that it began with."""
+    """Continue a run of `train`, given only its folder: recipe, variant, seed and data are those that it began with."""
 
     folder: tyro.conf.Positional[Path]
-    """The folder of the run."""
+    """Folder of the run."""
     data_dir: Path | None = None
-    """Where its data lie, if they have moved; other data are refused."""
+    """Where its data are now, if they have moved; different data are refused."""
     launch: Launch = field(default_factory=Launch)
 
     def __call__(self) -> int:
@@ -179,7 +178,7 @@ class Resume:
 
 
 def _trained(recipe: Recipe, variant: Variant, seed: int, launch: Launch, **where: Any) -> int:
-    """Trains, and shows how far it is; the exit status."""
+    """Trains a run and shows its progress; returns the exit status."""
     from rich.progress import Progress
 
     from conditioned_attention.experiments.commands import evaluations_of, train_recipe
@@ -209,19 +208,19 @@ def _trained(recipe: Recipe, variant: Variant, seed: int, launch: Launch, **wher
 
 @dataclass(frozen=True)
 class Export(Choices):
-    """Write the trained model of a run as plain files: weights, how it is conditioned, what builds it.
+    """Write the trained model of a run as plain files: its weights, how it is conditioned, and how to build it.
 
-    Neither the recipe nor its data are needed, then or later: in Python, load_run of either folder is the model.
+    Neither the recipe nor its data are needed, now or later: in Python, load_run gets the model from either folder.
     """
 
     folder: tyro.conf.Positional[Path]
-    """The folder of `train`, or of one run of a comparison: FOLDER/runs/VARIANT/seed-N."""
+    """Folder of `train`, or of one run of a comparison: FOLDER/runs/VARIANT/seed-N."""
     output: Path
-    """A new or empty folder: for model.safetensors, conditioning.json, model.json, and config.json of timm's models."""
+    """New or empty folder for model.safetensors, conditioning.json, model.json and, for timm, config.json."""
     weights: Weights = "run"
-    """run: those that the run's scores are of; model: those that were trained; average: their moving average."""
+    """run: the weights that the run's scores are of; model: the trained weights; average: their moving average."""
     step: int | None = None
-    """Of the checkpoint; default the newest."""
+    """Step of the checkpoint to export; default the newest."""
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.exported import export_run
@@ -233,30 +232,31 @@ class Export(Choices):
 
 @dataclass(frozen=True)
 class Inspect(Choices):
-    """Say which attention a model has, what conversion would do to it, and how well its heads are conditioned.
+    """Show which attention a model has, what conversion would do to it, and how well its heads are conditioned.
 
-    Exit status: 0 if attention was found and none of it is refused, 1 if some is, or nothing was found; 2 wrong input.
+    Exit status: 0 if attention was found and none of it is refused, 1 if some is refused or none was found, 2 for wrong
+    input.
     """
 
     model: tyro.conf.Positional[str]
-    """A timm model's name, a folder with a Hugging Face checkpoint, or a file with a saved module."""
+    """Name of a timm model, folder with a Hugging Face checkpoint, or file with a saved module."""
     input: _Folder = None
-    """What to run it on: a text (for a Hugging Face folder), a picture or a folder with pictures, or .pt, .npy, .npz,
-    .safetensors with a tensor or keywords; default: random numbers."""
+    """What to run the model on: a text (for a Hugging Face folder), a picture, a folder of pictures, or
+    a .pt, .npy, .npz or .safetensors file with a tensor or with keyword arguments; default: random numbers."""
     structure: bool = False
     """Look at the structure only: nothing is loaded or run, so the size of the model does not matter."""
     pretrained: bool = False
-    """Download timm's weights; else they are random."""
+    """Download timm's pretrained weights; without this option they are random."""
     unpickle: bool = False
-    """Trust a saved module, which runs code when it is loaded."""
+    """Load a saved module although this runs code from its file; only for files that you trust."""
     spectral: float | Literal["auto"] | None = None
-    """Show singular values of W_Q, W_K and W_V as well, with and without λ I for this λ (of large models: minutes)."""
+    """Also show singular values of W_Q, W_K and W_V, with and without λ I for this λ (large models: minutes)."""
     precision: Literal["float32", "float64"] = "float32"
-    """What heads are computed in at least; float64 tells apart those at the floor of float32, in twice the time."""
+    """Lowest precision for heads; float64 distinguishes those at the floor of float32, in twice the time."""
     picture: _Folder = None
-    """Draw log10 κ of every head before and after C (and with λ I) into this file: .png, .svg or .pdf."""
+    """Plot log10 κ of every head before and after C (and with λ I) to this file: .png, .svg or .pdf."""
     dark: bool = False
-    """Draw it on a dark ground."""
+    """Give the plot a dark background."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -314,25 +314,25 @@ class Inspect(Choices):
 
 @dataclass(frozen=True)
 class Report:
-    """Write the page of each folder anew (with results.json and pictures for a comparison), and print its table.
+    """Rewrite the report page of each folder (for a comparison also results.json and pictures), and print its table.
 
-    Folders of `compare` or of `train`, also while they are at it.  Of several folders one more page has all of them
-    side by side.  A page is one HTML file that needs no network.  With the comparisons of all eight tasks of GLUE their
-    means are printed too.
+    Takes folders of `compare` or of `train`, even while these are still running.  For several folders, one more page
+    shows all of them side by side.  A page is one HTML file that needs no network.  For the comparisons of all eight
+    tasks of GLUE, the means are printed too.
 
-    Runs of the same settings that other machines have made can be put together: copy their folders `runs` over this
-    one's, and `tuning` if learning rates were tuned (tune on one machine, and copy it to the others before they start).
+    Runs with the same settings that were made on other machines can be merged: copy their folders `runs` over the one
+    here, and `tuning` if learning rates were tuned (tune on one machine, and copy it to the others before they start).
     """
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders that `compare` or `train` has written, or is writing; or logs (.jsonl, .parquet) that a ConditionMonitor
-    has written in a loop of your own, whose page lies beside the first, or in `--output`."""
+    has written in your own training loop, whose page is written beside the first of them, or to `--output`."""
     output: _Folder = None
-    """Write one page of all folders to this file, and leave the folders as they are.  Without, each folder gets its
-    own report.html, and that of several folders is ./report.html."""
+    """Write one page for all folders to this file, and leave the folders unchanged.  Without this option, each folder
+    gets its own report.html, and the page for several folders is ./report.html."""
     outcomes: bool = False
-    """Print what the runs look like by their mean score and by the evaluation loss, too.  Without, that is printed only
-    where final scores are close to the best there can be; page and results.json always have it."""
+    """Also print how the runs compare by their mean score and by the evaluation loss.  Without this option, that is
+    printed only where final scores are close to the best possible; the page and results.json always have it."""
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.report.logs import is_log, write_log_report
@@ -356,27 +356,27 @@ class Report:
 
 @dataclass(frozen=True)
 class Reproduce(Choices):
-    """List every table and figure of both papers; with the name of one, run it and set its numbers beside yours.
+    """List all tables and figures of both papers; given the name of one, run it and show its numbers beside yours.
 
-    A second call goes on where the first one stopped, and items that need the same runs share them.
+    A second call continues where the first one stopped, and items that need the same runs share them.
     """
 
     item: Annotated[Name | None, tyro.conf.Positional, tyro.conf.arg(help_behavior_hint="")] = None
-    """Which; without, all are listed."""
+    """The table or figure to run; without it, all are listed."""
     data_dir: _Folder = None
-    """Where the data lie, such as ImageNet's."""
+    """Where the data are, such as ImageNet's."""
     folder: Path = Path("runs/reproduce")
-    """Where runs are kept, a folder a recipe, and ITEM.txt with the numbers."""
+    """Folder for the runs, with one folder per recipe, and for ITEM.txt with the numbers."""
     recipes: tuple[str, ...] = ()
-    """These rows alone; default all that have a recipe."""
+    """Run only the rows with these recipes; default all rows that have one."""
     seeds: int = SEEDS
-    """How many seeds every variant is run with."""
+    """How many seeds to run every variant with."""
     dry_run: bool = False
-    """Only say what the runs would take."""
+    """Only estimate what the runs would take, as the dry run of `compare` does."""
     gpu: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """With --dry-run: hours and memory on this GPU."""
+    """With --dry-run: estimate hours and memory for this GPU."""
     options: str = ""
-    """Further options of `compare`, or of `bench step`, in one word: --options="--epochs 30 --workers 2"."""
+    """Further options for `compare`, or for `bench step`, as one argument: --options="--epochs 30 --workers 2"."""
 
     def __call__(self) -> int:
         from conditioned_attention.experiments.planning.reproduce import commands_of, listing, report
@@ -416,11 +416,11 @@ class Env:
 
 @dataclass(frozen=True)
 class List(Choices):
-    """Print what can be named elsewhere, one a line: what it is called, and what it is."""
+    """List the names that other commands take, one per line, each with a short description."""
 
     what: tyro.conf.Positional[Literal["recipes", "variants", "cases", "models", "gpus"]]
-    """Recipes and variants of `compare` and `train`, cases of `bench operator`, models of `bench step`, or GPUs of
-    `--dry-run --gpu`."""
+    """What to list: recipes and variants of `compare` and `train`, cases of `bench operator`, models of `bench step`,
+    or GPUs for `--dry-run --gpu`."""
 
     def __call__(self) -> int:
         lines = _LISTS[self.what]()

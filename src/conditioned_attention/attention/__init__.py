@@ -1,1 +1,1 @@
-"""Implementations of attention followed by a head transform.  None imports another; `functional` picks one."""
+"""Implementations of attention followed by a head transform.  They do not import each other; `functional` picks one."""

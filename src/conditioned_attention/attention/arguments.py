@@ -1,4 +1,4 @@
-"""The arguments of one call: checked, and then handed to an implementation.
+"""The arguments of one attention call, which are checked and then handed to an implementation.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
 """
@@ -19,8 +19,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Arguments(NamedTuple):
     """What ``scaled_dot_product_attention`` takes: (..., H, N, D), (..., G, M, D), (..., G, M, E) and options.
 
-    Mask, flag and window together mean all of them: query n attends to no key m that one of them forbids.  A window
-    forbids those with |n - m| not below it.
+    Mask, causal flag and window apply together: query n does not attend to a key m that any of them forbids.  A window
+    forbids all keys with |n - m| ≥ window.
     """
 
     query: Tensor
@@ -34,7 +34,7 @@ class Arguments(NamedTuple):
     window: int | None = None
 
     def irregular(self) -> str | None:
-        """Why kernels for plain tensors of equal batches and fitting heads cannot take these; None if they can."""
+        """Why kernels for plain tensors with equal batches and matching heads cannot take these; None if they can."""
         query, key, value, mask = self[:4]
         for tensor in (query, key, value, mask):
             if tensor is None:
@@ -51,8 +51,8 @@ class Arguments(NamedTuple):
         return None
 
     def for_pytorch(self) -> Arguments:
-        """The same without a window and with no more than one of mask and flag, as PyTorch's operators take them."""
-        # PyTorch's own causal attention is NaN where a scale that is not positive turns -inf around.
+        """The same without a window and with at most one of mask and causal flag, as PyTorch's operators take them."""
+        # PyTorch's own causal attention gives NaN if the scale is not positive, because that turns -inf around.
         merges = self.is_causal and (self.attn_mask is not None or (self.scale is not None and self.scale <= 0))
         if not merges and self.window is None:
             return self
@@ -64,7 +64,7 @@ class Arguments(NamedTuple):
 
 
 def _seen(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
-    """(N, M), True where a query may attend under the flag and the window; aligned to the upper left."""
+    """A mask (N, M), True where causal flag and window let a query attend; aligned to the upper left."""
     seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
     if window is not None:
         seen = seen.triu(1 - window)
@@ -74,11 +74,11 @@ def _seen(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tenso
 
 
 def checked(arguments: Arguments) -> Arguments:
-    """The arguments, if they go together.
+    """Returns the arguments if they fit together, with a floating-point mask in float64 if query is.
 
     Raises:
         ValueError: shapes or devices that do not fit, or a number out of range.
-        TypeError: something that is not a tensor, or tensors of dtypes that do not go together.
+        TypeError: something that is not a tensor, or tensors of dtypes that do not fit.
     """
     _check(arguments)
     _check_window(arguments.window)
@@ -90,7 +90,7 @@ def checked(arguments: Arguments) -> Arguments:
 
 
 def _check(arguments: Arguments) -> None:
-    """Raises for whatever `scaled_dot_product_attention` would refuse, take silently or answer obscurely."""
+    """Raises for what `scaled_dot_product_attention` would refuse, silently accept, or answer with an obscure error."""
     query, key, value, attn_mask, dropout_p, _, _, enable_gqa, _ = arguments
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_float(name, tensor)
@@ -105,7 +105,7 @@ def _check(arguments: Arguments) -> None:
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p must be a probability in [0, 1], got {dropout_p}")
     if query.is_nested or key.is_nested or value.is_nested:
-        return  # jagged sizes are PyTorch's to compare
+        return  # PyTorch itself compares jagged sizes
     if torch._C._get_tracing_state() is not None:
         return  # sizes are values of the graph there, and PyTorch checks them when it runs
     _check_shapes(query, key, value, enable_gqa)
@@ -131,7 +131,7 @@ def check_float(name: str, tensor: Tensor) -> None:
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     wrong = _wrong_shapes(query.shape, key.shape, value.shape, enable_gqa)
-    if wrong is not None:  # the words are made only now: small attention takes no longer than they do
+    if wrong is not None:  # the message is built only now, because that takes as long as a small attention
         shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
         raise ValueError(f"{wrong}: {shapes}")
 
@@ -161,7 +161,7 @@ def _check_mask(query: Tensor, key: Tensor, attn_mask: Tensor, enable_gqa: bool)
     if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype) and not autocast:
         valid = " and ".join(str(dtype) for dtype in dict.fromkeys((torch.bool, torch.float32, query.dtype)))
         raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; valid are {valid}")
-    skip = 3 if enable_gqa else 2  # under grouped queries the heads are query's
+    skip = 3 if enable_gqa else 2  # with grouped queries, the heads are those of query
     heads = (*torch.broadcast_shapes(query.shape[:-skip], key.shape[:-skip]), *query.shape[-skip:-2])
     target, sizes = (*heads, query.shape[-2], key.shape[-2]), attn_mask.shape
     # "==" and not "in": a size may be symbolic under torch.compile.
@@ -175,5 +175,5 @@ def _broadcast(a: torch.Size, b: torch.Size) -> bool:
 
 
 def four(tensor: Tensor) -> Tensor:
-    """The tensor with dimensions of one entry before its own, four in all."""
+    """The tensor with four dimensions, those added in front being of size 1."""
     return tensor.view((1,) * (4 - tensor.dim()) + tensor.shape)

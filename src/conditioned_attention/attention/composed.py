@@ -17,13 +17,13 @@ from conditioned_attention.preconditioner import HeadTransform
 
 
 def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
-    """``transform(softmax(q kᵀ · scale) v)``, (B, H, N, E), on arguments that `functional` has checked.
+    """``transform(softmax(q kᵀ · scale) v)``, (B, H, N, E), for arguments that `functional` has checked.
 
     Memory: one more tensor of the output's size than plain attention.  A transform that reads the weights makes
-    them explicit, B · H · N · M numbers in float32; so does an additive mask under a transform of functorch.
+    them explicit, B · H · N · M numbers in float32; so does an additive mask under a functorch transform.
     """
     query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _ = arguments
-    # Under vmap PyTorch does not see that an additive mask wants a gradient, and takes a kernel that has none for it.
+    # Under vmap PyTorch does not see that an additive mask needs a gradient, and picks a kernel that computes none.
     additive = attn_mask is not None and attn_mask.is_floating_point()
     if transform.needs_weights or (additive and torch._C._are_functorch_transforms_active()):
         return _attend_by_weights(transform, arguments)
@@ -34,7 +34,7 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
 
 
 def _attend_by_weights(transform: HeadTransform, arguments: Arguments) -> Tensor:
-    """The same with softmax(q kᵀ) as a tensor; half precision computes in float32 and rounds once at the end."""
+    """The same with softmax(q kᵀ) as a tensor; half precision is computed in float32 and rounded once at the end."""
     query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _ = arguments
     device = query.device.type
     exact = query.dtype == torch.float64  # which autocast leaves as it is

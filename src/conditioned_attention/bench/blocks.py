@@ -42,10 +42,10 @@ class BlocksSettings(Settings):
     """How block shapes are timed.
 
     Attributes:
-        rounds: turns that the shapes take.
-        calls: in a row, for each turn.
-        device: where; on a CPU in Triton's interpreter, which says nothing about speed.
-        dtype: of all inputs.
+        rounds: rounds of measurement; in each, every shape has one turn.
+        calls: calls in a row in each turn.
+        device: device to measure on; on a CPU the kernels run in Triton's interpreter, which says nothing about speed.
+        dtype: dtype of all inputs.
     """
 
     rounds: int = 7

@@ -41,8 +41,8 @@ def _shown(measured: Iterable[Any], show: Callable[[Any], None], folder: Path, n
 class BenchOperator:
     """Measure attention on tensors: ours, plain, and what a user would write, in turns on the same inputs.
 
-    Contestants that do not compute what they should are not timed.  Finished cases are kept, and a second call with
-    the same settings measures only the others.
+    Contestants that compute wrong results are not timed.  Finished cases are kept, and a second call with the same
+    settings measures only the others.
     """
 
     settings: OperatorSettings = field(default_factory=OperatorSettings)
@@ -58,14 +58,14 @@ class BenchOperator:
 
 @dataclass(frozen=True)
 class BenchStep:
-    """Measure whole training steps of a plain model beside the same model converted.
+    """Measure whole training steps of a plain model and of the same model converted.
 
     Finished models are kept, and a second call with the same settings measures only the others.
     """
 
     settings: StepSettings = field(default_factory=StepSettings)
     models: tuple[str, ...] = QUICK
-    """Names of models; `conditioned-attention list models` has all of them."""
+    """Names of models; `conditioned-attention list models` lists all of them."""
     output: Path = Path("runs/bench")
     """Folder for step.csv and step.json."""
 
@@ -76,9 +76,9 @@ class BenchStep:
 
 @dataclass(frozen=True)
 class BenchGpu:
-    """Test the kernels on a GPU, then measure attention on it and a training step, within minutes.
+    """Test the kernels on a GPU, then measure attention and a training step on it, within minutes.
 
-    What was finished is kept, and a second call with the same settings measures only the rest.
+    Finished measurements are kept, and a second call with the same settings measures only the rest.
     """
 
     settings: GpuSettings = field(default_factory=GpuSettings)
@@ -91,14 +91,14 @@ class BenchGpu:
 
 @dataclass(frozen=True)
 class BenchBlocks:
-    """Time block shapes of the Triton kernels beside those of their table, on a GPU.
+    """Time other block shapes of the Triton kernels against those in their table, on a GPU.
 
     Finished cases are kept, and a second call with the same settings measures only the others.
     """
 
     settings: BlocksSettings = field(default_factory=BlocksSettings)
     cases: tuple[str, ...] = ()
-    """Names of the GPU's cases; default four of them.  An unknown name lists all."""
+    """Names of GPU cases; default four of them.  An unknown name lists all."""
     output: Path = Path("runs/bench")
     """Folder for blocks.csv and blocks.json."""
 
@@ -109,7 +109,7 @@ class BenchBlocks:
 
 @dataclass(frozen=True)
 class BenchMonitor:
-    """Measure what the condition monitor takes of training time and memory.
+    """Measure how much training time and memory the condition monitor takes.
 
     Finished models are kept, and a second call with the same settings measures only the others.
     """
@@ -127,7 +127,7 @@ class BenchMonitor:
 
 @dataclass(frozen=True)
 class BenchSpectra:
-    """Measure how long singular values take by each route, and how far κ is off."""
+    """Measure how long each way of computing singular values takes, and how far off its κ is."""
 
     settings: SpectraSettings = field(default_factory=SpectraSettings)
     output: Path = Path("runs/bench")
@@ -140,14 +140,14 @@ class BenchSpectra:
 
 @dataclass(frozen=True)
 class BenchLoop:
-    """Measure what this library's training loop costs over a bare PyTorch loop, side by side."""
+    """Measure the overhead of this library's training loop over a bare PyTorch loop, side by side."""
 
     rounds: int = 12
-    """Turns that the two loops take."""
+    """Rounds of measurement; in each, both loops have a turn."""
     threads: int = 1
-    """Threads of torch."""
+    """PyTorch threads."""
     output: Path | None = None
-    """Write the numbers to this JSON file as well."""
+    """Also write the numbers to this JSON file."""
 
     def __call__(self) -> int:
         from conditioned_attention.bench.loop import measure_loop  # it trains a recipe, and imports that
@@ -166,7 +166,7 @@ class BenchTable:
     folder: Annotated[Path, Positional]
     """Folder with operator.csv, step.csv or both, or with gpu.json."""
     into: Path | None = None
-    """Put the tables between the marks of this Markdown file instead of printing them."""
+    """Write the tables between the marks in this Markdown file instead of printing them."""
 
     def __call__(self) -> int:
         text = (gpu_page if (self.folder / ABOUT).exists() else tables.readme_text)(self.folder)

@@ -56,11 +56,11 @@ class GpuSettings:
     """How a GPU is measured.
 
     Attributes:
-        minutes: for everything.  What there is no time for is named, and a second run goes on there.
-        rounds: turns that the contestants take.
-        tests: test the kernels first, in a third of the time at most.
-        compiled: let torch.compile take part.
-        without: models and cases that are left out.
+        minutes: time for everything.  What does not fit into it is listed, and a second run continues there.
+        rounds: rounds of measurement; in each, every contestant has one turn.
+        tests: test the kernels first, for at most a third of the time.
+        compiled: include contestants that use torch.compile.
+        without: models and cases to leave out.
     """
 
     minutes: float = 8.0

@@ -26,13 +26,13 @@ _WARMUP = 1
 
 @dataclass(frozen=True)
 class MonitorSettings(ModelSettings):
-    """How watching is measured.
+    """How the cost of monitoring is measured.
 
     Attributes:
-        batch_size: of training, instead of each model's own; the larger, the less a measurement weighs.
+        batch_size: training batch size, in place of each model's own; the larger it is, the less a measurement weighs.
         every: steps between measurements, as in `ConditionMonitor`.
-        samples: of the probe batch, and measured of each head.
-        variant: what trains.
+        samples: samples in the probe batch, all of which are measured for each head.
+        variant: the variant that trains.
     """
 
     rounds: int = 12

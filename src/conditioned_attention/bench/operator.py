@@ -36,15 +36,16 @@ class OperatorSettings(Settings):
     """How attention is measured.
 
     Attributes:
-        modes: forward without gradients; backward alone, its forward outside the clock; both, with recording.
-        rounds: turns that the contestants take.
-        threads: threads of torch.
-        device: where.
-        dtype: of all inputs.
-        batch_size: instead of each case's own, in its own unit (for Swin: windows).
-        contestants: ``"usual"``, or ``"gpu"``: each of PyTorch's backends by itself, and no RMSNorm.
-        compiled: let torch.compile take part; on a CPU it needs a C++ compiler.
-        sample_milliseconds: a sample repeats the call until plain attention takes about as long.
+        modes: what to time: forward without gradients; backward alone, with its forward pass outside the clock; or
+            both, with autograd recording.
+        rounds: rounds of measurement; in each, every contestant has one turn.
+        threads: PyTorch threads.
+        device: device to measure on.
+        dtype: dtype of all inputs.
+        batch_size: batch size, in place of each case's own and in its unit (for Swin: windows).
+        contestants: ``"usual"``; or ``"gpu"``, with each of PyTorch's backends separately, and without RMSNorm.
+        compiled: include contestants that use torch.compile; on a CPU this needs a C++ compiler.
+        sample_milliseconds: each sample repeats the call so often that plain attention takes about this long.
     """
 
     modes: tuple[Mode, ...] = ("forward", "backward", "both")

@@ -12,7 +12,7 @@ from conditioned_attention.choices import Choices
 
 @dataclass(frozen=True)
 class Settings(Choices):
-    """How something is measured; whole numbers among its fields count something, and ``device`` says where."""
+    """How something is measured; integer fields are counts, and ``device`` says where it runs."""
 
     def check(self) -> None:
         """Raises ValueError for what cannot be measured: a count below 1, or a CUDA device where there is none."""
@@ -23,15 +23,15 @@ class Settings(Choices):
 
 @dataclass(frozen=True)
 class ModelSettings(Settings):
-    """How a model that trains is measured.
+    """How a model in training is measured.
 
     Attributes:
-        rounds: turns that the contestants take.
-        threads: threads of torch.
-        device: where.
-        dtype: of parameters and data.
-        batch_size: instead of each model's own.
-        layers: blocks, instead of each model's own number.
+        rounds: rounds of measurement; in each, every contestant has one turn.
+        threads: PyTorch threads.
+        device: device to measure on.
+        dtype: dtype of parameters and data.
+        batch_size: batch size, in place of each model's own.
+        layers: number of blocks, in place of each model's own.
     """
 
     rounds: int = 20

@@ -26,11 +26,11 @@ _LARGE = 1024  # columns from which on a matrix is estimated as well
 
 @dataclass(frozen=True)
 class SpectraSettings(Settings):
-    """How singular values are measured.
+    """How the computation of singular values is measured.
 
     Attributes:
-        rounds: turns that the routes take.
-        threads: threads of torch.
+        rounds: rounds of measurement; in each, every way of computing them has one turn.
+        threads: PyTorch threads.
     """
 
     rounds: int = 7

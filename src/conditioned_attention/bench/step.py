@@ -37,9 +37,9 @@ class StepSettings(ModelSettings):
     """How training steps are measured.
 
     Attributes:
-        variants: what takes turns, the first the baseline.
-        implementations: more turns, of the model preconditioned with one implementation of attention in place of
-            ``"auto"``'s pick.
+        variants: variants that take turns; the first is the baseline.
+        implementations: implementations of attention; for each, one more contestant is the preconditioned model that
+            uses it in place of the one that ``"auto"`` picks.
     """
 
     variants: tuple[str, ...] = ("baseline", "preconditioned", "head_rmsnorm")

@@ -21,7 +21,7 @@ class Addition:
     Attributes:
         name: the attention module.
         owner: the module that has the weight.
-        correction: makes C.
+        correction: computes C.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Addition:
 
 
 def find_additions(model: nn.Module, plans: Sequence[tuple[Site, Projections]]) -> list[Addition]:
-    """One addition for every weight of these attention modules, where a weight that they share counts once.
+    """One addition for every weight of these attention modules; a weight that several of them share counts once.
 
-    Raises ValueError where they want different corrections for it, or where another module of the model has it too.
+    Raises ValueError if they want different corrections for it, or if another module of the model has it too.
     """
     found: list[Addition] = []
     for addition in _all(plans):
@@ -77,7 +77,7 @@ def _all(plans: Sequence[tuple[Site, Projections]]) -> Iterator[Addition]:
 
 
 def _equal(one: Addition, other: Addition) -> bool:
-    """Whether both would make the same of the same weight."""
+    """Whether both would add the same C to the same weight."""
     a, b = one.weight, other.weight
     if a.shape != b.shape or a.stride() != b.stride() or _local(a).data_ptr() != _local(b).data_ptr():
         return False
@@ -93,7 +93,7 @@ def _shared(a: Tensor, b: Tensor) -> bool:
 
 
 def _range(weight: Tensor) -> tuple[int, int]:
-    """The addresses from its first to behind its last byte; none where it has no memory."""
+    """The address range of a weight's memory, without the end; (0, 0) if it has no memory."""
     if weight.is_meta or weight.numel() == 0:
         return 0, 0
     last = sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride()))

@@ -15,7 +15,7 @@ from conditioned_attention.sites import Site, find_sites, marked
 
 
 class Change(ABC):
-    """What can be done to an attention module, and undone."""
+    """A change that can be made to attention modules, and undone."""
 
     @abstractmethod
     def against(self, site: Site) -> str:
@@ -23,7 +23,7 @@ class Change(ABC):
 
     @abstractmethod
     def done(self, site: Site) -> bool:
-        """Whether it has been done already; raises ValueError where something else has been."""
+        """Whether it has been done already; raises ValueError if something else has been."""
 
     @abstractmethod
     def do(self, sites: Sequence[Site]) -> None:
@@ -43,7 +43,7 @@ class Change(ABC):
 
 
 def carry_out(model: nn.Module, change: Change, include: Patterns, exclude: Patterns, strict: bool) -> ConversionReport:
-    """Does a change to the attention modules of a model that the patterns leave."""
+    """Makes a change to those attention modules of a model that the patterns select, and reports it."""
     check_module(model)
     if marked(model):
         raise ValueError(

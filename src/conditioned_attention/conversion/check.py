@@ -22,7 +22,7 @@ def check_module(model: nn.Module) -> None:
 
 
 def check_not_folded(sites: Iterable[Site]) -> None:
-    """Raises ValueError where C is part of the weights, from which nothing but `unfold` takes it."""
+    """Raises ValueError if C has been folded into the weights of a site, from which only `unfold` can take it."""
     if folded := [s.name for s in sites if (spectral := spectral_of(s.module)) is not None and spectral.folded]:
         raise ValueError(
             f"the correction has been folded into the weights of {', '.join(folded)}: call unfold(model) first"

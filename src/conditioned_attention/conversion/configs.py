@@ -1,6 +1,6 @@
-"""Records in configs: those of Hugging Face models and of their parts, and those of adapters.
+"""Keeps records in configs: those of Hugging Face models and of their parts, and those of adapters.
 
-transformers writes a config before it asks for the state_dict, and announces it to nobody.  So the record in a config
+transformers writes a config before it asks for the state_dict, and calls no hook before.  So the record in a config
 is brought up to date whenever the config is copied, which happens when it is written.
 """
 
@@ -24,10 +24,10 @@ _ATTENTION = "attn_implementation"  # beside it: popped again when config.json i
 
 
 class Remembered(dict[str, Any]):
-    """A record in a config, which is made anew when the config is copied, as it is when it is written.
+    """A record in a config, which is brought up to date when the config is copied, as happens when it is written.
 
-    It knows the models that read the config, by weak references; copies and pickles of the config alone hold a plain
-    dictionary, and `link` makes it one of these again where a model is copied with its config.
+    It knows the models that read the config, by weak references.  Copies and pickles of the config alone hold a plain
+    dictionary, which `relink` turns into one of these again if a model is copied with its config.
     """
 
     def __init__(self, config: Any, models: Sequence[nn.Module], record: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Remembered(dict[str, Any]):
 
 
 class _Mark(str):
-    """The name in config.json that stands for "not to be run as it is"; None once nothing is conditioned any more."""
+    """The name in config.json that means "not to be run as it is"; None when nothing is conditioned any more."""
 
     of: Remembered
 
@@ -66,7 +66,7 @@ class _Mark(str):
 
 
 def configs_of(model: nn.Module) -> list[Any]:
-    """The config of a Hugging Face model, and those inside of it that transformers builds parts of it from."""
+    """The config of a Hugging Face model, and the configs inside it from which transformers builds its parts."""
     found: list[Any] = []
     waiting = [getattr(model, "config", None)]
     while waiting:
@@ -78,7 +78,7 @@ def configs_of(model: nn.Module) -> list[Any]:
 
 
 def link(model: nn.Module, configs: Sequence[Any]) -> None:
-    """The configs remember what is true of the model; what other models have left there stays as well."""
+    """Makes the configs remember how the model is conditioned; what other models have left there stays as well."""
     for config in configs:
         before = vars(config).get(CONFIG_KEY)
         others = before.models if isinstance(before, Remembered) else []
@@ -92,7 +92,7 @@ def link(model: nn.Module, configs: Sequence[Any]) -> None:
 
 
 def relink(model: nn.Module, configs: Sequence[Any]) -> None:
-    """The configs of a copy remember what is true of the copy, of which nothing else may be there yet."""
+    """Makes the configs of a copied model remember the copy, of which nothing else may exist yet."""
     for config in configs:
         if CONFIG_KEY in vars(config):
             _write(config, Remembered(config, [model], vars(config)[CONFIG_KEY]))
@@ -111,14 +111,14 @@ def _first_record(config: Any, models: Sequence[nn.Module]) -> dict[str, Any]:
 
 
 def unknown_around(model: nn.Module) -> bool:
-    """Whether a model of a kind that stands inside of others was converted by itself: their configs do not know."""
+    """Whether a model of a kind that is part of others was converted by itself, so that their configs do not say so."""
     config: Any = getattr(model, "config", None)
     remembered = vars(config).get(CONFIG_KEY) if getattr(config, "base_config_key", "") else None
     return isinstance(remembered, Remembered) and all(other is model for other in remembered.models)
 
 
 def _record_for(config: Any, model: Any) -> dict[str, Any]:
-    """The record of a model, or of the part of it that reads this config, by the names that the part has alone."""
+    """The record of a model, or of the part of it that reads this config, with the names that the part alone has."""
     if getattr(model, "config", None) is config:
         return conditioning(model)
     parts = _outermost(model, lambda part: getattr(part, "config", None) is config)
@@ -158,7 +158,7 @@ def _is_pretrained(part: nn.Module) -> bool:
 
 
 def _borrows_config(module: nn.Module) -> bool:
-    """Whether it shows the config of a Hugging Face model inside, as the wrappers of PEFT do.
+    """Whether a module shows the config of a Hugging Face model inside it, as the wrappers of PEFT do.
 
     Names in that config are those of the model inside, which is saved and loaded without the wrapper.
     """
@@ -166,7 +166,7 @@ def _borrows_config(module: nn.Module) -> bool:
 
 
 def remembered_in(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Any]]]:
-    """The outermost models whose configs, or the configs of whose adapters, remember a conversion; what they say."""
+    """The outermost models whose configs, or whose adapters' configs, remember a conversion, each with that record."""
     parts = _outermost(model, lambda part: _remembers(part) is not None)
     return [found for _, part in parts if (found := _remembers(part)) is not None]
 
@@ -183,7 +183,7 @@ def _remembers(part: Any) -> tuple[nn.Module, Mapping[str, Any]] | None:
 def _adapters_on(part: Any) -> list[tuple[nn.Module, Any]]:
     """The configs of the adapters that PEFT has put into a model, each with the model.
 
-    It notes them on the model; but where it only adds tokens, on its own wrapper alone.
+    PEFT notes them on the model, or on its own wrapper alone if the adapter only adds tokens.
     """
     if not _borrows_config(part):
         configs, base = vars(part).get("peft_config"), part
@@ -195,9 +195,9 @@ def _adapters_on(part: Any) -> list[tuple[nn.Module, Any]]:
 
 
 def tell_adapters(model: nn.Module) -> None:
-    """The configs of adapters, which are saved without the model, remember how it is conditioned.
+    """Makes the configs of adapters, which are saved without the model, remember how it is conditioned.
 
-    PEFT lets them where they have a task type; else it writes over the field, and that is a warning.
+    PEFT keeps this if they have a task type; otherwise it overwrites the field, and a warning is given.
     """
     adapters = {id(config): (base, config) for part in model.modules() for base, config in _adapters_on(part)}
     for base, config in adapters.values():

@@ -126,7 +126,7 @@ def convert(
 
 @dataclass(frozen=True)
 class HeadChange(Change):
-    """A transform of heads, as a change of a model."""
+    """The conversion of heads by a transform, as a change of a model."""
 
     transform: HeadTransform
 

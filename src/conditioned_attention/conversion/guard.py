@@ -26,7 +26,7 @@ from conditioned_attention.conversion.record import FORMAT, settings_of
 from conditioned_attention.sites import find_sites
 from conditioned_attention.sites.site import HOOK_KEY
 
-# An identifier, and with the settings and the module's path short enough for the name of a file: some offload so.
+# An identifier; with the settings and the module's path it is short enough for a file name, as some offloading needs.
 GUARD = "conditioned_attention__call_apply_conditioning_before_load_state_dict__"
 
 # What a module says in a state_dict: the settings, in the words of `_word`
@@ -34,10 +34,10 @@ _Said = dict[str, set[str]]
 
 
 def put_guard(model: nn.Module) -> None:
-    """From now on the model is guarded: its state_dict says how it is conditioned, and it compares what it loads."""
+    """Guards the model from now on: its state_dict says how it is conditioned, and what it loads is compared."""
     if not is_guarded(model):
-        # Registered, because torch wraps it; then moved to a key of ours: torch counts from 0 in each process anew, and
-        # where the model is unpickled the next hook would take this one's place.
+        # Registered, because torch wraps it; then moved to a key of ours: torch counts from 0 again in each process, so
+        # that the next hook after unpickling would take this one's place.
         handle = model.register_load_state_dict_pre_hook(_compare)
         hooks = model._load_state_dict_pre_hooks
         hooks[HOOK_KEY] = hooks.pop(handle.id)
@@ -45,7 +45,7 @@ def put_guard(model: nn.Module) -> None:
 
 
 def take_guard(model: nn.Module) -> None:
-    """The model is no longer guarded."""
+    """Makes the model no longer guarded."""
     model._load_state_dict_pre_hooks.pop(HOOK_KEY, None)
 
 
@@ -55,7 +55,7 @@ def is_guarded(module: nn.Module) -> bool:
 
 
 def refresh_guards(model: nn.Module) -> None:
-    """Gives the modules of guarded models the buffers that tell what is true now, and takes away others."""
+    """Gives the modules of guarded models the buffers that describe their present state, and removes all others."""
     inside = {id(m) for root in model.modules() if is_guarded(root) for m in root.modules()}
     wanted: dict[int, set[str]] = {}
     for site in find_sites(model):
@@ -79,7 +79,7 @@ def _device(module: nn.Module) -> torch.device | None:
 
 
 def record_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the guards in a state_dict say, as `conditioning` would; None if there are none."""
+    """The record that the guards in a state_dict hold, in the form of `conditioning`; None if there are none."""
     modules: dict[str, list[str]] = {}
     for name, words in _said_in(state_dict).items():
         for word in sorted(words):
@@ -89,7 +89,7 @@ def record_in(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _said_in(state_dict: Mapping[str, Any], prefix: str = "") -> _Said:
-    """The words of every module below a prefix."""
+    """The words of the guards of every module below a prefix, by the module's name."""
     said: _Said = {}
     for key in state_dict:
         owner, _, last = key.removeprefix(prefix).rpartition(".")
@@ -108,7 +108,7 @@ def _compare(
     unexpected: list[str],
     errors: list[str],
 ) -> None:
-    """A hook before a guarded module loads a state_dict: an error if that was conditioned otherwise, or not at all."""
+    """A hook before a guarded module loads a state_dict: adds an error if that was conditioned differently or not."""
     refresh_guards(module)
     sites = all_names(module, find_sites(module))
     ours = {bare_name(name): {_word(settings) for settings in settings_of(site)} for name, site in sites.items()}
@@ -134,7 +134,7 @@ def _brings(state_dict: Mapping[str, Any], prefix: str, attention: nn.Module, mo
 
 
 def _without_wrappers(name: str) -> str:
-    """As torch's own wrappers name it in a state_dict."""
+    """The name as torch's own wrappers write it in a state_dict."""
     return name.replace("_checkpoint_wrapped_module.", "").replace("_fsdp_wrapped_module.", "")
 
 
@@ -152,7 +152,7 @@ def _word(settings: Settings) -> str:
 
 
 def _entry(word: str) -> dict[str, Any]:
-    """The other way round."""
+    """The entry of a record for such a word, without its modules; raises ValueError for an unknown spelling."""
     try:
         kind, *options = re.sub(r"_(..)", lambda found: chr(int(found[1], 16)), word).split(" ")
         pairs = [option.split("=", 1) for option in options]

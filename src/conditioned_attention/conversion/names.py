@@ -20,12 +20,12 @@ def plain_name(name: str) -> str:
 
 
 def bare_name(name: str) -> str:
-    """The plain name, and without all that is called "module", as names are compared."""
+    """The plain name without its parts called "module", which is how names are compared."""
     return ".".join(part for part in plain_name(name).split(".") if part != _AROUND)
 
 
 def all_names(model: nn.Module, sites: Sequence[Site]) -> dict[str, Site]:
-    """Every plain name of every site: a module that stands in several places has several."""
+    """Every plain name of every site: a module that is used in several places has several names."""
     names = {plain_name(site.name): site for site in sites}
     known, by_module = {*map(bare_name, names)}, {id(site.module): site for site in sites}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -38,9 +38,9 @@ class Lookup:
     """Finds the sites of a model by the names of a record.
 
     Args:
-        loose: the record may be of a model around this one, or inside of it, so that its names are longer or shorter
-            by one and the same beginning; else names are found as they are, or but for the base model's prefix.
-        partial: names that the model does not have are passed by, as long as it has one of them.
+        loose: the record may be of a model around this one, or inside it, so that all its names are longer or shorter
+            by the same prefix; otherwise names must be equal, or differ only by the base model's prefix.
+        partial: names that the model does not have are skipped, as long as it has one of them.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], *, loose: bool = False, partial: bool = False) -> None:
@@ -68,7 +68,7 @@ class Lookup:
         return next((site for site in tries if site is not None), None)
 
     def _shifted(self, names: Sequence[str]) -> Iterator[list[Site | None]]:
-        """What is found when one beginning is put before all names, or taken off them, for every one that fits any."""
+        """The sites that are found with the same prefix before all names, or taken off them, if only one fits any."""
         pairs = [(bare_name(name), site) for name in names for site in self._bare]
         longer = {site.removesuffix(name) for name, site in pairs if site.endswith("." + name) or not name}
         shorter = {name.removesuffix(site) for name, site in pairs if name.endswith("." + site) or not site}

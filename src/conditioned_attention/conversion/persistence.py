@@ -97,7 +97,7 @@ def apply_conditioning(
 
 
 def _plan(model: nn.Module, data: Any, *, loose: bool, partial: bool) -> list[tuple[Site, Settings]]:
-    """What the record wants done to the model, which nothing has been done to yet."""
+    """What the record asks to be done at each site; raises ValueError if something else has been done to the model."""
     sites = find_sites(model)
     lookup = Lookup(model, sites, loose=loose, partial=partial)
     planned: dict[tuple[str, bool], tuple[Site, Settings]] = {}
@@ -121,7 +121,7 @@ def _plan(model: nn.Module, data: Any, *, loose: bool, partial: bool) -> list[tu
 def remember(model: nn.Module) -> None:
     """Writes what was done into guards, into the configs of Hugging Face models and of adapters; or removes it.
 
-    From now on those are made anew, as the model then is, whenever its state_dict or a config is written.
+    From now on these are brought up to date with the model whenever its state_dict or a config is written.
     """
     roots = {id(root): root for root in (stays(model), *pretrained_in(model), *filter(is_guarded, model.modules()))}
     for root in roots.values():
@@ -141,7 +141,7 @@ def _bring_up_to_date(model: nn.Module) -> None:
 
 
 def stays(model: Any) -> nn.Module:
-    """The model inside of wrappers that are taken off again: torch.compile's, PEFT's, averages, several devices."""
+    """The model inside wrappers that are later removed: of torch.compile, PEFT, weight averages, several devices."""
     inner: Any = unwrap(model)
     while (within := _within(inner)) is not None:
         inner = unwrap(within)
@@ -150,7 +150,7 @@ def stays(model: Any) -> nn.Module:
 
 
 def _within(model: Any) -> Any:
-    """What a wrapper holds; None for what is no wrapper."""
+    """The model that a wrapper holds; None if this is not a wrapper."""
     if type(model).__module__.partition(".")[0] == "peft" and hasattr(model, "get_base_model"):
         return model.get_base_model()
     names, own = [name for name, _ in model.named_children()], next(model.parameters(recurse=False), None)
@@ -158,7 +158,7 @@ def _within(model: Any) -> Any:
 
 
 class Asked:
-    """A hook before a converted model makes its state_dict: what remembers the conversion is brought up to date.
+    """A hook before a converted model makes its state_dict: it brings up to date what remembers the conversion.
 
     It is copied and pickled with the model, and links the copies of the configs to the copy of the model.
     """
@@ -180,6 +180,6 @@ class Asked:
 
 
 def _asked_of_a_copy(model: nn.Module, configs: Sequence[Any]) -> Asked:
-    """The hook of a copy, of which nothing is there yet but its configs."""
+    """The hook of a copied model, of which nothing but the configs may exist yet."""
     relink(model, configs)
     return Asked(model, configs)

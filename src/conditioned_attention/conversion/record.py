@@ -61,7 +61,7 @@ def conditioning(model: nn.Module) -> dict[str, Any]:
 
 
 def settings_of(site: Site) -> list[Settings]:
-    """What was done to one module, and still acts."""
+    """What was done to one module, as far as it still acts."""
     spectral, transform = spectral_of(site.module), active_transform(site)
     if transform is None and transform_of(site.module) is not None:
         warn(
@@ -72,7 +72,7 @@ def settings_of(site: Site) -> list[Settings]:
 
 
 def entries_of(data: Any) -> Sequence[Mapping[str, Any]]:
-    """What a record says, entry by entry.  Raises ValueError for what is no record of this format."""
+    """The entries of a record.  Raises ValueError for anything that is not a record of this format."""
     entries = data.get("transforms") if isinstance(data, Mapping) and data.get("format") == FORMAT else None
     if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
         raise ValueError(f"this is not what conditioning() of this version returns (format {FORMAT}): {data!r:.200}")

@@ -39,7 +39,7 @@ def _matches(argument: str, patterns: str | Sequence[str], names: Sequence[str])
 
 
 def nothing_because(sites: Sequence[Site], reasons: Mapping[str, str]) -> str:
-    """What comes after "nothing to convert"."""
+    """What the error message says after "nothing to convert"."""
     if reasons:
         return ":\n" + lines_of(reasons)
     return (

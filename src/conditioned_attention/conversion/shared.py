@@ -10,7 +10,7 @@ Holders = dict[int, list[nn.Module]]  # by the id of a module: those that have i
 
 
 def holders_in(model: nn.Module) -> Holders:
-    """Which modules hold which."""
+    """The modules that have each module of the model as a child."""
     found: Holders = {}
     for module in model.modules():
         for child in module._modules.values():

@@ -19,12 +19,12 @@ _DEEP = 3  # {"epoch": …, "model": {"state_dict": {…}}}
 
 
 class Found(NamedTuple):
-    """A record, and what is known of where it was.
+    """A record, and what is known about where it was found.
 
     Attributes:
         guarded: it comes from a state_dict with a guard.
-        loose: its names may begin with more than those of the model: torch.distributed.checkpoint joins the keys of
-            dictionaries inside of dictionaries.
+        loose: its names may have a prefix before those of the model, because torch.distributed.checkpoint joins the
+            keys of nested dictionaries.
     """
 
     record: Any
@@ -33,9 +33,9 @@ class Found(NamedTuple):
 
 
 def record_from(data: Mapping[str, Any] | str | Path) -> Found:
-    """The record that is given, or in what is given.
+    """The record that ``data`` is or contains.
 
-    Raises TypeError for another type, ValueError where nothing says how a model was conditioned.
+    Raises TypeError for another type, and ValueError if nothing says how a model was conditioned.
     """
     if isinstance(data, (str, Path)):
         return _from_path(Path(data))
@@ -58,7 +58,7 @@ def record_from(data: Mapping[str, Any] | str | Path) -> Found:
 
 
 def _state_dicts(data: Mapping[Any, Any], deep: int = _DEEP) -> Iterator[Mapping[str, Any]]:
-    """The dictionary, and those inside of it, as checkpoints have them: {"state_dict": …, "state_dict_ema": …}."""
+    """The dictionary and those inside it, as checkpoints have them: {"state_dict": …, "state_dict_ema": …}."""
     yield {key: value for key, value in data.items() if isinstance(key, str)}
     for value in data.values() if deep else ():
         if isinstance(value, Mapping):
@@ -77,7 +77,7 @@ def _from_path(path: Path) -> Found:
 
         with safe_open(str(path), "pt") as file:  # the keys are enough
             return record_from(dict.fromkeys(file.keys()))
-    mapped = is_zipfile(path)  # PyTorch's older files are none, and cannot be read in part
+    mapped = is_zipfile(path)  # PyTorch's older files are not zipped, and cannot be read in part
     try:
         return _in_file(path, torch.load(path, map_location="cpu", mmap=mapped, weights_only=True))
     except UnpicklingError as error:
@@ -88,7 +88,7 @@ def _from_path(path: Path) -> Found:
 
 
 def _in_file(path: Path, data: Any) -> Found:
-    """The record in what a file holds."""
+    """The record in the content of a file."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{str(path)!r} holds a {type(data).__name__}, no record of conditioning() and no state_dict")
     return record_from(data)
@@ -103,7 +103,7 @@ def _in_json(read: Any) -> Any:
 
 
 def _from_folder(folder: Path) -> Found:
-    """What save_pretrained has written, or torch.distributed.checkpoint, whose keys are enough."""
+    """The record in what save_pretrained has written, or torch.distributed.checkpoint, whose keys are enough."""
     if (folder / ".metadata").exists():
         from torch.distributed.checkpoint.filesystem import FileSystemReader
 

@@ -140,7 +140,7 @@ def unfold(model: nn.Module) -> list[str]:
 
 
 def _refold(model: nn.Module, *, folded: bool) -> list[str]:
-    """Folds the corrections of a model that are not, or the other way round."""
+    """Folds the corrections of a model that are not folded yet, or unfolds those that are."""
     check_module(model)
     plans: list[tuple[Site, Projections]] = []
     for site in find_sites(model):
@@ -250,7 +250,7 @@ class SpectralChange(Change):
         return self.plans[id(site.module)][0].remark
 
     def _warn(self, sites: Sequence[Site]) -> None:
-        """Warns once of a λ with which attention would look at the token itself and nothing else."""
+        """Warns once about a λ with which each token would attend to itself and little else."""
         if self.correction != "identity" or self.roles == "v":
             return
         for site in sites:

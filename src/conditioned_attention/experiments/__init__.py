@@ -1,4 +1,4 @@
-"""Everything that trains: tasks, the training loop, variants, comparisons and their reports.
+"""Training experiments: tasks, the training loop, variants, comparisons and their reports.
 
 Needs ``pip install "conditioned-attention[experiments]"``; importing this package alone needs only torch.
 """

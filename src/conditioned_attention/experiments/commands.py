@@ -56,7 +56,7 @@ class RecipeTraining:
 
     @property
     def evaluations(self) -> int | None:
-        """How many rows a run yields; None if the clock decides."""
+        """How many rows a run yields; None if a time budget decides."""
         return evaluations_of(self.task, self.recipe.training)
 
     def __call__(self, variant: Variant, seed: int, lr: float | None = None) -> Iterator[dict[str, Any]]:
@@ -68,7 +68,7 @@ class RecipeTraining:
 
     @cached_property
     def task(self) -> Task:
-        """What is trained, built once in each process and shared by all of its runs.
+        """The task, built once in each process and shared by all of its runs.
 
         Raises:
             ValueError: the data are not what they were when the comparison began.
@@ -80,18 +80,18 @@ class RecipeTraining:
         return task
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the task: a worker process reads the data itself, and then knows whether they are the same."""
+        """The state without the task: a worker process reads the data itself, and then knows if they are the same."""
         state = {name: value for name, value in vars(self).items() if name != "task"}
         return state | ({FINGERPRINT: self.task.data_fingerprint} if "task" in vars(self) else {})
 
 
 def evaluations_of(task: Task, training: Training) -> int | None:
-    """How many rows a run yields; None if the clock decides."""
+    """How many rows a run yields; None if a time budget decides."""
     return training.evaluations(number_of(task.train_data()), task.tokens_per_sample)
 
 
 def named(launch: Launch, recipe: Recipe) -> Launch:
-    """With the recipe's name, unless it has one."""
+    """The same launch with the recipe's name, unless it has a name already."""
     return dataclasses.replace(launch, name=launch.name or name_of(recipe))
 
 
@@ -106,21 +106,21 @@ def train_recipe(
     show: Callable[[Mapping[str, Any]], None] = print,
     task: Task | None = None,
 ) -> Path:
-    """One run of a recipe; under torchrun or accelerate launch every process calls this.
+    """Trains one run of a recipe; under torchrun or accelerate launch, every process calls this.
 
     Args:
-        folder: the run's own; default ``runs/RECIPE-VARIANT-SEED``.
-        into: the folder of a comparison that the run becomes a part of, instead of ``folder``; if learning rates were
-            tuned there, the variant's replaces the recipe's.
-        launch: how it is carried out.
+        folder: the run's own folder; default ``runs/RECIPE-VARIANT-SEED``.
+        into: the folder of a comparison to which the run is added, instead of ``folder``; if learning rates were tuned
+            there, the variant's tuned rate replaces the recipe's.
+        launch: how the run is carried out.
         show: called with every row, in the main process.
-        task: the recipe's, if it has been built already.
+        task: the recipe's task, if it has been built already.
 
     Returns:
         The run's folder, which holds ``result.json`` besides what `train` writes.
 
     Raises:
-        ValueError: a seed out of range; both folders; or a folder that holds something else.
+        ValueError: the seed is out of range; both folders are given; or the folder holds something else.
         Exception: whatever `train` raises.
     """
     if not 0 <= seed < 2**32:
@@ -156,16 +156,16 @@ def train_recipe(
 
 
 def recorded(folder: Path, data_dir: Path | None = None) -> tuple[Recipe, Variant, int]:
-    """Recipe, variant and seed of the run in a folder, to go on with it by `train_recipe` without knowing them.
+    """Recipe, variant and seed of the run in a folder, with which `train_recipe` can continue it.
 
     Args:
-        folder: of a run that `train_recipe` has begun.
-        data_dir: where its data lie now; default where they lay.
+        folder: the folder of a run that `train_recipe` has begun.
+        data_dir: where its data are now; default where they were.
 
     Raises:
         FileNotFoundError: no run has begun there.
-        ValueError: what the run was is not known here: of an earlier version that did not note where data lie, at a
-            tuned learning rate (go on with the comparison), or a recipe or variant of one's own.
+        ValueError: the run cannot be identified: it is from an earlier version that did not record where the data are,
+            it has a tuned learning rate (continue the comparison instead), or its recipe or variant is a custom one.
     """
     if not (folder / "begun.json").is_file():
         raise FileNotFoundError(f"no run has begun in {folder}")
@@ -186,7 +186,7 @@ def recorded(folder: Path, data_dir: Path | None = None) -> tuple[Recipe, Varian
 def _as_in(
     folder: Path, recipe: Recipe, settings: dict[str, Any], variant: Variant, seed: int
 ) -> tuple[Training, dict[str, Any], dict[str, Any]]:
-    """Training, settings and the variant's own, as `compare_recipe` has them there: at the rate that it has tuned."""
+    """The training, settings and variant's own settings, as `compare_recipe` has them there, at the tuned rate."""
     tuning = read_tuning(folder / "tuning")
     if tuning is None:
         return recipe.training, settings, {}
@@ -221,20 +221,20 @@ def compare_recipe(
     tune_seeds: int = 1,
     launch: Launch | None = None,
 ) -> Comparison:
-    """`compare` on a recipe, then time and memory of each variant, measured when nothing else runs.
+    """Runs `compare` on a recipe, then measures time and memory of each variant while nothing else runs.
 
     Args:
-        tune: learning rates; each variant is compared at the one of them that is best for it on validation data, which
-            `tune` finds first.  A variant whose rates all fail is left out and stands among the failures.  None: all
-            variants are compared at the recipe's learning rate.
-        tune_seeds: how many runs a variant and rate.
+        tune: learning rates; `tune` first finds the one that is best for each variant on validation data, and each
+            variant is compared at that rate.  A variant for which all rates fail is left out and listed among the
+            failures.  If empty, all variants are compared at the recipe's learning rate.
+        tune_seeds: how many runs per variant and rate.
         recipe, variants, seeds, folder, workers, threads, progress: as for `compare`.
         cost: whether time and memory are measured.
         launch: how each run is carried out, in one process.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `compare`; if no learning rate came through for the baseline; or under
-            a launcher of several processes.
+        ValueError, TypeError, RuntimeError: as `compare`; or no learning rate worked for the baseline; or a launcher
+            has started several processes.
     """
     if world_size() > 1:
         raise RuntimeError(
@@ -271,7 +271,7 @@ def compare_recipe(
 
 
 def tuned_settings(settings: dict[str, Any], grid: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """The settings of a comparison with tuned learning rates: the grid stands for the rate."""
+    """The settings of a comparison with tuned learning rates: the grid takes the place of the rate."""
     if max(seeds) >= FIRST_TUNING_SEED:
         raise ValueError(f"seeds from {FIRST_TUNING_SEED:,} on are those of tuning, got {max(seeds)}")
     return {**settings, "training": {**settings["training"], "lr": "tuned"}, "tuning": grid}
@@ -280,7 +280,7 @@ def tuned_settings(settings: dict[str, Any], grid: dict[str, Any], seeds: Sequen
 def _compare_tuned(
     training: RecipeTraining, variants: list[Variant], seeds: list[int], how: dict[str, Any]
 ) -> Comparison:
-    """Each variant at its best rate of the grid in the settings."""
+    """The comparison of all variants, each at its best rate of the grid in the settings."""
     folder, grid = training.folder, how["settings"]["tuning"]
     with working_folder(folder):
         check_settings(folder, how["settings"])  # before hours of tuning

@@ -1,4 +1,4 @@
-"""A trained model as plain files: weights, the record of its conditioning, and what builds it."""
+"""Exports a trained model as plain files: weights, the record of its conditioning, and how to build it."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def export_run(
 ) -> Path:
     """Writes a run's trained model into a folder of its own.
 
-    That has ``model.safetensors`` (the state_dict), ``conditioning.json`` (the record, for `apply_conditioning`) and
-    ``model.json`` (what `load_run` builds the model of, its classes, the preprocessing of its images), and
-    ``tokenizer.json`` if the run has one.  Of a model of
-    timm it has timm's ``config.json`` too, with the record inside, so that
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and then ``apply_conditioning(model, "FOLDER")`` is the
-    trained model; or ``timm.create_model(NAME, num_classes=…, checkpoint_path="FOLDER/model.safetensors")`` and the
-    same.  Where a transform has weights of its own (a gain, a gate), or C was computed (polar), the plain model refuses
-    these: use `load_run`, or condition first and load then.
+    The folder gets ``model.safetensors`` (the state_dict), ``conditioning.json`` (the record for `apply_conditioning`),
+    ``model.json`` (what `load_run` builds the model from, its classes, the preprocessing of its images), and
+    ``tokenizer.json`` if the run has one.  For a timm model it also gets timm's ``config.json`` with the record inside:
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` followed by ``apply_conditioning(model, "FOLDER")`` then
+    gives the trained model.  So does
+    ``timm.create_model(NAME, num_classes=…, checkpoint_path="FOLDER/model.safetensors")`` followed by the same call.
+    If a transform has weights of its own (a gain, a gate), or C was computed (polar), the plain model rejects these
+    weights: use `load_run`, or condition the model before you load them.
 
     Args:
         folder, weights, step, model: as for `load_run`.
-        into: a new or empty folder, or one of an earlier export.
+        into: a new or empty folder, or that of an earlier export.
 
     Returns:
         The folder ``into``.
 
     Raises:
-        ValueError: ``into`` holds something else; or as `load_run`.
-        FileNotFoundError: as `load_run`.
+        ValueError: ``into`` holds something else; or as for `load_run`.
+        FileNotFoundError: as for `load_run`.
     """
     folder, into = Path(folder).expanduser(), Path(into).expanduser()
     trained = load_run(folder, weights=weights, step=step, model=model)
@@ -67,14 +67,14 @@ def export_run(
 
 
 def _origin(folder: Path, step: int | None) -> dict[str, Any]:
-    """Which run it was, how far it had come, and its last evaluation until then."""
+    """Returns which run the weights come from, at which step, and its last evaluation up to that step."""
     position = read_json(checkpoint_in(folder, step) / "position.json", PositionData)
     run = {name: position["run"].get(name) for name in ("variant", "seed")}
     return {**run, "step": position["step"], "evaluation": (position["history"] or [None])[-1]}
 
 
 def _write_weights(model: nn.Module, path: Path) -> None:
-    """Each tensor once: weights that are tied have one of their names, and all of them again when they are loaded."""
+    """Writes each tensor once: tied weights are stored under one of their names, and loading ties them again."""
     from safetensors.torch import save
 
     once: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
@@ -85,7 +85,7 @@ def _write_weights(model: nn.Module, path: Path) -> None:
 
 
 def _write_timms_config(model: nn.Module, about: dict[str, Any], path: Path) -> None:
-    """What timm and the Hugging Face Hub know a model by, with our record where `apply_conditioning` looks for it."""
+    """Writes the config that timm and the Hugging Face Hub read; `apply_conditioning` finds our record in it."""
     with needs("timm"):
         from timm.models._hub import save_config_for_hf
 

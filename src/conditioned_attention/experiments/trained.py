@@ -1,4 +1,4 @@
-"""A trained model out of the folder of a run, conditioned as it was trained: without its recipe and its data."""
+"""Loads a trained model from the folder of a run, conditioned as in training, without its recipe and its data."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ WEIGHTS, ABOUT = "model.safetensors", "model.json"
 def load_run(
     folder: str | Path, *, weights: Weights = "run", step: int | None = None, model: nn.Module | None = None
 ) -> nn.Module:
-    """The trained model of a run, on the CPU and in evaluation mode, conditioned as it was trained.
+    """Returns the trained model of a run, on the CPU and in evaluation mode, conditioned as in training.
 
-    Only what the model is made of has to be installed, such as timm.
+    Only the library that the model is built from, such as timm, has to be installed.
 
     Args:
-        folder: that of ``train``, of one run of a comparison (``runs/VARIANT/seed-N`` in its folder), or one that
-            `export_run` has written.
-        weights: ``"run"``, those that the run's scores are of; ``"model"``, the trained ones, where a run is scored by
-            its average (``ema``); ``"average"``, the moving average of the weights (``ema`` or ``ema_beside``).
-        step: of the checkpoint; default the newest.  A run keeps two.
-        model: a fresh one of the same shape, plain; needed where a task of one's own has built it.
+        folder: the folder of ``train``, of one run of a comparison (``runs/VARIANT/seed-N`` in the comparison's
+            folder), or one that `export_run` has written.
+        weights: ``"run"``, the weights that the run was scored with; ``"model"``, the trained weights themselves, if
+            the run was scored with their average (``ema``); ``"average"``, the moving average of the weights (``ema``
+            or ``ema_beside``).
+        step: step of the checkpoint; default the newest.  A run keeps its two newest checkpoints.
+        model: a fresh, unconditioned model of the same shape; needed if a task of your own built the model.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint, or not that one.
         ValueError: the checkpoint is damaged; it holds no average, or its weights in parts (fsdp2); it was written by a
-            version that did not note what models are, and no ``model`` is given; or the model is another one.
+            version that did not record how models are built, and no ``model`` is given; or the model is another one.
 
     >>> model = load_run("runs/deit_b-preconditioned-0", weights="average")  # doctest: +SKIP
     >>> logits = model(images)  # doctest: +SKIP
@@ -54,7 +55,7 @@ def load_run(
 
 
 def about_model(folder: Path) -> dict[str, Any]:
-    """What ``model.json`` says; raises ValueError where there is none, or it is damaged."""
+    """Reads ``model.json``; raises ValueError if it is missing or damaged."""
     if not (folder / ABOUT).is_file():
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
@@ -67,7 +68,7 @@ def about_model(folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_in(folder: Path, step: int | None = None) -> Path:
-    """The newest checkpoint of a run, or that of a step, whose files are as they were written."""
+    """Returns the newest checkpoint of a run, or that of ``step``; raises ValueError if it is damaged."""
     found = checkpoints_in(folder)
     if step is not None:
         there, found = found, [path for path in found if path.name == checkpoint_name(step)]
@@ -93,7 +94,7 @@ def _state_of(folder: Path, weights: Weights, step: int | None) -> dict[str, Ten
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Tied weights may be stored under one of their names."""
+    """Loads weights into a model; tied weights may be stored under only one of their names."""
     there = model.state_dict()
     shapes = [name for name, tensor in weights.items() if name in there and there[name].shape != tensor.shape]
     if shapes or (unknown := weights.keys() - there.keys()):

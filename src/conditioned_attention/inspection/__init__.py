@@ -1,4 +1,4 @@
-"""What conversion would do to a model, and how well its heads are conditioned now."""
+"""Shows what conversion would do to a model, and how well its heads are conditioned now."""
 
 from conditioned_attention.inspection.inputs import load_input, synthetic_input
 from conditioned_attention.inspection.inspect import Inspection, InspectionRow, inspect_model

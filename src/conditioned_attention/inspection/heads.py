@@ -1,4 +1,4 @@
-"""Which heads are ill-conditioned, and what C or λ would change: in words."""
+"""Finds ill-conditioned heads, and says in words what C or λ would change."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from statistics import median
 
 from conditioned_attention.measure.monitoring.records import HeadRecord
 
-_MATTERS = 0.1  # a difference of log10 κ that is worth a word
+_MATTERS = 0.1  # smallest difference of log10 κ that is counted
 
 
 def worst_heads(records: Sequence[HeadRecord], count: int) -> list[HeadRecord]:
-    """The heads with the largest κ as they are before C; those at the numerical floor first, of lowest rank first."""
+    """The heads with the largest κ before C; those at the numerical floor come first, the lowest rank first."""
     known = [record for record in records if not math.isnan(record.kappa_before)]
     return sorted(known, key=lambda r: (-r.kappa_before, r.effective_rank_before))[:count]
 
 
 def change_in_words(what: str, before: Sequence[HeadRecord], after: Callable[[HeadRecord], float]) -> str:
-    """One sentence on what ``what`` does to κ, from the heads as they are and the κ that each would have ``after`` it.
+    """Says in one sentence what ``what`` does to κ, from the heads ``before`` and the κ of each ``after`` it.
 
     >>> from conditioned_attention.measure.monitoring.records import HeadRecord
     >>> heads = [HeadRecord(0, 0, "attn", i, False, 100.0, 10.0, 3.0, 2.0, 0.0, 0.0, 1.5) for i in range(4)]

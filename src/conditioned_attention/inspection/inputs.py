@@ -1,4 +1,4 @@
-"""What a model is looked at with: tensors, text or pictures from files, or random numbers."""
+"""Inputs for an inspection: tensors, text or pictures from files, or random numbers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _CHARACTERS = 100_000  # read of a text
 
 
 def load_input(path: Path, model: nn.Module | None = None, source: str = "") -> Any:
-    """What the model should be called with: one tensor, a tuple, or keywords.
+    """Loads inputs to call a model with: one tensor, a tuple, or keywords.
 
     Args:
-        path: a file with tensors, which are taken as they are; a text, of which the first windows of 128 tokens are
-            taken, without padding; a picture, or a folder with pictures, of which the first four that can be read are
-            taken, as training on the folder would read them, prepared as the model wants them.
-        model: that is going to get it; for text and pictures.
-        source: the name that the model was loaded by: a Hugging Face folder has the tokenizer or image processor.
+        path: a file with tensors, which are used as they are; a text, of which the first windows of 128 tokens are
+            used, without padding; or a picture or folder of pictures, of which the first four readable ones are used,
+            read as in training on the folder and prepared as the model expects them.
+        model: the model that will get the input; for text and pictures.
+        source: the name by which the model was loaded: a Hugging Face folder has the tokenizer or image processor.
 
     Raises:
-        ValueError: a file of another kind, or one that holds nothing that can be used.
+        ValueError: a file of another kind, or one without anything that can be used.
     """
     if path.suffix in _TENSORS:
         return _tensors(path)
@@ -64,7 +64,7 @@ def _tensors(path: Path) -> Any:
 
 
 def _text(path: Path, model: nn.Module | None, source: str) -> dict[str, torch.Tensor]:
-    """Windows of the same length, so that nothing needs padding."""
+    """Windows of a text, all of the same length so that nothing needs padding."""
     from transformers import AutoTokenizer
 
     if not Path(source).is_dir():
@@ -87,7 +87,7 @@ def _text(path: Path, model: nn.Module | None, source: str) -> dict[str, torch.T
 
 
 def _read(path: Path) -> list[Any]:
-    """The first pictures that can be read, in RGB, by the reader that training has; warns of those that cannot."""
+    """The first readable pictures, in RGB, read as in training; warns of pictures that cannot be read."""
     from conditioned_attention.experiments.data.images.folder import images_below
     from conditioned_attention.experiments.data.images.read import SUFFIXES, read_rgb
     from conditioned_attention.experiments.data.scan import reason_of
@@ -125,7 +125,7 @@ def _pictures(path: Path, model: nn.Module | None, source: str) -> Any:
 
 
 def synthetic_input(model: nn.Module) -> Any:
-    """Random numbers of the form that the model asks for: pixels, tokens or sound; None if that cannot be told.
+    """Random input in the form that the model expects: pixels, tokens or sound; None if the form is unknown.
 
     The random state is fixed, so the same model gets the same input.
     """
@@ -139,7 +139,7 @@ def synthetic_input(model: nn.Module) -> Any:
 
 
 def _for_config(model: nn.Module, config: Any) -> dict[str, torch.Tensor] | None:
-    """Keywords for a Hugging Face model, as far as its config and signature name them."""
+    """Random keyword arguments for a Hugging Face model, as far as its config and signature define them."""
     asked = inspect.signature(model.forward).parameters
     made: dict[str, torch.Tensor] = {}
     text, image, sound = (getattr(config, f"{part}_config", None) or config for part in ("text", "vision", "audio"))

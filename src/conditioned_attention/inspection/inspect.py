@@ -1,4 +1,4 @@
-"""One row for every attention module of a model: its heads, the way to them, and their condition numbers."""
+"""Inspects every attention module of a model: its heads, how they can be reached, and their condition numbers."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _HEADS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head")
 
 @dataclass(frozen=True)
 class InspectionRow:
-    """One attention module.
+    """What an inspection says about one attention module.
 
     Attributes:
-        name: where it is, as in ``model.named_modules()``.
+        name: the name of the module, as in ``model.named_modules()``.
         class_name: its class.
         heads: number of heads; None where it is not known.
         mechanism: how its heads would be reached; empty if they cannot be.
         conversion: what `precondition` would do: ``"converts"``, ``"on request"`` (only where ``include`` names it),
-            ``"refused"``, ``"no attention"`` (it only calls itself so), or ``"already conditioned"``.
-        reason: why it is refused or left alone, or what else there is to say.
+            ``"refused"``, ``"no attention"`` (it is attention in name only), or ``"already conditioned"``.
+        reason: why it is refused or left alone, or another remark.
         kappa: median κ of its heads' outputs on the input; inf at the numerical floor, None if it was not measured.
             Heads without a finite sample are left out, here and below; NaN if there are no others.
-        kappa_after: the same after C (or after what it is conditioned with).
+        kappa_after: the same after C (or after the transform that the module already has).
         floor: share of its heads' matrices that are at the numerical floor.
-        largest_scale: the largest factor that C puts on a row.
+        largest_scale: the largest factor by which C multiplies a row.
     """
 
     name: str
@@ -59,18 +59,18 @@ class InspectionRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All attention modules of a model.
+    """The result of inspecting a model.
 
     Attributes:
-        rows: one for each.
-        parameters: how many the model has.
+        rows: one for each attention module.
+        parameters: the number of parameters of the model.
         not_measured: why there are no condition numbers; empty if there are.
-        self_logit: what spectral conditioning would do to the logits, in the module where it does most; None where no
-            projections are known, or nothing was run.
-        heads: of every attention call: what the condition monitor says, before and after C.
-        heads_corrected: the same heads of the model with λ I on its projections, if asked for.
-        projections: W_Q, W_K and W_V with and without C, if asked for.
-        strength: λ of that C, or ``"auto"``; None where the model is corrected already, or if not asked for.
+        self_logit: what spectral conditioning would do to the logits, in the module where it does most; None if no
+            projections are known, or the model was not run.
+        heads: the condition monitor's records of the heads of every attention call, before and after C.
+        heads_corrected: the same for the model with λ I on its projections, if requested.
+        projections: records of W_Q, W_K and W_V with and without their correction C, if requested.
+        strength: λ of that correction, or ``"auto"``; None if the model is corrected already, or if not requested.
     """
 
     rows: tuple[InspectionRow, ...]
@@ -84,7 +84,7 @@ class Inspection:
 
     @property
     def strength_shown(self) -> str:
-        """λ in words."""
+        """λ as text."""
         return self.strength if isinstance(self.strength, str) else f"{self.strength:g}"
 
     @property
@@ -93,7 +93,7 @@ class Inspection:
         return bool(self.rows) and all(row.conversion != "refused" for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; numbers that are not finite become None, which JSON has."""
+        """Plain data; numbers that are not finite become None, as JSON cannot hold them."""
         rows = [finite(asdict(row)) for row in self.rows]
         data = {"parameters": self.parameters, "not_measured": self.not_measured, "modules": rows}
         if self.self_logit is not None:
@@ -110,7 +110,7 @@ class Inspection:
 def inspect_model(
     model: nn.Module, probe: Any = None, *, spectral: float | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Inspection:
-    """What conversion would do to each attention module of ``model``, and the condition numbers of its heads.
+    """Finds what conversion would do to each attention module of ``model``, and the condition numbers of its heads.
 
     The model is not changed.
 
@@ -118,13 +118,14 @@ def inspect_model(
         model: any module.
         probe: what the model is called with: a mapping (keywords), a tuple (positional) or one tensor; None to measure
             nothing.
-        spectral: λ or ``"auto"``: look at W_Q, W_K and W_V too, and at the heads, with and without λ I.  Of a model
-            that is corrected already its own corrections are looked at.
-        dtype: that heads are computed in at least; ``torch.float64`` tells apart what is at the floor of float32.
+        spectral: λ or ``"auto"``: also measure W_Q, W_K and W_V, and the heads, with and without λ I.  If the model
+            is already corrected, W_Q, W_K and W_V are measured with its own corrections.
+        dtype: the lowest precision in which heads are computed; ``torch.float64`` resolves heads that are at the
+            floor of float32.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``spectral`` is no strength, or no projections are known.
+        ValueError: ``spectral`` is not a valid strength, or no projections are known.
 
     >>> import torch
     >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64)
@@ -158,7 +159,7 @@ def inspect_model(
 
 
 def _measure(model: nn.Module, probe: Any, dtype: torch.dtype) -> list[HeadRecord]:
-    """Every sample, for they were chosen; what is not finite is in the table, and needs no warning."""
+    """Measures all samples, since they were chosen; the table shows what is not finite, so no warning is needed."""
     return ConditionMonitor(model, probe, samples=None, dtype=dtype, keep=0, on_alarm=lambda _: None).measure(0)
 
 
@@ -202,6 +203,6 @@ def _conversion(site: Site) -> str:
 
 
 def _heads(module: nn.Module) -> int | None:
-    """What the module, or its config, calls the number of its heads."""
+    """The number of heads, under the names that modules or their configs use for it; None if it is not found."""
     found = (getattr(place, name, None) for place in (module, getattr(module, "config", None)) for name in _HEADS)
     return next((value for value in found if isinstance(value, int)), None)

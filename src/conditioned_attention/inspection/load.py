@@ -1,4 +1,4 @@
-"""From a name to a model: a timm model's, a folder with a Hugging Face checkpoint, or a file with a saved module."""
+"""Loads a model by its name: a timm model, a folder with a Hugging Face checkpoint, or a file with a saved module."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from conditioned_attention.environment import check_torchvision, needs
 
 
 def load_model(name: str, *, pretrained: bool = False, weights: bool = True, unpickle: bool = False) -> nn.Module:
-    """The model of that name, in evaluation mode.
+    """Loads a model by its name, in evaluation mode.
 
     Args:
         name: a timm model (``"vit_small_patch16_224"``), a folder with a config.json, or a file that ``torch.save``
             wrote a module to.
-        pretrained: download timm's weights; else they are random.
+        pretrained: download timm's weights; otherwise they are random.
         weights: False builds the model without weights (on the ``meta`` device), to look at its structure only.
-        unpickle: loading a saved module runs code that the file names; this says that you trust it.
+        unpickle: load a saved module, which runs code that the file names; set it only if you trust the file.
 
     Raises:
         ValueError: a name that is none of the three; a saved module without ``unpickle``; a file with something else.
@@ -35,7 +35,7 @@ def load_model(name: str, *, pretrained: bool = False, weights: bool = True, unp
 
 
 def weights_in_words(name: str, *, pretrained: bool = False) -> str:
-    """Which weights `load_model` gives a model, for people who read what was measured of them.
+    """Says in words which weights `load_model` gives a model, for readers of what was measured.
 
     >>> weights_in_words("vit_small_patch16_224", pretrained=True)
     "timm's pretrained weights"

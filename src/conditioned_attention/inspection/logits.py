@@ -1,4 +1,4 @@
-"""What spectral conditioning would do to a model's attention logits, on inputs that attention really gets."""
+"""What spectral conditioning would do to a model's attention logits, on the inputs that its attention receives."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from conditioned_attention.spectral import PUBLISHED, SATURATED, auto_strength, 
 
 @dataclass(frozen=True)
 class SelfLogit:
-    """How strongly λ I makes tokens of one attention module look at themselves.
+    """How strongly λ I makes the tokens of one attention module attend to themselves.
 
     Attributes:
         module: its name.
-        width: d, of a head's queries.
-        input_square: mean square of the entries of what comes in; 1 behind a layer norm.
-        bounded: whether queries and keys are normed behind the projections, so that no λ makes logits large.
+        width: d, the width of a head's queries.
+        input_square: mean square of the entries of the module's input; 1 after a layer norm.
+        bounded: whether queries and keys are normed after the projections, so that no λ makes logits large.
     """
 
     module: str
@@ -30,11 +30,11 @@ class SelfLogit:
     bounded: bool
 
     def at(self, strength: float) -> float:
-        """What λ adds to the logit of a token with itself: λ² x² √d; 0 where the logits are bounded."""
+        """What λ adds to the logit of a token with itself: λ² x² √d; 0 if the logits are bounded."""
         return 0.0 if self.bounded else self.input_square * self_logit(strength, self.width)
 
     def sentence(self) -> str:
-        """For people: at the published λ and at ``"auto"``."""
+        """Says in a sentence what λ adds to the logits, at its published value and at ``"auto"``."""
         if self.bounded:
             return "spectral conditioning: queries and keys are normed behind the projections, which bounds the logits"
         published, auto = PUBLISHED["identity"], auto_strength(self.width)
@@ -47,7 +47,7 @@ class SelfLogit:
 
 
 def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
-    """That of the module where λ I adds most; None if no projections are known.  Leaves the model as it was.
+    """The `SelfLogit` of the module where λ I adds most; None if no projections are known.  The model is unchanged.
 
     >>> import torch
     >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
@@ -66,5 +66,5 @@ def strongest_self_logit(model: nn.Module, probe: Any) -> SelfLogit | None:
 
 
 def _strength(logit: SelfLogit) -> float:
-    """What modules are compared by; those whose inputs are not finite come last."""
+    """The number by which modules are compared; those whose inputs are not finite come last."""
     return -1.0 if math.isnan(logit.at(1.0)) else logit.at(1.0)

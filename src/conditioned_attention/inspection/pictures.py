@@ -1,4 +1,4 @@
-"""An inspection as a picture."""
+"""Draws an inspection as a picture."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def plot_inspection(
     inspection: Inspection, axes: Sequence[Axes] | None = None, *, theme: ThemeName = "light"
 ) -> list[Axes]:
-    """log10 κ of every head as it is, with C, and with λ I if that was asked for, in the same colours.
+    """Plots log10 κ of every head as it is, with C, and with λ I if that was requested, in the same colours.
 
-    On one of ``axes`` a panel; default a new figure.  Raises ValueError, with the reason, where the inspection has no
-    condition numbers.
+    Each panel is drawn on one of ``axes``; default a new figure.  Raises ValueError, with the reason, if the inspection
+    has no condition numbers.
 
     >>> import torch
     >>> from conditioned_attention.inspection import inspect_model

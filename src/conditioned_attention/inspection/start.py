@@ -1,4 +1,4 @@
-"""What a conversion alone would do to trained weights, and what follows from that for whoever wants to train on."""
+"""Measures what a conversion alone would do to trained weights, and advises how to train them further."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from conditioned_attention.preconditioner import RowNorm
 
 
 def losses_at_start(model: nn.Module, ids: Tensor) -> dict[str, float] | None:
-    """The loss of a decoder, in nats a token, as it is and after each conversion, without any training.
+    """The loss of a decoder, in nats per token, as it is and after each conversion, without any training.
 
-    The model is left as it was but for rounding in W_O.
+    The model is left as it was except for rounding in W_O.
 
     Args:
-        model: of Hugging Face transformers, plain.
-        ids: (B, N), int64, windows of text; the first half of them calibrates, and the other half is scored.
+        model: a plain model of Hugging Face transformers.
+        ids: (B, N), int64, windows of text; the first half is used for calibration, and the other half is scored.
 
     Returns:
-        By ``"plain"``, ``"C"``, ``"C, calibrated"`` and ``"λ I"``; None for a model that does not predict the next
-        token, and for fewer than two windows.  So it is, with a warning that says why, for a model that one of these
-        conversions refuses.
+        The losses under ``"plain"``, ``"C"``, ``"C, calibrated"`` and ``"λ I"``; None for a model that does not predict
+        the next token, and for fewer than two windows; also None, with a warning that says why, for a model that one of
+        these conversions refuses.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> gpt = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=1, n_head=2))
@@ -66,12 +66,12 @@ def _loss(model: nn.Module, ids: Tensor) -> float:
 
 
 def advice(inspection: Inspection, name: str, losses: Mapping[str, float] | None) -> list[str]:
-    """A few lines for whoever has trained weights; none for a model that is conditioned already, or has no attention.
+    """A few lines of advice for users of trained weights; none if a model is already conditioned or has no attention.
 
     Args:
-        inspection: of the model.
-        name: that it was loaded by.
-        losses: what `losses_at_start` has measured.
+        inspection: the inspection of the model.
+        name: the name by which the model was loaded.
+        losses: what `losses_at_start` returned.
     """
     conversions = [row.conversion for row in inspection.rows]
     if "converts" not in conversions or "already conditioned" in conversions:

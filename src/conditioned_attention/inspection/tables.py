@@ -1,4 +1,4 @@
-"""An inspection on a terminal."""
+"""Prints an inspection on a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PIPED = 160  # columns where the output is no terminal
 
 
 def print_inspection(inspection: Inspection, source: str, weights: str, advice: Sequence[str] = ()) -> None:
-    """A table with one line for each attention module, and below it the reasons against conversion.
+    """Prints a table with one line for each attention module, and below it the reasons against conversion.
 
     ``source`` says what the condition numbers were measured on, and ``weights`` which weights the model has; ``advice``
     comes last.
@@ -64,7 +64,7 @@ def print_inspection(inspection: Inspection, source: str, weights: str, advice: 
 
 
 def _print_heads(console: Console, inspection: Inspection) -> None:
-    """The worst heads, and what C and λ I would change in all of them."""
+    """Prints the worst heads, and what C and λ I would change in all heads."""
     corrected = {(record.layer, record.head): record.kappa_before for record in inspection.heads_corrected}
     columns = [*_HEAD_COLUMNS[:3], *(["with λ I"] if corrected else []), *_HEAD_COLUMNS[3:]]
     grid = Table(*columns, title="the worst heads", title_justify="left")

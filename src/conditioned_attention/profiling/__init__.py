@@ -1,1 +1,1 @@
-"""How long something takes, and how much memory."""
+"""Measures how much time and memory a computation takes."""

@@ -1,4 +1,4 @@
-"""Time, as ratios within one run: contestants take turns, and what counts is the ratio of each round."""
+"""Measures time as ratios within one run: contestants take turns, and the ratio of each round is what counts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 class Stopwatch:
     """Adds up the time between ``start`` and ``stop``; on CUDA by events, so that nothing has to wait in between.
 
-    Calls in a row then take whichever is longer, the host's launches or the device's work, as in training.  For that
-    the device must be idle at ``start``: after ``wait``, or after the ``seconds`` of an earlier watch.
+    Consecutive calls then take as long as the longer of the host's launches and the device's work, as in training.
+    This requires an idle device at ``start``: call ``wait`` before, or ``seconds`` of an earlier watch.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class Stopwatch:
         self._ran: list[tuple[Any, Any]] = []
 
     def wait(self) -> None:
-        """Until the device has done what it was given; a CPU has."""
+        """Waits until the device has finished its work; a CPU always has."""
         if self._cuda:
             torch.cuda.synchronize()
 
@@ -49,7 +49,7 @@ class Stopwatch:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes."""
+    """The seconds that one call takes."""
     watch = Stopwatch(device)
     watch.start()
     work()
@@ -58,10 +58,11 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def turn_order(turn: int, contestants: int) -> list[int]:
-    """The order of a round: each contestant stands at each place equally often, and its predecessors vary.
+    """The order of a round: each contestant is at each place equally often, and its predecessors vary.
 
-    The zigzag 0, n-1, 1, n-2, … shifted by one a round is a Latin square in which, for an even number, everyone
-    follows everyone else once in n rounds; what one leaves in the caches does not always meet the same next one.
+    The zigzag 0, n-1, 1, n-2, … shifted by one per round is a Latin square in which, for an even number of contestants,
+    everyone follows everyone else once in n rounds, so what one leaves in the caches does not always affect the same
+    next one.
 
     >>> [turn_order(turn, 4) for turn in range(2)]
     [[0, 3, 1, 2], [1, 0, 2, 3]]
@@ -71,7 +72,7 @@ def turn_order(turn: int, contestants: int) -> list[int]:
 
 
 def interleave(samples: Sequence[Callable[[], float]], rounds: int, warmup: int = 0) -> list[list[float]]:
-    """The seconds that each contestant's sample returned in each round; the first ``warmup`` rounds do not count."""
+    """Runs contestants in turns; returns each one's seconds in each round, without the first ``warmup`` rounds."""
     times: list[list[float]] = [[] for _ in samples]
     for turn in range(warmup + rounds):
         for i in turn_order(turn, len(samples)):
@@ -88,7 +89,7 @@ class PairedRatio(NamedTuple):
 
 
 def paired_ratio(times: Sequence[float], base: Sequence[float]) -> PairedRatio:
-    """What ``times`` are over ``base``, round by round: a machine that slows down slows both.
+    """Divides ``times`` by ``base`` round by round, since a machine that slows down slows both.
 
     >>> paired_ratio([2.0, 6.0, 3.0], [1.0, 2.0, 3.0])
     PairedRatio(median=2.0, p20=1.0, p80=3.0)

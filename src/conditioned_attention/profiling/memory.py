@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that ``work`` had allocated at a time, beyond what was there before it; on CUDA it runs twice."""
+    """The most bytes that ``work`` had allocated at any time, beyond what existed before; on CUDA it runs twice."""
     if device.type == "cuda":
         return _peak_on_cuda(work)
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -29,13 +29,13 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 def _peak_on_cuda(work: Callable[[], object]) -> int:
-    """Of the bytes that were asked for.
+    """The peak of the bytes that were requested from the allocator.
 
     What the allocator hands out is up to a megabyte more for each tensor, depending on what was freed before, and that
-    would drown one float a row.
+    would hide one float per row.
     """
     work()  # the first call leaves workspaces of cuBLAS behind, tens of megabytes, for each thread that multiplies
-    gc.collect()  # or what is freed during the work makes room for it
+    gc.collect()  # otherwise garbage that is freed during the work makes room for it
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
@@ -44,13 +44,14 @@ def _peak_on_cuda(work: Callable[[], object]) -> int:
 
 
 def held_bytes(forward: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
-    """Bytes of the different storages that the graph of ``forward`` holds for backward.
+    """Counts the bytes of the different storages that the graph of ``forward`` holds for backward.
 
-    Storages, not tensors: views and tensors saved twice count once.  What a compiled graph saves is seen as well.
+    Storages are counted, not tensors: views and tensors saved twice count once.  What a compiled graph saves is counted
+    as well.
 
     Args:
         forward: returns its output, whose graph is what is measured.
-        exclude: tensors that exist anyway, inputs and parameters; their storages do not count.
+        exclude: tensors that exist anyway, such as inputs and parameters; their storages do not count.
 
     >>> import torch
     >>> x = torch.ones(10, requires_grad=True)
@@ -64,17 +65,17 @@ def held_bytes(forward: Callable[[], object], exclude: Iterable[Tensor] = ()) ->
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         held[storage._cdata] = storage.nbytes()
-        return tensor.detach()  # keeps the storage, and no cycle through the graph that would outlive the call
+        return tensor.detach()  # keeps the storage, but makes no cycle through the graph that would outlive the call
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
-    del output  # only now: while the graph lives, no identity is used twice
+    del output  # not earlier: while the graph lives, no identity is used twice
     return sum(size for storage, size in held.items() if storage not in known)
 
 
 @contextmanager
 def _no_chatter() -> Iterator[None]:
-    """The profiler's C++ side announces itself on standard error; that is not for the user of a table."""
+    """Hides what the profiler's C++ side prints on standard error, which is of no use to the reader of a table."""
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

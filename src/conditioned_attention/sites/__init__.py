@@ -1,4 +1,4 @@
-"""Where the heads are: which modules of a model are attention, and how each head's output is reached."""
+"""Finds the attention modules of a model, and the way to the output of their heads."""
 
 from conditioned_attention.sites.registered import register_attention
 from conditioned_attention.sites.site import Mechanism, Site, active_transform, transform_of

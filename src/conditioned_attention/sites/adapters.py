@@ -1,6 +1,6 @@
-"""Adapters of PEFT on a projection that computes with W + C: which are exact there, and which would take W for W + C.
+"""Tells which adapters of PEFT are exact on a projection that computes with W + C, and which would take W for W + C.
 
-An adapter that adds to what the projection gives, and adds to W when it is merged, is exact.  One that multiplies W, or
+An adapter that adds to the output of the projection, and to W when it is merged, is exact.  One that multiplies W, or
 its norm, or rotates it, would do so without C.  Nothing of PEFT is imported here.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-# Tuners of PEFT that add to what the projection returns; tests/conversion/test_adapters.py asks every one that it has.
+# Tuners of PEFT that add to what the projection returns; tests/conversion/test_adapters.py tries every one that it has.
 _ADDING = {"lora", "adalora", "loha", "lokr", "vera", "fourierft", "randlora", "vblora", "c3a", "waveft"}
 _SHARED = {"tuners_utils", "lycoris_utils", "_buffer_dict", "mixed"}  # files for tuners of every kind
 _ADVICE = "which is not exact on a weight that is W + C: call fold(model) before the adapter is made"
@@ -31,9 +31,9 @@ def adapter_against(module: Any) -> str:
 
 
 def keeps_weights(frame: FrameType) -> bool:
-    """Whether this is a function that moves or changes the weights of others, and so has to get W.
+    """Whether this function moves or changes the weights of other modules, and so has to get W.
 
-    Raises RuntimeError if it is one of an adapter that would not be exact.
+    Raises RuntimeError if it belongs to an adapter that would not be exact.
     """
     name = _file(frame)
     if name.startswith(("accelerate.", "torch.distributed.")):
@@ -50,12 +50,12 @@ def keeps_weights(frame: FrameType) -> bool:
         if name == "peft.tuners.lora.dora" or tuner not in ("", *_SHARED, *_ADDING):
             tuner = "DoRA" if tuner == "lora" else tuner
             raise RuntimeError(f"an adapter of PEFT ({tuner}) reads the weight of a corrected projection, {_ADVICE}")
-    # A property of the wrapper by the name of the weight hands on what somebody else asks for.
+    # A property of the wrapper with the name of the weight only passes on what other code asks for.
     return len(functions) > 1 or functions[0][1] not in ("weight", "in_proj_weight")
 
 
 def _tuner(file: str) -> str:
-    """The name of the tuner that a file of PEFT is of; empty for other files."""
+    """The name of the tuner to which a file of PEFT belongs; empty for other files."""
     parts = file.split(".")
     return parts[2] if parts[:2] == ["peft", "tuners"] and len(parts) > 2 else ""
 

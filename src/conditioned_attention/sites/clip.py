@@ -1,7 +1,7 @@
 """QK-Clip (Kimi K2's MuonClip, 2025): after a step, W_Q and W_K of heads with too large logits are scaled down.
 
-While a module trains, its transform notes the largest logit of every head; `clip_logits` after the optimizer's step
-acts on that and forgets it.  So nothing is left between two steps that a checkpoint would have to hold.
+While a module trains, its transform notes the largest logit of every head; `clip_logits`, called after the optimizer's
+step, acts on that and deletes it.  So between two steps there is nothing that a checkpoint would have to hold.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
 """
@@ -27,12 +27,12 @@ _LARGEST = "_largest_logits"  # attribute of an attention module from a forward 
 
 @dataclass(frozen=True)
 class QKClip(OnModule):
-    """Attention as it is, with an eye on its logits q kᵀ / √D for `clip_logits`.
+    """Unchanged attention whose largest logits q kᵀ / √D are noted for `clip_logits`.
 
-    Seen are all pairs of queries and keys, those behind a mask too, which takes B · H · N · M numbers of memory.
+    All pairs of queries and keys count, masked ones too, which takes memory for B · H · N · M numbers.
 
     Args:
-        threshold: τ, the largest logit that is let be; 100 in Kimi K2.
+        threshold: τ, the largest logit that is allowed; 100 in Kimi K2.
     """
 
     threshold: float = 100.0
@@ -47,7 +47,7 @@ class QKClip(OnModule):
         return True  # it has to see them
 
     def begin(self, attention: nn.Module, projections: Projections) -> None:
-        """Nothing stands there before training."""
+        """Does nothing, because nothing is kept on the module before training."""
 
     def end(self, attention: nn.Module) -> None:
         attention.__dict__.pop(_LARGEST, None)
@@ -68,7 +68,7 @@ class QKClip(OnModule):
 def largest_logits(query: Tensor, key: Tensor) -> Tensor:
     """The largest q · k / √D of each head (H,), float32, over queries (B, H, N, D) and keys (B, G, M, D).
 
-    In float32, whatever autocast would do: large logits are what is looked for, and float16 has none beyond 65504.
+    It computes in float32 whatever autocast says, because large logits are of interest, and float16 ends at 65504.
     """
     key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     with without_autocast(query.device.type):
@@ -78,11 +78,11 @@ def largest_logits(query: Tensor, key: Tensor) -> Tensor:
 
 @torch.no_grad()
 def clip_logits(model: nn.Module) -> None:
-    """After a step: of every head whose largest logit S was above τ, W_Q and W_K are multiplied by √(τ / S).
+    """After an optimizer step, multiplies W_Q and W_K of every head whose largest logit S was above τ by √(τ / S).
 
-    With them their entries of the bias, so that the same inputs give τ exactly.  Where several query heads share a key
-    head, W_K stays and W_Q of the one head is multiplied by τ / S.  Over several processes S is the largest of all.
-    Modules without `QKClip` are left alone, and weights of heads below τ stay bit for bit.
+    The head's entries of the biases are multiplied too, so that the same inputs give τ exactly.  Where several query
+    heads share a key head, W_K stays and W_Q of the one head is multiplied by τ / S.  With several processes, S is the
+    largest of all.  Modules without `QKClip` are left alone, and weights of heads below τ stay the same bit for bit.
 
     Raises:
         ValueError: weights are spread over devices (fsdp2).
@@ -111,7 +111,7 @@ def _clip(attention: nn.Module, projections: Projections, threshold: float) -> N
 
 
 def _of_all_processes(largest: Tensor | None, attention: nn.Module, projections: Projections) -> Tensor | None:
-    """The largest logits of all processes; None if there is one and its forward did not come by."""
+    """The largest logits over all processes; None if there is only one and it has noted none."""
     distributed: Any = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return largest
@@ -123,7 +123,7 @@ def _of_all_processes(largest: Tensor | None, attention: nn.Module, projections:
 
 
 def _scale_rows(attention: nn.Module, projection: Projection, role: str, scale: Tensor) -> None:
-    """Multiplies the rows of a role, and its entries of the bias, by a number each, where the weight has them."""
+    """Multiplies the rows of a role, and its entries of the bias, by one number each, if the weight has such rows."""
     rows = projection.rows(attention).get(role)
     if rows is None:
         return

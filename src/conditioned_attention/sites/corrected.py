@@ -1,12 +1,12 @@
-"""Lets an attention module compute with W + C, C fixed, while the parameter stays W.
+"""Lets an attention module compute with W + C for a fixed C, while the parameter stays W.
 
-Each module that owns a weight of W_Q, W_K or W_V adds C where it is computed with (see `summed`).  So it does not
-matter whether the attention module calls the projection or reads the weight, nor who else runs it at the same time;
-parameters and state_dict keys stay what they are.  The gradient reaches W; weight decay, which acts on the parameter,
+Each module that owns a weight of W_Q, W_K or W_V adds C where the weight is computed with (see `summed`).  So it does
+not matter whether the attention module calls the projection or reads the weight, nor what else runs it at the same
+time; parameters and state_dict keys stay the same.  The gradient reaches W; weight decay, which acts on the parameter,
 acts on W alone.
 
-Where something else has taken the place of a module or of its weight since (torch.nn.utils.parametrize, a quantizer),
-a hook before the attention module raises.
+If something else has since taken the place of a module or of its weight (torch.nn.utils.parametrize, a quantizer), a
+hook before the attention module raises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from conditioned_attention.spectral import Spectral
 
 SPECTRAL = "_spectral"  # attribute of an attention module: how it is corrected.  Plain data: no key of the state_dict
 _KEY = HOOK_KEY - 1
-_OPEN = "_spectral_open"  # on it while a state_dict has not brought the corrections yet
+_OPEN = "_spectral_open"  # on the module until a state_dict has brought the corrections
 
 
 def spectral_of(attention: nn.Module) -> Spectral | None:
@@ -37,7 +37,7 @@ def spectral_of(attention: nn.Module) -> Spectral | None:
 
 
 def corrections_of(attention: nn.Module) -> tuple[Correction, ...]:
-    """What a corrected module computes with; nothing if it is not corrected, or C is part of W."""
+    """The corrections that a module computes with; empty if it is not corrected, or if C is part of W."""
     look: Any = attention._forward_pre_hooks.get(_KEY)
     return () if look is None else look.corrections
 
@@ -45,9 +45,9 @@ def corrections_of(attention: nn.Module) -> tuple[Correction, ...]:
 def correct(
     attention: nn.Module, projections: Projections, spectral: Spectral, *, loading: bool = False
 ) -> Callable[[], object]:
-    """From now on the module computes with W + C; the function returned takes that back.
+    """Makes the module compute with W + C from now on; the returned function undoes that.
 
-    With ``loading`` a correction that has to be computed is left open, for a state_dict that brings it.
+    With ``loading``, a correction that would have to be computed is left open for a state_dict to bring.
     """
     corrections = corrections_for(attention, projections, spectral)
     if spectral.correction == "polar":
@@ -63,7 +63,7 @@ def correct(
 
 
 def uncorrect(attention: nn.Module, projections: Projections | None = None) -> bool:
-    """The module computes with W again; whether there was a correction to take off."""
+    """Makes the module compute with W again; returns whether there was a correction to remove."""
     if attention.__dict__.pop(SPECTRAL, None) is None:
         return False
     attention.__dict__.pop(_OPEN, None)
@@ -87,7 +87,7 @@ def _take_off(attention: nn.Module) -> None:
 
 
 def set_folded(attention: nn.Module, projections: Projections, *, folded: bool) -> None:
-    """The module computes with its weights as they are, because C is part of them now; or with W + C again."""
+    """Makes the module compute with its weights as they are, of which C is now part, or else with W + C again."""
     spectral = replace(attention.__dict__[SPECTRAL], folded=folded)
     attention.__dict__[SPECTRAL] = spectral
     if folded:
@@ -97,16 +97,16 @@ def set_folded(attention: nn.Module, projections: Projections, *, folded: bool) 
 
 
 def shown(attention: nn.Module, *, corrected: bool = True) -> AbstractContextManager[None]:
-    """Within the block projections show, in this thread, what the module computes with: W + C if it is corrected.
+    """Within the block, in this thread, projections show what the module computes with: W + C if it is corrected.
 
-    Or W, and projections that are called compute with that, where ``corrected`` is False.
+    If ``corrected`` is False they show W, and projections that are called compute with W.
     """
     return seen([c.projection.owner(attention) for c in corrections_of(attention)], corrected=corrected)
 
 
 @dataclass(frozen=True)
 class _Look:
-    """A hook before the attention module: raises if one of its projections would compute without C."""
+    """A hook before the attention module, which raises if one of its projections would compute without C."""
 
     corrections: tuple[Correction, ...]
 
@@ -127,7 +127,7 @@ class _Look:
                 )
 
     def _close(self, attention: nn.Module) -> None:
-        """Raises RuntimeError unless the corrections have come."""
+        """Raises RuntimeError unless a state_dict has brought the corrections."""
         for projection in (correction.projection for correction in self.corrections):
             kept = projection.owner(attention)._buffers[projection.parameter + SUFFIX]
             if torch.compiler.is_compiling() or kept is None or kept.isnan().any():

@@ -18,11 +18,11 @@ SUFFIX = "_correction"  # of the buffer beside a weight whose correction cannot 
 
 @dataclass(frozen=True)
 class Correction:
-    """C for one weight, from its settings; of the module that owns the weight, at whatever time.
+    """Computes C for one weight from its settings, and from the module that owns the weight, at any time.
 
     Attributes:
         projection: which rows of which weight are queries, keys and values.
-        widths: the rows of one head, for each role.
+        widths: the number of rows of one head, for each role.
         spectral: λ, and what is made with it.
         attention: the class whose forward computes with the weight.
     """
@@ -64,7 +64,7 @@ class Correction:
         return correction
 
     def open(self, owner: nn.Module) -> Tensor:
-        """NaN in the weight's shape, for a state_dict to bring the numbers."""
+        """NaN in the weight's shape, until a state_dict brings the numbers."""
         return torch.full_like(whole(self.weight(owner)).detach(), torch.nan, memory_format=torch.contiguous_format)
 
     def largest(self, owner: nn.Module) -> float:
@@ -97,10 +97,10 @@ def corrections_for(
 def _diagonals(matrix: Tensor, rows: Rows, width: int | None) -> list[tuple[Any, Any, int]]:
     """Sizes, strides and offsets of the entries that are 1 in I_k.
 
-    One identity over all rows of a role, or one for every ``width`` rows.
+    There is one identity over all rows of a role, or one for every ``width`` rows.
     """
     along, across = matrix.stride()
-    start = rows.start * along  # the matrix is fresh memory: it begins at its beginning
+    start = rows.start * along  # the matrix is newly allocated, so its memory begins at offset 0
     columns = int(matrix.shape[1])  # torch.jit traces sizes as tensors
     if width is not None:
         shape = (rows.groups, rows.size // width, min(width, columns))

@@ -20,8 +20,8 @@ def check_effect(attention: nn.Module) -> None:
     """Raises RuntimeError unless every projection of a corrected module gives C x more than W x, to rounding.
 
     For C = λ I_k this is λ x[..., :k] in the rows of each role that is corrected and nothing in others; for the polar
-    correction κ(W + C) ≤ 1 + 1/λ is checked, of which half precision shows little where λ is small.  Weights without
-    values (meta) or spread over devices are not looked at.
+    correction κ(W + C) ≤ 1 + 1/λ is checked, a weak check in half precision if λ is small.  Weights without values
+    (meta) or spread over devices are not checked.
     """
     for correction in corrections_of(attention):
         projection, spectral = correction.projection, correction.spectral
@@ -79,7 +79,7 @@ def _is_conditioned(attention: nn.Module, projection: Projection, widths: Any, s
 
 
 def _project(owner: nn.Module, projection: Projection, x: Tensor) -> Tensor:
-    """What the projection makes of x, by its own forward where that is all there is to it."""
+    """What the projection makes of x, by the owner's own forward if that is nothing but this projection."""
     weight = getattr(owner, projection.parameter)
     if projection.path and weight.dim() == 2 and projection.parameter == "weight":
         y: Tensor = owner(x)

@@ -1,8 +1,9 @@
-"""What runs when a module is called: the forward of its class, or one that somebody has put on the instance.
+"""Finds what runs when a module is called: the forward of its class, or one that was put on the instance.
 
-``module.forward = …`` leaves an entry in the instance's ``__dict__``, which Python finds before the class's function:
-accelerate's hooks stand there, and stay as the plain method after they have been taken off; so do torch.compile of the
-method, decorators, and functions of libraries that exchange attention.  A change of class does not reach them.
+``module.forward = …`` leaves an entry in the instance's ``__dict__``, which Python finds before the class's function.
+accelerate's hooks are kept there, and after their removal the plain method stays there; other such entries come from
+torch.compile of the method, from decorators, and from libraries that replace attention functions.  A change of the
+module's class does not affect them.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from torch import nn
 from conditioned_attention.sites.site import HOOK_KEY
 
 _REACHED = "_heads_reached"  # attribute of a converted module
-_COMPILED = "_torchdynamo_orig_callable"  # of what torch.compile makes of a function: that function
-_DEEPEST = 8  # wrappers around wrappers that are looked into
+_COMPILED = "_torchdynamo_orig_callable"  # attribute of a compiled function: the original function
+_DEEPEST = 8  # how many nested wrappers are looked into
 
 # Classes of these packages are known by what their own forward does.
 _LIBRARIES = ("timm", "torch", "torchvision", "transformers")
 
 
 def forward_of(module: nn.Module) -> Any:
-    """What runs when the module is called; one and the same object as long as nobody replaces it."""
+    """What runs when the module is called; the same object as long as it is not replaced."""
     return module.__dict__.get("forward") or type(module).forward
 
 
 def end_of(module: nn.Module, forward: Any) -> Any:
-    """The function that a forward on the instance comes down to, if it holds a method of this module; else itself."""
+    """The function of the module's method that a forward on the instance wraps in the end; itself if it wraps none."""
     *_, last = _layers(module, forward)
     return last.__func__ if _is_bound(module, last) else forward
 
 
 def replaced(module: nn.Module, cls: type[nn.Module]) -> str:
-    """Why what runs is not the forward that the tables know of this class; empty if it is."""
+    """Why the forward that runs is not the one that the tables know for this class; empty if it is."""
     own: Any = cls.forward
     forward = module.__dict__.get("forward")
     if forward is not None and end_of(module, forward) is not own:
@@ -55,7 +56,7 @@ def replaced(module: nn.Module, cls: type[nn.Module]) -> str:
 
 
 def rebind(module: nn.Module, before: type, after: type) -> None:
-    """Lets the methods of a class that stand in the instance's ``__dict__`` be those of another class."""
+    """Replaces the methods of a class that are stored in the instance's ``__dict__`` by those of another class."""
     for name, value in list(module.__dict__.items()):
         module.__dict__[name] = _rebound(module, value, before, after)
     forward = module.__dict__.get("forward")
@@ -64,7 +65,7 @@ def rebind(module: nn.Module, before: type, after: type) -> None:
 
 
 def can_rebind(module: nn.Module, cls: type) -> bool:
-    """Whether the forward on the instance calls the class's by way of its ``__dict__`` alone."""
+    """Whether the forward on the instance calls that of the class only by way of the instance's ``__dict__``."""
     forward = module.__dict__["forward"]
     method: Any = module.__dict__.get("_old_forward") if _is_of_accelerate(forward) else forward
     return _is_bound(module, method) and method.__func__ is getattr(cls, "forward", None)
@@ -78,7 +79,7 @@ def name_of(forward: Any) -> str:
     if hasattr(forward, _COMPILED):
         return "torch.compile of a method"
     name = getattr(named, "__qualname__", None)
-    code = getattr(named, "__code__", None)  # functools.wraps leaves it what it was
+    code = getattr(named, "__code__", None)  # functools.wraps does not change it
     if code is not None and code.co_name not in (name or ""):
         name = code.co_qualname if hasattr(code, "co_qualname") else code.co_name
     where = getattr(named, "__globals__", {}).get("__name__", type(forward).__module__)
@@ -86,7 +87,7 @@ def name_of(forward: Any) -> str:
 
 
 class Reached:
-    """On a converted module: under which forward its heads have come by the transform.  Copies begin anew."""
+    """Kept on a converted module: the forward under which its heads last passed its transform.  Copies start empty."""
 
     def __init__(self) -> None:
         self.under: Any = None
@@ -97,9 +98,9 @@ class Reached:
 
 @dataclass(frozen=True)
 class MustReach:
-    """Stands behind a converted module, whose heads have to have come by under the forward that it has now.
+    """A hook after a converted module: raises unless its heads have passed its transform under its present forward.
 
-    Once under every forward: whoever puts another one on the module later is noticed at the next call.
+    Once for every forward is enough: if another one is put on the module later, that is noticed at the next call.
     """
 
     missing: str
@@ -109,7 +110,7 @@ class MustReach:
         if torch.compiler.is_compiling() or module.__dict__[_REACHED].under is forward_of(module):
             return
         compiled = any(hasattr(layer, _COMPILED) for layer in _layers(module, forward_of(module)))
-        if compiled or _has_proxy(output):  # leaves no trace; a trace of torch.fx calls the module later
+        if compiled or _has_proxy(output):  # compiled code leaves no trace; what torch.fx traces calls the module later
             return
         raise RuntimeError(
             f"{self.missing} in the forward of this {type(module).__qualname__}, {name_of(forward_of(module))}; so it "
@@ -118,7 +119,7 @@ class MustReach:
 
 
 def demand(module: nn.Module, missing: str, advice: str = "take that forward off") -> None:
-    """From now on the module raises where its heads do not come by."""
+    """Makes the module raise from now on if its heads do not pass its transform."""
     module.__dict__[_REACHED] = Reached()
     module._forward_hooks[HOOK_KEY] = MustReach(missing, advice)
 
@@ -130,19 +131,19 @@ def demand_no_more(module: nn.Module) -> None:
 
 
 def reached(module: nn.Module) -> None:
-    """The heads of a converted module come by its transform."""
+    """Notes that the heads of a converted module pass its transform."""
     if not torch.compiler.is_compiling() and _REACHED in module.__dict__:
         module.__dict__[_REACHED].under = forward_of(module)
 
 
 def _layers(module: nn.Module, forward: Any) -> Iterator[Any]:
-    """A forward, what it is wrapped around, and so on, as far as that leads to a method of this module."""
+    """A forward, what it wraps, and so on, if that leads to a method of this module."""
     yield forward
     yield from _path(module, forward, _DEEPEST) or ()
 
 
 def _path(module: nn.Module, forward: Any, depth: int) -> list[Any] | None:
-    """From what a forward holds to the method of this module; None if it holds none."""
+    """The functions from what a forward holds down to the method of this module; None if it holds none."""
     if depth == 0 or _is_bound(module, forward):
         return [] if _is_bound(module, forward) else None
     for inner in _held(module, forward):
@@ -153,7 +154,7 @@ def _path(module: nn.Module, forward: Any, depth: int) -> list[Any] | None:
 
 
 def _held(module: nn.Module, forward: Any) -> Iterator[Any]:
-    """What a function may call: by accelerate's hooks, torch.compile, arguments bound early, and its closure."""
+    """What a function may call: through accelerate's hooks, torch.compile, ``functools.partial`` or its closure."""
     if _is_of_accelerate(forward):
         held = [module.__dict__.get("_old_forward")]
     elif hasattr(forward, _COMPILED) and not isinstance(forward, MethodType):
@@ -189,7 +190,7 @@ def _rebound(module: nn.Module, value: Any, before: type, after: type) -> Any:
 
 
 def _package(function: Any) -> str:
-    """Where a function was written, whatever functools.wraps has written over it."""
+    """The top-level package in which a function was written, even if functools.wraps has changed what it says."""
     own: Any = function if inspect.isfunction(function) else None
     return "" if own is None else own.__globals__.get("__name__", "").partition(".")[0]
 

@@ -1,7 +1,8 @@
-"""Hook: the heads are rewritten on their way into the module that stands behind them.
+"""Hook: the heads are rewritten on their way into the module that follows them.
 
-Works for any attention whose heads reach some submodule (most often the output projection) as they are, or leave the
-attention module itself.  It costs one more tensor of the output's size than a class swap, and sees no weights.
+It works for any attention whose heads reach some submodule (most often the output projection) unchanged, or are what
+the attention module returns.  It costs one more tensor of the output's size than a class swap, and sees no attention
+weights.
 
 Axes: B batch (windows, clips), H heads, N tokens of one head, D head width.
 """
@@ -89,9 +90,9 @@ class Hook(Mechanism):
         at: path of the submodule below the attention module, or None for the module's output (the first of a tuple).
         heads: the number of heads, or the attribute (a path with dots) of the attention module that holds it.
         layout: how the heads lie in that tensor.
-        opt_in: why such modules are left alone unless they are asked for; empty if they are not.
-        width: the attribute that holds the width of a head, where the module's own forward makes of the channels that
-            there are as many heads of this width as fit.
+        opt_in: why such modules are converted only if they are asked for by name; empty if they always are.
+        width: the attribute that holds the width of a head, where the module's own forward splits the channels into as
+            many heads of this width as fit.
     """
 
     at: str | None
@@ -139,15 +140,15 @@ class Hook(Mechanism):
         return ""
 
     def number_of_heads(self, module: nn.Module) -> Any:
-        """What was given, or what the attribute of the module holds; None if there is none."""
+        """The number of heads that was given, or that the module's attribute holds; None if there is no attribute."""
         return self.heads if isinstance(self.heads, int) else _attribute(module, self.heads)
 
     def heads_in(self, module: nn.Module, x: Tensor) -> Any:
-        """The number of heads that lie in a tensor, as the module has it at this call: some may have been pruned."""
+        """The number of heads in a tensor, as the module has it at this call, because some may have been pruned."""
         return x.shape[-1] // _attribute(module, self.width) if self.width else self.number_of_heads(module)
 
     def put_on(self, module: nn.Module, transform: HeadTransform) -> None:
-        """Puts hooks at all that takes part."""
+        """Puts hooks on all modules that take part."""
         module.__dict__[TRANSFORM] = transform
         rewrite = _Rewrite(self, module, transform)
         if self.at is None:
@@ -156,15 +157,15 @@ class Hook(Mechanism):
         target = self.target(module)
         assert target is not None  # `missing` has looked
         _take_off(target)
-        # Three hooks: one changes the heads; one, before each call, puts it back where somebody has put another module
-        # in the target's place; one, behind, sees whether heads came by at all (`demand`).
+        # Three hooks: one changes the heads; one, before each call, puts it back if another module has been put in the
+        # target's place; one, after each call, checks whether heads came by at all (`demand`).
         put_first(target._forward_pre_hooks, rewrite)
         put_first(module._forward_pre_hooks, _Follow(self))
         demand(module, f"no heads came to {self.at!r}", "register the class at another site")
 
 
 def hook_of(module: nn.Module) -> Hook | None:
-    """The hook that was put on an attention module, whatever its class."""
+    """The hook that was put on an attention module, whatever its class; None if there is none."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         found = hooks.get(HOOK_KEY)
         if isinstance(found, (_Follow, _OnOutput)):
@@ -174,7 +175,7 @@ def hook_of(module: nn.Module) -> Hook | None:
 
 @dataclass(frozen=True)
 class _Rewrite:
-    """Stands before the submodule behind the heads of ``attention``, which is asked for their number at each call."""
+    """A hook before the submodule that gets the heads of ``attention``, which is asked for their number every time."""
 
     hook: Hook
     attention: nn.Module
@@ -193,7 +194,7 @@ class _Rewrite:
 
 @dataclass(frozen=True)
 class _OnOutput:
-    """Stands behind an attention module that returns its heads."""
+    """A hook after an attention module that returns its heads."""
 
     hook: Hook
     rewrite: _Rewrite
@@ -213,9 +214,9 @@ class _OnOutput:
 
 @dataclass(frozen=True)
 class _Follow:
-    """Stands before the attention module, and sees to it that `_Rewrite` is where the heads arrive.
+    """A hook before the attention module, which makes sure that `_Rewrite` is where the heads arrive.
 
-    Whoever puts another module there (LoRA wraps the output projection) leaves the hook behind on the old one.
+    If another module is put there (LoRA wraps the output projection), the hook stays behind on the old one.
     """
 
     hook: Hook
@@ -234,7 +235,7 @@ class _Follow:
 
 
 def _raise_if_replaced(module: nn.Module) -> None:
-    """A forward that came after the conversion may give anything to the module behind the heads, or return it."""
+    """Raises RuntimeError if the forward was replaced after conversion: a new one may pass on or return anything."""
     if "forward" not in module.__dict__ or torch.compiler.is_compiling():
         return
     if reason := replaced(module, plain_class(module)):
@@ -253,19 +254,19 @@ def _attribute(module: nn.Module, path: str) -> Any:
 
 
 def put_first(hooks: dict[int, Any], hook: Callable[..., Any]) -> None:
-    """Before the hooks of others, who then see what the module really gets."""
+    """Puts a hook before all others, which then see what the module really gets."""
     assert isinstance(hooks, OrderedDict)
     hooks[HOOK_KEY] = hook
     hooks.move_to_end(HOOK_KEY, last=False)
 
 
 def _take_off(target: nn.Module) -> None:
-    """From the module at the site, or from one that it has been wrapped around since."""
+    """Removes the hook from the module at the site, or from one inside it if it has become a wrapper since."""
     for module in target.modules():
         for key in _rewrites(module):
             del module._forward_pre_hooks[key]
 
 
 def _rewrites(module: nn.Module) -> list[int]:
-    """The keys of `_Rewrite` among its hooks; not `HOOK_KEY` where torch.ao has moved it to a quantized module."""
+    """The keys of `_Rewrite` among a module's hooks; not `HOOK_KEY` if torch.ao has moved it to a quantized module."""
     return [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _Rewrite)]

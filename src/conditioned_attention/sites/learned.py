@@ -1,6 +1,6 @@
 """Transforms with parameters of their own: a gain, a gate, a temperature, a power of C.
 
-The parameters stand on the attention module under keys of their own, the stated exception to unchanged state_dict keys.
+The parameters are on the attention module under keys of their own, the stated exception to unchanged state_dict keys.
 Shapes: B batch, H heads, N tokens, D head width, C features of the attention module's input.
 """
 
@@ -25,26 +25,26 @@ _NAMES_OF_INPUT = ("hidden_states", "x", "query", "input")
 
 
 class OnModule(HeadTransform):
-    """A transform with something of its own on every module, as it is asked for; conversion makes it a `Bound` one."""
+    """A transform that keeps something of its own on every module, as requested; conversion makes it a `Bound` one."""
 
     @abstractmethod
     def begin(self, attention: nn.Module, projections: Projections) -> None:
-        """Puts what it has of its own on an attention module."""
+        """Puts what the transform keeps of its own on an attention module."""
 
     @abstractmethod
     def end(self, attention: nn.Module) -> None:
-        """Takes it off again."""
+        """Takes that off the attention module again."""
 
     def against(self, attention: nn.Module, projections: Projections) -> str:
-        """Why it cannot be put there; empty if it can."""
+        """Why the transform cannot be put on this module; empty if it can."""
         return ""
 
     def apply(self, attention: nn.Module, output: Tensor) -> Tensor:
-        """Maps head outputs (B, H, N, D) with what stands on the module."""
+        """Maps head outputs (B, H, N, D) with what is kept on the module."""
         return output
 
     def apply_before(self, attention: nn.Module, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for queries (B, H, N, D) and keys, of a transform that `changes_queries`."""
+        """The same for queries (B, H, N, D) and keys, for a transform that `changes_queries`."""
         return query, key
 
     def __call__(self, output: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ class OnModule(HeadTransform):
 
 
 class Learned(OnModule):
-    """One with a parameter."""
+    """A transform that keeps a learned parameter on every module."""
 
     parameter: ClassVar[str]  # its name on the attention module
     reads_input: ClassVar[bool] = False  # whether `apply` needs what the attention module is called with
@@ -67,7 +67,7 @@ class Learned(OnModule):
         weight = getattr(owner, query.parameter)
         width = projections.head_widths(attention)["v"]
         initial = self.initial(projections.heads, width, as_matrix(owner, weight).shape[1])
-        if self.parameter not in attention._parameters:  # or it is its own, from before somebody changed how it runs
+        if self.parameter not in attention._parameters:  # else its own, from before the module's forward changed
             attention.register_parameter(self.parameter, nn.Parameter(initial.to(weight)))
         if self.reads_input:
             attention._forward_pre_hooks[_KEY] = _remember_input
@@ -177,7 +177,7 @@ class QKNormWithTemperature(Learned):
 
 @dataclass(frozen=True)
 class LearnedPowerNorm(Learned):
-    """``output -> C^α · output`` with a learned α for every head; C is without gradient, α is not.
+    """``output -> C^α · output`` with a learned α for every head; there is no gradient through C, but one for α.
 
     α (H,) starts at 0, where it is plain attention; at 1 it is the preconditioner.  It is not bounded: below 0 large
     rows become larger.
@@ -205,7 +205,7 @@ class LearnedPowerNorm(Learned):
 
 @dataclass(eq=False)
 class Bound(HeadTransform, recorded=False):
-    """A transform with something of its own, and the attention module that this stands on."""
+    """A transform that keeps something of its own, with the attention module on which it is kept."""
 
     asked: OnModule
     attention: nn.Module
@@ -228,13 +228,13 @@ class Bound(HeadTransform, recorded=False):
 
 
 def bind(attention: nn.Module, asked: OnModule, projections: Projections) -> Bound:
-    """Puts what a transform has of its own on an attention module."""
+    """Puts what a transform keeps of its own on an attention module; returns the transform for this module."""
     asked.begin(attention, projections)
     return Bound(asked, attention)
 
 
 def against(attention: nn.Module, mechanism: Mechanism, asked: OnModule, projections: Projections | str) -> str:
-    """Why a transform with something of its own cannot be put on a module; empty if it can."""
+    """Why a transform that keeps something of its own cannot be put on a module; empty if it can."""
     if isinstance(projections, str):
         return projections
     if isinstance(mechanism, Hook) and mechanism.layout.along != "D":
@@ -256,4 +256,4 @@ def _remember_input(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 def _forget_input(attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if hasattr(attention, _INPUT):
-        delattr(attention, _INPUT)  # PyTorch 2.9 compiles this, and not the pop out of __dict__
+        delattr(attention, _INPUT)  # PyTorch 2.9 can compile this, but not a pop from __dict__

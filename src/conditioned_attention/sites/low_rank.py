@@ -1,4 +1,4 @@
-"""Attention whose weights are a product of two thin matrices: the norms of their rows, without the product.
+"""The norms of the rows of attention weights that are a product of two thin matrices, without computing the product.
 
 Shapes: B batch, H heads, N queries, M keys, L landmarks.
 """
@@ -26,5 +26,5 @@ def norms_of_product(left: Tensor, right: Tensor) -> Tensor:
     """
     exact, other = left.double(), right.double()
     squares = (exact @ (other @ other.mT) * exact).sum(-1, keepdim=True)
-    # The smallest number that there is stands for 0, where the root has no derivative; it is 0 again in float32.
+    # The smallest normal number stands for 0, where the root has no derivative; its root is 0 again in float32.
     return squares.clamp_min(torch.finfo(torch.float64).tiny).sqrt().to(left.dtype)

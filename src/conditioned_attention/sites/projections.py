@@ -1,6 +1,6 @@
 """Where an attention module keeps W_Q, W_K and W_V: which rows of which weights make queries, keys and values.
 
-Letters of roles: q, k, v, and - for rows that are none of them (a gate, an MLP beside attention).
+Roles are letters: q, k, v, and - for rows that are none of them (a gate, an MLP beside attention).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Projection:
     """One weight of an attention module that holds rows of W_Q, W_K or W_V.
 
     Attributes:
-        path: of the module that owns it, below the attention module; empty if that is the attention module itself.
-        roles: what the rows make, in order.
+        path: path, below the attention module, of the module that owns it; empty if that is the attention module.
+        roles: the roles that the rows make, in order.
         sizes: the number of rows of each role in one group; None if they are equal.
-        groups: how often the roles come one after another: 1 for ``[Q | K | V]``, the number of heads where the rows
-            of each head lie together.
+        groups: how often the sequence of roles is repeated: 1 for ``[Q | K | V]``, the number of heads if the rows of
+            each head lie together.
         parameter: the name of the weight in its owner.
-        bias: the name of the bias where it does not stand beside the weight: on the attention module, with ``{}`` for
-            the letter of the role, or one [Q | K | V].
+        bias: the name of the bias if it is not beside the weight but on the attention module, with ``{}`` for the
+            letter of the role, or the name of one bias [Q | K | V].
     """
 
     path: str
@@ -44,11 +44,11 @@ class Projection:
 
     @property
     def name(self) -> str:
-        """Of the weight, below the attention module."""
+        """The name of the weight, below the attention module."""
         return f"{self.path}.{self.parameter}".lstrip(".")
 
     def owner(self, attention: nn.Module) -> nn.Module:
-        """The module that holds the weight now; inside of an adapter (PEFT's LoRA) if it has been wrapped since."""
+        """The module that holds the weight now, inside an adapter (PEFT's LoRA) if it has been wrapped in one since."""
         owner = attention.get_submodule(self.path)
         while isinstance(inner := getattr(owner, "base_layer", None), nn.Module):
             owner = inner
@@ -64,7 +64,7 @@ class Projection:
         return f"{self.name} {reason}" if reason else adapter_against(attention.get_submodule(self.path))
 
     def replaced(self, owner: nn.Module) -> str:
-        """What is to be said of a weight that is no parameter of its owner, and computed anew in every call."""
+        """The reason to refuse a weight that is not a parameter of its owner but computed again in every call."""
         return (
             f"{self.name} is no parameter of its {type(owner).__qualname__}, so C would not reach it: "
             "torch.nn.utils.parametrize, weight norm, pruning and quantize_dynamic put something else in its place"
@@ -75,7 +75,7 @@ class Projection:
         return self.rows_of(self.owner(attention))
 
     def rows_of(self, owner: nn.Module) -> dict[str, Rows]:
-        """The same, of the module that owns the weight."""
+        """The same, given the module that owns the weight."""
         weight = held(owner, self.parameter)
         total = int(as_matrix(owner, getattr(owner, self.parameter) if weight is None else weight).shape[0])
         sizes = self.sizes or (total // (self.groups * len(self.roles)),) * len(self.roles)
@@ -87,7 +87,7 @@ class Projection:
         return {role: Rows(start, size, self.groups, step) for role, start, size in found if role in ROLES}
 
     def biases(self, attention: nn.Module) -> dict[str, tuple[Tensor, list[int]]]:
-        """The bias of each role that has one, and which of its entries are those of the role."""
+        """The bias of each role that has one, and the indices of the role's entries in it."""
         owner, found = self.owner(attention), {}
         beside = self.parameter.replace("weight", "bias") if "weight" in self.parameter else ""
         for role, rows in self.rows_of(owner).items():
@@ -116,13 +116,13 @@ class Rows:
         return self.groups * self.size
 
     def indices(self) -> list[int]:
-        """All of them."""
+        """The indices of all these rows."""
         return [self.start + g * self.step + j for g in range(self.groups) for j in range(self.size)]
 
 
 @dataclass(frozen=True)
 class Projections:
-    """All weights that an attention module makes its queries, keys and values with.
+    """All weights that make the queries, keys and values of an attention module.
 
     Attributes:
         weights: each weight once; every role is in one of them.
@@ -135,7 +135,7 @@ class Projections:
     remark: str = ""
 
     def bound_logits(self, attention: nn.Module) -> bool:
-        """Whether queries and keys go through a norm behind the projections, which keeps logits small for any λ."""
+        """Whether queries and keys go through a norm after the projections, which keeps logits small for any λ."""
         return NORMED in self.remark or hasattr(attention, "logit_scale")  # cosine attention, as in Swin V2
 
     def against(self, attention: nn.Module) -> str:
@@ -143,11 +143,11 @@ class Projections:
         return next((reason for weight in self.weights if (reason := weight.against(attention))), "")
 
     def of(self, roles: str) -> Projections:
-        """Without the weights that hold none of these roles."""
+        """The same without the weights that hold none of these roles."""
         return replace(self, weights=tuple(weight for weight in self.weights if set(weight.roles) & set(roles)))
 
     def matrices(self, attention: nn.Module) -> Iterator[tuple[str, Tensor, list[int]]]:
-        """Each role with the weight (out, in) that makes it, as a view of the parameter, and with its rows there."""
+        """Yields each role, the weight (out, in) that makes it as a view of the parameter, and its rows in that."""
         for projection in self.weights:
             owner = projection.owner(attention)
             matrix = as_matrix(owner, getattr(owner, projection.parameter))
@@ -155,9 +155,9 @@ class Projections:
                 yield role, matrix, rows.indices()
 
     def head_widths(self, attention: nn.Module) -> dict[str, int]:
-        """The rows of one head: those of the keys as those of the queries, those of the values for as many key heads.
+        """The number of rows per head for each role: keys have as many as queries, values have as many heads as keys.
 
-        Raises ValueError where rows and heads do not come out even.
+        Raises ValueError if the rows cannot be divided evenly among the heads.
         """
         rows = {role: r.count for weight in self.weights for role, r in weight.rows(attention).items()}
         width = rows["q"] // self.heads
@@ -169,7 +169,7 @@ class Projections:
 
 
 def weight_at(path: str, making: Making, heads: int, parameter: str = "weight") -> Projection:
-    """One weight, and what its rows make, where ``"H*qkv"`` is (Q K V)(Q K V)..., once for each head."""
+    """One weight, from what its rows make; ``"H*qkv"`` is (Q K V)(Q K V)..., once for each head."""
     roles, sizes = (making, None) if isinstance(making, str) else (making[0], tuple(making[1]))
     return Projection(path, roles.removeprefix("H*"), sizes, heads if roles.startswith("H*") else 1, parameter)
 
@@ -177,7 +177,7 @@ def weight_at(path: str, making: Making, heads: int, parameter: str = "weight") 
 def made_by(
     module: Any, places: Mapping[str, str | tuple[str, str | Sequence[int]]], heads: int, remark: str = ""
 ) -> Projections:
-    """The weights at these paths; numbers of rows may be attributes of the module: ``("H*kv", "key_dim val_dim")``."""
+    """The weights at these paths; numbers of rows may be names of attributes: ``("H*kv", "key_dim val_dim")``."""
     weights = []
     for path, making in places.items():
         if isinstance(making, tuple) and isinstance(making[1], str):
@@ -189,7 +189,7 @@ def made_by(
 def held(owner: nn.Module, parameter: str) -> Tensor | None:
     """The parameter of this name, or the tensor that is set in its place for a call, as DataParallel and PEFT do.
 
-    None: it has become a property, a method, or nothing.
+    None if it has become a property or a method, or does not exist.
     """
     found = owner._parameters.get(parameter)
     return owner.__dict__.get(parameter) if found is None else found
@@ -212,13 +212,13 @@ def not_to_add_to(weight: Tensor) -> str:
 
 
 def as_matrix(owner: nn.Module, weight: Tensor) -> Tensor:
-    """A weight as (out, in), as a view: transposed where it is (in, ...), without the kernel for 1 × 1 convolutions."""
+    """A view of a weight as (out, in): transposed if it is (in, ...), without the kernel of 1 × 1 convolutions."""
     matrix = weight.flatten(1) if weight.dim() > 2 else weight
     names = {cls.__qualname__ for cls in type(owner).__mro__ if cls.__module__.startswith("transformers.")}
     return matrix.t() if names & _TRANSPOSED else matrix
 
 
-# Of transformers, which is not imported for it: their weights are (in, out) and (in, heads, width).
+# Classes of transformers, which is not imported for this: their weights are (in, out) and (in, heads, width).
 _TRANSPOSED = {"Conv1D", "XLNetRelativeAttention"}
 
 

@@ -1,4 +1,4 @@
-"""`register_attention`: makes your own attention classes known, whose heads are reached by a hook."""
+"""`register_attention`: makes your own attention classes known; their heads are reached by a hook."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def register_attention(
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
-    """The way to its heads if its class was registered; a reason if that fits it not; None if it was not."""
+    """The way to a module's heads if its class was registered; a reason if that does not fit; None if it was not."""
     cls = plain_class(module)
     if cls in _registered:
         return _registered[cls].missing(module) or _registered[cls]
@@ -99,7 +99,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
 
 
 def projections_of(module: nn.Module) -> Projections | str | None:
-    """Where its class was said to make queries, keys and values; a reason if that fits it not; None if nothing was."""
+    """Where a registered class makes queries, keys and values; a reason if that does not fit; None for all others."""
     cls = plain_class(module)
     if cls not in _registered:
         return None
@@ -125,7 +125,7 @@ def projections_of(module: nn.Module) -> Projections | str | None:
 
 
 def _place(module: nn.Module, path: str) -> tuple[str, str | None]:
-    """The path of the submodule and the name of its weight."""
+    """The path of the submodule and the name of its weight, which is None if there is none."""
     try:
         owner = Projection(path).owner(module)
     except AttributeError:
@@ -136,7 +136,7 @@ def _place(module: nn.Module, path: str) -> tuple[str, str | None]:
 
 
 def _check(places: Places) -> None:
-    """Raises unless queries, keys and values are each in one place."""
+    """Raises unless queries, keys and values are each made in exactly one place."""
     if not isinstance(places, Mapping):
         raise TypeError(f"projections must give a mapping from paths to rows, got {type(places).__name__}")
     all_roles = ""

@@ -12,13 +12,13 @@ from torch import nn
 
 from conditioned_attention.preconditioner import TRANSFORM, HeadTransform
 
-# Hooks that are registered count up from 0, in every process anew; below 0 a place among them stays free after
+# The keys of registered hooks count up from 0, again in every process; a negative key therefore stays free after
 # unpickling.  (-1 is taken by modules.py.)
 HOOK_KEY = -2
 
 
 class NoAttention(str):
-    """The reason why a module that calls itself attention has no heads softmax(q kᵀ) v: nothing there is left out."""
+    """The reason why a module is attention in name only, without heads softmax(q kᵀ) v, so that nothing is left out."""
 
     __slots__ = ()
 
@@ -34,7 +34,7 @@ class Mechanism(ABC):
     opt_in: str = ""  # why a module is converted only if it is asked for by name; empty if it always is
 
     def install(self, site: Site, transform: HeadTransform) -> Callable[[], object]:
-        """Puts the transform on the module; the function returned takes it back to what was before."""
+        """Puts the transform on the module; the returned function restores what was there before."""
         before = transform_of(site.module)
         self.put(site, transform)
         return partial(self.uninstall, site) if before is None else partial(self.put, site, before)
@@ -45,10 +45,10 @@ class Mechanism(ABC):
 
     @abstractmethod
     def uninstall(self, site: Site) -> bool:
-        """Makes the module plain again; whether there was a transform to take off."""
+        """Makes the module plain again; returns whether there was a transform to remove."""
 
     def remark(self, module: nn.Module) -> str:
-        """What a report should say about a module that is reached this way; mostly nothing."""
+        """What a report should say about a module that is reached this way; usually nothing."""
         return ""
 
     def acts(self, module: nn.Module) -> bool:
@@ -69,11 +69,11 @@ class Site:
     """One attention module of a model.
 
     Attributes:
-        name: where it is, as in ``model.named_modules()``.
+        name: its name, as in ``model.named_modules()``.
         module: the module itself.
         mechanism: how its heads are reached; None if they cannot be.
-        reason: why they cannot be reached, or why there is nothing to do; else empty.
-        known: whether its class is in a table, and does not merely look like attention.
+        reason: why they cannot be reached, or why there is nothing to do; otherwise empty.
+        known: whether its class is in a table, and does not merely look like attention by its name.
         parents: the modules that contain it, outermost first.
     """
 
@@ -90,7 +90,7 @@ class Site:
 
     @property
     def attention(self) -> bool:
-        """False for what only calls itself so."""
+        """False for a module that is attention in name only."""
         return not isinstance(self.reason, NoAttention)
 
     @property
@@ -108,41 +108,43 @@ class Site:
 
 
 def _says_causal(module: nn.Module) -> bool:
-    """Whether the module, or its Hugging Face config, says that its queries know nothing of later ones.
+    """Whether the module, or its Hugging Face config, says that it is causal: tokens do not see later ones.
 
-    Others may be causal too, by the masks that they are called with.
+    Other modules may be causal too, through the masks that they are called with.
     """
     marks = (("is_causal", module), ("is_decoder", module), ("is_decoder", getattr(module, "config", None)))
     return any(getattr(where, name, False) is True for name, where in marks)
 
 
 def transform_of(module: nn.Module) -> HeadTransform | None:
-    """The transform that was left on an attention module, or None."""
+    """The transform that was put on an attention module, whether or not it still acts; or None."""
     return module.__dict__.get(TRANSFORM)
 
 
 def active_transform(site: Site) -> HeadTransform | None:
-    """The transform that the module's heads really pass through.
+    """The transform that the module's heads really pass through, or None.
 
-    Not the one left on it, if somebody has changed the attention implementation of a Hugging Face model since.
+    It is None if the attention implementation of a Hugging Face model was changed after its conversion, although the
+    transform is still on the module.
     """
     acts = site.mechanism is not None and site.mechanism.acts(site.module)
     found = transform_of(site.module) if acts else None
     return None if found is None else found.settings
 
 
-# Where torch derives a class from a module's own to put in its place; what it computes stays what it was.
+# Where torch derives a class from a module's own and puts it in its place; what the module computes stays the same.
 _DERIVED = ("torch.distributed.fsdp", "torch.nn.utils.parametrize")
 
 
-# In the class that `summed` derives from another: the other, and what derives its like from any class.
+# Attributes of a class that `summed` derives: the class it is derived from, and a function that derives such a class
+# from any other.
 PLAIN, DERIVE = "_summed_plain", "_summed_derive"
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """The module's class, without those that ``fully_shard`` and ``torch.nn.utils.parametrize`` have put over it.
+    """The module's class, below those that ``fully_shard`` and ``torch.nn.utils.parametrize`` have derived from it.
 
-    And without ours that makes its weights read as W + C.
+    The class of this library that makes its weights read as W + C is left out in the same way.
     """
     cls = type(module)
     while PLAIN in vars(cls) or (cls.__module__.startswith(_DERIVED) and len(cls.__bases__) <= 2):
@@ -151,13 +153,13 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 
 
 def bare_class(module: nn.Module) -> type[nn.Module]:
-    """The module's class, without ours that makes its weights read as W + C if that is the outermost."""
+    """The module's class, or the one below if it is the class of this library that makes weights read as W + C."""
     plain: type[nn.Module] = vars(type(module)).get(PLAIN, type(module))
     return plain
 
 
 def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Gives a module another class; its weights read as W + C afterwards as they did before."""
+    """Gives a module another class; if its weights read as W + C before, they still do."""
     derive = vars(type(module)).get(DERIVE)
     module.__class__ = cls if derive is None else derive(cls)
 

@@ -1,13 +1,13 @@
-"""A module whose weight is W + C for those that compute with it, and W for everybody else.
+"""Makes a module's weight read as W + C for code that computes with it, and as W for everything else.
 
-It is an instance of a class derived from its own, with a property by the name of the weight.  The property adds C anew
-whenever it is asked, so that nothing that threads share changes in a call.  Who asks decides: the forward of the module
-itself, and that of the attention module that it belongs to, get W + C, whether the projection is called or its weight
-is read; optimizers, state_dict, adapters that are merged, and the user get the parameter.  In compiled code there are
-forwards alone, and always W + C.
+The module becomes an instance of a class derived from its own, with a property of the weight's name.  The property
+adds C again at every read, so that a call changes nothing that threads share.  It depends on the reader what it gives:
+the forward of the module itself, and that of the attention module that it belongs to, get W + C, whether the
+projection is called or its weight is read; optimizers, state_dict, adapters that are merged, and the user get the
+parameter.  Compiled code contains forwards only, and always gets W + C.
 
-What the module computes stays what it was without its correction, so a class that something else has been derived from
-since (``fully_shard``) can be left behind.
+Once the correction is taken off, the derived class computes what the plain one does.  So it can be left in place if
+something else (``fully_shard``) has derived another class from it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from conditioned_attention.sites.correction import Correction
 from conditioned_attention.sites.projections import held, not_to_add_to
 from conditioned_attention.sites.site import DERIVE, PLAIN, bare_class
 
-_CORRECTIONS = "_corrections"  # on the module: by the name of each weight, its `Correction`
+_CORRECTIONS = "_corrections"  # attribute of the module: the `Correction` of each weight, by its name
 _CALL = nn.Module._call_impl.__code__
 
 
 class _Thread(threading.local):
-    """What holds in one thread alone, by the id of the module that owns the weights."""
+    """The state of one thread, by the id of the module that owns the weights."""
 
     def __init__(self) -> None:
-        self.sums: dict[int, dict[str, Tensor]] = {}  # of a module whose forward runs: W + C, so that it is added once
+        self.sums: dict[int, dict[str, Tensor]] = {}  # W + C while a module's forward runs, so that it is added once
         self.shown: dict[int, bool] = {}  # whether W + C or W is to be seen now
 
 
@@ -62,14 +62,14 @@ def take_off(owner: nn.Module, parameter: str) -> None:
 
 
 def is_added(owner: nn.Module, correction: Correction) -> bool:
-    """Whether it is on the module, and nobody has given that another class since."""
+    """Whether the correction is on the module, and its class is still one that applies it."""
     ours = any(PLAIN in vars(cls) for cls in type(owner).__mro__)
     return ours and owner.__dict__.get(_CORRECTIONS, {}).get(correction.projection.parameter) == correction
 
 
 @contextmanager
 def seen(owners: Iterable[nn.Module], *, corrected: bool) -> Iterator[None]:
-    """Within the block these modules show W + C, or W, to whoever asks in this thread."""
+    """Within the block these modules show W + C, or W if not ``corrected``, to every reader in this thread."""
     before, _thread.shown = _thread.shown, {**_thread.shown, **{id(owner): corrected for owner in owners}}
     try:
         yield
@@ -79,7 +79,7 @@ def seen(owners: Iterable[nn.Module], *, corrected: bool) -> Iterator[None]:
 
 @cache
 def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
-    """The class derived from ``plain``, under its name: tables, and what prints a model, know it by that."""
+    """The class derived from ``plain``, with the same name, because tables and the printed model go by that."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for correction in self.__dict__.get(_CORRECTIONS, {}).values():
@@ -98,7 +98,7 @@ def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Modu
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         reduced: Any = plain.__reduce_ex__(self, protocol)
-        # or else it is of a class derived from this one, by fully_shard
+        # otherwise it is of a class that fully_shard has derived from this one
         return (_new, (plain, parameters), *reduced[2:]) if type(self) is derived else reduced
 
     names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
@@ -110,12 +110,12 @@ def _summed(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Modu
 
 
 def _new(plain: type[nn.Module], parameters: tuple[str, ...]) -> nn.Module:
-    """An instance without anything in it, for pickle and copy."""
+    """An empty instance, for pickle and copy to fill."""
     return object.__new__(_summed(plain, parameters))  # type: ignore[arg-type]  # it says that classes have no hash
 
 
 def _must_be_held(owner: nn.Module, correction: Correction) -> None:
-    """Raises RuntimeError where a property has come over ours, as torch.nn.utils.parametrize puts it there."""
+    """Raises RuntimeError if a property hides ours, such as torch.nn.utils.parametrize puts there."""
     if held(owner, correction.projection.parameter) is None:
         raise RuntimeError(f"{correction.projection.replaced(owner)}: call fold(model) before that is done to it")
 
@@ -124,7 +124,7 @@ def _property(parameter: str) -> property:
     def get(owner: nn.Module) -> Tensor | None:
         return _read(owner, parameter)
 
-    def put(owner: nn.Module, value: Any) -> None:  # where it is no parameter: nn.Module registers those
+    def put(owner: nn.Module, value: Any) -> None:  # for what is not a parameter: nn.Module registers those
         owner.__dict__[parameter] = value
 
     def delete(owner: nn.Module) -> None:
@@ -151,7 +151,7 @@ def _read(owner: nn.Module, parameter: str) -> Tensor | None:
 
 
 def _sum(owner: nn.Module, weight: Tensor, correction: Correction) -> Tensor:
-    """W + C; once for a call of the owner's forward."""
+    """W + C, computed once per call of the owner's forward."""
     parameter, sums = correction.projection.parameter, _thread.sums.get(id(owner), {})
     if parameter not in sums:
         if reason := not_to_add_to(weight):
@@ -164,9 +164,9 @@ def _sum(owner: nn.Module, weight: Tensor, correction: Correction) -> Tensor:
 
 
 def _computes(frame: FrameType | None, owner: nn.Module, correction: Correction) -> bool:
-    """Whether a weight is read in a call of the module that owns it, or of its attention module.
+    """Whether a weight is being read in a call of the module that owns it, or of its attention module.
 
-    The stack tells, which is of this thread alone.
+    This is found from the call stack, which belongs to this thread alone.
     """
     while frame is not None and not keeps_weights(frame):
         code = frame.f_code

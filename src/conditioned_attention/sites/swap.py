@@ -3,8 +3,8 @@
 No module is ever built as such a subclass.  Instances of the library's own class are switched to it and back, which
 keeps parameters, hooks, state_dict keys and ``isinstance``; it pickles by name, and compiles like any other class.
 
-A method that somebody has put on the instance goes along where it can (`rebind`); a wrapper around the conditioned
-method, which cannot, computes what the plain class does once the module is restored.
+A method that was put on the instance is switched along if possible (`rebind`).  A wrapper around the conditioned
+method cannot be switched; once the module is restored, it computes what the plain class does.
 """
 
 from __future__ import annotations
@@ -127,14 +127,14 @@ def swapped_for(
 
 
 def _written_again(plain: type, conditioned: type) -> set[str]:
-    """The methods of a class that its conditioned side has of its own."""
+    """The names of the methods of a class that its conditioned subclass defines again."""
     above = conditioned.__mro__[: conditioned.__mro__.index(plain)]
     names = {name for cls in above for name, value in vars(cls).items() if inspect.isfunction(value)}
     return {name for name in names if hasattr(plain, name) and not name.startswith("__")}
 
 
 def _either(conditioned: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The conditioned method, or the plain one on a module that has been restored: a wrapper may hold on to it."""
+    """The conditioned method, which acts as the plain one once the module is restored: a wrapper may still hold it."""
 
     @wraps(conditioned)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -147,14 +147,14 @@ def _either(conditioned: Callable[..., Any], plain: Callable[..., Any]) -> Calla
 
 
 def swap_of(cls: type) -> Swap | None:
-    """The class swap that ``cls``, or a class it is derived from, is the conditioned side of."""
+    """The class swap whose conditioned class is ``cls``, or a class that it is derived from; None if there is none."""
     return getattr(cls, _SWAP, None)
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
-    """The class swap of an attention class of this project's networks, which declare them beside themselves.
+    """The class swap of an attention class of this project's own networks, which declare it in the same file.
 
-    Nothing of `experiments` is imported for it: a model that holds one has been made there.
+    Nothing of `experiments` needs to be imported for it: a model that contains such a class was built there.
     """
     return _swaps.get(plain_class(module))
 
@@ -166,13 +166,13 @@ def swap_in(module: str, plain: type) -> Swap:
 
 
 def derived_reason(cls: type, names: Container[str]) -> str | None:
-    """The reason against a class that is derived from one of those with these names; None if it is from none."""
+    """The reason to refuse a class that is derived from one with one of these names; None if it is not."""
     bases = [base for base in cls.__mro__[1:] if class_name(base) in names]
     return subclass_reason(cls, bases[0]) if bases else None
 
 
 def subclass_reason(cls: type, known: type) -> str:
-    """The reason against a class that is derived from a known one."""
+    """The reason to refuse a class that is derived from a known one."""
     return (
         f"{class_name(cls)} is a subclass of {known.__qualname__} and may compute something else "
         "(if it does not: register_attention)"

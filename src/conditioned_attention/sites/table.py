@@ -1,8 +1,8 @@
-"""The walk over a model that finds its attention modules, each with the way to its heads.
+"""Walks over a model and finds its attention modules, each with the way to its heads.
 
-A class is known by its exact type, never by the name of an attribute: a subclass may do anything in its forward.
-Each library has a file of its own beside this one with one function, ``recognise``, imported only when a model holds
-a module of that library.
+A class is recognised by its exact type, never by the name of an attribute: a subclass may do anything in its forward.
+Each library has a file of its own with one function, ``recognise``, which is imported only when a model contains a
+module of that library.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LIBRARIES: tuple[tuple[str | None, str], ...] = (
     (None, "conditioned_attention.sites.transformers.heads"),
 )
 
-# the same for W_Q, W_K and W_V: tables by class, and for what is not in them `recognise`, where a file has that
+# the same for W_Q, W_K and W_V: tables by class and, for classes that are not in them, the file's `recognise`, if any
 _PROJECTIONS = {
     "timm": "conditioned_attention.sites.timm.projections",
     "torchvision": "conditioned_attention.sites.torch_nn.projections",
@@ -55,7 +55,7 @@ _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn|mhsa", re.IGNORECASE)
 def find_sites(model: nn.Module) -> list[Site]:
     """Every attention module of ``model``: those the table knows, and those that only look like attention.
 
-    A module that is used in several places is found once.  Modules of unknown classes whose name says attention are
+    A module that is used in several places is found once.  Modules of unknown classes with attention in their name are
     listed as unreachable with the reason, unless they merely contain or belong to a known one.
     """
     sites: list[Site] = []
@@ -83,9 +83,9 @@ def _walk(module: nn.Module, name: str, parents: tuple[nn.Module, ...], sites: l
 
 
 def _without_shared(sites: list[Site]) -> list[Site]:
-    """The sites, where those whose heads go into one and the same module are unreachable.
+    """The sites, with those made unreachable whose heads go into the same module as those of another.
 
-    A hook before that module would take the heads of one attention for those of the other.
+    A hook before that module would mistake the heads of one attention module for those of the other.
     """
     users: dict[int, list[Site]] = {}
     for site in sites:
@@ -94,7 +94,7 @@ def _without_shared(sites: list[Site]) -> list[Site]:
     refused: dict[int, str] = {}
     for sharing in users.values():
         for site in sharing if len(sharing) > 1 else ():
-            if transform_of(site.module) is None:  # one that is converted already stays as it can be undone
+            if transform_of(site.module) is None:  # one that is converted already stays, so that it can be undone
                 others = ", ".join(other.name for other in sharing if other is not site)
                 refused[id(site.module)] = f"the module behind its heads is that of {others} too"
     return [
@@ -111,7 +111,7 @@ def _join(name: str, child: str, parent: nn.Module) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside of torch.compile and DistributedDataParallel."""
+    """The model inside the wrappers of torch.compile and DistributedDataParallel."""
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
@@ -134,7 +134,7 @@ def _recognise(name: str, module: nn.Module, parents: tuple[nn.Module, ...]) -> 
 
 
 def _look_up(module: nn.Module) -> Mechanism | str | None:
-    """The way to its heads, or the reason why there is none; None for what is no attention."""
+    """The way to a module's heads, or the reason why there is none; None if it is no attention module."""
     if isinstance(module, torch.jit.ScriptModule):  # its forward is a program; asking its class for it is an error
         return _OF_JIT if _LOOKS_LIKE_ATTENTION.search(str(getattr(module, "original_name", ""))) else None
     already = swap_of(type(module)) or hook_of(module)
@@ -151,7 +151,7 @@ def _look_up(module: nn.Module) -> Mechanism | str | None:
 
 
 def find_projections(attention: nn.Module) -> Projections | str:
-    """What an attention module makes its queries, keys and values with; the reason if that is not known."""
+    """The weights that make an attention module's queries, keys and values; the reason if they are not known."""
     if isinstance(attention, torch.jit.ScriptModule):
         return _OF_JIT
     swap = swap_of(type(attention))
@@ -176,9 +176,9 @@ def _has_weights_of_its_own(module: nn.Module) -> bool:
 
 
 def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], HeadTransform]) -> Callable[[], None]:
-    """Puts a transform on every site; the function returned takes all of it back.
+    """Puts a transform on every site; the returned function undoes all of it.
 
-    Nothing is changed if one of the sites cannot take it: that is a ValueError.
+    Raises ValueError, and changes nothing, if one of the sites cannot take it.
     """
     chosen = [(site, transform if isinstance(transform, HeadTransform) else transform(site)) for site in sites]
     for site, its_transform in chosen:
@@ -200,8 +200,8 @@ def install(sites: Sequence[Site], transform: HeadTransform | Callable[[Site], H
 def correct_sites(sites: Sequence[Site], settings: Callable[[Site], Spectral], *, loading: bool = False) -> None:
     """Corrects the projections of every site.
 
-    Raises ValueError, and changes nothing, if those of one are not known.  With ``loading`` corrections that have to be
-    computed are left to a state_dict.
+    Raises ValueError, and changes nothing, if those of one site are not known or cannot be corrected.  With
+    ``loading``, corrections that would have to be computed are left for a state_dict to bring.
     """
     plans = [(site, find_projections(site.module), settings(site)) for site in sites]
     for site, projections, _ in plans:
@@ -219,9 +219,9 @@ def correct_sites(sites: Sequence[Site], settings: Callable[[Site], Spectral], *
 
 
 def uninstall(sites: Sequence[Site]) -> list[Site]:
-    """Takes the transforms off every site of a model; returns those that had one to take off.
+    """Removes the transforms from all sites of a model; returns the sites that had one.
 
-    Raises ValueError, before anything is changed, where a module cannot be made plain as it is now.
+    Raises ValueError, before anything is changed, if a module cannot be made plain in its present state.
     """
     for site in sites:
         reason = site.mechanism.stuck(site.module) if site.mechanism is not None else ""
@@ -248,15 +248,15 @@ def against(site: Site, transform: HeadTransform) -> str:
 
 
 def forget_compiled(sites: Sequence[Site]) -> None:
-    """Makes torch.compile compile anew where it would go on with code from before these sites changed.
+    """Makes torch.compile compile again if it would otherwise go on with code from before these sites changed.
 
-    It has no way to forget one model, so all that the process has compiled is compiled again when it is next called.
+    It cannot forget a single model, so everything that the process has compiled is compiled again at its next call.
     """
     if any(site.mechanism is not None and not site.mechanism.guarded for site in sites):
         reset_compiled()
 
 
 def reset_compiled() -> None:
-    """Makes torch.compile compile everything anew."""
+    """Makes torch.compile compile everything again."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

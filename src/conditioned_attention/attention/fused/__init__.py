@@ -1,1 +1,1 @@
-"""Attention in Triton kernels of our own, with C in their last step: for CUDA."""
+"""Attention in this library's own Triton kernels, which apply C in their last step; for CUDA."""

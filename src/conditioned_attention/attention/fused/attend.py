@@ -1,9 +1,9 @@
-"""Attention with rows of unit length in kernels of our own, written in Triton: for CUDA, in one pass each way.
+"""Attention with rows of unit length in this library's own Triton kernels: for CUDA, in one pass each way.
 
-What is kept for backward is what flash attention keeps, its output and the log-sum-exp, and 1/C: one float a row.
-The kernels are registered operators, ``conditioned_attention::fused_forward`` and ``fused_backward``: torch.compile
-takes them whole, and modes that watch operators see them.  Otherwise they are called directly, because going through
-the dispatcher takes the host as long as a small attention takes a GPU.
+Backward needs what flash attention keeps for it, the output and the log-sum-exp, and also 1/C: one float per row.
+The kernels are registered as operators, ``conditioned_attention::fused_forward`` and ``fused_backward``, which
+torch.compile takes as a whole and which modes that watch operators see.  Otherwise they are called directly, because
+going through the dispatcher takes the host as long as a small attention takes a GPU.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
 """
@@ -25,7 +25,7 @@ _TENSORS = len(Inputs._fields)
 
 
 def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
-    """``C · softmax(q kᵀ · scale) v``, (..., H, N, E), for arguments that `contract` has nothing against."""
+    """``C · softmax(q kᵀ · scale) v``, (..., H, N, E), for arguments that `contract` does not refuse."""
     query, key, value, mask = contract.tensors(arguments)
     seed = _seed(query) if arguments.dropout_p > 0 else None
     output = _run(Inputs(query, key, value, mask, seed), _options(transform, arguments, query))
@@ -35,10 +35,10 @@ def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
 def attend_packed(
     transform: HeadTransform, arguments: Arguments, queries_from: Tensor, keys_from: Tensor, longest: tuple[int, int]
 ) -> Tensor:
-    """The same for sequences that lie one after the other: query (1, H, all N, D), key and value (1, G, all M, ...).
+    """The same for packed sequences, one after another: query (1, H, all N, D), key and value (1, G, all M, ...).
 
-    ``queries_from`` and ``keys_from`` are the first token of each sequence and, last, how many tokens there are, int32
-    on query's device; ``longest`` the queries and keys of the longest sequences.
+    ``queries_from`` and ``keys_from`` hold the index of the first token of each sequence and, at the end, the number of
+    all tokens, as int32 on query's device; ``longest`` holds the numbers of queries and keys of the longest sequences.
     """
     query, key, value, _ = contract.tensors(arguments)
     seed = _seed(query) if arguments.dropout_p > 0 else None
@@ -57,7 +57,7 @@ def _options(transform: HeadTransform, arguments: Arguments, query: Tensor) -> O
 
 
 def _seed(query: Tensor) -> Tensor:
-    """Of dropout, from PyTorch's own generator of the device, on the device."""
+    """A seed for dropout, drawn on the device from PyTorch's own generator of that device."""
     return torch.randint(2**62, (1,), device=query.device)
 
 
@@ -73,7 +73,7 @@ def _run(inputs: Inputs, options: Options) -> Tensor:
 
 
 def _may_call_directly() -> bool:
-    """Whether nobody but autograd has to see the operators."""
+    """Whether nothing but autograd has to see the operators."""
     if torch.compiler.is_compiling():
         return False
     return not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
@@ -133,12 +133,12 @@ def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Te
     if upstream is None:
         return (None,) * 4 + none
     of_mask = ctx.needs_input_grad[3]
-    saved = ctx.saved_tensors  # asked for once: checkpointing lets nobody ask again
+    saved = ctx.saved_tensors  # read once only: activation checkpointing forbids a second read
     inputs, results = saved[:_TENSORS], saved[_TENSORS:]
     if _may_call_directly() and not torch.is_grad_enabled():
         y, norm, lse = results
         gradients = launch.backward(upstream, Inputs(*inputs), y, norm, lse, Options(*ctx.options), of_mask)
-    else:  # with create_graph the operator, of which a further derivative is an error
+    else:  # with create_graph, the operator, whose further derivative raises
         gradients = backward_operator(upstream, *inputs, *results, *ctx.options, of_mask)
     return *gradients[:3], gradients[3] if of_mask else None, *none
 
@@ -155,7 +155,7 @@ backward_operator.register_autograd(_no_second_derivative)
 
 
 class _Fused(torch.autograd.Function):
-    """The operators' derivative, without the dispatcher."""
+    """The differentiable function of the operators, called without the dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:

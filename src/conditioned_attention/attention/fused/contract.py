@@ -1,4 +1,4 @@
-"""What the Triton kernels take, and why not the rest.
+"""Decides which arguments the Triton kernels take, and says why they refuse the others.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.
 """
@@ -16,7 +16,7 @@ from conditioned_attention.attention.triton.machine import refuses_machine
 from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_WIDEST = 256  # head width whose blocks fit into a multiprocessor
+_WIDEST = 256  # the largest head width whose blocks fit into a multiprocessor
 
 
 def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
@@ -52,7 +52,7 @@ def _refuses_inputs(arguments: Arguments) -> str | None:
 
 
 def tensors(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Query, key, value and mask with four dimensions and, under autocast, in its dtype; the mask is not spread."""
+    """Query, key and value, under autocast in its dtype, and the mask, not expanded; all with four dimensions."""
     query, key, value = (four(tensor) for tensor in arguments[:3])
     mask = None if arguments.attn_mask is None else four(arguments.attn_mask)
     if (dtype := autocast_dtype(query.device.type)) is not None:

@@ -1,7 +1,7 @@
 """Launches the Triton kernels on tensors that `fused` has checked: block shapes, memory for results, options.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width, E value width.  Packed
-sequences come as B = 1, all their tokens one after the other, and the first token of each sequence.
+sequences come as B = 1 with all tokens one after another, and the index of the first token of each sequence.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor
 
 from conditioned_attention.attention.triton.machine import interpreted, power_of_two
 
-# How many programs a kernel is split into at least, where it can be: a few for each of the 132 multiprocessors of an
+# About how many programs a kernel is split into where it can be split: a few for each of the 132 multiprocessors of an
 # H100.
 _PROGRAMS = 528
 
-# Few queries: this many rows that share their keys, or fewer, take the keys in parts of at least so many keys.
+# Few queries: if at most _FEW_ROWS rows share their keys, the keys are split into parts of about _PART_KEYS or more.
 _FEW_ROWS = 64
 _PART_KEYS = 256
 
 
 class Inputs(NamedTuple):
-    """What attention is computed from.
+    """The tensors that attention is computed from.
 
     Attributes:
         query, key, value: (B, H, N, D), (B, G, M, D), (B, G, M, E).
-        mask: (B or 1, H or 1, N or 1, M or 1), of truth values or numbers.
-        seed: of dropout, one int64.
-        queries_from, keys_from: first token of each packed sequence, and after them how many there are, int32.
+        mask: (B or 1, H or 1, N or 1, M or 1), boolean or additive.
+        seed: the seed of dropout, one int64.
+        queries_from, keys_from: first token of each packed sequence, and at the end the number of all tokens, int32.
     """
 
     query: Tensor
@@ -43,14 +43,14 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How attention is computed.
+    """The options with which attention is computed.
 
     Attributes:
         is_causal, scale, dropout_p: as in ``scaled_dot_product_attention``.
-        window: query n attends to keys m with |n - m| below it; 0 for all.
+        window: query n attends only to keys m with |n - m| < window; 0 for all keys.
         eps: the smallest row norm that is divided by.
         rows, gradient: as in `RowNorm`.
-        longest_queries, longest_keys: tokens of the longest packed sequences.
+        longest_queries, longest_keys: numbers of tokens of the longest packed sequences.
     """
 
     is_causal: bool
@@ -65,7 +65,7 @@ class Options(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Queries and keys of a block, warps of a program, and loads in flight."""
+    """How a kernel is cut up: queries and keys per block, warps per program, and loads in flight."""
 
     queries: int
     keys: int
@@ -73,9 +73,10 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By the larger head width up to which they hold, for half precision and for float32; each `attend`, `keys_and_values`,
-# the others.  Not timed yet (`conditioned-attention bench blocks` would): large ones that spill hardly a register when
-# compiled for an H100, and fit into the 99 KiB of shared memory that smaller cards have, and A100s too.
+# Block shapes by the larger head width up to which they apply, for half precision and for float32; each row is for
+# `attend`, for `keys_and_values` and for the others.  Not timed yet (`conditioned-attention bench blocks` would do
+# that): they are large, spill hardly any registers when compiled for an H100, and fit into the 99 KiB of shared memory
+# that smaller cards have, and A100s too.
 _HALF = {
     64: (Blocks(128, 64, 4, 3), Blocks(64, 128, 8, 3), Blocks(128, 64, 8, 3)),
     128: (Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2)),
@@ -87,7 +88,7 @@ _HALF_MASKED = {
     128: (Blocks(64, 64, 8, 2), Blocks(32, 64, 8, 1), Blocks(64, 32, 8, 2)),
     256: _HALF[256],
 }
-# With dropout, whose random numbers take registers: at 128 wide the blocks above spill 3.5 KB of them on an A100.
+# With dropout, whose random numbers take registers: at width 128 the blocks above spill 3.5 KB of them on an A100.
 _HALF_DROPOUT = _HALF | {128: (Blocks(64, 64, 8, 3), Blocks(32, 64, 8, 2), _HALF[128][2])}
 _SINGLE = {
     64: (Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 2)),
@@ -131,7 +132,7 @@ def backward(
         )  # fmt: skip
         if of_mask:
             assert mask is not None
-            if mask.shape[3] == 1:  # softmax does not see a number that is added to all keys alike
+            if mask.shape[3] == 1:  # softmax does not change if the same number is added for all keys
                 dmask.zero_()
             else:
                 dmask.copy_(_mask_gradient(inputs, options, kept))
@@ -139,14 +140,14 @@ def backward(
 
 
 def empty_results(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for y, 1/C and lse.  y lies as (B, N, H, E), so that heads are merged after it without a copy."""
+    """Allocates y, 1/C and lse.  y is laid out as (B, N, H, E), so that heads can be merged later without a copy."""
     b, h, n, _ = query.shape
     y = query.new_empty(b, n, h, value.shape[-1]).transpose(1, 2)
     return y, query.new_empty(b, h, n, dtype=torch.float32), query.new_empty(b, h, n, dtype=torch.float32)
 
 
 def empty_gradients(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-    """Memory for the gradients, lying as their tensors do; for None an empty tensor."""
+    """Allocates the gradients in the layout of their tensors; for a mask of None, an empty tensor."""
     dmask = query.new_empty(0) if mask is None else torch.empty_like(mask)
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), dmask
 
@@ -167,7 +168,7 @@ def _attend(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _parts(inputs: Inputs, options: Options) -> int:
-    """How many parts the keys are taken in: one, unless the queries are too few to keep a GPU busy."""
+    """How many parts the keys are split into: one, unless the queries are too few to keep a GPU busy."""
     b, h, n, g, m, _, _ = _sizes(inputs, options)
     rows = h // g * n
     if inputs.queries_from is not None or options.is_causal or options.window or rows > _FEW_ROWS:
@@ -202,8 +203,8 @@ def _attend_in_parts(inputs: Inputs, options: Options, parts: int) -> tuple[Tens
 def _prepare(
     upstream: Tensor, inputs: Inputs, y: Tensor, norm: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The upstream gradient as the kernels take it; δ; and through C of the weights, what they are pulled by (else
-    something that nobody reads)."""
+    """The upstream gradient as the kernels take it; δ; and, if the gradient goes through C of the weights' rows, the
+    ``pull`` on the weights (otherwise a tensor that is not read)."""
     from conditioned_attention.attention.triton import backward as kernels
 
     b, h, n, _, _, longest, _ = _sizes(inputs, options)
@@ -243,13 +244,13 @@ def _mask_gradient(inputs: Inputs, options: Options, kept: tuple[Tensor, ...]) -
 
 
 def _without_idle_window(inputs: Inputs, options: Options) -> Options:
-    """The options without a window that hides nothing: one near 2³¹ would overflow where the kernels add to it."""
+    """The options, without the window if it hides nothing: one near 2³¹ would overflow when the kernels add to it."""
     *_, longest_n, longest_m = _sizes(inputs, options)
     return options._replace(window=0) if options.window >= max(longest_n, longest_m) else options
 
 
 def _sizes(inputs: Inputs, options: Options) -> tuple[int, int, int, int, int, int, int]:
-    """Sequences, heads, queries, key heads, keys, and queries and keys of the longest sequence."""
+    """The numbers of sequences, heads, queries, key heads, keys, and of queries and keys in the longest sequence."""
     (b, h, n, _), (_, g, m, _) = inputs.query.shape, inputs.key.shape
     if inputs.queries_from is None:
         return b, h, n, g, m, n, m
@@ -257,7 +258,7 @@ def _sizes(inputs: Inputs, options: Options) -> tuple[int, int, int, int, int, i
 
 
 def _compiled_for(inputs: Inputs, options: Options, blocks: Blocks, per_head: bool = False) -> dict[str, Any]:
-    """What a kernel is compiled for; ``per_head``: its blocks hold queries of several heads."""
+    """The options that a kernel is compiled for; with ``per_head``, its blocks hold queries of several heads."""
     query, _, value, mask, *_ = inputs
     single = query.dtype == torch.float32
     opt = _kernel_options(
@@ -288,9 +289,9 @@ def _per_query(mask: Tensor, queries: int) -> bool:
 
 
 def _may_use_tf32() -> bool:
-    """PyTorch's own switch for products of float32."""
+    """Whether PyTorch's own switch allows TF32 for matrix products of float32."""
     switches: Any = torch.backends.cuda.matmul
-    if hasattr(switches, "fp32_precision"):  # where this was set, asking by the older name raises
+    if hasattr(switches, "fp32_precision"):  # if this has been set, reading the older name raises
         return bool(switches.fp32_precision == "tf32")
     return bool(switches.allow_tf32)
 
@@ -325,18 +326,18 @@ def _folds(tensor: Tensor) -> bool:
 
 
 def _dropout(options: Options) -> tuple[float, float]:
-    """(probability to be dropped, factor on what is left)."""
+    """(probability that a weight is dropped, factor on the weights that are left)."""
     return options.dropout_p, 0.0 if options.dropout_p == 1 else 1 / (1 - options.dropout_p)
 
 
 def _pointers(inputs: Inputs) -> list[Tensor]:
-    """The tensors as kernels take them: truth values as bytes, and for what is missing, and not read, any."""
+    """The tensors as kernels take them: booleans as bytes, and the query for a missing one, which is not read."""
     tensors = (inputs.query if tensor is None else tensor for tensor in inputs)
     return [tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor for tensor in tensors]
 
 
 def _strides(tensor: Tensor | None) -> tuple[int, ...]:
-    """0 along dimensions of one entry, so that a mask is broadcast, and where there is none."""
-    if tensor is None:  # what stands in its place is not moved from
+    """The strides of a tensor, 0 along dimensions of size 1, so that a mask is broadcast; for None all 0."""
+    if tensor is None:  # kernels do not move through the tensor that stands in its place
         return (0, 0, 0, 0)
     return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))

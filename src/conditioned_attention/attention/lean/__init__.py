@@ -1,1 +1,1 @@
-"""PyTorch's flash operators with C worked in: one float a row more for backward than plain attention."""
+"""PyTorch's flash operators with C built in, which keep one float per row more for backward than plain attention."""

@@ -1,12 +1,14 @@
-"""PyTorch's own flash attention, forward and backward, with C worked in: what plain attention keeps, and a float a row.
+"""PyTorch's own flash attention, forward and backward, with C built in.
 
-Plain attention keeps its output A for backward, and the output projection keeps what it is given; composed with C
-these are two tensors.  Here y = C·A is kept alone, and A = y / C comes back from it when backward asks.
+It keeps for backward what plain attention keeps, and one float per row.  Plain attention keeps its output A, and the
+output projection keeps its input; composed with C these are two tensors.  Here only y = C·A is kept, and backward
+recovers A = y / C from it.
 
 In half precision C enters backward without a pass of its own.  With P = exp(S - lse) the weights of plain attention,
-C·P is exp(S - (lse - log C)); so PyTorch's own backward, given dY, A and lse - log C, returns what a constant C sends
-back: dV = (C P)ᵀ dY and dS = C P (dY Vᵀ - rowsum(dY A)).  In float32 the sum lse - log C would lose digits where lse
-is large (attention on one token: an error of lse · 6e-8 where plain attention has none), so C multiplies dY instead.
+C·P is exp(S - (lse - log C)); so PyTorch's own backward, given dY, A and lse - log C, returns the gradients for a
+constant C: dV = (C P)ᵀ dY and dS = C P (dY Vᵀ - rowsum(dY A)).  In float32 the sum lse - log C would lose digits where
+lse is large (attention on one token: an error of lse · 6e-8 where plain attention has none), so C multiplies dY
+instead.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
 """
@@ -24,7 +26,7 @@ from conditioned_attention.preconditioner import HeadTransform, RowNorm
 
 
 def attend(transform: HeadTransform, arguments: Arguments) -> Tensor:
-    """``C · softmax(q kᵀ · scale) v``, (..., H, N, D), for arguments that `contract` has nothing against."""
+    """``C · softmax(q kᵀ · scale) v``, (..., H, N, D), for arguments that `contract` does not refuse."""
     assert isinstance(transform, RowNorm)
     prepared = contract.tensors(arguments)
     query, key, value, mask = prepared
@@ -49,7 +51,7 @@ def _differentiated(*tensors: Tensor) -> bool:
 
 
 def _apply(function: Any, *args: Any) -> Any:
-    """``function.apply``, without its look at the signature, which takes as long as a small attention."""
+    """``function.apply`` without its inspection of the signature, which takes as long as a small attention."""
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(torch.autograd.Function, function).apply(*args)
@@ -80,7 +82,7 @@ class _Lean(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The backward of `_Lean` as a function of its own, so that a derivative of it says why there is none."""
+    """The backward of `_Lean` as a function of its own, so that differentiating it raises an error with the reason."""
 
     @staticmethod
     def forward(
@@ -107,7 +109,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """Several upstream gradients at once (jacrev), one after the other."""
+        """Takes a batch of upstream gradients (as from jacrev) one after another."""
         batches = [
             [arg.select(dim, i) if isinstance(dim, int) else arg for arg, dim in zip(args, in_dims)]
             for i in range(info.batch_size)

@@ -1,7 +1,7 @@
-"""What `lean` may hand to PyTorch's flash operators: the reasons against, and everything else put into their form.
+"""Decides what `lean` may hand to PyTorch's flash operators, with the reasons against, and puts it into their form.
 
-The operators check nothing: they end the process on empty tensors, read garbage where the last stride is not 1, and
-take mismatched batches silently.  Nothing reaches them but through here.
+The operators check nothing: they end the process on empty tensors, read garbage if the last stride is not 1, and
+silently accept mismatched batches.  Nothing reaches them except through this module.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
 """
@@ -44,14 +44,14 @@ def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
 
 
 def copies(arguments: Arguments) -> str | None:
-    """What would be copied, and the copies kept for backward; None if nothing is."""
+    """What would be copied, with the copies kept for backward; None if nothing would be."""
     if any(tensor.stride(-1) != 1 for tensor in arguments[:3]):
         return "it would copy, and keep, tensors whose last stride is not 1"
     return None
 
 
 def _refuses_surroundings() -> str | None:
-    """Where somebody else must see PyTorch's public attention function, or differentiates in a way of their own."""
+    """Why PyTorch's public function must not be bypassed: something has to see it, or differentiates it otherwise."""
     if exported_or_traced():
         return "an exported or traced graph would hold private operators"
     if F.scaled_dot_product_attention is not _STOCK_ATTENTION:
@@ -94,7 +94,7 @@ def _refuses_on_cpu(arguments: Arguments) -> str | None:
 
 
 def _flash_enabled() -> bool:
-    return bool(torch.backends.cuda.flash_sdp_enabled())  # the switch of CPU flash attention too
+    return bool(torch.backends.cuda.flash_sdp_enabled())  # also the switch of CPU flash attention
 
 
 # torch.compile evaluates it once, as it does PyTorch's own choice of a backend (torch.compiler.assume_constant_result
@@ -150,7 +150,7 @@ def tensors(arguments: Arguments) -> Prepared:
 
 
 def _additive(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The mask as numbers (B or 1, H or 1, N, M), in query's dtype or float32; on CUDA a view of (B, H, N, M)."""
+    """The mask as numbers (B or 1, H or 1, N, M), in query's dtype or float32; on CUDA expanded to (B, H, N, M)."""
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf)
     elif mask.dtype not in (query.dtype, torch.float32):

@@ -14,7 +14,7 @@ _aten = torch.ops.aten
 
 
 class Call(NamedTuple):
-    """How the operators are called: which ones, and what is no tensor."""
+    """How the operators are called: which ones, and their arguments other than tensors."""
 
     backend: str
     dropout_p: float
@@ -47,7 +47,7 @@ def forward(call: Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor 
 def backward(
     call: Call, upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, forward: Forward
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value for the gradient of the output, (B, H, N, D)."""
+    """Gradients of query, key and value from the gradient of the output, (B, H, N, D)."""
     output, lse, seed, offset = forward
     if call.backend == "cpu flash":
         dq, dk, dv = _aten._scaled_dot_product_flash_attention_for_cpu_backward(

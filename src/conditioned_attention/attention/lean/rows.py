@@ -1,4 +1,4 @@
-"""C around PyTorch's flash operators in one Triton kernel each way, where PyTorch's own operators would take several.
+"""Applies C around PyTorch's flash operators with one Triton kernel each way, in place of several PyTorch operators.
 
 Shapes: B batch, H heads, N queries, D head width.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conditioned_attention.attention.triton.machine import power_of_two, refuses_machine
 
-_ROWS = 32  # of a program
+_ROWS = 32  # per program
 
 
 def run_on(output: Tensor) -> bool:
@@ -21,9 +21,9 @@ def run_on(output: Tensor) -> bool:
 
 
 def normalise_(output: Tensor, lse: Tensor, eps: float, folds: bool) -> Tensor:
-    """Rows of ``output`` to unit length where they lie, and what they were divided by, (B, H, N, 1).
+    """Scales the rows of ``output`` to unit length in place; returns what they were divided by, (B, H, N, 1).
 
-    ``folds``: log C is taken from ``lse``, (B, H, at least N), as well.
+    With ``folds``, log C is also subtracted from ``lse``, (B, H, at least N), in place.
     """
     from conditioned_attention.attention.triton import rows
 
@@ -40,7 +40,7 @@ def normalise_(output: Tensor, lse: Tensor, eps: float, folds: bool) -> Tensor:
 def rebuild(
     y: Tensor, norm: Tensor, upstream: Tensor, eps: float, *, through: bool, folds: bool
 ) -> tuple[Tensor, Tensor]:
-    """(y / C, the upstream gradient as flash's backward takes it)."""
+    """Returns (y / C, the upstream gradient as flash's backward takes it)."""
     from conditioned_attention.attention.triton import rows
 
     b, h, n, d = y.shape

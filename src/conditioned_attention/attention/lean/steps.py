@@ -1,8 +1,8 @@
-"""The two halves of `lean`: attention with C forward, and what a constant C sends back.
+"""The two halves of `lean`: attention with C forward, and its gradients backward.
 
 Each is also registered as an operator, ``conditioned_attention::lean_forward`` and ``lean_backward``.  torch.compile
-calls these and leaves them whole: seeing through them it would keep the unnormalised output beside y for backward,
-because it knows how to make one of the other and not that the output projection keeps y anyway.
+calls these and treats them as a whole: if it saw through them, it would keep the unnormalised output beside y for
+backward, because it knows how to compute one from the other, but not that the output projection keeps y anyway.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
 """
@@ -20,7 +20,7 @@ from conditioned_attention.preconditioner import precondition_, row_norm
 
 
 class Kept(NamedTuple):
-    """y (B, H, N, D), 1/C (B, H, N, 1), lse or lse - log C (B, H, at least N), and dropout's random state."""
+    """For backward: y (B, H, N, D), 1/C (B, H, N, 1), lse or lse - log C (B, H, at least N), dropout's random state."""
 
     y: Tensor
     norm: Tensor
@@ -32,7 +32,7 @@ class Kept(NamedTuple):
 def forward(call: flash.Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, eps: float) -> Kept:
     """``C · softmax(q kᵀ · scale + mask) v`` and what backward needs."""
     output, lse, seed, offset = flash.forward(call, query, key, value, mask)
-    if torch._C._len_torch_dispatch_stack():  # such a mode may keep what it sees: selective checkpointing does
+    if torch._C._len_torch_dispatch_stack():  # a mode may keep what it sees, as selective checkpointing does
         norm = row_norm(output, eps)
         y = (output / norm).to(output.dtype)
         if _folds(y):
@@ -58,23 +58,24 @@ def backward(
     eps: float,
     gradient: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value for that of y."""
+    """Gradients of query, key and value from the gradient of y."""
     y, norm, lse, seed, offset = kept
     if rows.run_on(y):
         attention, upstream = rows.rebuild(y, norm, upstream, eps, through=gradient == "through", folds=_folds(y))
     else:
         attention, upstream = _rebuild(y, norm, upstream, eps, gradient)
-    # Folded, ``lse`` is lse - log C: flash makes exp(S - lse) of it, which is C·P then, and so multiplies everything
-    # that it sends back by C, without a pass for it.  For softmax it takes off rowsum(dY A), so its output must be A.
+    # If C is folded, ``lse`` is lse - log C: flash computes exp(S - lse) from it, which is then C·P, and so multiplies
+    # everything that it sends back by C, without an extra pass.  For the softmax it subtracts rowsum(dY A), so the
+    # output that it is given must be A.
     return flash.backward(call, unit_stride(upstream), query, key, value, mask, (attention, lse, seed, offset))
 
 
 def _rebuild(y: Tensor, norm: Tensor, upstream: Tensor, eps: float, gradient: str) -> tuple[Tensor, Tensor]:
-    """(y / C, the upstream gradient as flash's backward takes it)."""
+    """Returns (y / C, the upstream gradient as flash's backward takes it)."""
     if gradient == "through":
         along = (y * upstream).sum(-1, keepdim=True, dtype=norm.dtype)
         upstream = (upstream - y * (along * (norm > eps))).to(y.dtype)
-    if _folds(y):  # the product in float32, and no float32 tensor of its size in between
+    if _folds(y):  # the product is computed in float32, without a float32 tensor of its size in between
         return torch.mul(y, norm, out=torch.empty_like(y)), upstream
     return y * norm, upstream / norm
 
@@ -85,7 +86,7 @@ def unit_stride(tensor: Tensor) -> Tensor:
 
 
 def _folds(y: Tensor) -> bool:
-    """Whether C is folded into the log-sum-exp, a float32 number: if its rounding is below that of the dtype."""
+    """Whether C is folded into the log-sum-exp: if the rounding of that float32 number is below that of the dtype."""
     return y.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -156,6 +157,6 @@ def _send_back(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Te
     return *backward_operator(upstream, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
 
 
-# Here and not in `lean`'s autograd function: of one of those, torch.compile does not notice that a tensor it keeps is
-# written to before backward, and sends back something else.
+# Here and not in `lean`'s autograd function: with one of those, torch.compile does not notice that a tensor it keeps is
+# written to before backward, and returns other gradients.
 forward_operator.register_autograd(_send_back, setup_context=_keep)

@@ -1,12 +1,12 @@
-"""What attention with rows of unit length sends back, with C a constant or differentiated too.
+"""The backward pass of attention with rows of unit length, with C as a constant or differentiated too.
 
-C enters in one of two ways.  ``lse - log C`` in place of lse makes ``P' = C P``, the weights of what was returned, for
-nothing; but the sum loses digits, so only where FOLD says that the dtype has fewer (bfloat16; float16 would lose P'
-below its smallest number).  Elsewhere `prepare` writes ``C dY`` once.  What follows is plain flash backward:
-``dV = P'ᵀ dY``, ``dS = P' ∘ (dY Vᵀ - δ)``, ``dQ = dS K``, ``dK = dSᵀ Q``, with ``δ = rowsum(dY ∘ y) / C``.
+C enters in one of two ways.  ``lse - log C`` in place of lse gives ``P' = C P``, the weights of what was returned, at
+no cost; but the sum loses digits, so this is done only where FOLD says that the dtype has fewer (bfloat16; float16
+would lose P' below its smallest number).  Elsewhere `prepare` writes ``C dY`` once.  What follows is plain flash
+backward: ``dV = P'ᵀ dY``, ``dS = P' ∘ (dY Vᵀ - δ)``, ``dQ = dS K``, ``dK = dSᵀ Q``, with ``δ = rowsum(dY ∘ y) / C``.
 
-THROUGH C of the output's rows takes the part along y out of dY first.  THROUGH C of the weights' rows takes
-``C² (dY · y) P`` out of ``C dY Vᵀ``, P being what dropout has left, and then δ is 0.
+With THROUGH and C from the output's rows, the part along y is first taken out of dY.  With THROUGH and C from the
+weights' rows, ``C² (dY · y) P`` is subtracted from ``C dY Vᵀ``, where P is what dropout has left, and δ is then 0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def prepare(
     upstream, y, norm, queries_from, prepared, delta, pull, upstream_strides, y_strides, prepared_strides,
     eps, H, N, longest, OPT: tl.constexpr,
 ):  # fmt: skip
-    """δ and, THROUGH C of the weights, what they are pulled by, each (B, H, N); and the upstream gradient as the other
-    kernels take it, where it is not the one that came.
+    """Computes δ and, with THROUGH and C from the weights' rows, ``pull`` (see `d_logits_of`), each (B, H, N); and the
+    upstream gradient as the other kernels take it, if that is not the one that was given.
     """
     blocks = tl.cdiv(longest, OPT.BLOCK_N)
     head, start_n = tl.program_id(0) // blocks, tl.program_id(0) % blocks * OPT.BLOCK_N
@@ -57,7 +57,7 @@ def prepare(
         gradient /= length[:, None]
     if (OPT.THROUGH and not OPT.WEIGHTS) or not OPT.FOLD:
         out = head_of(prepared, prepared_strides, b, h, first_n)
-        gradient = gradient.to(out.dtype.element_ty)  # δ is of what is stored
+        gradient = gradient.to(out.dtype.element_ty)  # δ is computed from what is stored
         store(out, prepared_strides, start_n, n_count, gradient, OPT.E)
         gradient = gradient.to(tl.float32)
     inner = tl.sum(gradient * unit, 1) * length
@@ -70,7 +70,10 @@ def prepare(
 
 @triton.jit
 def d_logits_of(weights, d_weights, inner, pull, kept, OPT: tl.constexpr):
-    """Gradient of the logits; ``kept`` is what dropout multiplied each weight by."""
+    """Gradient of the logits.
+
+    ``kept`` is what dropout multiplied each weight by; ``pull`` times the kept weights is taken out of their gradient.
+    """
     if OPT.THROUGH and OPT.WEIGHTS:
         d_weights -= pull * (weights * kept)
     if OPT.DROPOUT:
@@ -88,7 +91,7 @@ def kept_of(seed, dropout_p, keep, row, m, row_keys, OPT: tl.constexpr):
 
 @triton.jit
 def _rows_of(start_n, queries, upstream, rows, N, OPT: tl.constexpr):
-    """A block of queries: (query, upstream gradient, log-sum-exp, δ, what pulls, number of each among all rows)."""
+    """Loads a block of queries: (query, upstream gradient, log-sum-exp, δ, pull, index of each among all rows)."""
     q, q_strides = queries
     up, up_strides = upstream
     lse, delta, pull, first_of_rows = rows
@@ -96,7 +99,7 @@ def _rows_of(start_n, queries, upstream, rows, N, OPT: tl.constexpr):
     row, exists = first_of_rows + n, n < N
     query = load(q, q_strides, start_n, N, OPT.BLOCK_N, OPT.D, OPT.BLOCK_D, True)
     gradient = load(up, up_strides, start_n, N, OPT.BLOCK_N, OPT.E, OPT.BLOCK_E, True)
-    log_sum = tl.load(lse + row, mask=exists, other=float("inf"))  # beyond the last query no weight
+    log_sum = tl.load(lse + row, mask=exists, other=float("inf"))  # no weight beyond the last query
     inner = tl.load(delta + row, mask=exists, other=0.0)
     along = inner
     if OPT.THROUGH and OPT.WEIGHTS:
@@ -109,7 +112,7 @@ def _keys_and_values_from_queries(
     d_key, d_value, key, value, m, queries, upstream, masks, rows, sizes, first, last,
     OPT: tl.constexpr, GUARDED: tl.constexpr,
 ):  # fmt: skip
-    """What queries ``first`` to ``last`` of one head send to a block of keys m and their values; keys down."""
+    """Adds what queries ``first`` to ``last`` of one head send to a block of keys m and their values; keys down."""
     mask, mask_strides = masks
     N, M, row_keys, scale, window, seed, dropout_p, keep = sizes
     for start_n in tl.range(first, last, OPT.BLOCK_N):
@@ -132,7 +135,7 @@ def _keys_and_values_from_queries(
 
 @triton.jit
 def _queries_of(start_m, N, M, window, OPT: tl.constexpr):
-    """(first, whole, end): queries from ``first`` on see some of the block of keys, from ``whole`` to ``end`` all."""
+    """(first, whole, end): queries from ``first`` on see some keys of the block, from ``whole`` to ``end`` all."""
     first, whole, end = 0, 0, N
     if OPT.CAUSAL:
         first = start_m // OPT.BLOCK_N * OPT.BLOCK_N
@@ -155,7 +158,7 @@ def keys_and_values(
     q_strides, k_strides, v_strides, mask_strides, up_strides, dk_strides, dv_strides,
     scale, window, dropout_p, keep, H, REPEATS, N, M, longest, OPT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys and values: one block of keys, from all query heads that share them."""
+    """Gradients of keys and values, for one block of keys, from all query heads that share it."""
     blocks = tl.cdiv(longest, OPT.BLOCK_M)
     start_m = tl.program_id(0) % blocks * OPT.BLOCK_M
     kv_head = tl.program_id(0) // blocks
@@ -193,7 +196,7 @@ def keys_and_values(
 
 @triton.jit
 def _d_logits(block, n, start_m, keys, values, masks, sizes, OPT: tl.constexpr, GUARDED: tl.constexpr):
-    """(gradient of the logits with the mask added, keys), for a block of queries n down and of keys across."""
+    """(gradient of the logits with the mask added, keys), for a block with queries n down and keys across."""
     query, gradient, log_sum, inner, along, row = block
     k, k_strides = keys
     v, v_strides = values
@@ -215,7 +218,7 @@ def _d_logits(block, n, start_m, keys, values, masks, sizes, OPT: tl.constexpr, 
 def _queries_from_keys(
     d_query, block, n, keys, values, masks, sizes, first, last, OPT: tl.constexpr, GUARDED: tl.constexpr
 ):
-    """What keys ``first`` to ``last`` send to a block of queries."""
+    """Adds what keys ``first`` to ``last`` send to a block of queries."""
     for start_m in tl.range(first, last, OPT.BLOCK_M):
         d_logits, key = _d_logits(block, n, start_m, keys, values, masks, sizes, OPT, GUARDED)
         d_query += dot(d_logits.to(key.dtype), key, OPT)
@@ -228,7 +231,7 @@ def queries(
     q_strides, k_strides, v_strides, mask_strides, up_strides, dq_strides,
     scale, window, dropout_p, keep, H, REPEATS, N, M, longest, OPT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the queries: one block of them."""
+    """Gradient of the queries, for one block of them."""
     head, start_n = query_block(longest, OPT)
     b, h = head // H, head % H
     first_n, n_count = sequence(queries_from, b, N, OPT)
@@ -257,17 +260,17 @@ def additive_mask(
     q_strides, k_strides, v_strides, mask_strides, up_strides, out_strides,
     scale, window, dropout_p, keep, MASK_BATCH, MASK_HEADS, B, H, REPEATS, N, M, SPLITS, OPT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of an additive mask (MASK_BATCH, MASK_HEADS, N or 1, M), in parts that are left to be added up.
+    """Gradient of an additive mask (MASK_BATCH, MASK_HEADS, N or 1, M), in parts that the caller adds up.
 
-    One program a block of queries, a block of keys, a mask's head, and one of SPLITS parts of the batches and heads
-    that share it.  ``out`` is (SPLITS, MASK_BATCH · MASK_HEADS, N or blocks of N, M) in float32.
+    Each program takes one block of queries, one block of keys, one head of the mask, and one of SPLITS parts of the
+    batches and heads that share it.  ``out`` is (SPLITS, MASK_BATCH · MASK_HEADS, N or blocks of N, M) in float32.
     """
     blocks_m, blocks_n = tl.cdiv(M, OPT.BLOCK_M), tl.cdiv(N, OPT.BLOCK_N)
     block_m = tl.program_id(0) % blocks_m
     block_n = tl.program_id(0) // blocks_m % blocks_n
     mask_head = tl.program_id(0) // (blocks_m * blocks_n) % (MASK_BATCH * MASK_HEADS)
     split = tl.program_id(0) // (blocks_m * blocks_n) // (MASK_BATCH * MASK_HEADS)
-    heads = H // MASK_HEADS  # that share a head of the mask: 1 or H
+    heads = H // MASK_HEADS  # number of heads that share a head of the mask: 1 or H
     sharing = B // MASK_BATCH * heads
     start_n, start_m = block_n * OPT.BLOCK_N, block_m * OPT.BLOCK_M
     n = start_n + tl.arange(0, OPT.BLOCK_N)

@@ -1,4 +1,4 @@
-"""Few queries against many keys: the keys in parts, side by side, and C only when the parts are one again.
+"""Attention of few queries to many keys: the keys are split into parts that run in parallel, and are merged before C.
 
 The query heads that share keys are rows of one block, so that grouped keys are read once.
 """
@@ -17,7 +17,7 @@ def attend_in_parts(
     q, k, v, mask, seed, sums, numbers, q_strides, k_strides, v_strides, mask_strides,
     scale, window, dropout_p, B, H, REPEATS, N, M, part_keys, parts, OPT: tl.constexpr,
 ):  # fmt: skip
-    """What one part of the keys adds up to, for a block of the rows (head of the group, query) of one key head.
+    """The partial sums over one part of the keys, for a block of the rows (head of the group, query) of one key head.
 
     ``sums`` is (parts, B · H · N, E); ``numbers`` (3, parts, B · H · N): denominators, squares, maxima.
     """
@@ -66,7 +66,7 @@ def attend_in_parts(
 def merge(
     sums, numbers, y, norm, lse, y_strides, eps, keep, B, H, N, parts, OPT: tl.constexpr,
 ):  # fmt: skip
-    """y, 1/C and the log-sum-exp from what the parts have added up to, for a block of the queries of one head."""
+    """y, 1/C and the log-sum-exp from the partial sums of all parts, for a block of the queries of one head."""
     blocks = tl.cdiv(N, OPT.BLOCK_N)
     start_n = tl.program_id(0) % blocks * OPT.BLOCK_N
     head = tl.program_id(0) // blocks
@@ -79,7 +79,7 @@ def merge(
         place = part * all_rows + row
         more_top = tl.load(numbers + 2 * parts * all_rows + place, mask=exists, other=float("-inf"))
         new_top = tl.maximum(top, more_top)
-        # A part whose keys are all masked has no maximum, and -inf - -inf is no number.
+        # A part whose keys are all masked has no maximum, and -inf - -inf is NaN.
         reference = tl.maximum(new_top, -LARGEST)
         shrink, more = tl.exp2(top - reference), tl.exp2(more_top - reference)
         part_acc = tl.load(sums + place[:, None] * OPT.E + columns, mask=exists[:, None] & (columns < OPT.E), other=0.0)

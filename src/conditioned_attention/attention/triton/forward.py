@@ -26,9 +26,9 @@ from conditioned_attention.attention.triton.blocks import (
 def attend_to_keys(
     state, query, n, row, keys, values, masks, sizes, first, last, OPT: tl.constexpr, GUARDED: tl.constexpr
 ):
-    """The online softmax over keys ``first`` to ``last``, for queries n that are rows ``row`` of all.
+    """Continues the online softmax over keys ``first`` to ``last``, for queries n with index ``row`` among all rows.
 
-    ``state`` is (acc, denominator, squares, top): what has been added up, in units of 2 to the power of top.
+    ``state`` is (acc, denominator, squares, top): the sums so far, with weights in units of 2 to the power of top.
     """
     acc, denominator, squares, top = state
     k, k_strides = keys
@@ -48,14 +48,14 @@ def attend_to_keys(
         else:  # the factor is taken out of the maximum, and then goes into one multiply-add
             new_top = tl.maximum(top, tl.max(logits, 1) * factor)
             logits *= factor
-        # A row that has met no key yet has no maximum, and -inf - -inf is no number.
+        # A row that has met no key yet has no maximum, and -inf - -inf is NaN.
         reference = new_top
         if OPT.MASK != "none" or OPT.WINDOWED:
             reference = tl.where(new_top == float("-inf"), 0.0, new_top)
         weights = tl.exp2(logits - reference[:, None])
         shrink = tl.exp2(top - reference)
         denominator = denominator * shrink + tl.sum(weights, 1)
-        if OPT.DROPOUT:  # after the denominator: what is left does not grow for what was dropped
+        if OPT.DROPOUT:  # after the denominator: the weights that are left do not grow to replace the dropped ones
             weights = tl.where(survives(seed, dropout_p, row[:, None], m, row_keys), weights, 0.0)
         if OPT.WEIGHTS:
             squares = squares * shrink * shrink + tl.sum(weights * weights, 1)
@@ -75,9 +75,9 @@ def nothing_yet(OPT: tl.constexpr):
 
 @triton.jit
 def finish(state, keep, eps, OPT: tl.constexpr):
-    """(rows of y, 1/C, log-sum-exp in base 2 (FOLD: minus log C)); ``keep`` is what dropout multiplies by."""
+    """(rows of y, 1/C, log-sum-exp in base 2 (FOLD: minus log C)); ``keep`` is what dropout multiplies weights by."""
     acc, denominator, squares, top = state
-    nothing = denominator == 0.0  # a query that may attend to nothing: its row is zero, and sends back zero
+    nothing = denominator == 0.0  # a query that may attend to nothing: its row is zero, and so is its gradient
     denominator = tl.where(nothing, 1.0, denominator)
     attention = acc / denominator[:, None]
     if OPT.DROPOUT:
@@ -101,7 +101,7 @@ def attend(
     q_strides, k_strides, v_strides, mask_strides, y_strides,
     scale, eps, window, dropout_p, keep, H, REPEATS, N, M, longest, OPT: tl.constexpr,
 ):  # fmt: skip
-    """y = C softmax(q kᵀ scale + mask) v; 1/C and the log-sum-exp of each row, (B, H, N): one block of queries."""
+    """y = C softmax(q kᵀ scale + mask) v, and 1/C and the log-sum-exp, both (B, H, N), for one block of queries."""
     head, start_n = query_block(longest, OPT)
     b, h = head // H, head % H
     first_n, n_count = sequence(queries_from, b, N, OPT)

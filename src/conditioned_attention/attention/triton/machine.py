@@ -1,4 +1,4 @@
-"""What a machine must have to run the Triton kernels."""
+"""Checks whether a machine has what the Triton kernels need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OLDEST = (8, 0)  # compute capability
 
 
 def refuses_machine(device: torch.device) -> str | None:
-    """Why Triton kernels do not run on tensors there; None if they do."""
+    """Why the Triton kernels cannot run on tensors on this device; None if they can."""
     if device.type == "cpu" and not interpreted():
         return "the Triton kernels are for CUDA, and the tensors are on a CPU"
     if device.type not in ("cuda", "cpu"):
@@ -33,13 +33,13 @@ def has_triton() -> bool:
     return _is_installed("triton")
 
 
-@cache  # asked at each call, and a search of the disk where the answer is no
+@cache  # asked at each call, and takes a search of the disk if the answer is no
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
 def _too_old(index: int | None) -> bool:
-    """Whether it is a GPU without tensor cores for bfloat16."""
+    """Whether this is a GPU without tensor cores for bfloat16."""
     return torch.cuda.is_available() and _capability(index) < _OLDEST
 
 
@@ -50,7 +50,7 @@ def _capability(index: int | None) -> tuple[int, int]:
 
 @cache
 def _cannot_launch() -> str | None:
-    """Why Triton cannot talk to the CUDA driver; None if it can.  It compiles the program that does so at first."""
+    """Why Triton cannot talk to the CUDA driver; None if it can.  Triton first compiles the program that does this."""
     if not torch.cuda.is_available():
         return None
     from triton.runtime.driver import driver
@@ -74,5 +74,5 @@ def interpreted() -> bool:
 
 
 def power_of_two(size: int) -> int:
-    """The smallest power of two from 16 on, the least that Triton multiplies, that is not below ``size``."""
+    """The smallest power of two that is at least ``size`` and at least 16, the smallest size that Triton multiplies."""
     return max(16, 1 << (size - 1).bit_length())

@@ -1,4 +1,4 @@
-"""C on the rows of an attention that other kernels computed, in one pass each way."""
+"""Applies C to the rows of attention outputs that other kernels computed, in one pass each way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def normalise(
     output, norm, lse, output_strides, norm_strides, lse_strides, eps, H, N,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """Rows of ``output`` to unit length where they lie, and 1/C; FOLD: log C from the natural log-sum-exp as well."""
+    """Scales rows of ``output`` to unit length in place, stores 1/C, and if FOLD takes log C from the natural lse."""
     b, h, start = _rows(H, N, BLOCK_N)
     head = head_of(output, output_strides, b, h, 0)
     rows = load(head, output_strides, start, N, BLOCK_N, D, BLOCK_D, True).to(tl.float32)
@@ -41,8 +41,8 @@ def rebuild(
     y, norm, upstream, attention, prepared, y_strides, norm_strides, upstream_strides, out_strides, eps, H, N,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, THROUGH: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """The attention that y was, y / C; and the upstream gradient as its backward takes it, where it is not the one that
-    came: THROUGH without its part along y, except below eps; not FOLD, times C."""
+    """The attention output y / C; and the upstream gradient as its backward takes it, if that is not the one that was
+    given: with THROUGH, without its part along y, except below eps; without FOLD, times C."""
     b, h, start = _rows(H, N, BLOCK_N)
     unit = load(head_of(y, y_strides, b, h, 0), y_strides, start, N, BLOCK_N, D, BLOCK_D, True).to(tl.float32)
     n = start + tl.arange(0, BLOCK_N)

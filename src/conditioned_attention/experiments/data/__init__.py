@@ -1,1 +1,1 @@
-"""One file a data set: what is on disk or in a package -> tensors."""
+"""Data sets, one file each: they turn what is on disk or in a package into tensors."""

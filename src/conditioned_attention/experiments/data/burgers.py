@@ -1,4 +1,4 @@
-"""Viscous Burgers on the circle: Gaussian initial functions, and what a pseudo-spectral solver makes of them."""
+"""The viscous Burgers equation on the circle: Gaussian initial functions and their pseudo-spectral solutions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from conditioned_attention.experiments.data.fingerprint import checksum, checksu
 from conditioned_attention.experiments.data.made import kept_or_made
 
 VISCOSITY = 0.1
-GRID = 512  # points that are computed with; a model sees every so many of them
+GRID = 512  # points of the solver's grid; a model sees every n-th of them
 _STEP = 1e-3
-_VERSION = 1  # of the numbers: raise it with whatever changes them
-_TOGETHER = 128  # functions solved at a time, which stay in the processor's cache
+_VERSION = 1  # of the numbers: raise it with every change that alters them
+_TOGETHER = 128  # functions solved at a time, few enough to stay in the processor's cache
 
 
 class FieldPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Functions on a grid, before and after: (S, n) each, float32; handed out as whole batches by `__getitems__`.
+    """Pairs of functions on a grid, before and after: (S, n) each, float32; `__getitems__` returns whole batches.
 
-    ``origin`` is plain data that say what made them: solvers round differently on other machines.
+    ``origin`` is plain data that say how the functions were made.  The fingerprint has it in place of their values,
+    because solvers round differently on other machines.
     """
 
     def __init__(self, before: Tensor, after: Tensor, origin: Mapping[str, Any] | None = None) -> None:
@@ -44,27 +45,27 @@ class FieldPairs(Dataset[tuple[Tensor, Tensor]]):
         return self.before[rows], self.after[rows]
 
     def subset(self, rows: Sequence[int]) -> FieldPairs:
-        """Some of the functions, in this order."""
+        """The functions in these rows, in this order."""
         return FieldPairs(*self.__getitems__(rows), {**self.origin, "rows": checksum(rows)})
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many, and what made them."""
+        """The number of functions, and how they were made."""
         return {"items": len(self), **self.origin}
 
 
 def burgers_pairs(first: int, count: int, points: int, cache_dir: Path | None = None) -> FieldPairs:
-    """u(·, 0) and u(·, 1) of functions number ``first`` to ``first + count - 1``, on a grid of ``points``.
+    """u(·, 0) and u(·, 1) for the functions number ``first`` to ``first + count - 1``, on a grid of ``points``.
 
-    They are computed on 512 points at the first call, a few seconds for a thousand, and kept in a file.
+    They are computed on 512 points at the first call, which takes a few seconds per thousand, and kept in a file.
 
     Args:
-        first, count: which functions; each is set by its number.
-        points: of the grid that they are handed out on; a divisor of 512.
-        cache_dir: folder for the file, which may be deleted whenever one likes; default
+        first, count: which functions; each depends on its number alone.
+        points: of the grid that the functions are returned on; a divisor of 512.
+        cache_dir: folder for the file, which may be deleted at any time; default
             `conditioned_attention.experiments.data.scan.default_cache_dir`.
 
     Raises:
-        ValueError: no function, or a grid that 512 points do not hold.
+        ValueError: there would be no function, or ``points`` is not a divisor of 512.
         OSError: ``cache_dir`` cannot be written.
     """
     if count < 1 or first < 0:
@@ -92,9 +93,9 @@ def _solved(first: int, count: int) -> _Pairs:
 def initial_functions(numbers: Sequence[int], grid: int = GRID) -> np.ndarray:
     """Gaussian functions (S, grid), float64, on the circle of length 1, with mean 0 and covariance 625 (−Δ + 25)⁻².
 
-    As in Li et al. 2021 (arXiv 2010.08895), section 5.1.  In Fourier space that is independent numbers: the mode k has
-    the standard deviation 25 / ((2πk)² + 25).  Each function is set by its number alone, and is the same on every grid
-    as far as it can hold it: the modes above 255 are 0.
+    As in Li et al. 2021 (arXiv 2010.08895), section 5.1.  In Fourier space the coefficients are independent, and mode k
+    has the standard deviation 25 / ((2πk)² + 25).  Each function depends on its number alone, and is the same on every
+    grid as far as the grid can represent it: modes above 255 are 0.
     """
     modes = np.arange(GRID // 2)
     deviation = 25 / ((2 * np.pi * modes) ** 2 + 25)
@@ -109,15 +110,16 @@ def initial_functions(numbers: Sequence[int], grid: int = GRID) -> np.ndarray:
 
 
 def solve(before: np.ndarray, time: float = 1.0, step: float = _STEP) -> np.ndarray:
-    """u(·, time) of ``u_t + u u_x = 0.1 u_xx`` on the circle of length 1, from u(·, 0).
+    """Solves ``u_t + u u_x = 0.1 u_xx`` on the circle of length 1, from u(·, 0) to u(·, time).
 
-    Pseudo-spectral: derivatives in Fourier space, products on the grid, the highest third of the modes left out (the
-    2/3 rule).  The viscous term is solved exactly by an integrating factor, the rest by Runge–Kutta of fourth order.
+    Pseudo-spectral: derivatives are taken in Fourier space and products on the grid, and the highest third of the modes
+    is left out (the 2/3 rule).  The viscous term is solved exactly by an integrating factor, the rest by fourth-order
+    Runge–Kutta.
 
     Args:
         before: u(·, 0) at x = 0, 1/n, …, (S, n), float64.
-        time: how long.
-        step: of time; ``time`` is cut into so many equal ones of about this length.
+        time: the time to solve for.
+        step: length of a time step; ``time`` is divided into equal steps of about this length.
 
     Returns:
         (S, n), float64.

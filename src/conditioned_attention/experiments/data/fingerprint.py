@@ -1,6 +1,7 @@
-"""What a data set is, in a few words and checksums that are the same on every machine.
+"""Fingerprints of data sets: a few words and checksums that are the same on every machine.
 
-Not where it lies, when it was written, or how it is read: two runs with one fingerprint have seen the same samples.
+They do not depend on where the data lie, when they were written, or how they are read: two runs with the same
+fingerprint have seen the same samples.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from conditioned_attention.storage.files import spelt
 
-_SHOWN = 10  # classes that are named; of more, the first and the last
+_SHOWN = 10  # if there are more classes, only the first ones and the last are named
 
 
 def fingerprint_of(data: Any) -> dict[str, Any]:
-    """Plain data that differ where two data sets do.
+    """The fingerprint of a data set: plain data that differ between different data sets.
 
-    A data set knows them itself, by a method ``fingerprint``; of a `TensorDataset` every byte counts, of a `Subset` its
-    rows, of a `ConcatDataset` each part.  Of any other no more is known than how many items it has, and of a stream
-    without a length nothing.
+    It comes from the data set's own method ``fingerprint`` if there is one.  For a `TensorDataset` every byte counts,
+    for a `Subset` also its rows, for a `ConcatDataset` each part.  For any other data set it has only the number of
+    items, and for a stream without a length nothing.
 
     >>> from conditioned_attention.experiments.data.recall import RecallSequences
     >>> fingerprint_of(RecallSequences(samples=9, vocabulary=16, pairs=2, length=8, stream=1))
@@ -55,7 +56,7 @@ def _of_tensor(tensor: Tensor) -> dict[str, Any]:
 
 
 def checksum(parts: Iterable[str | int]) -> str:
-    """CRC-32 of names or numbers in their order; letters with accents count as one, however a file system writes them.
+    """CRC-32 of names or numbers in their order; it does not depend on how a file system encodes accented letters.
 
     >>> checksum(["a", "b"]), checksum(["b", "a"])
     ('18572a97', '21cfd6ba')
@@ -70,7 +71,7 @@ def checksum_of_bytes(data: Any) -> str:
 
 
 def classes_in_words(names: Sequence[str]) -> str:
-    """How many classes, and which.
+    """The number of classes and their names, in words.
 
     >>> classes_in_words(["rose", "tulip"])
     '2 classes: rose, tulip'

@@ -1,4 +1,4 @@
-"""Random linear functions, each known by some of its points: sequences made when asked for."""
+"""Random linear functions, each given by some of its points: sequences that are generated on demand."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from conditioned_attention.storage.settings import plain
 
 @dataclass(frozen=True)
 class LinearFunctions(Dataset[tuple[Tensor, Tensor]]):
-    """Points (x, y) with y = w · x + noise, each sequence with a w of its own (Garg et al. 2022, arXiv 2208.01066).
+    """Points (x, y) with y = w · x + noise, where every sequence has its own w (Garg et al. 2022, arXiv 2208.01066).
 
-    x and w are standard normal.  Sequence i is set by ``stream`` and i alone and made anew whenever it is asked for: no
-    memory, and the sequences of two streams have nothing to do with each other.
+    x and w are standard normal.  Sequence i depends on ``stream`` and i alone and is generated at each access: nothing
+    is kept in memory, and the sequences of two streams are independent.
 
     Attributes:
-        samples: how many sequences there are.
+        samples: number of sequences.
         dimension: of x.
-        points: of a sequence.
-        noise: standard deviation of what is added to y.
-        stream: which sequences.
+        points: number of points in a sequence.
+        noise: standard deviation of the noise that is added to y.
+        stream: another number gives other sequences.
 
     Raises:
         ValueError: sizes below 1, fewer than two points, or noise that is negative or infinite.
@@ -68,7 +68,7 @@ class LinearFunctions(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(x).float(), torch.from_numpy(y).float()
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings: they make the sequences."""
+        """The settings, which determine the sequences."""
         return plain(self)
 
     def _drawn(self, index: int) -> np.ndarray:
@@ -79,15 +79,15 @@ class LinearFunctions(Dataset[tuple[Tensor, Tensor]]):
 
 
 def ridge_prediction(x: Tensor, y: Tensor, noise: float) -> Tensor:
-    """What the best estimator says of the last y, from the points before it and the last x.
+    """The best estimate of the last y, given the points before it and the last x.
 
-    With w standard normal that is ridge regression with the penalty noise²; without noise it is ordinary least squares,
-    of least norm where there are fewer points than dimensions.
+    Since w is standard normal, this is ridge regression with the penalty noise²; without noise it is ordinary least
+    squares, with the solution of least norm if there are fewer points than dimensions.
 
     Args:
         x: (B, k, d).
         y: (B, k).
-        noise: standard deviation of what was added to y.
+        noise: standard deviation of the noise that was added to y.
 
     Returns:
         (B,), float64.

@@ -1,4 +1,4 @@
-"""What is drawn by chance in numbered parts, in as many processes as one likes, and kept in a file."""
+"""Random data that are generated in numbered parts, by any number of processes, and kept in a file."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def kept_or_made(
     cache_dir: Path | None,
     make: Callable[[], Part],
 ) -> Part:
-    """The arrays of a file, or new ones, which are written whole or not at all; a damaged file is made anew.
+    """Reads arrays from their file, or makes them and writes the file if it is missing or damaged.
 
-    The file, in ``cache_dir`` or else in `default_cache_dir`, is named by what it holds and by a stamp of the settings
-    and the count.
+    The file is written completely or not at all.  It lies in ``cache_dir``, by default in `default_cache_dir`, and is
+    called ``name`` with a stamp of the settings and the count.
 
     Raises:
-        ValueError: nothing is to be made, or by no process.
+        ValueError: ``count`` or ``processes`` is below 1.
         OSError: the file cannot be written.
     """
     if min(count, processes) < 1:
@@ -60,7 +60,7 @@ def _read(file: Path, kind: type[Part]) -> Part | None:
 
 @contextmanager
 def parts_of(draw: Callable[[int], Any], processes: int) -> Iterator[Iterator[Any]]:
-    """Parts 0, 1, 2, … without end, in their order, of as many processes; they are started by spawning."""
+    """An endless iterator over parts 0, 1, 2, …, in order; with more than one process, new ones are spawned for it."""
     if processes == 1:
         yield map(draw, itertools.count())
         return

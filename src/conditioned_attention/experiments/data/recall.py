@@ -1,4 +1,4 @@
-"""Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv 2312.04927): sequences made when asked for."""
+"""Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv 2312.04927), generated on demand."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch.utils.data import Dataset
 
 from conditioned_attention.storage.settings import plain
 
-IGNORED = -100  # the target where nothing is asked, which PyTorch's cross entropy leaves out
-_POWER = 0.01  # of the law that says how far behind the pairs a query stands; that of the paper's code
+IGNORED = -100  # the target where nothing is asked, which PyTorch's cross entropy ignores
+_POWER = 0.01  # of the power law for the distance from the pairs to a query, as in the paper's code
 
 
 @dataclass(frozen=True)
 class RecallSequences(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of a key and a value, then the keys again in another order: what was the value of each?
+    """Sequences of key-value pairs, followed by the keys in another order: what was the value of each?
 
-    As in the paper's code, the pairs stand at the beginning, no key and no value twice, and every key is asked for once
-    behind them; a query is the likelier at a place the nearer it is to the pairs.  Between the queries stand keys that
-    the sequence has no pair of.  (The paper's code draws these fillers from all tokens, so that some contradict the
-    pairs; here every query has one answer.)  The smaller half of the tokens are keys, the others values.
+    As in the paper's code, the pairs come first, no key or value occurs in two of them, and every key is queried once
+    after them; a place is more likely to have a query the nearer it is to the pairs.  Between the queries are keys that
+    have no pair in the sequence.  (The paper's code draws these fillers from all tokens, so that some contradict the
+    pairs; here every query has one answer.)  The lower half of the tokens are keys, the others values.
 
-    Sequence i is set by ``stream`` and i alone and made anew whenever it is asked for: no memory, and the sequences of
-    two streams have nothing to do with each other.
+    Sequence i depends on ``stream`` and i alone and is generated at each access: nothing is kept in memory, and the
+    sequences of two streams are independent.
 
     Attributes:
-        samples: how many sequences there are.
-        vocabulary: number of tokens, even.
-        pairs: pairs of a sequence.
-        length: tokens of a sequence, even, at least four a pair.
-        stream: which sequences.
+        samples: number of sequences.
+        vocabulary: number of different tokens, even.
+        pairs: number of pairs in a sequence.
+        length: number of tokens in a sequence, even, at least four per pair.
+        stream: another number gives other sequences.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: sizes that do not fit together.
 
     >>> tokens, targets = RecallSequences(samples=100, vocabulary=16, pairs=2, length=10)[0]
     >>> tokens.tolist(), targets.tolist()
@@ -68,7 +68,7 @@ class RecallSequences(Dataset[tuple[Tensor, Tensor]]):
         return self.samples
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Tokens (n,) and targets (n,), int64; a target is the value that is asked for there, or -100."""
+        """Tokens (n,) and targets (n,), int64; a target is the value that is queried there, or -100."""
         tokens, targets = self._made(index)
         return torch.from_numpy(tokens), torch.from_numpy(targets)
 
@@ -80,7 +80,7 @@ class RecallSequences(Dataset[tuple[Tensor, Tensor]]):
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings: they make the sequences."""
+        """The settings, which determine the sequences."""
         return plain(self)
 
     def _made(self, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from conditioned_attention.experiments.data.scan import reason_of
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether ``save_to_disk`` has written this folder."""
+    """Whether this folder was written by ``save_to_disk``."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
@@ -19,7 +19,7 @@ def load_saved(path: Path) -> dict[str, Any]:
 
     Raises:
         ModuleNotFoundError: ``datasets`` is not installed; the message says how to get it.
-        ValueError: it cannot be loaded.
+        ValueError: the data set cannot be loaded.
     """
     with needs("datasets", f"the saved data set {path}"):
         from datasets import DatasetDict, load_from_disk

@@ -1,6 +1,7 @@
-"""Every item of a data set is read once before training, and those that cannot be read are left out by name.
+"""Reads every item of a data set once before training; items that cannot be read are named and left out.
 
-Up front, so that the training set is the same for every run, variant and machine, and a report can say what is missing.
+This happens up front so that the training set is the same for every run, variant and machine, and a report can say
+what is missing.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ Decoded = TypeVar("Decoded")
 
 
 def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/conditioned-attention``, or ``~/.cache/conditioned-attention``.
+    """The default cache folder: ``$XDG_CACHE_HOME/conditioned-attention``, or ``~/.cache/conditioned-attention``.
 
-    A user without a home (an unknown uid, as in containers) has one among the temporary files.
+    For a user without a home (an unknown uid, as in containers) it is in the folder for temporary files.
     """
     name = "conditioned-attention"
     if there := os.environ.get("XDG_CACHE_HOME"):
@@ -44,11 +45,11 @@ def default_cache_dir() -> Path:
 
 
 class Scan(NamedTuple):
-    """What reading every item once has found.
+    """The result of reading every item once.
 
     Attributes:
         unreadable: why an item cannot be read, by its index, in order.
-        contents: what ``read`` gave for each item; 0 for those that cannot be read.
+        contents: what ``read`` returned for each item; 0 for those that cannot be read.
     """
 
     unreadable: dict[int, str]
@@ -63,17 +64,17 @@ def read_once(
     max_unreadable: int = 10,
     cache_dir: Path | None = None,
 ) -> Scan:
-    """Reads every item once; a later call with the same stamp takes what could be read from the cache.
+    """Reads every item once; a later call with the same stamp takes the results of readable items from the cache.
 
-    What could not be read is tried again at every call: the reason may have been a permission, a disk that was away or
-    a library that was missing, of which no stamp knows.
+    Items that could not be read are tried again at every call: the reason may have been a permission, a disk that was
+    not mounted or a missing library, none of which the stamp covers.
 
     Args:
         names: of the items, for messages.
-        read: reads item i whole, gives a checksum (CRC-32) of it, and raises if it cannot; called from several threads
-            at a time.
+        read: reads all of item i, returns a checksum (CRC-32) of it, and raises if it cannot; called from several
+            threads at a time.
         stamp: changes whenever an item may have changed; see `stamp_of`.
-        max_unreadable: more than so many are an error.
+        max_unreadable: more unreadable items than this are an error.
         cache_dir: where results are kept; default `default_cache_dir`.  Any file there may be deleted.
 
     Raises:
@@ -93,7 +94,7 @@ def read_once(
 
 
 def stamp_of(parts: Iterable[Any]) -> str:
-    """A digest of what identifies the items: names, sizes, times of change, version of the reader."""
+    """A digest of what identifies the items: names, sizes, modification times, version of the reader."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps(part).encode())
@@ -106,7 +107,10 @@ def check_bound(max_unreadable: int) -> None:
 
 
 def check_unreadable(unreadable: Mapping[str, str], items: int, max_unreadable: int, where: str = "the data") -> None:
-    """Raises ValueError if there are more reasons (by name) than allowed, or nothing is left."""
+    """Raises ValueError if more items are unreadable than allowed, or none is left.
+
+    ``unreadable`` has the reasons by the items' names.
+    """
     if len(unreadable) > max_unreadable:
         raise ValueError(
             f"{_say(unreadable, items)}. At most max_unreadable={max_unreadable} are left out; "
@@ -119,7 +123,7 @@ def check_unreadable(unreadable: Mapping[str, str], items: int, max_unreadable: 
 
 
 def tell_unreadable(unreadable: Mapping[str, str], items: int) -> list[str]:
-    """Warns of items that are left out, in one process of several; returns the lines for a report, one an item."""
+    """Warns of items that are left out, in only one of several processes; returns lines for a report, one per item."""
     if not unreadable:
         return []
     tell(f"left out: {_say(unreadable, items)}")
@@ -127,7 +131,7 @@ def tell_unreadable(unreadable: Mapping[str, str], items: int) -> list[str]:
 
 
 def tell(message: str) -> None:
-    """Warns, in one process of several."""
+    """Issues a warning, in only one of several processes."""
     if multiprocessing.parent_process() is None and is_main():
         warn(message)
 
@@ -135,16 +139,16 @@ def tell(message: str) -> None:
 def as_scanned(
     name: str, load: Callable[[], bytes], decode: Callable[[bytes], Decoded], checksum: int | None
 ) -> Decoded:
-    """An item that the scan could read, read again while training.
+    """Reads an item during training that the scan could read before.
 
     Args:
         name: of the item.
-        load: its bytes.
-        decode: what they hold.
+        load: returns the item's bytes.
+        decode: decodes them.
         checksum: CRC-32 of the bytes that the scan saw; None if it kept none.
 
     Raises:
-        RuntimeError: it cannot be read any more, or its bytes are others.
+        RuntimeError: the item can no longer be read, or its bytes have changed.
     """
     try:
         encoded = load()
@@ -191,7 +195,7 @@ def _cached(file: Path, items: int) -> Scan | None:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """A lock beside the file; raises before the long reading if the result could not be kept."""
+    """Holds a lock beside the file; raises before the long scan if its result could not be saved."""
     from filelock import FileLock
 
     try:
@@ -207,7 +211,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _read_all(names: Sequence[str], read: Callable[[int], int], rows: Sequence[int], found: Scan) -> None:
-    """Reads these items in threads (decoders release the interpreter's lock), with a bar on a terminal."""
+    """Reads these items in threads (decoders release the interpreter's lock), with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 

@@ -1,4 +1,4 @@
-"""Fixed splits: the same for every run, variant and seed."""
+"""Fixed splits of data sets, the same for every run, variant and seed."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-EVALUATION = 5  # one in so many is for evaluation where a data set comes without such a set
-TRAINING_SETS = ("train", "training")  # names that say what a part of a data set is for, in any case
+EVALUATION = 5  # one item in so many is held out if a data set comes without an evaluation set
+TRAINING_SETS = ("train", "training")  # names of parts of a data set that say what they are for, in upper or lower case
 EVALUATION_SETS = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
-TUNING = 10  # one in so many training items scores a run that chooses settings, so that the evaluation set stays unseen
+TUNING = 10  # one training item in so many scores runs that tune settings, so that the evaluation set stays unseen
 _SHOWN = 10  # names in a message
 
 
 def hold_out(labels: Sequence[int], one_in: int, groups: Sequence[Any] | None = None) -> tuple[list[int], list[int]]:
-    """Indices (of the rest, of the part held out): every ``one_in``-th item, of each class alike.
+    """Holds out every ``one_in``-th item, of each class alike; returns indices (of the rest, of the part held out).
 
-    Items are shuffled, always in the same way, put in order of their class, and then counted off: exact shares even
-    where a class has fewer items than ``one_in``.  The only item of a class stays.  Both lists come shuffled.
+    Items are shuffled, always in the same way, sorted by class, and then counted off, which gives exact shares even
+    where a class has fewer items than ``one_in``.  If a class has only one item, it is not held out.  Both lists are
+    shuffled.
 
     Args:
         labels: the class of each item.
-        one_in: how many there are for each that is held out.
-        groups: what each item belongs to, such as the document of a sentence.  Whole groups are held out then, each of
-            the class of its first item; None where every item is one of its own.
+        one_in: one item in so many is held out.
+        groups: what each item belongs to, such as the document of a sentence.  Then whole groups are held out, and each
+            has the class of its first item.  None if every item is a group of its own.
 
     Raises:
         ValueError: too few items, or groups, to hold out any.
@@ -49,12 +50,12 @@ def _shuffled(count: int) -> np.ndarray:
 
 
 class Sets(NamedTuple):
-    """Which parts of a data set are for what.
+    """Which part of a data set is for training, and which for evaluation.
 
     Attributes:
         train: the training set; None if no part has the name of a set.
         evaluation: the evaluation set; None if there is none.
-        left_out: the others.
+        left_out: the other parts.
     """
 
     train: str | None
@@ -63,15 +64,15 @@ class Sets(NamedTuple):
 
 
 def choose_sets(names: Iterable[str], eval_split: str | None, where: str) -> Sets:
-    """Which of these folders, files or splits are the training and the evaluation set, by their names in any case.
+    """Finds the training and the evaluation set among folders, files or splits, by their names in upper or lower case.
 
     Args:
         names: of the parts.
-        eval_split: the one to evaluate on, for data with several, or with one of an unusual name; None finds it.
+        eval_split: the part to evaluate on, needed if there are several or its name is unusual; None finds it.
         where: what they are parts of, for messages.
 
     Raises:
-        ValueError: it is not clear, or there is an evaluation set and none for training.
+        ValueError: the sets are ambiguous, or there is an evaluation set but no training set.
 
     >>> choose_sets(["Training", "Testing"], None, "flowers")
     Sets(train='Training', evaluation='Testing', left_out=[])
@@ -117,6 +118,6 @@ def names_an_evaluation_set(name: str) -> bool:
 
 
 def listed(names: Sequence[str], between: str = ", ") -> str:
-    """Names for a message, at most ten of them; ``between`` stands between them."""
+    """Names for a message, at most ten of them, joined by ``between``."""
     more = f"{between}… ({len(names)} in all)" if len(names) > _SHOWN else ""
     return f"{between.join(names[:_SHOWN]) or 'nothing'}{more}"

@@ -1,4 +1,4 @@
-"""What lies below a folder of data: its files in the order of their names, and what was left out."""
+"""Walks through a folder of data: its files in the order of their names, and what was left out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from conditioned_attention.experiments.data.split import Sets, choose_sets, listed, names_a_set
 
-# Folders that file servers, archives and systems make, in lower case: thumbnails, and what somebody has deleted.
+# Folders that file servers, archives and operating systems create, in lower case: thumbnails, and deleted files.
 _FILE_SERVERS = ("@eadir", "@recycle", "#recycle", "#snapshot", "lost+found")
 GENERATED = {*_FILE_SERVERS, "$recycle.bin", "system volume information", "__macosx", "__pycache__"}
 
 
 class File(NamedTuple):
-    """A file of a data set: its path below the root, as it is on disk, its size in bytes and time of change in ns."""
+    """A file of a data set: its path below the root, as on disk, its size in bytes and modification time in ns."""
 
     name: str
     size: int
@@ -27,13 +27,13 @@ class File(NamedTuple):
 class Walk:
     """A walk through a folder of data.
 
-    Hidden files and folders, whose names begin with a point, are passed over without a word.  Links are followed if
-    they lead out of the data, and no folder is read twice: a link to a folder of the data, or to one above, would give
-    pictures a second class.
+    Hidden files and folders, whose names begin with a dot, are skipped silently.  Links are followed only if they lead
+    out of the data, and no folder is read twice: a link to a folder of the data, or to one above, would give pictures a
+    second class.
 
     Args:
         root: the folder.
-        suffixes: of the files that count, in lower case with the point.
+        suffixes: of the files that count, in lower case with the dot.
     """
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
@@ -44,12 +44,12 @@ class Walk:
         self._others: Counter[str] = Counter()
 
     def folders(self, folder: str = "") -> dict[str, str]:
-        """The folders in one of the folders below the root, by name; the values are the names as they are on disk.
+        """The subfolders of a folder below the root, by name; the values are their names as on disk.
 
-        Names with accents are written in one way (NFC), however the file system writes them.
+        Names with accents are normalized (NFC), however the file system encodes them.
 
         Raises:
-            ValueError: two folders whose names are the same but for the way in which accents are written.
+            ValueError: the names of two folders differ only in how accents are encoded.
         """
         found: dict[str, str] = {}
         for entry in self._entries(folder):
@@ -63,16 +63,16 @@ class Walk:
         return found
 
     def beside(self, folder: str) -> list[str]:
-        """The files that lie directly in a folder and count by their suffix."""
+        """The files directly in a folder that count by their suffix."""
         entries = [entry for entry in self._entries(folder) if self._counts(entry.name) and not entry.is_dir()]
         return [os.path.join(folder, entry.name) for entry in entries]
 
     def files(self, folder: str = "") -> list[File]:
-        """Every file that counts in a folder below the root and in all below that, in the order of their paths."""
+        """All files that count in a folder below the root and in its subfolders, in the order of their paths."""
         return sorted(self._files(folder), key=lambda file: same_letters(file.name))
 
     def left_out(self) -> list[str]:
-        """What was passed over so far, a line a kind."""
+        """What has been left out so far, one line per kind."""
         kinds = {
             "links to folders that are read already, or lie above": self._links,
             "folders that systems make": self._generated,
@@ -92,7 +92,7 @@ class Walk:
         for entry in self._entries(folder):
             name = os.path.join(folder, entry.name)
             if self._counts(entry.name):
-                yield File(name, *_stamp(entry))  # a folder of such a name too: it will be unreadable, and named
+                yield File(name, *_stamp(entry))  # also a folder with such a name: it is reported as unreadable
             elif not entry.is_dir():
                 self._others[os.path.splitext(entry.name)[1].lower()] += 1
             elif entry.is_symlink() and self._known(os.path.realpath(entry.path), real):
@@ -101,7 +101,7 @@ class Walk:
                 yield from self._files(name)
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """What is in a folder and may be data, in the order of names."""
+        """The entries of a folder that may be data, in the order of their names."""
         kept = []
         with os.scandir(self.root / folder) as entries:
             for entry in sorted(entries, key=lambda entry: same_letters(entry.name)):
@@ -121,7 +121,7 @@ class Walk:
 
 
 def same_letters(name: str) -> str:
-    """A name with its accents written in one way (NFC): file systems and archives differ.
+    """A name with normalized accents (NFC), because file systems and archives encode them differently.
 
     >>> same_letters("caf" + "e" + chr(0x301)) == "caf" + chr(0xE9)
     True
@@ -142,13 +142,13 @@ def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
 
 
 def sets_at_top(walk: Walk, places: Mapping[str, str], eval_split: str | None) -> tuple[Sets, list[str]]:
-    """The sets among folders and files at the top of a folder, and a line on those that are none.
+    """Finds the sets among the folders and files at the top of a folder; also returns a line on those left out.
 
-    Folders that hold nothing that counts are not in question.
+    Folders that hold no files that count are not considered.
 
     Args:
         walk: through that folder.
-        places: the paths of what is at its top, by name.
+        places: the paths of the folders and files at its top, by name.
         eval_split: see `choose_sets`.
 
     Raises:

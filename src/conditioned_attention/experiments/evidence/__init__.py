@@ -1,1 +1,1 @@
-"""What runs have found: scores, statistics, tables and verdicts."""
+"""The results of runs: scores, statistics, tables and verdicts."""

@@ -11,7 +11,7 @@ from conditioned_attention.experiments.evidence.published import ITEMS, Item, Ro
 from conditioned_attention.experiments.evidence.tables import conditioning_table, table
 
 HEADER = ["", "plain", "conditioned", "change", "plain, measured", "conditioned, measured", "difference [95 %]"]
-# where a comparison's tables have what a paper's number is
+# for each measure of a paper, the column of a comparison's tables that has the same number
 COLUMNS = {
     "score": "final",
     "epochs": "reaches baseline",
@@ -27,7 +27,7 @@ Cells = Mapping[str, Mapping[str, str]]  # by variant and column
 
 
 def change(row: Row) -> str:
-    """What a paper's two numbers differ by: scores by a difference, all else by a ratio.
+    """How a paper's two numbers differ: a difference for scores, a ratio for everything else.
 
     >>> change(Row("ViT-B", None, "80.2", "81.4")), change(Row("ViT-B", None, "29:28", "30:45", "hours"))
     ('+1.2', '× 1.044')
@@ -63,7 +63,7 @@ def _difference(column: str) -> str:
 
 
 def beside(item: Item, found: Mapping[str, Cells]) -> list[list[str]]:
-    """The rows under `HEADER`: the paper's numbers, and those of `measured` beside them."""
+    """The rows under `HEADER`: the paper's numbers, and beside them the measured ones in ``found``."""
     rows = []
     for row in item.rows:
         by_variant, column = found.get(row.key, {}), COLUMNS[row.measure]
@@ -74,7 +74,7 @@ def beside(item: Item, found: Mapping[str, Cells]) -> list[list[str]]:
 
 
 def tables_of(comparison: Comparison) -> list[tuple[Item, list[list[str]]]]:
-    """The items that a comparison's recipe stands in, each with its rows of `beside` in which both have a number."""
+    """The items that a comparison's recipe belongs to, each with those rows of `beside` in which both have numbers."""
     settings = comparison.settings if isinstance(comparison.settings, Mapping) else {}
     names = [str(settings[key]) for key in ("recipe", "glue_task") if settings.get(key)]
     found = {"_".join(names): cells_of(comparison)} if names else {}
@@ -86,9 +86,9 @@ def tables_of(comparison: Comparison) -> list[tuple[Item, list[list[str]]]]:
 
 
 def elsewhere(item: Item) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what others have reported of the same tasks, with the paper's own, and how sure one run is.
+    """Header and rows of scores that others reported on the same tasks, the paper's own, and the error of a single run.
 
-    No rows where nothing is known.  The mean is that of the rows.
+    There are no rows if no such scores are known.  The mean is that of the scores shown in a row.
 
     >>> header, rows = elsewhere(ITEMS["table4"])
     >>> rows[-1]

@@ -1,7 +1,7 @@
-"""All variants against the baseline at once, with seeds as blocks: one spread out of all runs, not one a pair.
+"""Tests all variants against the baseline at once, with seeds as blocks and one spread from all runs, not one a pair.
 
-A paired t test of five seeds knows its spread from four differences.  Where every variant scatters alike, the residuals
-of k variants on n seeds know it from (k − 1)(n − 1), and far smaller differences can be told from none.
+A paired t test of five seeds estimates its spread with four degrees of freedom.  If all variants scatter alike, the
+residuals of k variants on n seeds have (k − 1)(n − 1), and far smaller differences become significant.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.power import detectable, measured_spreads
 
 LEVEL = 0.05
-_FEWEST = 3  # variants, the baseline among them, to have a spread that is not that of one pair
+_FEWEST = 3  # variants, including the baseline, that give a spread of more than one pair
 
 Numbers = NDArray[np.float64]
 
@@ -31,13 +31,13 @@ class BlockedTest:
     Attributes:
         baseline: its name.
         differences: mean of each variant's scores minus the baseline's.
-        p_values: of each difference, corrected for all of them.
-        half_width: of the simultaneous 95 % interval, the same for all differences.
-        critical: its critical value: half a width in standard errors of a difference.
-        seeds: how many blocks.
+        p_values: the p-value of each difference, corrected for the number of differences.
+        half_width: half the width of the simultaneous 95 % interval, the same for all differences.
+        critical: the critical value: the half width in standard errors of a difference.
+        seeds: the number of blocks.
         df: degrees of freedom of the residuals, (k − 1)(n − 1).
         unequal: p-value of Bartlett's check that all scatter alike.
-        left_out: why each other variant has no part in it.
+        left_out: why each other variant was left out of the test.
     """
 
     baseline: str
@@ -52,7 +52,7 @@ class BlockedTest:
 
     @property
     def trusted(self) -> bool:
-        """Whether Bartlett's check passes; else one spread for all is wrong, and the paired t tests stand."""
+        """Whether Bartlett's check passes; otherwise one spread for all is wrong, and only the paired t tests count."""
         return self.unequal >= LEVEL
 
     @property
@@ -61,10 +61,10 @@ class BlockedTest:
         return detectable(self.half_width, self.critical, self.df)
 
     def sentences(self, metric: Metric, digits: int) -> list[str]:
-        """What the test has found, in words; that it is not to be trusted, where Bartlett's check fails.
+        """The result of the test in sentences, or that it cannot be trusted, if Bartlett's check fails.
 
         Args:
-            metric: which way is up.
+            metric: says whether higher scores are better.
             digits: decimals of a score.
         """
         if not self.trusted:
@@ -93,22 +93,23 @@ class BlockedTest:
         return told
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with what follows from it."""
+        """Plain data, including the properties that follow from it."""
         return {**asdict(self), "trusted": self.trusted, "detectable": self.detectable}
 
 
 def blocked_test(scores: Mapping[str, Mapping[int, float]]) -> BlockedTest | None:
     """Tests every variant against the first, with seeds as blocks; None without two seeds, two variants and a spread.
 
-    y_ij = seed i + variant j + residual; the residuals' mean square s² has (k − 1)(n − 1) degrees of freedom, and a
-    difference of two means the standard error s √(2 / n) (the randomised block design, with Dunnett, *JASA* 50, 1955).
-    Variants that lack a seed of the baseline's, or have a score that is not finite, are left out.  As long as
-    Bartlett's check finds that the residuals do not scatter alike, so is the variant without which they are most alike:
-    one that fails, such as λ = 10, would blur all others.  Spreads are independent of means, so that this favours no
-    outcome.  If the baseline is the odd one, or the three that are left scatter unlike, the test is not `trusted`.
+    The model is y_ij = seed i + variant j + residual, a randomised block design, with the test of Dunnett (*JASA* 50,
+    1955).  The residuals' mean square s² has (k − 1)(n − 1) degrees of freedom, and a difference of two means has the
+    standard error s √(2 / n).  Variants that lack one of the baseline's seeds, or have a score that is not finite, are
+    left out.  As long as Bartlett's check finds that the residuals do not scatter alike, the variant without which they
+    are most alike is left out too: one that fails, such as λ = 10, would blur all others.  Spreads are independent of
+    means, so this favours no outcome.  If the odd one is the baseline, or if the last three do not scatter alike, the
+    test is not `trusted`.
 
     Args:
-        scores: of every variant (the baseline first) and seed.
+        scores: the scores of every variant (the baseline first), by seed.
 
     >>> noise = [0.3, -0.2, 0.1, -0.4, 0.2]
     >>> scores = {f"v{i}": {s: 90 + s + i * (1 + noise[(s + i) % 5]) for s in range(5)} for i in range(4)}
@@ -149,13 +150,13 @@ def _dunnett(names: Sequence[str], y: Numbers, left_out: dict[str, str]) -> Bloc
 
 
 def _residuals(y: Numbers) -> Numbers:
-    """What neither seed (row) nor variant (column) explains; rounding is no residual."""
+    """What neither seed (row) nor variant (column) explains; rounding errors are set to zero."""
     found = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
     return np.where(np.abs(found) <= 1e-9 * np.abs(y).max(), 0.0, found)
 
 
 def _unequal(y: Numbers) -> float:
-    """The p-value of Bartlett's check on residuals; those of few variants are correlated, and it rejects too seldom."""
+    """The p-value of Bartlett's check on residuals; those of few variants are correlated: it rejects too seldom."""
     from scipy import stats
 
     spreads = _residuals(y)
@@ -165,7 +166,7 @@ def _unequal(y: Numbers) -> float:
 
 
 def _odd_ones(y: Numbers) -> list[int]:
-    """Columns to be left out so that Bartlett's check passes, one at a time; never the first."""
+    """Columns to leave out so that Bartlett's check passes, chosen one at a time; never the first."""
     kept = list(range(y.shape[1]))
     while len(kept) > _FEWEST and _unequal(y[:, kept]) < LEVEL:
         odd = max(kept, key=lambda i: _unequal(y[:, [j for j in kept if j != i]]))
@@ -177,7 +178,7 @@ def _odd_ones(y: Numbers) -> list[int]:
 
 @cache
 def critical_value(variants: int, df: int) -> float:
-    """Dunnett's two-sided critical value at 5 %, for one baseline and that many variants with as many runs each.
+    """Dunnett's two-sided critical value at 5 %, for one baseline and this many variants with equally many runs.
 
     >>> round(critical_value(2, 10), 2)  # Dunnett, Biometrics 20, 1964
     2.57
@@ -193,13 +194,13 @@ def critical_value(variants: int, df: int) -> float:
 def _beyond(size: float, variants: int, df: int) -> float:
     """The probability that chance alone brings any of the differences beyond ``size`` standard errors.
 
-    With as many runs of each, differences to one baseline have correlation 1/2: they share its mean z.  Given z and the
-    measured spread s they are independent, so that with k variants
+    With equal numbers of runs, differences from one baseline have correlation 1/2: they share its mean z.  Given z and
+    the measured spread s they are independent, so that with k variants
 
         P(none beyond) = E_s E_z [Φ(z + √2 size s) − Φ(z − √2 size s)]^k,
 
-    which is what Dunnett tabulated.  ``scipy.stats.dunnett`` knows no blocks, whose degrees of freedom are fewer;
-    ``scipy.stats.multivariate_t`` with that correlation gives the same to three digits, by random points.
+    which is what Dunnett tabulated.  ``scipy.stats.dunnett`` does not support blocks, which have fewer degrees of
+    freedom; ``scipy.stats.multivariate_t`` with that correlation gives the same to three digits, from random points.
     """
     from scipy import special
 

@@ -1,4 +1,4 @@
-"""What a comparison is when its runs have finished."""
+"""A comparison whose runs have finished."""
 
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ class Comparison:
     """Finished runs of several variants with the same seeds.
 
     Attributes:
-        runs: for every variant (the baseline first) the history of each finished seed: the rows that ``train``
-            yielded.
+        runs: for every variant (the baseline first) the history of each finished seed: the rows that ``train`` yielded.
         metric: what the score is.
-        failures: why each other run has no result, in a line, by ``"variant, seed n"``.
-        settings: what was run, plain data.
-        environment: where this was put together.
+        failures: why each of the other runs has no result, in one line, by ``"variant, seed n"``.
+        settings: what was run, as plain data.
+        environment: where this comparison was put together.
         machines: where the runs were made: what differs between machines, and how many runs each made.
         cost: time and memory of a training step by variant, relative to the baseline; None if not measured.
         tuning: how each variant's learning rate was chosen; None if it was not tuned.
-        data: what the runs say of their data, in lines.
-        calls: on which day runs were begun, and by which command; runs of earlier versions do not say.
+        data: what the runs report about their data, in lines.
+        calls: on which day and by which command runs were begun; runs of earlier versions do not say.
 
     >>> from conditioned_attention.experiments import Comparison, Metric
     >>> of = lambda *scores: {seed: [{"score": score}] for seed, score in enumerate(scores)}
@@ -63,11 +62,11 @@ class Comparison:
     calls: list[dict[str, str]] = field(default_factory=list)
 
     def summary(self) -> list[Summary]:
-        """One row a variant; see `Summary`."""
+        """One row per variant; see `Summary`."""
         return summarise(self.runs, self.metric)
 
     def blocked(self) -> BlockedTest | None:
-        """All variants against the baseline at once; None with fewer than two, or where there is nothing to test."""
+        """A test of all variants against the baseline at once; None with fewer than two, or with nothing to test."""
         from conditioned_attention.experiments.evidence.blocks import blocked_test
 
         final = {name: {s: final_score(h) for s, h in by_seed.items()} for name, by_seed in self.runs.items()}
@@ -75,24 +74,25 @@ class Comparison:
 
     @property
     def saturated(self) -> bool:
-        """Whether final scores are too close to the best that there can be to tell variants apart."""
+        """Whether final scores are too close to the best possible score to distinguish variants."""
         return saturated(self.summary(), self.metric)
 
     def outcomes(self) -> list[Comparison]:
-        """The same runs compared by other numbers: the mean of the score over the run, the evaluation loss, and of
-        detection the average precision of masks and at two overlaps.
+        """The same runs, compared by numbers other than the final score.
 
-        Each run's history is one row then, with that number as its score.  Empty if there is nothing to compare.
+        These are the mean of the score over the run, the evaluation loss and, for detection, the average precision of
+        masks and at two overlaps.  Each run's history is then one row, with that number as its score.  Empty if there
+        is nothing to compare.
         """
         found = other_outcomes(self.runs, self.metric) if len(self.runs) > 1 else []
         return [dataclasses.replace(self, runs=runs, metric=metric, cost=None, tuning=None) for metric, runs in found]
 
     def outcome_table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of `outcomes`, as text; no rows if there are none."""
+        """The header and rows of a table of `outcomes`, as text; no rows if there are none."""
         return outcome_table([(found.metric, found.summary(), found.blocked()) for found in self.outcomes()])
 
     def outcome_sentences(self) -> list[str]:
-        """What the tests say of `outcomes`."""
+        """What the tests say about `outcomes`, in sentences."""
         return [
             f"{found.metric.name[:1].upper()}{found.metric.name[1:]}. {sentence}"
             for found in self.outcomes()
@@ -100,13 +100,13 @@ class Comparison:
         ]
 
     def on_all(self) -> list[str]:
-        """Sentences on all variants together; with a single one to compare, there are none."""
+        """Sentences about all variants together; none if there is only one to compare with the baseline."""
         rows, blocked = self.summary(), self.blocked()
         found = [sentence for sentence in [many_compared(rows)] if sentence]
         return found + (blocked.sentences(self.metric, decimals(rows[0].final.mean)) if blocked else [])
 
     def verdicts(self) -> list[str]:
-        """One sentence a variant (but the baseline), and some on all; they say no more than the statistics do."""
+        """One sentence per variant (except the baseline), and some on all; they say no more than the statistics do."""
         rows = self.summary()
         sentences = [verdict(row, rows[0].variant, self.metric) for row in rows[1:]]
         if self.tuning is None:
@@ -143,13 +143,13 @@ def _place(machine: Mapping[str, Any]) -> str:
 
 
 def machines_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The distinct environments of runs, each with how many there are; ``continued`` where they went on elsewhere."""
+    """The distinct environments of runs, each with its number of runs; ``continued`` if they went on elsewhere."""
     counts = Counter(json.dumps(_where(result)) for result in results)
     return [{"runs": n, **json.loads(text)} for text, n in counts.items()]
 
 
 def calls_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The distinct days and commands of runs, the first of them first."""
+    """The distinct days and commands of runs, earliest first."""
     found = {(result["date"], result["command"]) for result in results if "date" in result and "command" in result}
     return [{"date": date, "command": command} for date, command in sorted(found)]
 

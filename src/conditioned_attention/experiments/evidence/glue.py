@@ -1,4 +1,4 @@
-"""The mean over the tasks of GLUE, of eight numbers and of nine, seed by seed."""
+"""Means over the tasks of GLUE, of eight numbers and of nine, seed by seed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ OF_NINE = Metric("GLUE, mean of nine numbers, MNLI matched and mismatched")
 
 
 def glue_means(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Comparisons by the mean over the tasks, of what all eight comparisons of the recipe ``glue`` have.
+    """Combines the comparisons of all eight tasks of the recipe ``glue`` into comparisons by the mean over the tasks.
 
-    Two: by the mean of eight numbers, as in table 5 of arXiv 2603.27153, and by that of nine, with both development
-    sets of MNLI, as JonasGeiping/cramming prints it.  A variant's run with a seed is there if it has ended on every
-    task; its history is one row.  Nothing where a task is missing, or there twice.
+    There are two: by the mean of eight numbers, as in table 5 of arXiv 2603.27153, and by the mean of nine, with both
+    development sets of MNLI, as JonasGeiping/cramming prints it.  They include a variant's run with a seed if it has
+    ended on every task; its history is one row.  The list is empty if a task is missing or occurs twice.
 
     Args:
-        comparisons: of any recipes; the others are passed by.
+        comparisons: of any recipes; those of other recipes are ignored.
     """
     found = [one for one in comparisons if isinstance(one.settings, Mapping) and one.settings.get("recipe") == "glue"]
     tasks = {one.settings["glue_task"]: one for one in found}
@@ -42,7 +42,7 @@ def glue_means(comparisons: Iterable[Comparison]) -> list[Comparison]:
 def _means(
     by_task: Mapping[str, Mapping[int, History]], numbers: Callable[..., list[float]]
 ) -> dict[int, list[dict[str, Any]]]:
-    """One row for each seed that every task has."""
+    """A history of one row for each seed that every task has."""
     seeds = sorted(set.intersection(*(set(runs) for runs in by_task.values())))
     return {
         seed: [{"score": statistics.fmean(numbers({task: runs[seed] for task, runs in by_task.items()}))}]

@@ -10,8 +10,8 @@ class Metric:
     """The number that runs are compared by.
 
     Attributes:
-        name: with its unit, as printed in tables.
-        higher_is_better: which way is up.
+        name: its name with the unit, as printed in tables.
+        higher_is_better: whether a higher score is a better one.
 
     >>> from conditioned_attention.experiments import Metric
     >>> print(Metric("loss", higher_is_better=False))
@@ -26,7 +26,7 @@ class Metric:
 
     @property
     def limit(self) -> float | None:
-        """The best that a percentage can be, 100 or 0; None of other units.
+        """The best possible value of a percentage, 100 or 0; None for other units.
 
         >>> from conditioned_attention.experiments import Metric
         >>> Metric("accuracy (%)").limit, Metric("error (%)", False).limit, Metric("loss (nats a byte)", False).limit

@@ -1,6 +1,7 @@
-"""Other numbers that runs can be compared by, where final scores are too close to a limit to tell runs apart.
+"""Other numbers by which runs can be compared if final scores are too close to a limit to distinguish runs.
 
-Near 100 % the last few samples decide: the mean over the run still says who learned faster, and the loss who is surer.
+Near 100 % the last few samples decide.  The mean over the run still shows which variant learned faster, and the loss
+which is more confident.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ from typing import Any
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import History, Summary, finite_or_nan, scores
 
-SATURATED = 5.0  # per cent that are left to the limit of a percentage
+SATURATED = 5.0  # per cent: a final score closer than this to the limit of a percentage is saturated
 
 Runs = Mapping[str, Mapping[int, History]]
 
 
 def saturated(rows: list[Summary], metric: Metric) -> bool:
-    """Whether a variant's mean final score leaves less than 5 per cent to the best that a percentage can be."""
+    """Whether the mean final score of any variant is less than 5 points away from the best possible percentage."""
     return metric.limit is not None and any(abs(metric.limit - row.final.mean) < SATURATED for row in rows)
 
 
 def mean_score(history: History) -> float:
-    """Of all evaluations of a run, which are the same for every variant; nan if one was not finite, or is alone."""
+    """The mean of all evaluations of a run, which are at the same epochs for all variants; nan if one is not finite.
+
+    It is also nan if there is only one evaluation.
+    """
     return statistics.fmean(scores(history)) if len(history) > 1 else math.nan
 
 
 def final_number(name: str) -> Callable[[History], float]:
-    """What the weights that a run ended with have under a name, on its test set if it has one; nan if unknown."""
+    """A function that gives a named number of a run's final weights, on its test set if it has one; nan if unknown."""
 
     def number(history: History) -> float:
         last = history[-1]
@@ -40,7 +44,7 @@ def final_number(name: str) -> Callable[[History], float]:
     return number
 
 
-# of detection, whose score is the average precision of boxes over all overlaps; by the names that rows have
+# the other average precisions of detection, by their names in rows; its score is that of boxes over all overlaps
 PRECISIONS = {
     "box_ap50": "box AP50 (%)",
     "box_ap75": "box AP75 (%)",
@@ -51,7 +55,7 @@ PRECISIONS = {
 
 
 def other_outcomes(runs: Runs, metric: Metric) -> list[tuple[Metric, dict[str, dict[int, list[dict[str, Any]]]]]]:
-    """The same runs with another score, as histories of one row; only outcomes that some run has.
+    """The same runs with other scores, as histories of one row each; only outcomes that some run has.
 
     Returns:
         ``mean … over the run``, with the direction of ``metric``, ``evaluation loss at the end``, and `PRECISIONS`.

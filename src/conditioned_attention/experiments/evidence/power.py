@@ -1,4 +1,4 @@
-"""What a comparison could have seen: without it "no difference was seen" says nothing."""
+"""The differences that a comparison could have seen; without them "no difference was seen" says nothing."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from functools import cache
 from typing import Any
 
 POWER = 0.8  # the probability with which a difference is called seen; Cohen's convention
-MOST = 1000  # pairs that are asked about
+MOST = 1000  # the largest number of pairs that is tried
 
 
 def detectable(half_width: float, critical: float, df: float) -> float:
-    """The true difference that a two-sided test finds with probability 0.8, given the spread that the runs had.
+    """The true difference that a two-sided test finds with probability 0.8, given the spread of the runs.
 
     The statistic of a difference δ with standard error e has the noncentral t distribution with noncentrality δ / e;
-    a difference is found where it is beyond the critical value c: P(|T| > c) = 0.8 gives δ / e.  The spread is the one
-    measured, and so the answer is as rough as that is: of three seeds it is easily half or twice the true one.
+    a difference is found if the statistic is beyond the critical value c: P(|T| > c) = 0.8 gives δ / e.  The spread is
+    the measured one, so the result is just as rough: with three seeds it is easily half or twice the true one.
 
     Args:
-        half_width: of the confidence interval, c · e, in the unit of the score.
+        half_width: half the width of the confidence interval, c · e, in the unit of the score.
         critical: c, in standard errors.
         df: degrees of freedom of the standard error.
 
@@ -44,7 +44,7 @@ def pairs_to_show(difference: float, sd: float) -> float:
         sd: standard deviation of the differences of pairs, in the same unit.
 
     Returns:
-        A whole number, 2 at least; inf where it is beyond 1,000; nan where the deviation is none.
+        A whole number, at least 2; inf if it is beyond 1,000; nan if the deviation is zero or not finite.
 
     >>> pairs_to_show(0.5, 1.0), pairs_to_show(0.01, 1.0)
     (34, inf)
@@ -67,7 +67,7 @@ def pairs_to_show(difference: float, sd: float) -> float:
 def measured_spreads(df: float) -> tuple[Any, Any]:
     """Points and weights for the expectation over a measured standard error, in units of the true one.
 
-    So many that the integral is right to 12 digits for one degree of freedom, too.
+    There are so many of them that the integral is accurate to 12 digits even for one degree of freedom.
     """
     import numpy as np
     from scipy import stats
@@ -81,7 +81,7 @@ def measured_spreads(df: float) -> tuple[Any, Any]:
 
 @cache
 def _noncentrality(critical: float, df: float) -> float:
-    """δ / e.  The expectation over the measured spread, because scipy's ``nct`` is nan in far tails."""
+    """δ / e, by an expectation over the measured spread, because scipy's ``nct`` is nan in far tails."""
     from scipy import optimize, special
 
     s, weights = measured_spreads(df)

@@ -1,7 +1,7 @@
-"""Every table and figure of both papers, their numbers as printed, and which runs would repeat them.
+"""Every table and figure of both papers, with the numbers as printed and the runs that would reproduce them.
 
-The numbers of arXiv 2603.27153 are those of its text.  Those of arXiv 2603.07162 come from public summaries, since its
-own text could not be read here; they name no tables.
+The numbers of arXiv 2603.27153 are from its text.  Those of arXiv 2603.07162 come from public summaries, because its
+own text could not be read here; the summaries name no tables.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from conditioned_attention.choices import Choices
 
-SEEDS = 5  # of the first; not known of the second
+SEEDS = 5  # of the first paper; not known for the second
 
 Name = Literal[
     "figure1", "table1", "figure2", "figure3", "table2", "table3", "table4", "figure4", "table5", "table6", "table7",
@@ -28,16 +28,16 @@ Measure = Literal["score", "epochs", "steps", "kappa", "kappa_weights", "hours",
 
 @dataclass(frozen=True)
 class Row(Choices):
-    """Two numbers that a paper sets against each other.
+    """Two numbers that a paper compares.
 
     Attributes:
-        what: model or task, and what of it.
-        recipe: that repeats it, by the name that it has or will have, or the model of ``bench step``; None where no
-            single one does.
-        plain, conditioned: as printed, hours as ``"29:28"``; empty where the paper gives no number.
+        what: model or task, and which quantity of it.
+        recipe: the recipe that reproduces them, by the name that it has or will have, or the model of ``bench step``;
+            None if no single one does.
+        plain, conditioned: the numbers as printed, hours as ``"29:28"``; empty where the paper gives no number.
         measure: what the numbers are.
-        test_samples: of which scores in per cent are; 0 where that is not asked for.
-        task: of the recipe ``glue``, or which mean over its tasks.
+        test_samples: how many test samples scores in per cent are based on; 0 where that is not needed.
+        task: a task of the recipe ``glue``, or which mean over its tasks.
     """
 
     what: str
@@ -50,28 +50,28 @@ class Row(Choices):
 
     @property
     def standard_error(self) -> float:
-        """Of the plain score of one run, in per cent, by the number of test samples alone: √(p (1 - p) / n)."""
+        """Standard error of one run's plain score in per cent, by the number of test samples only: √(p (1 - p) / n)."""
         share = float(self.plain) / 100
         return 100 * math.sqrt(share * (1 - share) / self.test_samples)
 
     @property
     def key(self) -> str:
-        """Names its runs: the recipe, with the task where it has one."""
+        """The name of its runs: the recipe, and the task if it has one."""
         return f"{self.recipe}_{self.task}" if self.task else self.recipe or ""
 
     @property
     def is_mean(self) -> bool:
-        """Whether it is over all tasks of the recipe."""
+        """Whether the numbers are means over all tasks of the recipe."""
         return self.task in MEANS
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Scores of the same tasks by others.
+    """Scores that others have reported on the same tasks.
 
     Attributes:
-        who: whose, and of what.
-        scores: as printed, by recipe.
+        who: who reported them, and for which model.
+        scores: the scores as printed, by recipe.
     """
 
     who: str
@@ -80,18 +80,18 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Item(Choices):
-    """A table or figure.
+    """A table or figure of a paper.
 
     Attributes:
-        name: on the command line.
-        paper: its number on arXiv.
-        place: in the paper.
+        name: its name on the command line.
+        paper: the paper's number on arXiv.
+        place: its place in the paper.
         shows: what it shows, and in which unit.
-        rows: what it compares; none of a drawing.
-        open_questions: what the paper leaves open, or what it says is at odds with, a sentence each.
-        variant: what stands for its method here.
-        by: the command that repeats it.
-        elsewhere: what others have reported of the same.
+        rows: what it compares; empty for a drawing.
+        open_questions: what the paper leaves open, or what contradicts it, one sentence each.
+        variant: the variant that stands for its method here.
+        by: the command that reproduces it.
+        elsewhere: what others have reported on the same tasks.
     """
 
     name: Name
@@ -108,9 +108,9 @@ class Item(Choices):
 def _rows(
     whats: str, recipes: str, plain: str, conditioned: str, measure: Measure = "score", of: str = ""
 ) -> tuple[Row, ...]:
-    """A row for each of the ``whats``, separated by commas; the rest, by spaces, in the paper's order.
+    """A row for each of the ``whats``, separated by commas; the rest is in the same order, separated by spaces.
 
-    One recipe may stand for all of them.
+    A single recipe stands for all rows.
     """
     names = whats.split(", ")
     given = recipes.split() if " " in recipes else [recipes] * len(names)
@@ -120,12 +120,12 @@ def _rows(
 
 
 def _tested(rows: tuple[Row, ...], counts: tuple[int, ...]) -> tuple[Row, ...]:
-    """The rows, of scores of so many test samples each."""
+    """The same rows with their numbers of test samples."""
     return tuple(replace(row, test_samples=count) for row, count in zip(rows, counts, strict=True))
 
 
 def _glue(whats: str, plain: str, conditioned: str) -> tuple[Row, ...]:
-    """Rows of the recipe ``glue``, each with its task; a last one for the mean that the papers do not give."""
+    """Rows of the recipe ``glue``, each with its task, and a last one for the mean that the papers do not give."""
     rows = _rows(whats, "glue", plain, conditioned)
     tasks = tuple(replace(row, task=_GLUE[row.what]) for row in rows)
     return (*tasks, Row("average of nine, MNLI twice", "glue", "", "", task="mean_of_nine"))

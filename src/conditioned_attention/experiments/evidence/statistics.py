@@ -1,4 +1,4 @@
-"""From the curves of paired runs to the numbers of a table.  Pure functions; nothing is read or written."""
+"""Computes the numbers of a table from the curves of paired runs.  Pure functions; nothing is read or written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ History = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over ``n`` seeds; the deviation of one seed is nan."""
+    """Mean and standard deviation over ``n`` seeds; with one seed the deviation is nan."""
 
     mean: float
     sd: float
@@ -33,9 +33,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of paired differences with its two-sided 95 % t interval; the ends of one pair are nan.
+    """Mean of paired differences with its two-sided 95 % t interval, whose ends are nan for a single pair.
 
-    ``p_value`` is that of the paired t test; nan with fewer than two pairs, or where all differences are the same.
+    ``p_value`` is that of the paired t test; nan with fewer than two pairs, or if all differences are the same.
     """
 
     mean: float
@@ -46,12 +46,12 @@ class Interval:
 
     @property
     def contains_zero(self) -> bool:
-        """True also if there are too few pairs for an interval: then nothing is shown either."""
+        """Whether the interval contains zero; True also with too few pairs for one, since that shows nothing either."""
         return not (self.low > 0 or self.high < 0)
 
     @property
     def detectable(self) -> float:
-        """The true difference that as many pairs with this spread show with probability 0.8; nan without an interval.
+        """The true difference that this many pairs with this spread show with probability 0.8; nan without an interval.
 
         See `conditioned_attention.experiments.evidence.power`.
         """
@@ -63,8 +63,10 @@ class Interval:
 
     @property
     def pairs_to_show(self) -> float:
-        """How many pairs with this spread show a true difference as large as the one measured, with probability 0.8;
-        inf beyond 1,000, nan without an interval."""
+        """How many pairs with this spread would show a true difference as large as the measured one.
+
+        With probability 0.8; inf beyond 1,000 pairs, nan without an interval.
+        """
         from scipy import stats
 
         if self.n < 2:
@@ -79,8 +81,8 @@ class Reached:
 
     Attributes:
         epoch: the first evaluation at which the mean over the runs was that good; None if it never was.
-        n: of how many runs; 0 if there is no mean curve.
-        step: the same in optimizer steps; None if it never was, or steps were not counted.
+        n: the number of runs in the mean; 0 if there is no mean curve.
+        step: the same in optimizer steps; None if the mean never was that good, or steps were not counted.
     """
 
     epoch: float | None
@@ -95,20 +97,20 @@ class Reached:
 
 @dataclass(frozen=True)
 class Summary:
-    """One variant in a table: scores over seeds, and the difference to the baseline over the pairs of seeds.
+    """One variant in a table: scores over seeds, and the difference from the baseline over the pairs of seeds.
 
     Attributes:
         variant: its name.
-        final, best: last and best score of a run, over seeds.  The best is chosen on the data it is measured on.
-        difference: of the final scores, variant minus baseline, same seeds; None for the baseline.
-        reached: when the mean over seeds reached what the baseline's had come to at its end, over the pairs of seeds
-            (figure 2 of 2603.27153); both on the evaluation set, also where final scores are of a test set.
+        final, best: last and best score of each run, over seeds.  The best is chosen on the data it is measured on.
+        difference: difference of the final scores, variant minus baseline, same seeds; None for the baseline.
+        reached: when the mean over seeds reached the final value of the baseline's mean, over the pairs of seeds
+            (figure 2 of arXiv 2603.27153); both on the evaluation set, even if final scores are of a test set.
         log10_kappa: median over seeds of the last median log₁₀ κ over heads; inf at the numerical floor, nan if it
             was not measured.
         floor_share: mean over seeds of the share of heads at the numerical floor; nan if not measured.
-        largest_scale: the largest factor that C, or what stands in its place, put on a row at the end; of all seeds.
+        largest_scale: the largest factor by which C, or what replaces it, multiplied a row at the end, over all seeds.
         log10_kappa_weights: median over seeds of the last median log₁₀ κ of W_Q, W_K and W_V with their corrections.
-        value_growth: mean over seeds of ‖W_V‖ at the end over that at the start.
+        value_growth: ‖W_V‖ at the end divided by ‖W_V‖ at the start, mean over seeds.
     """
 
     variant: str
@@ -124,7 +126,7 @@ class Summary:
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything to say of conditioning."""
+        """Whether condition numbers were measured."""
         return not math.isnan(self.floor_share)
 
 
@@ -140,8 +142,8 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     mean = statistics.fmean(differences) if n else math.nan
     if n < 2:
         return Interval(mean, math.nan, math.nan, n)
-    # No spread but rounding: an accuracy in single precision is off by 1e-5 of a point, and with few test samples three
-    # seeds do differ by the same number of them; the t test would call that certain.
+    # The spread is only rounding: an accuracy in single precision is off by 1e-5 of a point, and with few test samples
+    # three seeds can differ by the same number of samples.  The t test would call such a difference certain.
     if max(differences) - min(differences) <= 1e-4 * abs(mean):
         return Interval(mean, mean, mean, n)
     test = stats.ttest_1samp(differences, 0.0)
@@ -150,13 +152,13 @@ def paired_interval(differences: Sequence[float]) -> Interval:
 
 
 def epochs(history: History) -> list[float]:
-    """The epoch of every row, whole or not; rows without one are counted from 1."""
+    """The epoch of every row, which may be a fraction; rows without one are counted from 1."""
     found = [finite_or_nan(row.get("epoch")) for row in history]
     return [i + 1 if math.isnan(epoch) else row["epoch"] for i, (row, epoch) in enumerate(zip(history, found))]
 
 
 def finite_or_nan(value: float | None) -> float:
-    """A number as what is computed with: one that is not finite is nan, as is null, by which files say so."""
+    """The number for computations: nan if it is not finite, or if it is None, by which files stand for that."""
     return math.nan if value is None or not math.isfinite(value) else float(value)
 
 
@@ -166,13 +168,13 @@ def scores(history: History) -> list[float]:
 
 
 def final_score(history: History) -> float:
-    """The score that a run is compared by: of the weights that it ended with, on its test set if it has one."""
+    """The score by which a run is compared: that of the weights it ended with, on its test set if it has one."""
     last = history[-1]
     return finite_or_nan(last.get("test_score", last.get("selected_score", last["score"])))
 
 
 def last_score(history: History) -> float:
-    """The score of the last evaluation: what curves can be held against, where the final score is of other data."""
+    """The score of the last evaluation, which can be compared with curves even if the final score is of other data."""
     return scores(history)[-1]
 
 
@@ -184,11 +186,11 @@ def mean_curve(histories: Sequence[History]) -> dict[float, float]:
 
 
 def reached(histories: Sequence[History], goal: float, metric: Metric) -> Reached:
-    """When the mean over runs first was as good as ``goal``.
+    """When the mean over runs was first as good as ``goal``.
 
-    The mean and not each run: a curve that goes up and down passes a score before the curve below the noise does, the
-    earlier the more it scatters, while the goal stays what the baseline ended with.  Averaging n runs divides the noise
-    by √n, which shortens that head start and does not end it.
+    The mean is used and not each run: a noisy curve passes a score before the curve without its noise does, the earlier
+    the more it scatters, while the goal stays the score with which the baseline ended.  Averaging n runs divides the
+    noise by √n, which shortens this head start but does not remove it.
     """
     curve = mean_curve(histories)
     gains = {epoch: score - goal if metric.higher_is_better else goal - score for epoch, score in curve.items()}
@@ -198,12 +200,12 @@ def reached(histories: Sequence[History], goal: float, metric: Metric) -> Reache
 
 
 def summarise(runs: Mapping[str, Mapping[int, History]], metric: Metric) -> list[Summary]:
-    """One `Summary` a variant; the first variant is the baseline.
+    """One `Summary` per variant; the first variant is the baseline.
 
     Args:
         runs: for every variant the history of each seed: rows with ``"score"``, and ``"epoch"`` and what
             `ConditionMonitor` and `projection_records` measured, if known.
-        metric: which way is up.
+        metric: says whether higher scores are better.
     """
     names = list(runs)
     baseline = runs[names[0]]
@@ -249,7 +251,7 @@ def _summary(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction for many comparisons: p-values that may be held against one level, all together.
+    """Holm's correction for multiple comparisons: p-values that can all be compared with the same level.
 
     >>> {name: round(p, 3) for name, p in holm({"a": 0.01, "b": 0.04, "c": 0.03}).items()}
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
@@ -263,13 +265,13 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def holm_of(rows: Sequence[Summary]) -> dict[str, float]:
-    """The p-values of the paired t tests by Holm's correction, by variant, the smallest first."""
+    """The p-values of the paired t tests after Holm's correction, by variant, the smallest first."""
     p_values = {row.variant: row.difference.p_value for row in rows if row.difference is not None}
     return holm({name: p for name, p in p_values.items() if not math.isnan(p)})
 
 
 def many_compared(rows: Sequence[Summary]) -> str:
-    """What is left of the differences when it is taken into account how many were looked at; empty for one alone."""
+    """Says which differences are left after correction for the number of comparisons; empty for fewer than two."""
     adjusted = holm_of(rows)
     if len(adjusted) < 2:
         return ""
@@ -287,8 +289,11 @@ def decimals(size: float) -> int:
 
 
 def outcome(difference: Interval | None, metric: Metric) -> str:
-    """``"better"`` or ``"worse"`` where the interval leaves out zero, ``"not shown"`` where it does not, ``""`` if
-    there is nothing to compare."""
+    """Says whether a variant is better or worse than the baseline, as far as the interval shows it.
+
+    ``"better"`` or ``"worse"`` if the interval excludes zero, ``"not shown"`` if it does not, ``""`` if there is
+    nothing to compare.
+    """
     if difference is None or difference.n == 0:
         return ""
     if difference.contains_zero or difference.low == difference.high:
@@ -297,7 +302,7 @@ def outcome(difference: Interval | None, metric: Metric) -> str:
 
 
 def verdict(summary: Summary, baseline: str, metric: Metric) -> str:
-    """One sentence that the interval supports, and no more."""
+    """One sentence on a variant, which claims no more than the interval supports."""
     difference, digits = summary.difference, decimals(summary.final.mean)
 
     def number(value: float) -> str:

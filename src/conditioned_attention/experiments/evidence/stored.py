@@ -1,6 +1,6 @@
-"""What the files of runs and comparisons hold, key by key: what they are checked against when they are read.
+"""Schemas of the files of runs and comparisons, key by key, against which they are checked when they are read.
 
-Keys that a version before this one did not write stand in the parts that need not be there.
+Keys that an earlier version did not write are optional.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _Log10 = Annotated[Number, Rule(lambda x: x is None or abs(x) <= 308, "a number 
 _Share = Annotated[Number, Rule(lambda x: x is None or 0 <= x <= 1, "a number from 0 to 1, or null")]
 _Positive = Annotated[Number, Rule(lambda x: x is None or x > 0, "a positive number or null")]
 _Rate = Annotated[float, Rule(lambda lr: 0 < lr < math.inf, "a positive number")]
-_Head = Annotated[int, Rule(lambda i: 0 <= i < 1 << 12, "a whole number from 0 to 4095")]  # room is made for as many
+_Head = Annotated[int, Rule(lambda i: 0 <= i < 1 << 12, "a whole number from 0 to 4095")]  # as many get room in arrays
 
 
 class Metric(TypedDict):
@@ -28,7 +28,7 @@ class _Scored(TypedDict):
 
 
 class Row(_Scored, total=False):
-    """A line of ``metrics.jsonl``, and of a history: what a training loop yielded; it may hold more."""
+    """A line of ``metrics.jsonl`` or a row of a history: what a training loop yielded; it may hold more keys."""
 
     epoch: Number
     step: Count
@@ -65,8 +65,10 @@ class _Made(TypedDict):
 
 
 class Begun(_Made, total=False):
-    """``begun.json``: what a run is, where it was made, when and by which command; ``continued`` are the machines that
-    it went on on."""
+    """``begun.json``: what a run is, and where, when and by which command it was begun.
+
+    ``continued`` lists the machines on which it was continued.
+    """
 
     variant_settings: dict[str, Any] | None
     continued: list[Machine]
@@ -81,14 +83,14 @@ class Result(Begun):
 
 
 class Data(TypedDict):
-    """``data.json``: what a run has found of its data."""
+    """``data.json``: what a run has found out about its data."""
 
     in_words: list[str]
     data_fingerprint: dict[str, Any]
 
 
 class BuiltOf(TypedDict):
-    """What a model was built of; see `models.built`."""
+    """What a model was built from; see `models.built`."""
 
     model: str
     settings: dict[str, Any]
@@ -96,7 +98,7 @@ class BuiltOf(TypedDict):
 
 
 class Model(TypedDict):
-    """``model.json``: what is needed, besides weights, to have a run's model without recipe and data."""
+    """``model.json``: what is needed, besides weights, to rebuild a run's model without its recipe and data."""
 
     built_of: BuiltOf | None
     conditioning: dict[str, Any]
@@ -105,7 +107,7 @@ class Model(TypedDict):
 
 
 class Places(TypedDict):
-    """``places.json``: where a run's data lie, and how they are read, which sets none of its numbers."""
+    """``places.json``: where a run's data are and how they are read, which affects none of its numbers."""
 
     places: dict[str, Any]
 
@@ -115,7 +117,7 @@ class _Step(TypedDict):
 
 
 class TrainRow(_Step, total=False):
-    """A line of ``train.jsonl``; the parts of a loss have names of their own."""
+    """A line of ``train.jsonl``; the parts of a loss have further keys."""
 
     seen: Count
     loss: Number
@@ -136,14 +138,14 @@ class _HeadRow(_Step):
 
 
 class HeadRow(_HeadRow, total=False):
-    """A line of ``conditions.jsonl``: a `HeadRecord`, of which these are looked at."""
+    """A line of ``conditions.jsonl``: a `HeadRecord`, of which these keys are checked."""
 
     resolution: _Positive
     not_finite: Number
 
 
 class ProjectionRow(_Step):
-    """A line of ``projections.jsonl``: a `ProjectionRecord`, of which these are looked at."""
+    """A line of ``projections.jsonl``: a `ProjectionRecord`, of which these keys are checked."""
 
     role: str
     kappa_corrected: _Positive
@@ -200,13 +202,13 @@ class _Several(Machine):
 
 
 class Machines(_Several, total=False):
-    """Where several runs were made: one after the other, if ``continued`` says so."""
+    """Where a number of runs were made; ``continued`` lists the machines on which they went on."""
 
     continued: list[Machine]
 
 
 class Call(TypedDict):
-    """When runs were made (the day they began, UTC), and what was typed."""
+    """When runs were made (the day they began, UTC), and the command that was typed."""
 
     date: str
     command: str
@@ -217,7 +219,7 @@ class _TableRow(TypedDict):
 
 
 class Table(TypedDict, total=False):
-    """What counts of an earlier ``results.json`` beside the runs themselves."""
+    """The keys of an earlier ``results.json`` that are used besides the runs themselves."""
 
     table: list[_TableRow]
     cost: Costs | None

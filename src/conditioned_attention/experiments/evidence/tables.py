@@ -45,12 +45,12 @@ CONDITIONING = {
 
 
 def explained(words: Mapping[str, str], header: Sequence[str]) -> list[tuple[str, str]]:
-    """What each column is, for those that are there; "could have seen (paired)" is a "could have seen"."""
+    """Explanations of the columns in a header; "could have seen (paired)" is explained as "could have seen"."""
     return [(name, text) for name, text in words.items() if any(cell.startswith(name) for cell in header)]
 
 
 def outcomes_explained(header: Sequence[str]) -> str:
-    """What the columns of `outcome_table` are, for those that are there."""
+    """A sentence that explains those columns of `outcome_table` that are in a header."""
     names = " ".join(header)
     found = {
         "over the run": "the mean over all evaluations of a run says who learned faster",
@@ -73,9 +73,9 @@ def table(summaries: Sequence[Summary], cost: Mapping[str, Any] | None = None) -
 def difference_table(
     summaries: Sequence[Summary], blocked: BlockedTest | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of how sure each difference is, and how large one had to be to be seen, as text.
+    """Header and rows of p-values of the differences, and of the differences that could have been seen, as text.
 
-    No rows if there is no interval; the columns of the blocked test where there is one.
+    There are no rows if there is no interval; the blocked test adds columns if it is given.
     """
     corrected = holm_of(summaries)
     rows = []
@@ -104,7 +104,7 @@ def _probability(p: float) -> str:
 
 
 def conditioning_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what was measured of heads and projections, as text; no rows if nothing was."""
+    """Header and rows of what was measured of heads and projections, as text; no rows if nothing was measured."""
     header = ["variant", "log10 κ(heads)", "floor", "largest C", "log10 κ(W)", "‖W_V‖ ×"]
     rows = [
         [
@@ -122,7 +122,7 @@ def conditioning_table(summaries: Sequence[Summary]) -> tuple[list[str], list[li
 
 
 def without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """A table without the columns of which nothing is known.
+    """A table without the columns that hold no value in any row.
 
     >>> without_empty_columns(["variant", "floor", "largest C"], [["baseline", "0%", "-"], ["other", "-", "-"]])
     (['variant', 'floor'], [['baseline', '0%'], ['other', '-']])
@@ -134,10 +134,10 @@ def without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) 
 def outcome_table(
     outcomes: Sequence[tuple[Metric, Sequence[Summary], BlockedTest | None]],
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the same runs compared by other numbers, side by side, as text; no rows without any.
+    """Header and rows of the same runs compared by other numbers, side by side, as text; no rows if there are none.
 
     Args:
-        outcomes: what each number is, its rows, and its blocked test if there is one.
+        outcomes: for each number its metric, its rows, and its blocked test if there is one.
     """
     header, columns = ["variant"], [[row.variant for row in outcomes[0][1]] if outcomes else []]
     for metric, rows, blocked in outcomes:
@@ -202,7 +202,7 @@ def aligned(header: list[str], rows: list[list[str]]) -> str:
 
 
 def tuning_table(tuning: Tuning) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what was tried for each variant, as text."""
+    """Header and rows of the learning rates that were tried for each variant, as text."""
     header = ["variant", "learning rate", "runs", f"validation {tuning.metric.name}", "chosen"]
     rows = []
     for variant, trials in tuning.trials.items():

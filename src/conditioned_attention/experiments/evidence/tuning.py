@@ -1,7 +1,7 @@
-"""The learning rate of each variant: a small grid, the same budget for all, chosen on validation data alone.
+"""Tuning of each variant's learning rate: a small grid, the same budget for all, chosen on validation data alone.
 
-A comparison at one learning rate says little: a method that prefers a lower rate than its rival wins or loses by
-where that one rate happens to stand.
+A comparison at one learning rate says little: if a method prefers a lower rate than its rival, it wins or loses
+depending on where that one rate happens to lie.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Trial:
 
     Attributes:
         scores: the final validation score of each seed that finished.
-        failures: of each other seed, the first line of its error.
+        failures: for each other seed, the first line of its error.
     """
 
     scores: dict[int, float]
@@ -35,22 +35,22 @@ class Trial:
 
     @property
     def mean(self) -> float | None:
-        """Mean score over seeds; None if a run failed or has no finite score: that loses to every rate without."""
+        """Mean score over seeds; None if a run failed or has no finite score, so that the rate cannot be chosen."""
         whole = self.scores and not self.failures and all(map(math.isfinite, self.scores.values()))
         return statistics.fmean(self.scores.values()) if whole else None
 
     def reason(self) -> tuple[int, str]:
-        """The seed of the first run that failed or has no finite score, and why, of a rate without a mean."""
+        """For a rate without a mean, the seed of the first run that failed or has no finite score, and the reason."""
         odd = {seed: "its score is not finite" for seed, score in self.scores.items() if not math.isfinite(score)}
         return next(iter({**self.failures, **odd}.items()))
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was tried for each variant; the choice follows from it.
+    """The learning rates that were tried for each variant, from which the choice follows.
 
     Attributes:
-        trials: for every variant what came of each learning rate, in ascending order.
+        trials: for every variant the trial of each learning rate, in ascending order.
         metric: what the score is.
     """
 
@@ -58,7 +58,7 @@ class Tuning:
     metric: Metric
 
     def chosen(self, variant: str) -> float | None:
-        """The rate with the best mean, of equal ones the lowest; None if every rate had a run that failed."""
+        """The rate with the best mean, the lowest of equally good ones; None if every rate had a run that failed."""
         sign = 1 if self.metric.higher_is_better else -1
         means = {lr: sign * trial.mean for lr, trial in self.trials[variant].items() if trial.mean is not None}
         return max(sorted(means), key=means.__getitem__, default=None)
@@ -68,7 +68,7 @@ class Tuning:
         return {variant: lr for variant in self.trials if (lr := self.chosen(variant)) is not None}
 
     def failures(self) -> dict[str, str]:
-        """Why a variant has no rate, by variant."""
+        """The reason why a variant has no rate, by variant."""
         found = {}
         for variant in self.trials:
             if self.chosen(variant) is not None:
@@ -79,8 +79,11 @@ class Tuning:
         return found
 
     def warnings(self) -> list[str]:
-        """A sentence for every rate that failed for another reason than a loss that is not finite, such as a full
-        disk, and for the variants whose best rate stands at an edge of the grid; the first of them is the baseline."""
+        """Sentences that warn of rates which failed by accident, and of best rates at an edge of the grid.
+
+        An accident is any failure other than a loss that is not finite, such as a full disk.  The first variant is the
+        baseline.
+        """
         found, at_edge = [], dict[str, list[str]]()
         for variant, lr in self.rates().items():
             for rate, trial in self.trials[variant].items():
@@ -106,7 +109,7 @@ class Tuning:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: one row a variant and learning rate, and the choice."""
+        """Plain data: one row per variant and learning rate, and the choice."""
         trials = [
             {
                 "variant": variant,
@@ -124,7 +127,7 @@ class Tuning:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Tuning:
-        """What `to_json` gave."""
+        """The tuning from what `to_json` returned."""
         trials: dict[str, dict[float, Trial]] = {}
         for row in data["trials"]:
             scores = {found["seed"]: finite_or_nan(found["score"]) for found in row["scores"]}
@@ -155,6 +158,6 @@ def read_grid(folder: Path) -> dict[str, Any]:
 
 
 def read_tuning(folder: Path) -> Tuning | None:
-    """What `tune` has written into a folder; None if it has not finished there."""
+    """Reads what `tune` has written into a folder; None if it has not finished there."""
     file = folder / "tuning.json"
     return Tuning.from_json(read_json(file, Tuned)) if file.exists() else None

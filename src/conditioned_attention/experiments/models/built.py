@@ -1,4 +1,4 @@
-"""How a model was built, as plain data on the model itself: with them it is built again without recipe and data."""
+"""Records on a model, as plain data, how it was built, so that it can be built again without recipe and data."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-_BUILT_OF = "_built_of"  # attribute of a model; plain data, so it is copied with the model and no key of its state_dict
+_BUILT_OF = "_built_of"  # attribute of a model; plain data, so it is copied with the model and not in its state_dict
 _Build = TypeVar("_Build", bound=Callable[..., nn.Module])
 
 
 def remembered(build: _Build) -> _Build:
-    """For the ``build`` of a dataclass of this package: the model remembers what it was built of; see `built_of`."""
+    """Decorates the ``build`` of a dataclass in this package: the model records how it was built; see `built_of`."""
 
     @functools.wraps(build)
     def building(settings: Any, *args: Any, **kwargs: Any) -> nn.Module:
         model = build(settings, *args, **kwargs)
         given = inspect.signature(build).bind(settings, *args, **kwargs).arguments
         cls, arguments = type(settings), dict(list(given.items())[1:])
-        if cls.__module__.rpartition(".")[0] == __package__:  # and no class that somebody has derived elsewhere
+        if cls.__module__.rpartition(".")[0] == __package__:  # and not a class that was derived elsewhere
             name = f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
             found = {"model": name, "settings": dataclasses.asdict(settings), "arguments": arguments}
             model.__dict__[_BUILT_OF] = json.loads(json.dumps(found))
@@ -36,15 +36,15 @@ def remembered(build: _Build) -> _Build:
 
 
 def built_of(model: nn.Module) -> dict[str, Any] | None:
-    """What a model was built of: ``{"model": "file.Class", "settings": its fields, "arguments": of its build}``.
+    """How a model was built: ``{"model": "file.Class", "settings": its fields, "arguments": of its build}``.
 
-    None if nothing of this package has built it.
+    None if it was not built by this package.
     """
     return model.__dict__.get(_BUILT_OF)
 
 
 def build_again(data: Mapping[str, Any]) -> nn.Module:
-    """A model of the same shape with fresh weights; torch's generator stays as it was.
+    """Builds a model of the same shape with fresh weights; torch's generator keeps its state.
 
     Raises:
         ValueError: this version has no such class, or it takes other settings.

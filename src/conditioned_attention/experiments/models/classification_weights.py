@@ -1,4 +1,4 @@
-"""The weights of a classifier, for the XCiT in a detector; and a report of what of them matched."""
+"""Loads the weights of a classifier into the XCiT of a detector, and reports which of them matched."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _WEIGHTS, _RECORD = "model.safetensors", "conditioning.json"  # of a folder of `
 
 @dataclass(frozen=True)
 class Match:
-    """What became of a classifier's weights.
+    """Which of a classifier's weights a model has taken.
 
     Attributes:
         source: where they come from.
-        taken: names of the model's tensors that have them.
+        taken: names of the model's tensors that got them.
         fresh: names of the model's other tensors, such as those of a conversion.
         unused: names of weights that the model has no place for, such as those of class attention and of the classes.
-        other_shape: names that both have, in another shape.
+        other_shape: names that both have, with different shapes.
         conditioned: whether they were trained with a conversion.
     """
 
@@ -38,7 +38,7 @@ class Match:
     conditioned: bool = False
 
     def in_words(self) -> str:
-        """A line for people."""
+        """Returns the report as a line of text."""
         parts = [f"{len(self.taken)} tensors from {self.source}"]
         for names, what in (
             (self.fresh, "start fresh"), (self.unused, "are not used"), (self.other_shape, "have another shape"),
@@ -49,14 +49,14 @@ class Match:
 
 
 def load_classification(xcit: nn.Module, source: str, *, convert: bool = True) -> Match:
-    """Gives an XCiT, also one without its last layers, the weights of a classifier.
+    """Loads the weights of a classifier into an XCiT, which may lack its last layers.
 
     Args:
         xcit: the backbone, such as ``model.backbone.xcit`` of `XCiTMaskRCNN`.
         source: a folder that ``conditioned-attention export`` has written; a file of weights (.pth, .safetensors), also
-            of XCiT's repository; or the name of a model of timm with its weights, such as
+            from XCiT's repository; or the name of a timm model with pretrained weights, such as
             ``"xcit_small_12_p16_384.fb_dist_in1k"``, which timm downloads.
-        convert: does to the backbone what an exported model was conditioned with.  False refuses such weights.
+        convert: condition the backbone as an exported model was conditioned; False refuses the weights of such a model.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -88,14 +88,14 @@ def load_classification(xcit: nn.Module, source: str, *, convert: bool = True) -
 
 
 def checksum_of_weights(source: str) -> str | None:
-    """CRC-32 of the file or of the exported weights; None of a name of timm's, which stands for itself."""
+    """CRC-32 of the file or of the exported weights; None for a timm name, which identifies the weights by itself."""
     path = Path(source).expanduser()
     path = path / _WEIGHTS if path.is_dir() else path
     return f"{zlib.crc32(path.read_bytes()):08x}" if path.is_file() else None
 
 
 def _read(xcit: nn.Module, source: str) -> tuple[Mapping[str, Tensor], Any]:
-    """The weights, and how they were conditioned; None where nothing says so."""
+    """Returns the weights, and the record of how they were conditioned; None if there is no record."""
     path = Path(source).expanduser()
     if (path / _WEIGHTS).is_file():
         from safetensors.torch import load_file

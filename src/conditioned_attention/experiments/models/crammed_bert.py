@@ -1,4 +1,4 @@
-"""Crammed BERT: BERT as it is trained in one day on one GPU."""
+"""Crammed BERT: a BERT that is made to be trained in one day on one GPU."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class CrammedBert(Start):
     The defaults are the published model: 119,589,889 parameters at a vocabulary of 32,768.
 
     Attributes:
-        context: tokens of a sequence.
+        context: number of tokens in a sequence.
         hidden_size: width of the tokens.
         layers: number of blocks.
-        heads: attention heads a block; they must divide the width.
-        mlp_size: of the first layer of an MLP, half of which is a gate for the other half.
-        dropout: of embeddings, attention weights and what blocks add; the authors pretrain without.
-        init: as in `Start`; ``"library"`` is the authors', and the same as ``"width"`` at 768.
+        heads: attention heads per block; they must divide the width.
+        mlp_size: width of the first layer of an MLP, half of which gates the other half.
+        dropout: dropout of embeddings, attention weights and what blocks add; the authors pretrain without.
+        init: as in `Start`; ``"library"`` is the authors' initialisation, and the same as ``"width"`` at 768.
     """
 
     context: int = 128

@@ -1,9 +1,9 @@
-"""Crammed BERT as a model of Hugging Face transformers, so that it is saved, loaded, converted and fine-tuned like any.
+"""Crammed BERT as a Hugging Face model, so that it is saved, loaded, converted and fine-tuned like any other.
 
-Geiping and Goldstein 2022 (arXiv 2212.14034), as JonasGeiping/cramming has it; two weights are laid out otherwise: W_Q,
-W_K and W_V are three and not one, and the first layer of the MLP gives [value | gate].  To import this module makes
-``AutoConfig``, ``AutoModel``, ``AutoModelForMaskedLM`` and ``AutoModelForSequenceClassification`` know
-``"crammed_bert"``.
+Geiping and Goldstein 2022 (arXiv 2212.14034), as in JonasGeiping/cramming, except for the layout of two weights: W_Q,
+W_K and W_V are three matrices and not one, and the first layer of the MLP returns [value | gate].  Importing this
+module registers ``"crammed_bert"`` with ``AutoConfig``, ``AutoModel``, ``AutoModelForMaskedLM`` and
+``AutoModelForSequenceClassification``.
 
 Shapes: B batch, N tokens, D width, V vocabulary, K predicted positions of a sequence.
 """
@@ -41,18 +41,19 @@ class CrammedBertConfig(PreTrainedConfig):
     Args:
         vocab_size: V.
         hidden_size: D, even.
-        num_hidden_layers: blocks.
-        num_attention_heads: heads a block; they must divide D.
-        intermediate_size: what the first layer of an MLP gives, even: half of it is a gate for the other half.
-        max_position_embeddings: the longest sequence.
-        hidden_dropout_prob: of embeddings, and of what blocks add.  The authors pretrain with 0 and fine-tune with 0.1.
-        attention_probs_dropout_prob: of attention weights; the same.
-        classifier_dropout: before the classifier, which is fine-tuned only.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: heads per block; they must divide D.
+        intermediate_size: output width of the first layer of an MLP, even: half of it is a gate for the other half.
+        max_position_embeddings: length of the longest sequence.
+        hidden_dropout_prob: dropout of embeddings, and of what blocks add.  The authors pretrain with 0 and fine-tune
+            with 0.1.
+        attention_probs_dropout_prob: dropout of attention weights; the authors use the same values.
+        classifier_dropout: dropout before the classifier, which is used in fine-tuning only.
         pooler_size: width between the first token and the classifier.
-        initializer_range: standard deviation of the first weights.
-        layer_norm_eps: of all layer norms.
-        pad_token_id: of the token whose embedding is 0 and stays so.
-        tie_word_embeddings: whether the output layer is the embedding.
+        initializer_range: standard deviation of the initial weights.
+        layer_norm_eps: eps of all layer norms.
+        pad_token_id: id of the token whose embedding is 0 and stays so.
+        tie_word_embeddings: whether the output layer shares its weights with the embedding.
         kwargs: what every config of transformers takes.
 
     Raises:
@@ -101,7 +102,7 @@ class CrammedBertConfig(PreTrainedConfig):
 
 
 class CrammedBertEmbeddings(nn.Module):
-    """Words plus sines and cosines times one learned number, then a layer norm."""
+    """Word embeddings plus sines and cosines of the position times one learned number, then a layer norm."""
 
     def __init__(self, config: CrammedBertConfig) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class CrammedBertEmbeddings(nn.Module):
 
     @torch.no_grad()
     def start(self) -> None:
-        """The number before the positions, and the word for padding, as they are before training."""
+        """Sets the factor of the positions and the embedding of padding to their initial values."""
         init.constant_(self.position_scale, self.word_embeddings.embedding_dim**-0.5)
         padding = self.word_embeddings.padding_idx
         if padding is not None and not getattr(self.word_embeddings.weight, "_is_hf_initialized", False):
@@ -133,7 +134,7 @@ class CrammedBertEmbeddings(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Sines and cosines (length, width) in turn, of frequencies 10,000^(-2i / width) for i below width / 2."""
+    """Alternating sines and cosines (length, width), of frequencies 10,000^(-2i / width) for i below width / 2."""
     positions = torch.arange(length, dtype=torch.get_default_dtype())[:, None]
     frequencies = torch.exp(torch.arange(0, width, 2, dtype=positions.dtype) * (-math.log(10_000) / width))
     angles = positions * frequencies
@@ -141,7 +142,7 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 class CrammedBertAttention(nn.Module):
-    """Softmax attention without biases, over transformers' attention interface."""
+    """Softmax attention without biases, through transformers' attention interface."""
 
     is_causal = False
 
@@ -166,7 +167,7 @@ class CrammedBertAttention(nn.Module):
 
 
 class CrammedBertMLP(nn.Module):
-    """GEGLU without biases: the first half of what ``fc1`` gives, times GELU of the second (Shazeer 2020)."""
+    """GEGLU without biases: the first half of the output of ``fc1``, times GELU of the second (Shazeer 2020)."""
 
     def __init__(self, config: CrammedBertConfig) -> None:
         super().__init__()
@@ -197,7 +198,7 @@ class CrammedBertBlock(GradientCheckpointingLayer):
 
 
 class CrammedBertPreTrainedModel(PreTrainedModel):
-    """What the model and its heads have in common."""
+    """The base class of the model and of those with heads."""
 
     config_class = CrammedBertConfig
     base_model_prefix = "model"
@@ -218,7 +219,7 @@ class CrammedBertPreTrainedModel(PreTrainedModel):
 
 
 class CrammedBertModel(CrammedBertPreTrainedModel):
-    """Ids (B, N) to hidden states (B, N, D), behind the last layer norm."""
+    """Maps ids (B, N) to hidden states (B, N, D), after the last layer norm."""
 
     def __init__(self, config: CrammedBertConfig) -> None:
         super().__init__(config)
@@ -250,11 +251,11 @@ class CrammedBertModel(CrammedBertPreTrainedModel):
 
 
 class CrammedBertForMaskedLM(CrammedBertPreTrainedModel):
-    """Says which words stood at masked positions, with the embedding as its last layer and no other one before that.
+    """Predicts masked tokens, with the embedding as its output layer and no further layer before that.
 
-    With ``masked_positions`` (B, K), int64, it computes logits (B, K, V) there and nowhere else, and ``labels`` are
-    (B, K); a quarter of the tokens takes a quarter of the time and memory of the largest layer.  Without, logits are
-    (B, N, V) and labels (B, N).  Labels of -100 do not count.
+    With ``masked_positions`` (B, K), int64, it computes logits (B, K, V) only there, and ``labels`` are (B, K); for a
+    quarter of the tokens, the largest layer takes a quarter of the time and memory.  Without it, logits are (B, N, V)
+    and labels (B, N).  Labels of -100 do not count.
     """
 
     _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}  # noqa: RUF012 - not a class variable there
@@ -293,9 +294,9 @@ class CrammedBertForMaskedLM(CrammedBertPreTrainedModel):
 
 
 class CrammedBertForSequenceClassification(CrammedBertPreTrainedModel):
-    """Logits (B, classes) from the first token; the layers behind it have biases, as the authors' do.
+    """Computes logits (B, classes) from the first token; the layers after it have biases, as the authors' do.
 
-    A single label is a number to be regressed.
+    With a single label it does regression, and labels are numbers.
     """
 
     def __init__(self, config: CrammedBertConfig) -> None:

@@ -1,4 +1,4 @@
-"""Pretrained decoders of Hugging Face transformers, as they are or with adapters of low rank."""
+"""Pretrained decoders of Hugging Face transformers, as they are or with low-rank adapters (LoRA)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Decoder:
     """A causal language model of Hugging Face transformers with fresh weights.
 
     Attributes:
-        config: what its ``config.json`` holds, ``model_type`` among it.
-        lora_rank: of LoRA's adapters (peft), which then are all that is trained; None trains every weight.
-        lora_targets: the names of the layers that get one; none for those that peft chooses for such a model.
+        config: the content of its ``config.json``, including ``model_type``.
+        lora_rank: rank of LoRA's adapters (peft), which then are all that is trained; None trains every weight.
+        lora_targets: names of the layers that get an adapter; if empty, those that peft chooses for such a model.
     """
 
     config: dict[str, Any]
@@ -61,13 +61,13 @@ class PretrainedDecoder:
     """A decoder from a folder of Hugging Face's ``save_pretrained``, conditioned as it was saved.
 
     Args:
-        folder: with ``config.json``, ``model.safetensors`` and a tokenizer.
-        context: tokens that it is to be trained on at a time.
+        folder: the folder, with ``config.json``, ``model.safetensors`` and a tokenizer.
+        context: number of tokens that it is trained on at a time.
         lora_rank, lora_targets: as in `Decoder`.
 
     Raises:
         FileNotFoundError: there is no such folder, or no config in it.
-        ValueError: the model sees fewer tokens.
+        ValueError: the model takes fewer tokens than ``context``.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class PretrainedDecoder:
         self.decoder = Decoder(config.to_dict(), lora_rank, lora_targets)
 
     def tokenizer(self) -> Any:
-        """The one beside it, of the library ``tokenizers``.
+        """Returns the tokenizer in the folder, as one of the library ``tokenizers``.
 
         Raises:
             ValueError: it is of another kind.
@@ -111,10 +111,10 @@ class PretrainedDecoder:
         return found
 
     def build(self, vocabulary: int) -> nn.Module:
-        """The model; on PyTorch's meta device without weights.
+        """Returns the model with its pretrained weights; on PyTorch's meta device, without weights.
 
         Raises:
-            ValueError: it has fewer tokens than ``vocabulary``.
+            ValueError: the model has fewer tokens than ``vocabulary``.
         """
         if vocabulary > self.decoder.config["vocab_size"]:
             size = self.decoder.config["vocab_size"]

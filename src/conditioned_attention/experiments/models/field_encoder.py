@@ -1,4 +1,4 @@
-"""An encoder of functions on a grid: a token a point, and plain softmax attention between them."""
+"""An encoder of functions on a grid, with one token per point and plain softmax attention between them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ _DIAGONAL, _GAIN = 0.01, 0.01  # of the reference's W_Q, W_K and W_V before trai
 
 @dataclass(frozen=True)
 class FieldEncoder(Start):
-    """A pre-norm softmax encoder from a function on a grid to another one: `torch.nn.TransformerEncoder`.
+    """A pre-norm encoder with softmax attention from one function on a grid to another: `torch.nn.TransformerEncoder`.
 
-    A token is a point: the function's value there and the place x in [0, 1) go through a linear layer, and what comes
-    out of the last block goes through another one to the value of the other function.  It has no positions but x, so
-    that the same weights serve every grid.
+    Each grid point is a token: the value of the function there and the position x in [0, 1) go through a linear layer,
+    and another linear layer takes the output of the last block to the value of the other function.  There are no
+    position embeddings besides x, so the same weights work on every grid.
 
-    After the encoder with softmax of Cao 2021 ("Choose a Transformer: Fourier or Galerkin", arXiv 2105.14995), with
-    other heads and another decoder.  There x is also put behind the queries, keys and values of every head, and there
-    is one head, 97 wide where tokens are 96; here x enters at the first layer alone.  A linear layer is in place of the
-    spectral decoder.
+    It follows the encoder with softmax of Cao 2021 ("Choose a Transformer: Fourier or Galerkin", arXiv 2105.14995),
+    with other heads and another decoder.  There, x is also appended to the queries, keys and values of every head, and
+    there is one head, 97 wide where tokens are 96; here, x enters at the first layer alone.  A linear layer takes the
+    place of the spectral decoder.
 
     Attributes:
         hidden_size: width of the tokens.
         layers: number of blocks.
-        heads: attention heads a block; they must divide the width.
+        heads: attention heads per block; they must divide the width.
         mlp_ratio: width of the feed-forward layer over the width of the tokens.
-        projections: W_Q, W_K and W_V before training: ``"normal"``, drawn like all other weights, or ``"diagonal"``,
-            0.01 · I and Xavier's uniform numbers times 0.01, the start that the paper's code recommends (its options
-            ``diagonal_weight`` and ``xavier_init``), which leaves nothing for ``qk_scale`` and ``vo_scale`` to scale.
+        projections: W_Q, W_K and W_V before training: ``"normal"``, drawn like all other weights;
+            or ``"diagonal"``, 0.01 · I plus Xavier's uniform numbers times 0.01, the start that the paper's code
+            recommends (its options ``diagonal_weight`` and ``xavier_init``), which leaves nothing for ``qk_scale``
+            and ``vo_scale`` to scale.
     """
 
     hidden_size: int = 64
@@ -70,7 +71,7 @@ class FieldEncoder(Start):
 
 
 class FunctionEncoder(nn.Module):
-    """See `FieldEncoder`."""
+    """The network that `FieldEncoder` describes."""
 
     def __init__(self, hidden_size: int, layers: int, heads: int, mlp_size: int) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class FunctionEncoder(nn.Module):
         self.read_out = nn.Linear(hidden_size, 1)
 
     def forward(self, values: Tensor) -> Tensor:
-        """(B, n) to (B, n)."""
+        """Maps functions (B, n) to functions (B, n)."""
         count = values.shape[1]
         places = torch.arange(count, dtype=values.dtype, device=values.device) / count
         tokens = self.read_in(torch.stack([values, places.expand_as(values)], dim=-1))
@@ -92,7 +93,7 @@ class FunctionEncoder(nn.Module):
 
 @torch.no_grad()
 def _start_diagonal(projections: Tensor) -> None:
-    """W_Q, W_K and W_V (3D, D), one below the other, in place."""
+    """Initialises W_Q, W_K and W_V (3D, D), one below the other, in place."""
     width = projections.shape[1]
     for matrix in projections.split(width):
         nn.init.xavier_uniform_(matrix, gain=_GAIN)

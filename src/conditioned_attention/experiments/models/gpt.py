@@ -16,14 +16,14 @@ from conditioned_attention.storage.settings import added
 
 @dataclass(frozen=True)
 class GPT(Start):
-    """Hugging Face's GPT-2 on bytes, with fresh weights; output and embedding share theirs.
+    """Hugging Face's GPT-2 on bytes or other tokens, with fresh weights; output layer and embedding share theirs.
 
     Attributes:
-        context: bytes that it sees at most, and is trained on at a time.
+        context: largest number of bytes or other tokens that it sees, and the number that it is trained on at a time.
         hidden_size: width of the tokens.
         layers: number of blocks.
-        heads: attention heads a block; they must divide the width.
-        dropout: of embeddings, attention weights and what blocks add.
+        heads: attention heads per block; they must divide the width.
+        dropout: dropout of embeddings, attention weights and what blocks add.
         residual_scale: as in `Start`; ``"depth"`` is what GPT-2 has.
     """
 

@@ -1,4 +1,4 @@
-"""GPT-2 on numbers instead of tokens: it learns, within a sequence, the function that the sequence is about."""
+"""GPT-2 on numbers instead of tokens, which learns within a sequence the function that its points are taken from."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from conditioned_attention.experiments.models.gpt import GPT
 
 
 class InContextRegressor(nn.Module):
-    """A GPT-2 that reads x₁, y₁, x₂, y₂, …, a token each, and says at every x what it expects of its y.
+    """A GPT-2 that reads x₁, y₁, x₂, y₂, …, one token each, and predicts at every x its y.
 
-    As in Garg et al. 2022 (arXiv 2208.01066): a linear layer takes x, and y with zeros behind it, to the width of the
-    tokens, and another one takes what comes out at an x to a number.  Both start normal,
-    with the standard deviation of the network in between.
+    As in Garg et al. 2022 (arXiv 2208.01066), a linear layer maps x, and y padded with zeros, to the width of the
+    tokens, and another one maps the output at each x to a number.  Both are initialised from a normal distribution with
+    the standard deviation of the network in between.
 
     Args:
-        gpt: the network in between; its context must hold two tokens a point.
-        dimension: of x.
+        gpt: the network in between; its context must hold two tokens per point.
+        dimension: dimension of x.
     """
 
     def __init__(self, gpt: GPT, dimension: int) -> None:
@@ -34,7 +34,7 @@ class InContextRegressor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """What is expected of each y (B, k), from x (B, k, d) and y (B, k); of y it knows those before."""
+        """Predicts each y (B, k) from x (B, k, d) and y (B, k), of which it sees only the earlier ones."""
         batch, points, dimension = x.shape
         values = torch.cat([y[..., None], y.new_zeros(batch, points, dimension - 1)], dim=-1)
         tokens = torch.stack([x, values], dim=2).flatten(1, 2)

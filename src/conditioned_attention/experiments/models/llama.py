@@ -1,4 +1,4 @@
-"""Llama: what most decoders of today are built like."""
+"""Llama, the architecture that most decoders of today are built like."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Llama(Start):
     """Hugging Face's Llama with fresh weights: rotary positions, RMSNorm, SwiGLU, keys that several queries share.
 
     Attributes:
-        context: tokens that it sees at most, and is trained on at a time.
+        context: largest number of tokens that it sees, and the number that it is trained on at a time.
         hidden_size: width of the tokens.
         layers: number of blocks.
-        heads: query heads a block; they must divide the width.
-        key_heads: heads of keys and values; they must divide ``heads``.
-        mlp_size: of the layer inside an MLP.
-        rope_theta: base of the wavelengths of the positions; 500,000 is usual for long contexts.
-        tied: whether output and embedding share their weights.
+        heads: query heads per block; they must divide the width.
+        key_heads: heads of keys and values per block; they must divide ``heads``.
+        mlp_size: width of the layer inside an MLP.
+        rope_theta: base of the wavelengths of the rotary positions; 500,000 is usual for long contexts.
+        tied: whether the output layer and the embedding share their weights.
         residual_scale: as in `Start`.
     """
 

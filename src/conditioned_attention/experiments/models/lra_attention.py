@@ -1,7 +1,7 @@
 """The two attentions of the Long Range Arena's model: Nyström with a convolution beside it, and softmax.
 
-As in the code of Xiong et al. 2021 (arXiv 2102.03902), what stands between the projections in and the one out is
-computed in float32 under mixed precision.
+As in the code of Xiong et al. 2021 (arXiv 2102.03902), everything between the input projections and the output
+projection is computed in float32 under mixed precision.
 
 Shapes: B batch, H heads, N tokens, D head width, C = H · D channels.
 """
@@ -22,7 +22,7 @@ from conditioned_attention.sites.swap import swapped_for
 
 
 class SequenceAttention(nn.Module, ABC):
-    """Projections in and out, heads in between; they are square and have biases."""
+    """Input and output projections, which are square and have biases, and the heads in between."""
 
     def __init__(self, hidden_size: int, heads: int) -> None:
         super().__init__()
@@ -39,16 +39,16 @@ class SequenceAttention(nn.Module, ABC):
         return merged
 
     def core(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-        """All that happens to heads (B, H, N, D) between the projections."""
+        """Does everything that happens to heads (B, H, N, D) between the projections."""
         return self.heads(q, k, v, seen)
 
     @abstractmethod
     def heads(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-        """The attention weights, or what stands for them, times the values: (B, H, N, D)."""
+        """Returns the attention weights, or what approximates them, times the values: (B, H, N, D)."""
 
 
 class NystromAttention(SequenceAttention):
-    """F Z B v, and beside it a convolution of the values along the tokens, one kernel a head, that is added.
+    """Nyström attention F Z B v, plus a convolution of the values along the tokens with one kernel per head.
 
     Args:
         hidden_size: C.
@@ -56,10 +56,10 @@ class NystromAttention(SequenceAttention):
         landmarks: how many; with as many as tokens it is softmax attention, and no inverse is taken.
         convolution: length of the kernel, odd; 0 for no convolution.
         inverse_start: see `conditioned_attention.experiments.models.nystrom.first_inverse`.
-        inverse_steps: of the iteration towards the inverse.
+        inverse_steps: steps of the iteration towards the inverse.
 
     Raises:
-        ValueError: when called, a number of tokens that is no multiple of the landmarks.
+        ValueError: when called with a number of tokens that is not a multiple of the landmarks.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class NystromAttention(SequenceAttention):
         return left @ v if right is None else left @ (right @ v)
 
     def weights(self, q: Tensor, k: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """F Z (B, H, N, L) and B (B, H, L, N); with as many landmarks as tokens softmax(q kᵀ) and None."""
+        """Returns F Z (B, H, N, L) and B (B, H, L, N); with as many landmarks as tokens, softmax(q kᵀ) and None."""
         if q.shape[-2] == self.landmarks:
             scores = shown(q, seen) @ k.mT * q.shape[-1] ** -0.5  # the authors set queries of padding to 0 here too
             return hidden(scores, seen).softmax(-1), None
@@ -116,7 +116,7 @@ class SoftmaxAttention(SequenceAttention):
 
 @swapped_for(NystromAttention, weights=False, norms=True)
 class ConditionedNystromAttention(NystromAttention):
-    """The rows of F Z B v are scaled before the convolution is added."""
+    """Nyström attention in which the rows of F Z B v are scaled before the convolution is added."""
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
         transform = self.__dict__[TRANSFORM]
@@ -131,14 +131,14 @@ class ConditionedNystromAttention(NystromAttention):
 
 @swapped_for(SoftmaxAttention)
 class ConditionedSoftmaxAttention(SoftmaxAttention):
-    """As its base, by way of the library's attention."""
+    """Softmax attention that is conditioned, computed by this package's `attend`."""
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
         return attend(self.__dict__[TRANSFORM], q, k, v, _mask(seen), self.dropout * self.training)
 
 
 def _mask(seen: Tensor | None) -> Tensor | None:
-    """(B, 1, 1, N), True where a key may be attended to."""
+    """Returns the mask (B, 1, 1, N), True where a key may be attended to."""
     return None if seen is None else seen[:, None, None]
 
 

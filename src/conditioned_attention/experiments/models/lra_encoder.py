@@ -1,4 +1,4 @@
-"""The Long Range Arena's model of the Nyströmformer's authors, and the one with softmax attention beside it."""
+"""The model of the Nyströmformer's authors for the Long Range Arena, with Nyström or with softmax attention."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from conditioned_attention.experiments.models.start import USUAL_STD, Start
 
 @dataclass(frozen=True)
 class LRAEncoder(Start):
-    """A small pre-norm encoder of token ids with a classifier behind the mean of its tokens, from ``length`` tokens.
+    """A small pre-norm encoder of at most ``length`` token ids, with a classifier on the mean of its tokens.
 
-    The defaults are the model that Xiong et al. 2021 (arXiv 2102.03902, mlpen/Nystromformer) have for every task of the
+    The defaults are the model that Xiong et al. 2021 (arXiv 2102.03902, mlpen/Nystromformer) use for every task of the
     Long Range Arena: 209,942 parameters for ListOps.
 
     Attributes:
-        length: tokens that it sees at most; with Nyström attention a multiple of ``landmarks``.
+        length: largest number of tokens that it sees; with Nyström attention a multiple of ``landmarks``.
         hidden_size: width of the tokens.
-        mlp_size: width inside of the feed-forward layers, and of the classifier's.
+        mlp_size: width inside the feed-forward layers, and inside the classifier.
         layers: number of blocks.
-        heads: attention heads a block; they must divide the width.
-        dropout: of embeddings, of what attention gives and twice in the feed-forward layers.
+        heads: attention heads per block; they must divide the width.
+        dropout: dropout of embeddings, of the output of attention, and twice in the feed-forward layers.
         attention: ``"nystrom"``, or ``"softmax"``, the baseline of the same size, which has no convolution.
-        attention_dropout: of the attention weights, which Nyström attention never builds: of ``"softmax"`` alone.
-        landmarks: of Nyström attention; with as many as tokens it is softmax attention.
-        convolution: taps of the convolution beside Nyström attention, odd; 0 for none.
-        inverse_start: what Aᵀ is divided by where the iteration towards the inverse starts: the largest sum of a column
-            in the batch, ``"batch_columns"``; times that of a row, ``"batch_columns_and_rows"``, as before 2021-02-28,
-            which is the same but for rounding; or each head's own, ``"head_columns"``, with which an example does not
-            depend on the others in its batch.
-        inverse_steps: of that iteration.
+        attention_dropout: dropout of the attention weights; for ``"softmax"`` alone, since Nyström attention never
+            builds them.
+        landmarks: number of landmarks of Nyström attention; with as many as tokens it is softmax attention.
+        convolution: kernel size of the convolution beside Nyström attention, odd; 0 for none.
+        inverse_start: what Aᵀ is divided by where the iteration towards the inverse of A, the attention between
+            landmarks, starts.  It is the largest sum of a column in the batch, ``"batch_columns"``; times the largest
+            sum of a row, ``"batch_columns_and_rows"``, as before 2021-02-28, which is the same but for rounding; or
+            each head's own, ``"head_columns"``, with which an example does not depend on the others in its batch.
+        inverse_steps: number of steps of that iteration.
         pooling: ``"length"`` divides the sum of the tokens by the length with padding, as the authors' code does, so
-            that features of short texts are small; ``"tokens"`` by the number of tokens.
-        id_0: ``"padding"``, as in the authors' code, in images too, where it hides all black pixels; or a ``"token"``
-            like any other.
-        init: as in `Start`; ``"library"`` is what the authors have: PyTorch's own start of layers, and embeddings from
-            a normal distribution of deviation 0.02.
+            that features of short texts are small; ``"tokens"`` divides it by the number of tokens.
+        id_0: what id 0 is: ``"padding"``, as in the authors' code, even in images, where this hides all black pixels;
+            or a ``"token"`` like any other.
+        init: as in `Start`; ``"library"`` is what the authors have: PyTorch's own initialisation of layers, and
+            embeddings from a normal distribution with standard deviation 0.02.
     """
 
     length: int = 2048
@@ -85,7 +86,7 @@ class LRAEncoder(Start):
     def build(self, vocabulary: int, classes: int, *, pairs: bool = False) -> nn.Module:
         """The model with fresh weights; it maps ids (B, N), int64, to logits (B, classes).
 
-        With ``pairs`` it maps two tensors of ids, a text and another one, to logits: both go through one encoder.
+        With ``pairs`` it maps two tensors of ids, of one text each, to logits: both go through the same encoder.
         """
         head = PairClassifier if pairs else SequenceClassifier
         return self.first_weights(
@@ -103,7 +104,7 @@ class LRAEncoder(Start):
 
 
 class MLP(nn.Module):
-    """(B, N, C) to (B, N, C)."""
+    """The feed-forward layer of a block; it maps (B, N, C) to (B, N, C)."""
 
     def __init__(self, hidden_size: int, mlp_size: int, dropout: float) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), and then the same with the feed-forward layer."""
+    """A pre-norm block: x + attention(norm(x)), and then the same with the feed-forward layer."""
 
     def __init__(self, settings: LRAEncoder) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Ids (B, N) to the mean of their tokens (B, C).
+    """Maps ids (B, N) to the mean of their tokens (B, C).
 
     Raises:
         ValueError: when called with more than ``length`` tokens.
@@ -169,7 +170,7 @@ class Encoder(nn.Module):
 
 
 class _Classifier(nn.Module):
-    """An encoder, and what makes logits of its features."""
+    """An encoder, and the layers that map its features to logits."""
 
     def __init__(self, encoder: Encoder, features: int, mlp_size: int, classes: int) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ class _Classifier(nn.Module):
 
 
 class SequenceClassifier(_Classifier):
-    """Says of a sequence which class it is of."""
+    """Classifies a sequence."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (B, N), int64, to logits (B, classes)."""
@@ -187,7 +188,7 @@ class SequenceClassifier(_Classifier):
 
 
 class PairClassifier(_Classifier):
-    """Says of two texts how they belong together, from [x₁, x₂, x₁ · x₂, x₁ - x₂] of their features."""
+    """Classifies how two texts belong together, from [x₁, x₂, x₁ · x₂, x₁ - x₂] of their features."""
 
     def __init__(self, encoder: Encoder, features: int, mlp_size: int, classes: int) -> None:
         super().__init__(encoder, 4 * features, mlp_size, classes)

@@ -1,15 +1,16 @@
-"""Mask R-CNN with FPN on XCiT, as XCiT's repository has it (its detection configurations are mmdetection's).
+"""Mask R-CNN with FPN on XCiT, as in XCiT's repository (its detection configurations are mmdetection's).
 
 Backbone and adapters are those of facebookresearch/xcit, detection/backbone/xcit.py; FPN, heads, matching, sampling
 and suppression are torchvision's, with the anchors, the pooling and the losses of mmdetection 2.11 in `region_ops`.
-What is not as there:
+These things differ from there:
 
-- a batch norm has the statistics of its own process; there they are those of all (SyncBN);
-- the best anchor of an object takes part however little it overlaps; mmdetection asks for 0.3;
-- a proposal from 0.5 on learns the object that it overlaps most; in mmdetection the best one of an object learns that;
-- anchors in the padding of a picture take part;
-- FPN and heads start from torchvision's distributions, mmdetection's are Xavier's;
-- in evaluation sides are rounded down where mmcv rounds, and masks are pasted at whole pixels.
+- a batch norm has the statistics of its own process; there, they are those of all processes (SyncBN);
+- the best anchor of an object is used however little it overlaps; mmdetection requires an overlap of 0.3;
+- a proposal with an overlap from 0.5 on learns the object that it overlaps most; in mmdetection, an object's best
+  proposal learns that object;
+- anchors in the padding of a picture are used;
+- FPN and heads are initialised as in torchvision; mmdetection uses Xavier's initialisation;
+- in evaluation, sides are rounded down where mmcv rounds, and masks are pasted at whole pixels.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ class XCiTMaskRCNN:
     """Mask R-CNN on an XCiT.
 
     Attributes:
-        backbone: the XCiT, as timm knows it.
-        small: width and depth of one with patches of 8 and heads of 16 in its place; see `SmallFamily`.
-        drop_path: probability with which a residual branch is left out in training, the same in all layers.
-        channels: of the FPN and the mask head.
-        box_width: of the box head's two layers.
-        mask_layers: convolutions of the mask head.
-        anchors: regions of a picture that the proposals learn from.
-        regions: that the heads learn from.
-        proposals: kept of a picture, in training and in evaluation.
-        test_side: the short side that a picture is scaled to in evaluation, in pixels.
-        test_longest: that its long side may have.
+        backbone: timm's name of the XCiT.
+        small: width and depth of a small XCiT to use instead, with patches of 8 and heads of width 16;
+            see `SmallFamily`.
+        drop_path: probability of leaving out a residual branch in training, the same in all layers.
+        channels: channels of the FPN and of the mask head.
+        box_width: width of the box head's two layers.
+        mask_layers: number of convolutions of the mask head.
+        anchors: number of regions per picture that the proposals are trained on.
+        regions: number of regions per picture that the heads are trained on.
+        proposals: number of proposals kept per picture, in training and in evaluation.
+        test_side: short side that a picture is scaled to in evaluation, in pixels.
+        test_longest: limit on its long side, in pixels.
     """
 
     backbone: str = "xcit_small_12_p16_224"
@@ -70,11 +72,11 @@ class XCiTMaskRCNN:
 
     @remembered
     def build(self, classes: int) -> nn.Module:
-        """The model for so many classes.
+        """Returns the model for this many classes.
 
-        It is called with a list of pictures (3, H, W) of numbers from 0 to 1, of any sizes; in training with targets
-        besides, and returns losses by name; in evaluation a dictionary for each picture: ``boxes`` (N, 4) by their
-        corners, ``labels`` (N,) from 1, ``scores`` (N,) and ``masks`` (N, 1, H, W) from 0 to 1.
+        The model takes a list of pictures (3, H, W) of numbers from 0 to 1, of any sizes.  In training it also takes
+        targets, and returns losses by name.  In evaluation it returns a dictionary for each picture: ``boxes`` (N, 4)
+        by their corners, ``labels`` (N,) from 1, ``scores`` (N,) and ``masks`` (N, 1, H, W) from 0 to 1.
 
         Raises:
             ValueError: timm has no such XCiT.
@@ -118,22 +120,22 @@ class XCiTMaskRCNN:
             RegionPool(7, STRIDES),
             TwoMLPHead(self.channels * 7**2, self.box_width),
             BoxPredictor(self.box_width, classes),
-            *(0.5, 0.5, self.regions, 0.25, None),  # overlaps of objects and of nothing, regions, share of objects
-            *(0.05, 0.5, 100),  # score and overlap of what is found, and how much of it
+            *(0.5, 0.5, self.regions, 0.25, None),  # overlaps of objects and of background, regions, share of objects
+            *(0.05, 0.5, 100),  # least score, largest overlap and largest number of detections
             RegionPool(14, STRIDES),
             MaskRCNNHeads(self.channels, (self.channels,) * self.mask_layers, 1),
             MaskRCNNPredictor(self.channels, self.channels, classes),
         )
 
 
-CLASSIFIER = "_classifier"  # attribute of a model: what the names of the classifier in it begin with
+CLASSIFIER = "_classifier"  # attribute of a model: the prefix of the weights of the classifier in it
 
 
 class Features(nn.Module):
-    """An XCiT's features at strides of 4, 8, 16 and 32, through an FPN, whose fifth level is every second place.
+    """An XCiT's features at strides of 4, 8, 16 and 32, through an FPN whose fifth level is every second position.
 
-    Features are taken behind four blocks, a third, half, two thirds and the whole of the depth, without the last norm;
-    the layers of class attention are dropped.
+    Features are taken after four blocks, at a third, half, two thirds and the whole of the depth, without the last
+    norm; the layers of class attention are dropped.
     """
 
     def __init__(self, xcit: Any, channels: int) -> None:
@@ -152,8 +154,8 @@ class Features(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps "0" to "3" and "pool", (B, channels, H / stride, W / stride), of pictures (B, 3, H, W)."""
-        taps = sorted(set(self.taps))  # a shallow one has a block behind which two are taken
+        """Returns levels "0" to "3" and "pool", (B, channels, H / stride, W / stride), for pictures (B, 3, H, W)."""
+        taps = sorted(set(self.taps))  # in a shallow XCiT, two of them may be the same block
         found = self.xcit.forward_intermediates(images, indices=taps, norm=False, intermediates_only=True)
         maps = [adapt(found[taps.index(tap)]) for tap, adapt in zip(self.taps, self.adapters)]
         levels: dict[str, Tensor] = self.fpn(OrderedDict((str(i), level) for i, level in enumerate(maps)))
@@ -161,10 +163,10 @@ class Features(nn.Module):
 
 
 def adapters(width: int, patch: int) -> nn.ModuleList:
-    """What takes features of stride 16 or 8 to strides of 4, 8, 16 and 32; all keep the width.
+    """Makes the layers that take features of stride 16 or 8 to strides of 4, 8, 16 and 32; all keep the width.
 
     Raises:
-        ValueError: another stride.
+        ValueError: ``patch`` is neither 16 nor 8.
     """
     if patch == 16:
         twice = nn.Sequential(_up(width), nn.BatchNorm2d(width), nn.GELU(), _up(width))

@@ -1,6 +1,6 @@
 """Hugging Face's vision transformer with the mean of its patch tokens before the classifier.
 
-Imported only where one is built: it needs transformers.
+Imported only when such a model is built, since it needs transformers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 
 class MeanPooledViT(ViTForImageClassification):  # type: ignore[no-untyped-call]
-    """As its base, which reads the class token alone; here the classifier reads the mean of all other tokens."""
+    """Like its base class, which reads the class token; but this classifier reads the mean of all other tokens."""
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> ImageClassifierOutput:
         """Maps images (B, C, H, W) to logits (B, classes)."""

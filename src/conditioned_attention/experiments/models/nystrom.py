@@ -1,7 +1,7 @@
 """Nyström attention (Xiong et al. 2021, arXiv 2102.03902), as its authors' code for the Long Range Arena computes it.
 
-softmax(q kᵀ) is never built; F Z B stands in its place, where F and B are softmax attention to and from a few landmarks
-and Z is nearly the inverse of attention between landmarks.
+softmax(q kᵀ) is never built.  It is approximated by F Z B, where F and B are softmax attention to and from a few
+landmarks and Z is approximately the inverse of the attention between landmarks.
 
 Shapes: B batch, H heads, N tokens, L landmarks, D head width.
 """
@@ -21,13 +21,13 @@ _HIDDEN = -1e9  # the score of a padded key
 def factors(
     query: Tensor, key: Tensor, seen: Tensor | None, landmarks: int, start: InverseStart, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """F (B, H, N, L), Z (B, H, L, L) and B (B, H, L, N), whose product takes the place of softmax(q kᵀ / √D).
+    """Returns F (B, H, N, L), Z (B, H, L, L) and B (B, H, L, N), whose product approximates softmax(q kᵀ / √D).
 
     Args:
         query: (B, H, N, D).
         key: (B, H, N, D).
-        seen: (B, N), True for tokens and False for padding; None where there is none.  Padding counts as zeros in the
-            means that landmarks are, as in the authors' code, and is hidden from B alone.
+        seen: (B, N), True for tokens and False for padding; None without padding.  Landmarks are means, in which
+            padding counts as zeros, as in the authors' code; it is masked in B alone.
         landmarks: L; it must divide N.
         start: see `first_inverse`.
         steps: see `inverse`.
@@ -47,19 +47,19 @@ def factors(
 
 
 def shown(x: Tensor, seen: Tensor | None) -> Tensor:
-    """(B, H, N, D) with zeros for padding."""
+    """Returns ``x`` (B, H, N, D) with zeros for padding."""
     return x if seen is None else x * seen[:, None, :, None]
 
 
 def hidden(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Scores (B, H, L, N) without those of padded keys."""
+    """Masks the scores (B, H, L, N) of padded keys."""
     return scores if seen is None else scores.masked_fill(~seen[:, None, None], _HIDDEN)
 
 
 def inverse(matrices: Tensor, start: InverseStart, steps: int) -> Tensor:
-    """Nearly the inverse of matrices (..., L, L) of positive numbers, by ``steps`` of a cubic iteration.
+    """Approximates the inverse of matrices (..., L, L) of positive numbers, by ``steps`` of a cubic iteration.
 
-    Z ← Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4.
+    A step is Z ← Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4.
     """
     eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     z = first_inverse(matrices, start)
@@ -70,15 +70,15 @@ def inverse(matrices: Tensor, start: InverseStart, steps: int) -> Tensor:
 
 
 def first_inverse(matrices: Tensor, start: InverseStart) -> Tensor:
-    """Where the iteration begins: Aᵀ over a number that keeps A Z below 1.
+    """Returns the start of the iteration: Aᵀ divided by a number that keeps A Z below 1.
 
     Args:
         matrices: (B, H, L, L), softmax over the last dimension.
-        start: which number.  ``"batch_columns"``, the largest sum of a column in the whole batch, is what the authors'
-            code does.  ``"batch_columns_and_rows"``, that times the largest sum of a row, is what it did until
-            2021-02-28 (b646b0e), and the same but for rounding, since rows sum to 1.  ``"head_columns"``, the largest
-            sum of a column of each head of each example, they recommend, and their code never reaches it.  With the
-            first two what comes out for an example depends on the others in its batch.
+        start: which number.  ``"batch_columns"`` is the largest sum of a column in the whole batch, as in the authors'
+            code.  ``"batch_columns_and_rows"`` is that times the largest sum of a row, as in their code until
+            2021-02-28 (b646b0e), and is the same but for rounding, since rows sum to 1.  ``"head_columns"`` is the
+            largest sum of a column of each head of each example; the authors recommend it, but their code never reaches
+            it.  With the first two, the result for an example depends on the others in its batch.
     """
     columns = matrices.sum(-2)
     if start == "head_columns":

@@ -1,4 +1,4 @@
-"""Blocks with their layer norms behind the sums, out of the parts of any library's block."""
+"""Post-norm blocks, with layer norms after the residual sums, made from the parts of any library's block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PostNormBlock(nn.Module):
         self.attention, self.norm1, self.mlp, self.norm2 = attention, norm1, mlp, norm2
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Maps tokens (B, N, C) to tokens; what else comes is for the attention."""
+        """Maps tokens (B, N, C) to tokens; further arguments are passed to the attention."""
         heads = self.attention(x, *args, **kwargs)
         x = self.norm1(x + (heads[0] if isinstance(heads, tuple) else heads))
         y: Tensor = self.norm2(x + self.mlp(x))

@@ -1,6 +1,6 @@
-"""Torchvision's parts of Mask R-CNN as mmdetection's configurations have them: anchors, pooling and losses.
+"""torchvision's parts of Mask R-CNN, changed to match mmdetection's configurations: anchors, pooling and losses.
 
-Needs torchvision, and is imported where such a model is built.
+Needs torchvision, and is imported only when such a model is built.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ FINEST = 56  # regions of up to twice this side, in pixels, are pooled from the 
 class Anchors(AnchorGenerator):
     """One scale and three shapes at each place of every level, at fixed strides.
 
-    torchvision rounds the sides, and takes strides from the padded picture, which are not those of the fifth level
-    where its size is odd.
+    torchvision rounds the sides, and derives strides from the size of the padded picture, which are wrong for the fifth
+    level where its size is odd.
 
     Args:
-        strides: of the levels, in pixels.
+        strides: strides of the levels, in pixels.
         scale: side of the square anchor, in strides.
     """
 
@@ -42,7 +42,7 @@ class Anchors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """(3, 4), around 0; a shape is height over width, and all have one area."""
+        """Returns anchors (3, 4) around 0; a shape is height over width, and all have the same area."""
         ratios = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         sides = torch.as_tensor(scales, dtype=dtype, device=device)
         widths, heights = ((factor[:, None] * sides).flatten() for factor in (1 / ratios, ratios))
@@ -59,13 +59,13 @@ class Anchors(AnchorGenerator):
 class RegionPool(MultiScaleRoIAlign):
     """RoIAlign from the level that fits a region's size: aligned to the pixels, and at known strides.
 
-    torchvision's shifts regions by half a pixel, and guesses the strides from the first batch it sees, whose sizes a
+    torchvision's own shifts regions by half a pixel, and infers the strides from the first batch it sees, whose sizes a
     resumed run does not know.
 
     Args:
-        size: of what is pooled, in places each way.
-        strides: of the levels "0", "1", …, in pixels.
-        sampling_ratio: points each way that are averaged for a place; 0 for as many as cover it.
+        size: side of the pooled map, in cells.
+        strides: strides of the levels "0", "1", …, in pixels.
+        sampling_ratio: points each way that are averaged for a cell; 0 for as many as cover it.
     """
 
     def __init__(self, size: int, strides: Sequence[int], sampling_ratio: int = 0) -> None:
@@ -73,7 +73,7 @@ class RegionPool(MultiScaleRoIAlign):
         self.strides = tuple(strides)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: Any) -> Tensor:
-        """(regions of all pictures, C, size, size) of maps by level and regions (N, 4) in pixels of each picture."""
+        """Maps features by level and regions (N, 4) in pixels of each picture to (all regions, C, size, size)."""
         maps = [x[name] for name in self.featmap_names]
         regions = torch.cat([F.pad(some, (1, 0), value=float(i)) for i, some in enumerate(boxes)])
         sides = (regions[:, 3:] - regions[:, 1:3]).clamp(min=0).prod(1).sqrt()
@@ -88,10 +88,10 @@ class RegionPool(MultiScaleRoIAlign):
 
 
 class ProposalHead(RPNHead):
-    """torchvision's, whose numbers are of single precision at the least.
+    """torchvision's proposal head, with outputs in at least single precision.
 
-    It decodes boxes in the precision of what its heads say: in bfloat16 a place in a picture of 1,333 pixels is known
-    to 8 of them.
+    torchvision decodes boxes in the precision of its heads' outputs: in bfloat16, a position in a picture of 1,333
+    pixels is known only to 8 pixels.
     """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -100,7 +100,7 @@ class ProposalHead(RPNHead):
 
 
 class BoxPredictor(FastRCNNPredictor):
-    """The same for the boxes of regions."""
+    """torchvision's predictor of the regions' boxes, also with outputs in at least single precision."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = super().forward(x)
@@ -112,7 +112,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class Proposals(RegionProposalNetwork):
-    """torchvision's, whose boxes learn by the absolute error in place of a smooth one."""
+    """torchvision's proposal network, with the absolute error of boxes as its loss in place of a smooth one."""
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
@@ -126,7 +126,7 @@ class Proposals(RegionProposalNetwork):
 
 
 class RegionHeads(RoIHeads):
-    """torchvision's box and mask heads, which learn boxes by the absolute error, and masks that are cut aligned."""
+    """torchvision's box and mask heads, with the absolute error of boxes as loss and target masks cropped aligned."""
 
     def forward(
         self,
@@ -135,7 +135,7 @@ class RegionHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections in evaluation mode, losses in training."""
+        """Returns detections in evaluation mode, losses in training."""
         if not self.training:
             found: tuple[Any, Any] = super().forward(features, proposals, image_shapes)
             return found
@@ -156,7 +156,7 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
     """Cross entropy of all regions, and the absolute error of the boxes of those with an object, over all regions.
 
     Args:
-        logits: (R, 1 + classes), nothing first.
+        logits: (R, 1 + classes), the background first.
         deltas: (R, 4 · (1 + classes)).
         labels: (R,).
         targets: (R, 4).
@@ -170,9 +170,9 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
 def mask_loss(
     logits: Tensor, regions: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]], of: Sequence[Tensor]
 ) -> Tensor:
-    """Binary cross entropy of the masks of each region's own class, (R, 1 + classes, M, M); 0 without a region.
+    """Binary cross entropy of masks (R, 1 + classes, M, M), for each region's own class; 0 without a region.
 
-    The truth is an object's mask, cut to the region: where at least half of it is covered.
+    The target is the object's mask cropped to the region: 1 where at least half of a cell is covered.
     """
     if not len(logits):
         return logits.sum()

@@ -19,25 +19,27 @@ Family = Literal["vit", "vit_wide_heads", "swin", "xcit", "davit"]
 
 @dataclass(frozen=True)
 class SmallFamily(Choices):
-    """A family of vision transformers by timm's own classes, for images of 28, 32 or 64 pixels.
+    """A family of vision transformers, built from timm's own classes, for images of 28, 32 or 64 pixels.
 
-    Of 28 pixels ``"vit"`` makes 50 tokens in heads of 16, more tokens than features as in a ViT-B, and
-    ``"vit_wide_heads"`` 17 tokens in heads of 32, fewer.  ``"swin"`` and ``"davit"`` have two stages, of 14 × 14 tokens
-    and half the width, and of 7 × 7, in windows of 7 × 7.  ``"xcit"`` attends over channels, 16 in a head, each a row
-    of 49 tokens, and has two layers of class attention behind.  Of 32 and 64 pixels there are 8 × 8 tokens for 7 × 7.
-    timm knows patches of 8 and 16 pixels only in XCiT, and of 4 in DaViT: here a convolution of the stem has another
-    stride.
+    At 28 pixels, ``"vit"`` has 50 tokens and heads of width 16, more tokens than features as in a ViT-B,
+    and ``"vit_wide_heads"`` has 17 tokens and heads of width 32, fewer tokens than features.  ``"swin"``
+    and ``"davit"`` have two stages, the first with 14 × 14 tokens of half the width, the second with 7 × 7, both in
+    windows of 7 × 7.  ``"xcit"`` attends over channels, 16 in a head, each a row of 49 tokens, and ends with two layers
+    of class attention.  At 32 and 64 pixels there are 8 × 8 tokens in place of 7 × 7.  timm supports only patches of 8
+    and 16 pixels in XCiT, and of 4 in DaViT: for others, a convolution of the stem has another stride here.
 
     Attributes:
-        family: which one.
-        width: of the tokens, in the last stage if there are two.
-        depth: number of attention layers, over all stages, without class attention; even where there are two stages,
-            and a multiple of four in DaViT, whose layers come in pairs, one over places and one over channels.
-        drop_path: probability with which a residual branch is left out in training; timm lets it grow linearly over
-            the depth up to this, and in XCiT it is the same everywhere.
-        init: what timm draws with a standard deviation of 0.02 at any width (linear layers, positions, and XCiT's class
-            token) starts with this one.  ``"width"`` is 0.02 · √(768 / width), as in `Start`, with the width of the
-            layer's own tokens; ``"library"`` leaves it.  Convolutions keep PyTorch's start, which goes by their inputs.
+        family: which family.
+        width: width of the tokens, in the last stage if there are two.
+        depth: number of attention layers over all stages, without class attention; it must be even if there are two
+            stages, and a multiple of four in DaViT, whose layers come in pairs, one over positions and one over
+            channels.
+        drop_path: probability of leaving out a residual branch in training; timm lets it grow linearly over the depth
+            up to this value, and in XCiT it is the same everywhere.
+        init: standard deviation of the initial weights that timm draws with 0.02 at any width (linear layers,
+            positions, and XCiT's class token).  ``"width"`` is 0.02 · √(768 / width), as in `Start`, with the width of
+            the layer's own tokens; ``"library"`` leaves them.  Convolutions keep PyTorch's own initialisation, which
+            depends on the number of their inputs.
 
     >>> model = SmallFamily("swin").build(image_size=28, channels=1, classes=10)
     >>> model(torch.zeros(2, 1, 28, 28)).shape
@@ -76,7 +78,7 @@ class SmallFamily(Choices):
         """The model with fresh weights; it maps images (B, C, H, W) to logits (B, classes).
 
         Raises:
-            ValueError: another side than 28, 32 or 64 pixels.
+            ValueError: the side is not 28, 32 or 64 pixels.
         """
         if image_size not in (28, 32, 64):
             raise ValueError(f"a small family takes images of 28, 32 or 64 pixels, got {image_size}")
@@ -122,13 +124,13 @@ class SmallFamily(Choices):
         return cast(nn.Module, model)
 
     def _stages(self, depth: int, tokens: int) -> dict[str, Any]:
-        """Two stages of the same depth; the windows cut the tokens of the first in four, and hold all of the second."""
+        """Two stages of the same depth; windows split the tokens of the first in four, and hold all of the second."""
         heads = self.width // self._head_width
         return {"depths": (depth // 2, depth // 2), "num_heads": (heads // 2, heads), "window_size": tokens // 2}
 
     @torch.no_grad()
     def _scale(self, model: nn.Module) -> None:
-        """Multiplies what timm has drawn with 0.02."""
+        """Scales the weights that timm has drawn with a standard deviation of 0.02."""
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
                 sides = (module.in_features, module.out_features)

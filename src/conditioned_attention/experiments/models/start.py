@@ -1,4 +1,4 @@
-"""What a transformer's weights are before training: one definition for every family and library."""
+"""The initial weights of transformers: one definition for every family and library."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _OUTPUT_OF_MLP = ("mlp.fc2", "mlp.c_proj", "mlp.down_proj", "linear2")
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Choices):
-    """What a transformer's weights are before training.
+    """How the weights of a transformer are initialised.
 
     Attributes:
         init: standard deviation of the normal distribution that the weights of all layers, embeddings and tokens are
-            drawn from; biases are 0, layer norms 1 and 0.  ``"width"`` is 0.02 · √(768 / width): as much as the usual
-            0.02 at width 768, and in every layer as much signal at every width.  ``"library"`` leaves the start to
-            the library, as this project's versions before this option did: 0.02 at any width.
-        qk_scale: factor on the first W_Q and W_K, so that the logits grow by its square.
-        vo_scale: factor on the first W_V and W_O (the output projection of attention), so that what attention adds to
-            the tokens grows by its square.
-        residual_scale: ``"depth"`` multiplies the first output projections of attention and MLP by 1/√(2 · layers), as
-            GPT-2 does, so that the sum over all blocks does not grow with their number; ``"none"`` does not.
+            drawn from; biases are 0, layer norms 1 and 0.  ``"width"`` is 0.02 · √(768 / width): the usual 0.02 at
+            width 768, and as much signal in every layer at any width.  ``"library"`` leaves initialisation to the
+            library, as versions of this project did before this option: 0.02 at any width.
+        qk_scale: factor on the initial W_Q and W_K; the logits grow by its square.
+        vo_scale: factor on the initial W_V and W_O (the output projection of attention); what attention adds to the
+            tokens grows by its square.
+        residual_scale: ``"depth"`` multiplies the initial output projections of attention and MLP by 1/√(2 · layers),
+            as GPT-2 does, so that the sum over all blocks does not grow with their number; ``"none"`` does not.
     """
 
     init: float | Literal["library", "width"] = added("width", before="library")
@@ -58,14 +58,15 @@ class Start(Choices):
     def first_weights(
         self, build: Callable[[], nn.Module], *, width: int, layers: int, library_scales: bool = False
     ) -> nn.Module:
-        """The model that ``build`` makes with its library's weights, with the first weights that are asked for.
+        """Builds a model and gives it the initial weights that the settings ask for.
 
-        From one state of torch's generator models of one shape start with the same numbers, whatever their libraries
-        draw for themselves, if the width is a multiple of 4; a fused weight of other sizes gets other numbers.
+        From the same state of torch's generator, models of the same shape start with the same numbers, whatever their
+        libraries draw for themselves, if the width is a multiple of 4; at other widths a fused weight gets other
+        numbers.
 
         Args:
-            build: makes the model.
-            width: of its tokens.
+            build: makes the model with its library's weights.
+            width: width of its tokens.
             layers: how many blocks it has.
             library_scales: whether the library scales output projections by 1/√(2 · layers).
         """
@@ -82,7 +83,7 @@ class Start(Choices):
         return model
 
     def std(self, width: int) -> float:
-        """The standard deviation at a width of the tokens.
+        """Returns the standard deviation for a width of the tokens.
 
         >>> round(Start().std(64), 4), Start().std(768), Start(init=0.1).std(64)
         (0.0693, 0.02, 0.1)
@@ -93,7 +94,7 @@ class Start(Choices):
 
 
 def _draw(model: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Matrices, kernels, embeddings and tokens from a normal distribution, not truncated; biases 0, layer norms 1."""
+    """Draws matrices, kernels, embeddings and tokens from a normal distribution, not truncated; biases 0, norms 1."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             continue
@@ -115,7 +116,7 @@ def _scale_projections(model: nn.Module, factors: Mapping[str, float]) -> None:
 
 
 def _scale(model: nn.Module, endings: tuple[str, ...], layers: int, factor: float) -> None:
-    """Multiplies the weights of the modules whose names end so, one in every block."""
+    """Multiplies the weights of the modules whose names have one of these endings, one in every block."""
     if factor == 1.0:
         return
     found = [module for name, module in model.named_modules() if name.endswith(endings)]

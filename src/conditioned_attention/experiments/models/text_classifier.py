@@ -21,7 +21,7 @@ _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "classifier_dropout_prob", "dropout",
     "attention_dropout", "embedding_dropout", "mlp_dropout", "seq_classif_dropout", "pooler_dropout",
 )  # fmt: skip
-# What a config says of an earlier head, and of how it was conditioned.
+# What a config says about an earlier head, and about its conditioning.
 LEFT_OUT = (
     "id2label", "label2id", "conditioned_attention", "attn_implementation", "_attn_implementation",
     "_attn_implementation_internal",
@@ -33,7 +33,7 @@ class TextClassifier:
     """A model of Hugging Face transformers that classifies texts, with fresh weights.
 
     Attributes:
-        config: what its ``config.json`` holds, ``model_type`` among it.
+        config: the content of its ``config.json``, including ``model_type``.
     """
 
     config: dict[str, Any]
@@ -54,10 +54,10 @@ class TextClassifier:
 
 
 def with_dropout(config: Any, dropout: float | None) -> dict[str, Any]:
-    """A config as plain data, with one probability wherever it has one; None leaves it as it is.
+    """Returns a config as plain data, with all its dropout probabilities set to ``dropout``; None leaves them.
 
     Raises:
-        ValueError: it is not in [0, 1), or the config has none.
+        ValueError: ``dropout`` is not in [0, 1), or the config has no dropout.
     """
     found: dict[str, Any] = config.to_dict()
     if dropout is None:
@@ -74,8 +74,9 @@ class Pretrained:
     """A pretrained model from a folder of Hugging Face's ``save_pretrained``, conditioned as it was saved.
 
     Args:
-        folder: with ``config.json`` and ``model.safetensors``, of any model that transformers can classify with.
-        dropout: wherever the model has one; None leaves its own.
+        folder: the folder, with ``config.json`` and ``model.safetensors``, of any model that transformers can classify
+            with.
+        dropout: probability wherever the model has dropout; None leaves its own.
 
     Raises:
         FileNotFoundError: there is no such folder, or no config in it.
@@ -94,7 +95,7 @@ class Pretrained:
         self.classifier = TextClassifier(with_dropout(config, dropout))
 
     def tokenizer(self) -> Any:
-        """The one beside it; raises ValueError if that cannot fill batches up."""
+        """Returns the tokenizer in the folder; raises ValueError if it has no token for padding."""
         from transformers import AutoTokenizer
 
         found: Any = AutoTokenizer.from_pretrained(self.folder)
@@ -104,7 +105,7 @@ class Pretrained:
 
     @cached_property
     def _weights(self) -> dict[str, Tensor]:
-        """Those of the body, by their names in the classifier; the head's are left to `build`."""
+        """The weights of the body, by their names in the classifier; the head's are left to `build`."""
         from transformers import AutoModelForSequenceClassification
 
         with torch.random.fork_rng(), quiet():
@@ -127,7 +128,7 @@ class Pretrained:
         return found
 
     def build(self, labels: int) -> nn.Module:
-        """The model with a fresh head, of torch's generator; on PyTorch's meta device without weights."""
+        """Returns the model with a fresh head, from torch's generator; on PyTorch's meta device, without weights."""
         model = self.classifier.build(labels)
         if self.record:
             apply_conditioning(model, self.record)
@@ -141,7 +142,7 @@ class Pretrained:
 
 
 def checksum_of_weights(weights: Mapping[str, Tensor]) -> str:
-    """Of the names and the bytes of tensors on the CPU."""
+    """Returns a checksum of the names and the bytes of tensors on the CPU."""
     sums = [zlib.crc32(name.encode()) for name in weights]
     sums += [zlib.crc32(t.contiguous().view(torch.uint8).numpy().data) for t in weights.values() if t.dim()]
     return f"{zlib.crc32(str(sums).encode()):08x}"
@@ -149,7 +150,7 @@ def checksum_of_weights(weights: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' table of what a head lacks, which is meant, and its bar."""
+    """Silences transformers' progress bar and its table of missing weights, since a head is meant to be fresh."""
     import transformers
 
     logging: Any = transformers.utils.logging
@@ -165,11 +166,11 @@ def quiet() -> Iterator[None]:
 
 
 class FromRun:
-    """The shape of what a run of ours has trained; its weights come by `Training.start_from`.
+    """The shape of a model that an earlier run has trained; its weights are loaded by `Training.start_from`.
 
     Args:
-        model: the run's own, built again; its config says the shape.
-        dropout: wherever the model has one; None leaves its own.
+        model: the run's model, built again; its config gives the shape.
+        dropout: probability wherever the model has dropout; None leaves its own.
     """
 
     def __init__(self, model: Any, dropout: float | None) -> None:
@@ -180,5 +181,5 @@ class FromRun:
         return self.classifier.build(labels)
 
     def identity(self) -> dict[str, Any]:
-        """Nothing: the run says where its weights come from."""
+        """Returns nothing, since the run records where its weights come from."""
         return {}

@@ -15,14 +15,14 @@ from conditioned_attention.experiments.models.built import remembered
 
 @dataclass(frozen=True)
 class TimmModel:
-    """A model of timm by its name, with fresh weights.
+    """A timm model by its name, with fresh weights.
 
     Attributes:
-        name: as timm knows it.
-        drop_path: probability with which a residual branch is left out in training; timm lets it grow linearly over
-            the depth up to this, and in XCiT it is the same everywhere.
-        dropout: of what the dense layers behind attention and in the MLPs give, and of the position embeddings; for
-            models that have these, such as ViT and DeiT.
+        name: its name in timm.
+        drop_path: probability of leaving out a residual branch in training; timm lets it grow linearly over the depth
+            up to this value, and in XCiT it is the same everywhere.
+        dropout: dropout of the outputs of the dense layers after attention and in the MLPs, and of the position
+            embeddings; for models that have these, such as ViT and DeiT.
     """
 
     name: str
@@ -44,12 +44,12 @@ class TimmModel:
         return self._created(image_size, channels, classes)[0]
 
     def arguments(self, image_size: int, channels: int, classes: int) -> dict[str, Any]:
-        """What `build` calls timm's ``create_model`` with, besides the name."""
+        """Returns the arguments with which `build` calls timm's ``create_model``, besides the name."""
         with torch.device("meta"):
             return self._created(image_size, channels, classes)[1]
 
     def _created(self, image_size: int, channels: int, classes: int) -> tuple[nn.Module, dict[str, Any]]:
-        """The model, and what timm was called with."""
+        """Returns the model, and the arguments that timm was called with."""
         arguments = {"img_size": image_size, **self._sizes(channels, classes)}
         try:
             return _timm().create_model(self.name, **arguments), arguments

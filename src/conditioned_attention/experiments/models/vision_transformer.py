@@ -22,19 +22,21 @@ class VisionTransformer(Start):
     """A patch vision transformer with a class token.
 
     Attributes:
-        library: whose implementation: Hugging Face's or timm's.  The network is the same, and so are its first weights
-            from the same seed; but timm keeps the class token and the positions from decaying, and Hugging Face does
-            not.  With ``init="library"`` they start differently (timm: class token 1e-6, patch embedding uniform), and
-            the layer norms have an eps of 1e-12 (Hugging Face) and 1e-6 (timm) instead of 1e-6 in both.
+        library: whose implementation to use: Hugging Face's or timm's.  The network is the same, and so are its initial
+            weights from the same seed; but timm exempts the class token and the positions from weight decay, and
+            Hugging Face does not.  With ``init="library"`` they start differently (timm: class token 1e-6, patch
+            embedding uniform), and the layer norms have an eps of 1e-12 (Hugging Face) and 1e-6 (timm) instead of 1e-6
+            in both.
         patch_size: side of a patch in pixels.
         hidden_size: width of the tokens.
         layers: number of blocks.
-        heads: attention heads a block; they must divide the width.
+        heads: attention heads per block; they must divide the width.
         mlp_ratio: width of the feed-forward layer over the width of the tokens.
-        pooling: what the classifier reads behind the last layer norm: the class ``"token"``, or the ``"mean"`` of all
-            patch tokens.  The class token is there and takes part in attention either way.
-        norm: where the layer norms stand: ``"pre"``, before attention and MLP, with one more before the classifier, as
-            ViTs have them; or ``"post"``, behind the sums, as in the first transformer, without that one.
+        pooling: what the classifier reads after the last layer norm: the class ``"token"``, or the ``"mean"`` of all
+            patch tokens.  The class token exists and takes part in attention either way.
+        norm: where the layer norms are: ``"pre"``, before attention and MLP, with one more before the classifier, as in
+            ViTs; or ``"post"``, after the residual sums, as in the first transformer, without the one before the
+            classifier.
     """
 
     library: Literal["transformers", "timm"] = "transformers"

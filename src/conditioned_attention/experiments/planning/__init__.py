@@ -1,1 +1,1 @@
-"""What a run will take, and what a variant costs, before anything is trained."""
+"""Estimates of what a run will take, and of what a variant costs, before anything is trained."""

@@ -1,4 +1,4 @@
-"""What a variant costs: time and memory of a training step, against the baseline's, in one process."""
+"""What a variant costs: time and memory of a training step relative to the baseline's, in one process."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _WARMUP = 3
 def measure_cost(
     task: Task, settings: Training, variants: Sequence[Variant], rounds: int = 30, threads: int = 1
 ) -> dict[str, Any]:
-    """Time and peak memory of one training step of each variant, relative to the first.
+    """Measures time and peak memory of one training step of each variant, relative to the first.
 
-    The step is the one that training takes: precision, accumulation, clipping and the average of the weights included.
+    The step is the same as in training, including precision, accumulation, clipping and the average of the weights.
     The variants take turns, one step each, so that a machine that slows down slows all of them; the order changes from
     round to round.  The ratio is the median of the rounds' ratios.
 
     Args:
-        task, settings: what is trained, and how; every micro-batch of a step is the same one.
-        variants: the baseline first.
-        rounds: how many turns.
-        threads: of torch, for the rest of the process.
+        task, settings: what is trained, and how; all micro-batches of a step are the same one.
+        variants: the variants, with the baseline first.
+        rounds: how many steps each variant takes.
+        threads: torch's threads, for the rest of the process.
 
     Returns:
         ``{"threads", "rounds", "micro_batch", "precision", "accumulation", "variants": {name: {"milliseconds",
-        "time_ratio", "time_p20", "time_p80", "peak_mebibytes", "memory_ratio"}}}``.  The peak is parameters, optimizer
-        state and average, and what a step allocates beyond them.
+        "time_ratio", "time_p20", "time_p80", "peak_mebibytes", "memory_ratio"}}}``.  The peak consists of parameters,
+        optimizer state and average, plus what a step allocates beyond them.
     """
     from accelerate.utils import send_to_device
 

@@ -1,7 +1,7 @@
-"""One micro-batch, forward and backward, counted on tensors without data: no memory, no arithmetic, any size of model.
+"""Counts what one micro-batch takes, forward and backward, without memory or arithmetic, for models of any size.
 
-The model is built on the ``meta`` device; then its tensors, and those of the batch, become fake ones, which know their
-shape, dtype and storage and otherwise pretend to be on a CPU.
+The model is built on the ``meta`` device; then its tensors and those of the batch are replaced by fake tensors, which
+have no data but know their shape, dtype and storage, and otherwise pretend to be on a CPU.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepCount:
-    """What a model is, and what one micro-batch of it costs.
+    """The size of a model, and what one micro-batch of it takes.
 
     Attributes:
-        parameters, trainable: numbers; shared ones count once.
+        parameters, trainable: how many numbers; shared ones count once.
         forward_flops, backward_flops: of matrix products, convolutions and attention; a multiplication and an
-            addition are two.
-        operations: of forward and backward that compute something; views do not.
-        weight_bytes: parameters and buffers.
-        trainable_bytes: of the parameters that have gradients.
-        saved_bytes: parameters and those buffers that a state_dict holds.
-        activation_bytes: different storages that the loss holds for backward, weights not counted; under autocast
-            with the copies of the weights that it casts.  With recomputation what is held between the blocks, and
-            the largest block's own.
-        optimizer_bytes: what the optimizer holds after its first step.
-        recomputed_flops: forward FLOPs that backward does again; they are not among its own.
+            addition count as two.
+        operations: operations of forward and backward that compute something; views are not counted.
+        weight_bytes: bytes of parameters and buffers.
+        trainable_bytes: bytes of the parameters that have gradients.
+        saved_bytes: bytes of parameters and of those buffers that a state_dict holds.
+        activation_bytes: bytes of the distinct storages that the loss holds for backward, without the weights, but
+            under autocast with the copies of the weights that it casts.  With recomputation: what is held between the
+            blocks, plus what the largest block holds itself.
+        optimizer_bytes: bytes that the optimizer holds after its first step.
+        recomputed_flops: forward FLOPs that backward computes again; ``backward_flops`` does not include them.
     """
 
     parameters: int
@@ -75,21 +75,23 @@ def count_step(
 ) -> StepCount:
     """Counts one micro-batch of a task without running it.
 
-    FLOPs are those of the model: nothing that a kernel computes a second time in backward, so that of attention is
-    twice the forward (a flash kernel does 2.5 times as much).  Causal attention counts in full, as is usual.
+    FLOPs are those of the model and leave out what a kernel computes a second time in backward: the backward of
+    attention counts twice the forward (a flash kernel computes 2.5 times the forward).  Causal attention counts in
+    full, as is usual.
 
     Args:
-        task: whose model and loss.
+        task: the task that gives the model and the loss.
         variant: what the model is converted to.
-        batch: a micro-batch of the task, real; its values are not read.
-        settings: the optimizer, whose state is counted, and the precision of autocast; weights stay as the task makes
-            them.
+        batch: a real micro-batch of the task; its values are not read.
+        settings: give the optimizer, whose state is counted, and the precision of autocast; the weights stay as the
+            task makes them.
         gpu: count memory as a GPU holds it, where fused attention has dropout and autocast keeps norms and softmax in
             float32; False: as a CPU does.
         recompute: see `Launch`.
 
     Raises:
-        ValueError: the model cannot be built without data, or its loss depends on values, such as indexing by a mask.
+        ValueError: the model cannot be built without data, or its loss depends on values in the data, as with indexing
+            by a mask.
     """
     from accelerate.utils import recursively_apply
 
@@ -101,7 +103,7 @@ def count_step(
         _autocast_forward(model, settings.precision)
         model.train()
         try:
-            # in either case a function mode, so that implementations of attention that look for one choose alike
+            # a function mode in both cases, so that attention implementations that check for one choose the same way
             with _LikeGPU() if gpu else BaseTorchFunctionMode():
                 weights = [*model.parameters(), *model.buffers()]
                 work = _count_work(task, model, batch)
@@ -140,7 +142,7 @@ def _without_data(task: Task, variant: Variant) -> nn.Module:
 
 
 def _make_fake(model: nn.Module) -> None:
-    """Every tensor of a model replaced by a fake one on the CPU; shared ones stay shared."""
+    """Replaces every tensor of a model by a fake one on the CPU; shared ones stay shared."""
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ def _make_fake(model: nn.Module) -> None:
             made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
         return made[id(tensor)]
 
-    # kept to the end: an id is used again when its tensor goes
+    # kept to the end, since Python reuses the id of a tensor that is gone
     before = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
@@ -162,7 +164,7 @@ def _make_fake(model: nn.Module) -> None:
 
 
 def _autocast_forward(model: nn.Module, precision: Precision) -> None:
-    """Does to a model what Accelerate does: autocast around its forward, here a CPU's, and outputs in float32."""
+    """Does to a model what Accelerate does: runs its forward under autocast (here a CPU's), with float32 outputs."""
     if precision == "no":
         return
     from accelerate.utils import convert_outputs_to_fp32
@@ -171,13 +173,14 @@ def _autocast_forward(model: nn.Module, precision: Precision) -> None:
 
 
 class _LikeGPU(TorchFunctionMode):
-    """Where a GPU holds something else than a CPU.
+    """Makes a CPU hold what a GPU would hold, in the cases where they differ.
 
-    PyTorch's fused attention for CPUs, which stands for that of a GPU here, has no dropout, and without it the
-    weights of all pairs of tokens would be held.  And autocast on a GPU has more that stays in float32.
+    PyTorch's fused attention for CPUs, which stands in for that of a GPU here, has no dropout; dropout is set to 0,
+    since otherwise the attention weights of all pairs of tokens would be held.  And autocast on a GPU keeps more
+    operations in float32.
     """
 
-    # where dropout_p stands; the second calls the first, which no mode sees once it has let the second through
+    # the position of dropout_p; the second function calls the first, but a mode does not see calls made inside it
     _FUSED: ClassVar = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
     _FLOAT32 = frozenset(
         (F.layer_norm, F.group_norm, F.softmax, F.log_softmax, torch.layer_norm, torch.group_norm, torch.softmax,
@@ -201,7 +204,7 @@ def _float32(value: Any) -> Any:
 
 
 def _count_work(task: Task, model: nn.Module, batch: Any) -> tuple[int, int, int]:
-    """FLOPs of the forward, FLOPs of the backward, and the operations of both."""
+    """Returns the FLOPs of the forward, the FLOPs of the backward, and the number of operations in both."""
     operations = _Operations()
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter, operations:
         loss = components(task.loss(model, batch))["loss"]
@@ -214,8 +217,8 @@ class _Recomputation:
     """Makes backward compute every block of a model again, and counts what that takes while a forward runs.
 
     Attributes:
-        largest: bytes that a block holds for its own backward, of the block that holds most.
-        flops: of the forward of all blocks.
+        largest: bytes held for its own backward by the block that holds most.
+        flops: FLOPs of the forward of all blocks.
     """
 
     def __init__(self, model: nn.Module, weights: Sequence[Tensor]) -> None:
@@ -232,7 +235,7 @@ class _Recomputation:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts operations that compute something; views only look at what is there."""
+    """Counts operations that compute something; views are not counted."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -254,13 +257,13 @@ def _attention_backward_flops(upstream: Any, *arguments: Any, **named: Any) -> i
 
 
 def _convolution_backward_flops(upstream: Any, data: Any, weight: Any, *arguments: Any, **_: Any) -> int:
-    """As many as the forward for each of the gradients of data and weight."""
+    """Counts as many FLOPs as in the forward for each gradient that is computed, of data and of weight."""
     *_bias_to_dilation, transposed, _output_padding, _groups, output_mask = arguments
     outputs = data[2:] if transposed else upstream[2:]
     return int(2 * data[0] * prod(outputs) * prod(weight) * sum(output_mask[:2]))
 
 
-# PyTorch's own table knows no fused attention of a CPU, and takes grouped convolutions for full ones in backward.
+# PyTorch's own table lacks fused attention on a CPU, and counts grouped convolutions as full ones in backward.
 _FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,

@@ -1,4 +1,4 @@
-"""``--dry-run``: says what ``train`` and ``compare`` would take, and trains and writes nothing."""
+"""``--dry-run``: prints what ``train`` and ``compare`` would take, without training or writing anything."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _PIPED = 200  # columns where the output is no terminal
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run is to tell."""
+    """What a dry run reports."""
 
     dry_run: bool = False
-    """Only say what this would take: parameters, steps, FLOPs, memory and hours.  Nothing is trained or written."""
+    """Only print what this would take: parameters, steps, FLOPs, memory and hours.  Nothing is trained or written."""
     gpu: str | None = None
-    """With --dry-run: hours and memory on this GPU, such as H100; `conditioned-attention list gpus` lists them."""
+    """With --dry-run: hours and memory for this GPU, such as H100; see `conditioned-attention list gpus`."""
     gpus: int = 1
-    """With --dry-run: how many of them share a batch."""
+    """With --dry-run: how many of these GPUs share a batch."""
     utilisation: float = UTILISATION
-    """With --dry-run: share of the GPU's peak rate that is assumed; a guess."""
+    """With --dry-run: the share of the GPU's peak rate to assume; a guess."""
     json: bool = False
     """With --dry-run: print JSON instead of a table."""
 
     @property
     def asked(self) -> bool:
-        """Whether this is a dry run; raises ValueError for options that have a meaning in one only."""
+        """Whether this is a dry run; if not, raises ValueError for options that only a dry run has."""
         if not self.dry_run and self != DryRun():
             raise ValueError("--gpu, --gpus, --utilisation and --json say what a dry run is to tell: add --dry-run")
         return self.dry_run
@@ -53,7 +53,7 @@ class DryRun:
     ) -> int:
         """Prints the estimate of every variant, and of all runs together; returns the exit status, 0.
 
-        ``tuning`` is how many runs a variant has before those of the seeds, to find its learning rate.
+        ``tuning`` is how many runs each variant has besides those of the seeds, to find its learning rate.
         """
         if seeds < 1 or (threads or 1) < 1:
             raise ValueError(f"seeds must be at least one, and so must threads, got {seeds} and {threads}")
@@ -77,13 +77,13 @@ class DryRun:
 
 
 def task_to_plan(recipe: Recipe) -> Task:
-    """A recipe's task, or one of the same shapes where its data are well known and not there."""
+    """Returns a recipe's task, or its stand-in of the same shapes, which needs no data, if the recipe has one."""
     stand_in: Callable[[], Task | None] = getattr(recipe, "stand_in", lambda: None)
     return stand_in() or recipe.task()
 
 
 def total(rows: Sequence[Estimate], times: int) -> dict[str, Any]:
-    """So many runs of every variant, one after another; None where a variant's number is not known."""
+    """Sums up ``times`` runs of every variant, one after another; None where a variant's number is not known."""
     summed: dict[str, Any] = {"runs": times * len(rows), "flops": times * sum(row.flops for row in rows)}
     for name in ("gpu_seconds", "least_gpu_seconds", "measured_seconds"):
         values = [getattr(row, name) for row in rows]
@@ -92,7 +92,7 @@ def total(rows: Sequence[Estimate], times: int) -> dict[str, Any]:
 
 
 def print_estimates(rows: Sequence[Estimate], seeds: int = 1, tuning: int = 0) -> None:
-    """A table with a column a variant, and sentences on what it assumes."""
+    """Prints a table with a column for each variant, and sentences on what it assumes."""
     from rich.console import Console
     from rich.table import Table
 
@@ -209,7 +209,7 @@ def _gpu_sentences(rows: Sequence[Estimate]) -> list[str]:
 
 
 def _does_not_fit(row: Estimate, gpu: GPU) -> str:
-    """What is too much, and what helps."""
+    """Says what does not fit into the GPU's memory, and what would help."""
     words = f"{row.variant} does not fit: {size(row.memory_bytes)} of {gpu.memory} GB, a tenth of which is kept free."
     room = gpu.usable_bytes - row.fixed_bytes
     if room <= 0:
@@ -242,7 +242,7 @@ def _timing_sentences(rows: Sequence[Estimate]) -> list[str]:
 
 
 def _short(number: float) -> str:
-    """A count with three digits: 86.6 M; from 10¹⁵ on as a power."""
+    """Formats a count with three digits, such as 86.6 M; from 10¹⁵ on with an exponent."""
     if number < 1000 or number >= 1e15:
         return f"{number:.3g}"
     unit, power = next((u, p) for u, p in (("T", 12), ("G", 9), ("M", 6), ("k", 3)) if number >= 10**p)
@@ -250,7 +250,7 @@ def _short(number: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as kB, MB or GB, powers of 1000 as on data sheets.
+    """Formats bytes in kB, MB or GB, which are powers of 1000 as on data sheets.
 
     >>> size(346_274_816)
     '346 MB'
@@ -260,12 +260,12 @@ def size(count: float) -> str:
 
 
 def _three(value: float) -> str:
-    """Three digits, and all of those before the point."""
+    """Formats a number with three digits, but never fewer than it has before the decimal point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units.
+    """Formats seconds in the two largest units.
 
     >>> duration(7812), duration(42.4), duration(300_000)
     ('2 h 10 min', '42.4 s', '3 d 11 h')

@@ -1,4 +1,4 @@
-"""What a run will take, before it is run: parameters, steps, FLOPs, memory, and hours on a named GPU."""
+"""Estimates what a run will take before it starts: parameters, steps, FLOPs, memory, and hours on a named GPU."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from conditioned_attention.profiling.clock import seconds_of
 # transformers reach 0.3 to 0.5; models with narrow matrices, and small batches, reach much less.
 UTILISATION = 0.35
 
-# What PyTorch needs to send an operation to a GPU, where the GPU is done sooner: of the order of ten microseconds with
-# Python and autograd.  An assumption too; without it a small model would seem to train in no time.
+# Time that PyTorch takes to launch an operation on a GPU, which counts where the GPU itself is faster: of the order of
+# ten microseconds with Python and autograd.  An assumption too; without it small models would seem to train in no time.
 OPERATION_SECONDS = 1e-5
 
 # Steps are timed on this machine only where they cannot take long, and fit: FLOPs and bytes of an optimizer step.
 _TIMED_FLOPS = {"cpu": 1e11, "cuda": 1e13}
 _TIMED_BYTES = 2 * 2**30
 _TIMED_STEPS = 3
-_PATIENCE = 5.0  # seconds a variant; half precision may be emulated, and a hundred times slower than its FLOPs tell
+_PATIENCE = 5.0  # seconds per variant; half precision may be emulated, a hundred times slower than the FLOPs suggest
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of an optimizer step, measured: the median of a few, after one to warm up."""
+    """Measured seconds of an optimizer step: the median of a few steps, after one to warm up."""
 
     device: str
     threads: int
@@ -51,38 +51,38 @@ class Timing:
 class Estimate:
     """What one run of one variant will take.
 
-    Memory is that of one process.  It is the sum of what certainly exists at the same time, or nearly so; temporaries
-    of single operations, and the evaluation, are not in it, nor blocks that are put together from their shards while
-    they are used.  FLOPs are those of training alone.
+    Memory is that of one process.  It is the sum of what certainly exists at the same time, or nearly so; it leaves out
+    temporaries of single operations, the evaluation, and blocks that are put together from their shards while they are
+    used.  FLOPs are those of training alone.
 
     Attributes:
-        variant: name.
+        variant: name of the variant.
         parameters, trainable: how many numbers.
-        steps: optimizer steps; at most so many where there is a budget of seconds.
-        samples: those steps' samples, over all processes.
-        tokens: the same in tokens; None where a sample is not counted in tokens.
-        micro_batch, accumulation: samples at a time in one process, and how many of those an optimizer step takes.
-        precision: of autocast.
-        micro_batch_flops: forward and backward of one micro-batch.
-        operations: of one micro-batch, forward and backward.
-        flops: of the whole run, in all processes.
-        recomputed_flops: forward FLOPs of one micro-batch that are done again, and counted in hours alone.
-        gpus: how many processes, a GPU each, share a batch.
-        sharded: whether they share weights, gradients and what the optimizer holds, too.
-        weight_bytes: parameters and buffers.
-        gradient_bytes, optimizer_bytes: of the gradients, and of what the optimizer holds.
-        ema_bytes: the running average, a whole copy of the model; 0 without one.
-        activation_bytes: what one micro-batch holds for backward.
-        checkpoint_bytes: of one checkpoint on disk.
-        budget_seconds: of `Training.seconds`, None without one.
+        steps: optimizer steps; an upper bound if there is a budget of seconds.
+        samples: samples in these steps, over all processes.
+        tokens: the same in tokens; None if samples are not counted in tokens.
+        micro_batch, accumulation: samples at a time in one process, and how many micro-batches an optimizer step takes.
+        precision: precision of autocast.
+        micro_batch_flops: FLOPs of one micro-batch, forward and backward.
+        operations: operations of one micro-batch, forward and backward.
+        flops: FLOPs of the whole run, in all processes.
+        recomputed_flops: forward FLOPs of one micro-batch that are computed again; they count in the hours alone.
+        gpus: how many processes, each with one GPU, share a batch.
+        sharded: whether they also share weights, gradients and optimizer state.
+        weight_bytes: bytes of parameters and buffers.
+        gradient_bytes, optimizer_bytes: bytes of the gradients, and of the optimizer state.
+        ema_bytes: bytes of the running average, a whole copy of the model; 0 without one.
+        activation_bytes: bytes that one micro-batch holds for backward.
+        checkpoint_bytes: bytes of one checkpoint on disk.
+        budget_seconds: `Training.seconds`; None without such a budget.
         gpu: the GPU that the hours are for, a key of `GPUS`; None if none was named.
-        utilisation: the share of its peak that is assumed.
-        gpu_seconds: on ``gpus`` of that GPU: the FLOPs at that share of its peak rate, or `OPERATION_SECONDS` an
-            operation, whichever takes longer, and nothing for what they tell each other; None without one, or where it
+        utilisation: the share of its peak rate that is assumed.
+        gpu_seconds: time on ``gpus`` of that GPU: the FLOPs at that share of its peak rate, or `OPERATION_SECONDS` for
+            each operation, whichever takes longer, without communication between GPUs; None without a GPU, or if it
             has no hardware for the precision.
-        least_gpu_seconds: no run on it can be faster: every FLOP at the peak rate, or every byte of weights, optimizer
+        least_gpu_seconds: lower bound of that time: every FLOP at the peak rate, or every byte of weights, optimizer
             state and activations at the peak bandwidth, whichever takes longer.
-        timing: of steps on this machine; None if they were not measured.
+        timing: time of steps on this machine; None if they were not measured.
     """
 
     variant: str
@@ -115,36 +115,36 @@ class Estimate:
 
     @property
     def memory_bytes(self) -> int:
-        """All of the memory that is counted."""
+        """All memory that is counted."""
         return self.fixed_bytes + self.activation_bytes
 
     @property
     def fixed_bytes(self) -> int:
-        """The part of it that does not depend on the micro-batch."""
+        """The part of the memory that does not depend on the micro-batch."""
         whole = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.ema_bytes
         return -(-whole // self.gpus) if self.sharded else whole
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of all GPUs together."""
+        """Hours of all GPUs together; None if ``gpu_seconds`` is None."""
         return None if self.gpu_seconds is None else self.gpus * self.gpu_seconds / 3600
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits into what is usable of the GPU's memory; None without a GPU."""
+        """Whether the run fits into the usable part of the GPU's memory; None without a GPU."""
         return None if self.gpu is None else self.memory_bytes <= GPUS[self.gpu].usable_bytes
 
     @property
     def measured_seconds(self) -> float | None:
-        """Of the whole run on this machine, by the steps that were timed; at most the budget."""
+        """Seconds of the whole run on this machine, from the steps that were timed; at most the budget."""
         return None if self.timing is None else self.within_budget(self.steps * self.timing.seconds)
 
     def within_budget(self, seconds: float) -> float:
-        """So many seconds, or those of the budget if they are fewer."""
+        """Returns ``seconds``, or the budget of seconds if that is less."""
         return seconds if self.budget_seconds is None else min(seconds, self.budget_seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Returns the estimate as plain data."""
         names = ("memory_bytes", "fits", "gpu_hours", "measured_seconds")
         more = {name: getattr(self, name) for name in names}
         return {**dataclasses.asdict(self), **more}
@@ -161,20 +161,23 @@ def estimate(
     launch: Launch | None = None,
     measure: bool = True,
 ) -> list[Estimate]:
-    """What training a task will take, a row a variant.  One micro-batch of data is read; nothing is trained or written.
+    """Estimates what training a task will take, one row per variant.
+
+    One micro-batch of data is read; nothing is trained or written.
 
     Args:
         task, settings: what is trained, and how.
         variants: names or `Variant` objects.
-        gpu: what to estimate hours and memory for, a key of `GPUS`.
+        gpu: the GPU to estimate hours and memory for, a key of `GPUS`.
         gpus: how many of them share each micro-batch.
         utilisation: share of that GPU's peak rate that is assumed, in (0, 1].
-        launch: whether they share the weights too (``parallel="fsdp2"``), and whether blocks are computed again.
-        measure: time a few steps on this machine, where they are small enough to take seconds.
+        launch: whether they share the weights too (``parallel="fsdp2"``), and whether blocks are computed again in
+            backward.
+        measure: time a few steps on this machine, if they are small enough to take only seconds.
 
     Raises:
-        ValueError: an unknown GPU or variant, a share out of range, a batch larger than the training set or not to be
-            shared by so many GPUs, or a task whose step depends on values in the data (see `count_step`).
+        ValueError: an unknown GPU or variant, a share out of range, a batch that is larger than the training set or
+            cannot be divided among so many GPUs, or a task whose step depends on values in the data (see `count_step`).
     """
     from accelerate.utils import slice_tensors
 
@@ -225,15 +228,15 @@ def _estimate(task: Task, settings: Training, variant: Variant, steps: int, coun
 
 
 def _on_gpu(row: Estimate, name: str | None, utilisation: float) -> Estimate:
-    """The same with the time on a GPU."""
+    """Adds the time on a GPU to an estimate."""
     if name is None:
         return row
     row, gpu = dataclasses.replace(row, gpu=name, utilisation=utilisation), GPUS[name]
     peak = gpu.flops_a_second(row.precision)  # type: ignore[arg-type]
     if peak is None:
         return row
-    # AdamW reads weight, gradient and both of its numbers, and writes all but the gradient; what is held for backward
-    # is written once and read once.
+    # AdamW reads weight, gradient and both moments, and writes all but the gradient; what is held for backward is
+    # written once and read once.
     update = (2 * (row.gradient_bytes + row.optimizer_bytes) + row.gradient_bytes) / (row.gpus if row.sharded else 1)
     traffic = row.steps * (update + 2 * row.accumulation * row.activation_bytes)
     done = row.flops / row.gpus * (1 + row.recomputed_flops / row.micro_batch_flops)
@@ -244,7 +247,7 @@ def _on_gpu(row: Estimate, name: str | None, utilisation: float) -> Estimate:
 
 
 def _quick(row: Estimate) -> bool:
-    """Whether a few steps on this machine take seconds, and fit."""
+    """Whether a few steps on this machine fit into memory and take only seconds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs_here = (row.precision, device) != ("fp16", "cpu")
     flops = row.gpus * row.accumulation * row.micro_batch_flops
@@ -252,7 +255,7 @@ def _quick(row: Estimate) -> bool:
 
 
 def _time(task: Task, settings: Training, variant: Variant, batch: Any, launch: Launch) -> Timing:
-    """A few real optimizer steps on the same micro-batch, on this machine."""
+    """Times a few real optimizer steps on the same micro-batch, on this machine."""
     from accelerate.utils import send_to_device
 
     accelerator = Launch().accelerator(settings.precision, settings.accumulation)

@@ -1,4 +1,4 @@
-"""What GPUs can do at most, by their data sheets: the yardstick of an estimate made before anything runs."""
+"""Peak rates of GPUs by their data sheets, on which the estimates before a run are based."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from conditioned_attention.experiments.training.settings import Precision
 
 @dataclass(frozen=True)
 class GPU:
-    """One GPU; rates are dense (without structured sparsity), products summed in float32, as PyTorch does.
+    """One GPU's peak rates, dense (without structured sparsity) and with products summed in float32, as in PyTorch.
 
     Attributes:
-        bf16, fp16: tensor cores, TFLOP/s; None where they do not take the type.
+        bf16, fp16: tensor cores, TFLOP/s; None if they do not support the type.
         fp32: outside the tensor cores, TFLOP/s.  PyTorch computes float32 there unless TF32 is switched on.
         memory: GB on the card, as the data sheet counts them.
         bandwidth: of that memory, GB/s.
@@ -30,7 +30,7 @@ class GPU:
         return 0.9e9 * self.memory
 
     def flops_a_second(self, precision: Precision) -> float | None:
-        """The highest rate of matrix products under that precision; None where the GPU has no hardware for it."""
+        """Returns the peak rate of matrix products in a precision; None if the GPU has no hardware for it."""
         rate = {"no": self.fp32, "bf16": self.bf16, "fp16": self.fp16}[precision]
         return None if rate is None else 1e12 * rate
 
@@ -56,7 +56,7 @@ _ALIASES = {"a100": "a10080"}
 
 
 def find_gpu(name: str) -> str:
-    """The key of `GPUS` that is meant: case, spaces and hyphens do not matter, and A100 is the one with 80 GB.
+    """Returns the key of `GPUS` that is meant: case, spaces and hyphens do not matter, and A100 is that with 80 GB.
 
     Raises:
         ValueError: no such GPU.

@@ -1,4 +1,4 @@
-"""From a table of a paper to the commands that repeat it, and its numbers beside those that were measured."""
+"""Gives the commands that repeat a table of a paper, and shows its numbers beside those that were measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conditioned_attention.experiments.report.write import read_subjects
 
 
 def why_not(item: Item, row: Row) -> str:
-    """Why nothing here repeats a row; empty where something does."""
+    """Returns why nothing here repeats a row; empty if something does."""
     if row.recipe is None:
         return "no run of its own"
     return "" if item.by == "bench step" or row.recipe in RECIPES else "there is no recipe for it yet"
@@ -30,14 +30,14 @@ def commands_of(
     recipes: Sequence[str] = (),
     seeds: int = SEEDS,
 ) -> dict[str, list[str]]:
-    """The commands that repeat an item: the words behind ``conditioned-attention``, by `Row.key`.
+    """Returns the commands that repeat an item: the words after ``conditioned-attention``, by `Row.key`.
 
     Args:
-        item: of `ITEMS`.
-        folder: each of them has a folder of its own in it, which all items share.
+        item: one of `ITEMS`.
+        folder: each recipe has its own folder inside this one, which all items share.
         data_dir: passed to the recipes that have one.
-        recipes: these alone, by `Row.key`; default all.
-        seeds: of a comparison.
+        recipes: only these, by `Row.key`; default all.
+        seeds: number of seeds of a comparison.
 
     Raises:
         ValueError: there is nothing to run, a recipe is not the item's, or none of them takes a ``data_dir``.
@@ -68,7 +68,7 @@ def commands_of(
 
 
 def _recipe_words(row: Row) -> dict[str, list[str]]:
-    """The recipe and what it is to do, by the name of the runs; a mean needs all of its tasks."""
+    """Returns the recipe and its options, by the name of the runs; a mean needs all of its tasks."""
     if row.recipe is None or row.task is None:
         return {row.key: [row.key]}
     tasks = TASKS if row.is_mean else (row.task,)
@@ -76,7 +76,7 @@ def _recipe_words(row: Row) -> dict[str, list[str]]:
 
 
 def repeated_by(item: Item, row: Row) -> str:
-    """What repeats a row, in a few words; why nothing does, if so."""
+    """Says in a few words what repeats a row, or why nothing does."""
     if why := why_not(item, row):
         return why
     if row.is_mean:
@@ -89,7 +89,7 @@ def _has_data_dir(recipe: str) -> bool:
 
 
 def listing() -> list[str]:
-    """Every item and row with the paper's numbers, and what repeats it or why nothing does, a line each."""
+    """Lists every item and row with the paper's numbers, and what repeats it or why nothing does, one per line."""
     lines = []
     for item in ITEMS.values():
         lines += ["", f"{item.name}: {item.place} of arXiv {item.paper}, {item.shows}"]
@@ -102,7 +102,7 @@ def _arrow(row: Row) -> str:
 
 
 def measured(item: Item, folder: Path) -> Mapping[str, Cells]:
-    """What the item's commands have left in the folder, by `Row.key`; nothing of those that have not finished a run."""
+    """Reads what the item's commands have measured so far, by `Row.key`, without those that have no finished run."""
     if item.by == "bench step":
         return _steps(folder / "step.csv")
     names = {name for row in item.rows if row.recipe for name in _recipe_words(row)}
@@ -125,13 +125,13 @@ def _steps(file: Path) -> Mapping[str, Cells]:
 
 
 def report(item: Item, folder: Path, recipes: Sequence[str] = (), options: str = "") -> str:
-    """The paper's numbers beside the measured ones, as text.
+    """Returns the paper's numbers beside the measured ones, as text.
 
     Args:
-        item: of `ITEMS`.
-        folder: of the runs.
-        recipes: rows of these alone; default all.
-        options: that the runs had besides.
+        item: one of `ITEMS`.
+        folder: folder of the runs.
+        recipes: only rows of these; default all.
+        options: further options that the runs had.
     """
     item = dataclasses.replace(item, rows=tuple(row for row in item.rows if not recipes or row.key in recipes))
     units = sorted({COLUMNS[row.measure] for row in item.rows} - {"final"})

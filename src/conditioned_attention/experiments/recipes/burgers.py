@@ -18,18 +18,18 @@ _FIRST_FOR_EVALUATION = 2**20  # the number of a function; those for training be
 
 @dataclass(frozen=True)
 class Burgers:
-    """Viscous Burgers on the circle: from u(·, 0) to u(·, 1), as in Cao 2021 (arXiv 2105.14995), with softmax.
+    """Viscous Burgers' equation on the circle: from u(·, 0) to u(·, 1) with softmax, as in Cao 2021 (arXiv 2105.14995).
 
-    The functions are drawn and solved here, once, in a few seconds.  At t = 1 little but the mean is left: the mean of
-    u(·, 0) at every point, which needs no learning, scores 0.033 on the hundred functions of the default evaluation set
-    (median 0.013), so a model that is above that has learnt nothing but the mean.
+    The functions are drawn and solved here, once, in a few seconds.  At t = 1 little but the mean is left: predicting
+    the mean of u(·, 0) at every point, which needs no learning, scores 0.033 on the hundred functions of the default
+    evaluation set (median 0.013; lower is better), so a model that scores above that has learnt nothing but the mean.
 
     Attributes:
-        points: of the grid, each a token; a divisor of 512.
-        samples: functions to train on.
-        eval_samples: functions to score on.
+        points: number of grid points, each a token; a divisor of 512.
+        samples: number of functions to train on.
+        eval_samples: number of functions to evaluate on.
         cache_dir: where the functions are kept; default ~/.cache/conditioned-attention.
-        model: the network; the default has 0.07 million parameters, 64 tokens and heads of 16.
+        model: the network; the default has 0.07 million parameters, 64 tokens and heads of width 16.
         training: how it is trained.
     """
 

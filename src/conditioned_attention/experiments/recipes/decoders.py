@@ -26,16 +26,16 @@ def pretraining() -> Training:
 
 @dataclass(frozen=True)
 class GPTRecipe(PackedText):
-    """GPT-2 with fresh weights on your text, or on English that every Python brings along.
+    """GPT-2 trained from scratch on your text, or on English text that comes with every Python installation.
 
-    Text becomes blocks of tokens at the first call, one document behind the other.  Every evaluation has the loss of a
-    token and of a byte, so that vocabularies can be compared; the run ends with a sample.
+    The text is turned into blocks of tokens at the first call, one document after another.  Every evaluation has the
+    loss per token and per byte, so that vocabularies can be compared; the run ends with a generated sample.
 
     Attributes:
-        vocabulary: at most so many tokens, byte pairs that are trained on your text; 257 are the bytes alone.
-        apart: whether a token sees those of its own document alone, and not what lies before it in a block; positions
-            begin anew in each.  It needs no mask of N × N numbers, for any length of a block.
-        model: the network; the default has 1.3 million parameters, 0.5 of them its embedding.
+        vocabulary: largest number of tokens, byte pairs that are trained on your text; 257 are the bytes alone.
+        apart: whether a token attends only to its own document, and not to those before it in its block; positions
+            begin anew in each document.  This needs no mask of N × N numbers, for any length of a block.
+        model: the network; the default has 1.3 million parameters, 0.5 million of them in its embedding.
         training: how it is trained.
     """
 
@@ -70,12 +70,12 @@ class GPTRecipe(PackedText):
 
 @dataclass(frozen=True)
 class LlamaRecipe(GPTRecipe):
-    """Llama with fresh weights on your text: rotary positions, grouped queries, RMSNorm and SwiGLU.
+    """Llama trained from scratch on your text: rotary positions, grouped queries, RMSNorm and SwiGLU.
 
-    All else is as in ``gpt``.
+    Everything else is as in ``gpt``.
 
     Attributes:
-        model: the network; the default has 1.3 million parameters, 0.5 of them its embedding.
+        model: the network; the default has 1.3 million parameters, 0.5 million of them in its embedding.
     """
 
     model: Llama = field(default_factory=Llama)  # type: ignore[assignment]

@@ -54,19 +54,19 @@ def published_training(epochs: int = 36, **others: Any) -> Training:
 class DetectionXCiTS12:
     """Mask R-CNN on XCiT-S12/16, 36 epochs: 45.3 box AP and 40.8 mask AP in XCiT's repository.
 
-    Twelve epochs are ``--epochs 12 --milestones 0.6667 0.9167``.  With patches of 8 (47.0 and 42.3) it is
-    ``--backbone xcit_small_12_p8_224 --pretrained xcit_small_12_p8_384.fb_dist_in1k``.
+    For twelve epochs, use ``--epochs 12 --milestones 0.6667 0.9167``.  For patches of 8 (47.0 and 42.3),
+    use ``--backbone xcit_small_12_p8_224 --pretrained xcit_small_12_p8_384.fb_dist_in1k``.
 
     Attributes:
-        data_dir: folder with ``annotations/instances_train2017.json`` and ``…_val2017.json``, ``train2017`` and
-            ``val2017``.
-        pretrained: the classifier that it starts from: a name of timm's, which it downloads, a file, or a folder of
-            ``conditioned-attention export``; None for fresh weights.  Runs of a classifier here, each variant's own,
-            are named with ``start_from``.
-        empty_pictures: train on pictures without an object too; the published configuration leaves them out.
+        data_dir: folder with ``annotations/instances_train2017.json`` and ``…_val2017.json``, ``train2017``
+            and ``val2017``.
+        pretrained: classifier whose weights it starts from: a name of timm's, which timm downloads, a file, or a folder
+            of ``conditioned-attention export``; None for fresh weights.  To start each variant from its own run of a
+            classifier made here, use ``start_from``.
+        empty_pictures: also train on pictures without an object; the published configuration leaves them out.
         max_unreadable: more unreadable pictures than this are an error.
-        cache_dir: where it is kept which pictures can be read; default ~/.cache/conditioned-attention.
-        augment: what is done to training pictures.
+        cache_dir: where the list of readable pictures is kept; default ~/.cache/conditioned-attention.
+        augment: augmentation of training pictures.
         model: the detector.
         training: how it is trained.
     """
@@ -110,21 +110,21 @@ class DetectionXCiTM24(DetectionXCiTS12):
 
 @dataclass(frozen=True)
 class ComposedScenes:
-    """A small Mask R-CNN on scenes of cut-outs in front of photographs, scored on cut-outs that it has not seen.
+    """A small Mask R-CNN on scenes of cut-outs in front of photographs, evaluated on cut-outs that it has not seen.
 
-    Settings are chosen on a tenth of the training scenes, which show the same cut-outs as the others: unlike what is
-    evaluated, that rewards knowing them by heart.
+    Settings are chosen on a tenth of the training scenes, which show the same cut-outs as the others; unlike the
+    evaluation, this rewards a model that memorises them.
 
     Attributes:
-        cutouts: folder with a folder of cut-outs for every class, or Debian's stamps of Tux Paint, in eight classes.
-        photographs: folder with what stands behind them.
+        cutouts: folder with one folder of cut-outs per class, or Debian's stamps of Tux Paint, in eight classes.
+        photographs: folder with the photographs behind them.
         cache_dir: where the scenes are kept; default ~/.cache/conditioned-attention.
-        samples: scenes to train on.
-        eval_samples: scenes to evaluate on.
-        scenes: what they are like.
-        augment: what is done to training scenes.
+        samples: number of scenes to train on.
+        eval_samples: number of scenes to evaluate on.
+        scenes: what the scenes are like.
+        augment: augmentation of training scenes.
         pretrained: as for ``detection_xcit_s12``.
-        empty_pictures: the same.
+        empty_pictures: as for ``detection_xcit_s12``.
         model: the detector; the default has an XCiT of six layers, 64 wide, with patches of 8.
         training: how it is trained.
     """

@@ -17,20 +17,20 @@ from conditioned_attention.storage.settings import place
 
 @dataclass(frozen=True)
 class Emoji(Choices):
-    """Emoji by two artists, in colour, from npm's packages emoji-datasource-google and -twitter.
+    """Emoji drawn by two artists, in colour, from the npm packages emoji-datasource-google and -twitter.
 
-    Settings are chosen on a tenth of the training set's emoji, without the shift.
+    Settings are chosen on a tenth of the training set's emoji, without the shift between artists.
 
     Attributes:
-        data_dir: folder that holds the two packages; npm calls it so.
-        split: train on one artist's drawings and evaluate on the other's of the same emoji; or ``"unseen_emoji"``, on a
-            fifth of the emoji, drawn by both.
+        data_dir: folder that holds the two packages; npm names it like the default.
+        split: train on one artist's drawings and evaluate on the other's drawings of the same emoji;
+            or ``"unseen_emoji"``: evaluate on a fifth of the emoji, drawn by both artists.
         labels: the ten categories, or the 99 subcategories.
-        skin_tones: with the variants of an emoji that differ in the colour of skin, which are nearly copies of it.
+        skin_tones: include the variants of an emoji that differ only in skin colour and are nearly copies of it.
         image_size: side in pixels; the drawings have 64.
         family: the network; see `SmallFamily`.
-        deit: with DeiT's recipe: shifts, flips, RandAugment, random erasing, mixup, cutmix, smoothed labels and drop
-            path.
+        deit: train by DeiT's recipe: shifts, flips, RandAugment, random erasing, mixup, cutmix, smoothed labels and
+            drop path.
         training: how it is trained.
     """
 

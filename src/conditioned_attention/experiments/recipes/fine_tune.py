@@ -24,18 +24,18 @@ def fine_tuning() -> Training:
 
 @dataclass(frozen=True)
 class FineTune(PackedText):
-    """A pretrained decoder on your text: what does conditioning do to it, and does it learn again?
+    """Fine-tune a pretrained decoder on your text: what does conditioning do to it, and does it recover?
 
-    The first evaluation is before any training, so that curves begin with what a conversion alone has done.  Text is
-    read as it stands, one document behind the other, by the model's own tokenizer.
+    The first evaluation is before any training, so that curves begin with the effect of the conversion alone.  Text is
+    read as it is, one document after another, by the model's own tokenizer.
 
     Attributes:
-        pretrained: what to start with, a folder of Hugging Face's ``save_pretrained`` with its tokenizer, of any model
-            that ``AutoModelForCausalLM`` knows.  Variants are applied to it once it is loaded.
-        trains: ``"all"`` weights, or ``"lora"``, adapters of low rank alone (peft).
-        lora_rank: of these.
-        lora_targets: the names of the layers that get one; none for those that peft chooses for such a model.
-        context: tokens that are trained on at a time.
+        pretrained: the model to start with: a folder of Hugging Face's ``save_pretrained`` with its tokenizer, for any
+            model that ``AutoModelForCausalLM`` supports.  Variants are applied after it has been loaded.
+        trains: ``"all"`` weights, or ``"lora"``, low-rank adapters alone (peft).
+        lora_rank: rank of the adapters.
+        lora_targets: names of the layers that get an adapter; if empty, peft chooses them for the model.
+        context: number of tokens in a training sequence.
         training: how it is trained.
     """
 

@@ -30,14 +30,15 @@ def cramming_training(**changes: Any) -> Training:
 
 @dataclass(frozen=True)
 class FineTuning(Choices):
-    """The settings that recipes on labelled texts have in common.
+    """The settings that all recipes on labelled texts have.
 
     Attributes:
-        pretrained: what to start with, a folder of Hugging Face's ``save_pretrained`` with its tokenizer.  Variants
-            are applied to it once it is loaded.  In its place, ``training.start_from`` names a run of ``crammed_bert``
-            or ``small_bert``, or by ``{variant}`` and ``{seed}`` each variant's own.
-        dropout: of embeddings, attention weights, blocks and classifier; None leaves it to the pretrained model.
-        length: tokens of a text, or of a pair; longer ones are cut.
+        pretrained: the model to start with: a folder of Hugging Face's ``save_pretrained`` with its tokenizer.
+            Variants are applied after it has been loaded.  Instead, ``training.start_from`` can name a run
+            of ``crammed_bert`` or ``small_bert``, or, with ``{variant}`` and ``{seed}``, each variant's own.
+        dropout: dropout of embeddings, attention weights, blocks and classifier; None keeps that of the pretrained
+            model.
+        length: number of tokens per text, or per pair of texts; longer ones are cut.
         training: how it is trained.
     """
 

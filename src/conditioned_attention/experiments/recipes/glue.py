@@ -18,20 +18,22 @@ _SCORES: dict[str, Score] = {"cola": "matthews", "mrpc": "f1", "qqp": "f1", "sts
 class GlueRecipe(FineTuning):
     """One of eight tasks of GLUE (arXiv 1804.07461), fine-tuned as Crammed BERT's authors do (arXiv 2212.14034).
 
-    Five epochs of 16 with AdamW at 4e-5, which a tenth of the run warms up to and half a cosine brings down to 0,
-    dropout of 0.1, 128 tokens; scored on the development set after the last epoch: CoLA by Matthews' correlation, MRPC
-    and QQP by F1, STS-B by Pearson's, the others by accuracy; MNLI's mismatched set stands beside the matched one.  A
-    run of STS-B that ends with one number for all pairs has failed.
+    Training takes five epochs with batches of 16, with AdamW at a peak of 4e-5, to which the rate warms up in a tenth
+    of the run and from which it falls to 0 by half a cosine.  Dropout is 0.1, and texts are cut at 128 tokens.  The
+    development set is scored after the last epoch: CoLA by Matthews' correlation, MRPC and QQP by F1, STS-B by
+    Pearson's correlation, the others by accuracy; for MNLI, the score on the mismatched set is given beside that on the
+    matched one.  A run of STS-B that ends up with the same number for all pairs has failed.
 
-    Every task is a run of its own, with its own seed, so that no task's numbers depend on another's; as there a model
-    starts anew for each.  Not as there: one text has one separator and not two, mixed precision is bfloat16, and a
-    tenth of each task's own steps warms up, where the authors' code takes CoLA's for all of them.
+    Every task is a run of its own, with its own seed, so that no task's numbers depend on another's; as in the authors'
+    code, the model starts anew for each.  Unlike in their code, a single text has one separator and not two, mixed
+    precision is bfloat16, and the warm-up is a tenth of each task's own steps, where theirs takes CoLA's number of
+    steps for all tasks.
 
     Attributes:
-        glue_task: which.
+        glue_task: the task.
         data_dir: a folder with GLUE's folders, ``CoLA``, ``SST-2`` and so on, each with ``train.tsv`` and ``dev.tsv``,
             or saved by ``datasets``.
-        max_unreadable: broken lines are left out; in each set, more than so many are an error.
+        max_unreadable: broken lines are left out; more than this many in one set are an error.
     """
 
     glue_task: GlueName = "cola"

@@ -31,25 +31,27 @@ VIT_S = VisionTransformer(patch_size=16, hidden_size=384, layers=12, heads=6)
 
 @dataclass(frozen=True)
 class ImageFolder(Choices):
-    """Your own images: a folder a class, or a Hugging Face data set on disk.
+    """Your own images: a folder for each class, or a Hugging Face data set on disk.
 
     Attributes:
-        data_dir: folder with train/CLASS/ and val/CLASS/ (or validation, dev, test), or CLASS/ alone, of which a
-            fifth then is for evaluation; or a folder that save_to_disk has written, or one with parquet files, as in a
-            snapshot of the Hugging Face hub.
-        eval_split: which folder or split to evaluate on; needed if there are several.
-        image_column: of a saved data set or parquet files; default the only one with images.
-        label_column: of a saved data set or parquet files; default the only one with labels.
-        image_size: side in pixels of what the model sees.
-        augment: of training images: none, light (random crops and flips) or strong (RandAugment and erasing too).
-        max_unreadable: images that cannot be read are left out; more than so many are an error.
-        cache_dir: where the result of reading all images once is kept; default ~/.cache/conditioned-attention.  Of
-            parquet files also the copy of them that is read; default the cache of Hugging Face's datasets.
-        crop: share of the image's short side that evaluation looks at.
+        data_dir: folder with train/CLASS/ and val/CLASS/ (or validation, dev, test); or with CLASS/ alone, of which a
+            fifth is then held out for evaluation; or a folder that save_to_disk has written; or one with parquet files,
+            as in a snapshot of the Hugging Face hub.
+        eval_split: the folder or split to evaluate on; needed if there are several.
+        image_column: column with the images, in a saved data set or parquet files; default the only such column.
+        label_column: column with the labels, in a saved data set or parquet files; default the only such column.
+        image_size: side in pixels of the images that the model sees.
+        augment: augmentation of training images: none, light (random crops and flips) or strong (also RandAugment and
+            erasing).
+        max_unreadable: images that cannot be read are left out; more than this many are an error.
+        cache_dir: where the result of reading all images once is kept; default ~/.cache/conditioned-attention.  For
+            parquet files, also where the copy of them that is read is kept; default the cache of Hugging Face's
+            datasets.
+        crop: share of the image's short side that is used in evaluation.
         mixing: mixup, cutmix and label smoothing in training.
-        timm_model: train this model of timm instead of the vision transformer below.
-        drop_path: probability with which a residual branch of a model of timm is left out; see `TimmModel`.
-        dropout: of what dense layers of a model of timm give; see `TimmModel`.
+        timm_model: name of a timm model to train instead of the vision transformer of ``model``.
+        drop_path: probability of leaving out a residual branch of a timm model; see `TimmModel`.
+        dropout: dropout of the outputs of dense layers of a timm model; see `TimmModel`.
         model: the network; the default is ViT-S/16 with 22 million parameters.
         training: how it is trained.
     """

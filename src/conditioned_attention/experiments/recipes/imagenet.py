@@ -44,11 +44,12 @@ class ImageNet(ImageFolder):
     """A recipe on ImageNet-1k, or on other images in its place.
 
     Attributes:
-        data_dir: where the images lie; see `ImageFolder`.  A dry run needs none.
-        val_labels: the list of the classes of validation images that lie in one folder, as they come; see `imagenet`.
-            Without it they lie in class folders, or the data are a saved data set or parquet files.
-        classes: how many there must be; another number is an error before any image is read.  Another number of images
-            than ImageNet's is said, and no error.
+        data_dir: folder with the images; see `ImageFolder`.  A dry run needs none.
+        val_labels: the list of the classes of the validation images, if these are all in one folder, as they are
+            distributed; see `imagenet`.  Without a list, they are in class folders, or the data are a saved data set or
+            parquet files.
+        classes: required number of classes; another number is an error before any image is read.  If the number of
+            images is not ImageNet's, this is reported, but no error.
     """
 
     data_dir: Path = place(Path("imagenet"))
@@ -94,7 +95,7 @@ class ViTB(DeiTB):
 
     The paper says that its ViT-B follows the original and reports 80.2 %; the original recipe (`vit_b_original`) does
     not come near on ImageNet-1k alone, and DeiT's is what "ViT-B from scratch" has come to mean.  This is DeiT-B under
-    another name; what sets the paper's two rows apart it does not say.
+    another name; the paper does not say what distinguishes its two rows.
     """
 
     timm_model: str | None = "vit_base_patch16_224"
@@ -102,10 +103,10 @@ class ViTB(DeiTB):
 
 @dataclass(frozen=True)
 class ViTBOriginal(ImageNet):
-    """ViT-B/16 by the first paper's recipe for ImageNet-1k alone.
+    """ViT-B/16 by the original ViT paper's recipe for ImageNet-1k alone.
 
-    As DeiT's table of recipes gives it (not checked in its code): batch 4,096, weight decay 0.3, dropout 0.1, 10,000
-    steps of warm-up, no strong augmentation.
+    The settings are those in DeiT's table of recipes (not checked in the original code): batch 4,096, weight decay 0.3,
+    dropout 0.1, 10,000 steps of warm-up, no strong augmentation.
     """
 
     timm_model: str | None = "vit_base_patch16_224"
@@ -127,7 +128,7 @@ class ViTBOriginal(ImageNet):
 class SwinB(ImageNet):
     """Swin-B: 300 epochs, 83.5 % (microsoft/Swin-Transformer, swin_base_patch4_window7_224.yaml).
 
-    Its cosine moves by the step and begins behind 20 epochs of warm-up.
+    Its learning rate changes with every step, and the cosine begins after 20 epochs of warm-up.
     """
 
     timm_model: str | None = "swin_base_patch4_window7_224"
@@ -143,11 +144,11 @@ class SwinB(ImageNet):
 class XCiT(ImageNet):
     """XCiT with patches of 16: 400 epochs (facebookresearch/xcit, main.py and README; evaluation with --full_crop).
 
-    Rows of its attention are channels, so C has an entry a channel.
+    The rows of its attention are channels, so C has one entry per channel.
 
     Attributes:
-        class_attention: whether what is compared also acts in the two layers at the end in which the class token alone
-            attends.  The paper does not say; it multiplies "each attention matrix", so by default it does.
+        class_attention: whether the variants also act in the last two layers, in which the class token alone attends.
+            The paper does not say; it multiplies "each attention matrix", so by default they do.
     """
 
     class_attention: bool = True
@@ -180,11 +181,12 @@ class XCiTM24(XCiT):
 class DaViTB(ImageNet):
     """DaViT-B: 300 epochs and 10 at the lowest rate, 84.6 %, by its code (dingmyu/davit, train.py and README).
 
-    Its defaults are DeiT's, but that the cosine moves by the step, no sample is repeated, and gradients are clipped.
+    The defaults of its code are DeiT's, except that the learning rate changes with every step, no sample is repeated,
+    and gradients are clipped.
 
-    Batch, learning rate and clipping are those of the README's command for one machine, which trains the tiny model;
-    the drop path of 0.4 is that of open-mmlab/mmpretrain (davit-base.py), as the code's default is 0.1 for all sizes.
-    Half of its layers attend over channels, whose rows are channels.
+    Batch size, learning rate and clipping are those of the README's command for one machine, which trains the tiny
+    model; the drop path of 0.4 is that of open-mmlab/mmpretrain (davit-base.py), since the code's default is 0.1 for
+    all sizes.  Half of the layers attend over channels; there, the rows of attention are channels.
     """
 
     timm_model: str | None = "davit_base"
@@ -210,12 +212,12 @@ class DaViTB(ImageNet):
 class VOLOD1(ImageNet):
     """VOLO-D1 by its code (sail-sg/volo, main.py and README), 300 epochs and 10 at the lowest rate.
 
-    Without token labels, which need another's network, and which are part of its 84.2 %.  Training images are scaled
-    by bicubic interpolation here, by one of two at random there.
+    It is trained without token labels, which need another network and are part of its 84.2 %.  Training images are
+    scaled by bicubic interpolation here, and by one of two interpolations at random in its code.
 
     Attributes:
-        outlooks: whether what is compared also acts in its outlook attention, which makes its weights from one token
-            alone.  It has no queries and keys, so that λ I is refused there; by default no variant acts in it.
+        outlooks: whether the variants also act in its outlook attention, which computes its weights from one token
+            alone.  This has no queries and keys, so λ I is refused there; by default no variant acts in it.
     """
 
     outlooks: bool = False

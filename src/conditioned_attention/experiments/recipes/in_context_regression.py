@@ -19,16 +19,17 @@ _TRAINING, _EVALUATION, _TUNING = range(3)  # streams of sequences
 class InContextRegressionRecipe:
     """In-context linear regression (Garg et al. 2022, arXiv 2208.01066): each sequence has a function of its own.
 
-    Nothing to download; the sequences are made while a run trains.  A model that always says 0 scores 1; least squares,
-    which every evaluation shows as ``ridge``, scores 0 without noise once there are as many points as dimensions.
+    Nothing needs to be downloaded; the sequences are made while a run trains.  A model that always predicts 0 scores 1;
+    least squares, which every evaluation reports as ``ridge``, scores 0 without noise once there are as many points as
+    dimensions.
 
     Attributes:
-        dimension: of x.
-        points: of a sequence, two tokens each, which the model's context must hold.
-        noise: standard deviation of what is added to y.
-        samples: different sequences to train on, an epoch.
-        eval_samples: other sequences, to score on.
-        model: the network; the default has 0.2 million parameters in heads of 32.
+        dimension: dimension of x.
+        points: points in a sequence, two tokens each; the model's context must hold them.
+        noise: standard deviation of the noise that is added to y.
+        samples: number of different sequences to train on, which are one epoch.
+        eval_samples: number of other sequences to evaluate on.
+        model: the network; the default has 0.2 million parameters and heads of width 32.
         training: how it is trained.
     """
 

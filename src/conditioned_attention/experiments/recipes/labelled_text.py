@@ -17,20 +17,20 @@ from conditioned_attention.storage.settings import place
 
 @dataclass(frozen=True)
 class LabelledTextRecipe(FineTuning):
-    """Labelled texts that packages ship, fine-tuned as GLUE is: sentiment of sentences, or pairs of definitions.
+    """Labelled texts that ship with packages, fine-tuned as for GLUE: sentiment of sentences, or pairs of definitions.
 
-    Like SST-2 and STS-B in form, and neither of them: their numbers are no scores of GLUE.  The fifth that is held out
-    is not a published split.
+    They are like SST-2 and STS-B in form, but neither of them: their numbers are not scores of GLUE.  The fifth of the
+    texts that is held out is not a published split.
 
     Attributes:
-        text: ``"movies"``, ``"tweets"``, ``"news"`` or ``"products"``, rated by twenty people each (Hutto and Gilbert
-            2014); or ``"hypernyms"``: of two nouns of WordNet with their definitions, is the first a kind of the
-            second?
-        target: of the rated ones, the ``"sign"`` of the rating, scored by accuracy, or the ``"mean"``, by Pearson's
-            correlation.
+        text: ``"movies"``, ``"tweets"``, ``"news"`` or ``"products"``, each text rated by twenty people (Hutto and
+            Gilbert 2014); or ``"hypernyms"``: given two nouns of WordNet with their definitions, is the first a kind of
+            the second?
+        target: for rated texts, the ``"sign"`` of the rating, scored by accuracy, or the ``"mean"``, scored by
+            Pearson's correlation.
         path: vaderSentiment's source distribution; for ``"hypernyms"`` WordNet's folder.
-        samples: to train on, so many, drawn always alike; None for all, and fewer is a reduced run.
-        max_unreadable: broken lines are left out; more than so many are an error.
+        samples: number of texts to train on, always the same random choice; None for all, and fewer is a reduced run.
+        max_unreadable: broken lines are left out; more than this many are an error.
         training: how it is trained.
     """
 

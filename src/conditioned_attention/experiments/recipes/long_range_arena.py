@@ -75,23 +75,23 @@ _FILES = [f"basic_{name}.tsv" for name in ("train", "val", "test")]
 
 @dataclass(frozen=True)
 class ListOps:
-    """ListOps of the Long Range Arena (Tay et al. 2021, arXiv 2011.04006) by the Nyströmformer (2102.03902).
+    """The Long Range Arena's ListOps (Tay et al. 2021, arXiv 2011.04006) with the Nyströmformer (2102.03902).
 
-    Nested lists of digits are to be worked out: ten classes.  They are made here, once, as the published generator
-    makes them, or read from the release.  Training is the authors': 5,000 steps of 32 at 1e-4 by a one-cycle schedule,
-    which moves Adam's first beta too, dev accuracy every 50 steps, and the weights of the best one tested.  Other than
-    in their code the dev batches are always the same, the whole test set counts, and mixed precision is off unless
-    ``--precision`` asks for it.
+    The task is to evaluate nested lists of digits: ten classes.  The lists are made here, once, as the published
+    generator makes them, or read from the release.  Training is the authors': 5,000 steps of 32 at 1e-4 by a one-cycle
+    schedule, which also moves Adam's first beta; dev accuracy is measured every 50 steps, and the weights with the best
+    one are tested.  Unlike in their code, the dev batches are always the same, the whole test set counts, and mixed
+    precision is off unless ``--precision`` asks for it.
 
     Attributes:
-        samples: to train on; fewer than the published 96,000 is a reduced run.
-        eval_samples: to choose the weights by.
-        test_samples: to score them on.
+        samples: number of lists to train on; fewer than the published 96,000 is a reduced run.
+        eval_samples: number of lists by which the weights are chosen.
+        test_samples: number of lists on which these weights are tested.
         trees: which lists; shorter ones with ``longer_than`` and ``shorter_than`` are another, reduced task.
-        release: the folder with ``basic_train.tsv``, ``basic_val.tsv`` and ``basic_test.tsv``, which are read instead
-            and used whole.
-        cache_dir: where lists that were made are kept; default ~/.cache/conditioned-attention.
-        model: the network; its ``length`` is what sequences are padded to.
+        release: the folder with ``basic_train.tsv``, ``basic_val.tsv`` and ``basic_test.tsv``, which are then read
+            instead and used as a whole.
+        cache_dir: where the lists that were made are kept; default ~/.cache/conditioned-attention.
+        model: the network; sequences are padded to its ``length``.
         training: how it is trained.
     """
 

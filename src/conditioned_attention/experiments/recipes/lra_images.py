@@ -36,21 +36,21 @@ def _training() -> Training:
 
 @dataclass(frozen=True)
 class LRAImage:
-    """Image of the Long Range Arena by the Nyströmformer (arXiv 2102.03902): CIFAR-10 in grey, a token a pixel.
+    """The Long Range Arena's Image task with the Nyströmformer (arXiv 2102.03902): CIFAR-10 in grey, a token per pixel.
 
-    The levels are TensorFlow's, not Pillow's.  The first nine tenths of the training pictures are trained on, in the
-    order of the files (45,000), the last tenth chooses the weights (5,000), and the 10,000 of the test set score them;
-    the original's order is that of tensorflow_datasets.  Training is the authors': 35,000 steps of 256 in two
-    micro-batches, dev accuracy every 175.  Other than in their code the whole dev and test sets count, where they leave
-    out what fills no batch, and mixed precision is off unless ``--precision`` asks for it.
+    Grey levels are computed as in TensorFlow, not as in Pillow.  Of the training pictures, in the order of the files,
+    the first nine tenths (45,000) are trained on and the last tenth (5,000) chooses the weights, which are then tested
+    on the 10,000 of the test set; the original uses the order of tensorflow_datasets.  Training is the authors': 35,000
+    steps of 256 in two micro-batches, dev accuracy every 175 steps.  Unlike in their code, which leaves out what does
+    not fill a batch, the whole dev and test sets count, and mixed precision is off unless ``--precision`` asks for it.
 
     Black pixels have id 0 and so count as padding, as in the original, which hides them from attention and from the
-    mean; ``--id-0 token`` shows them.
+    mean; with ``--id-0 token`` the model sees them.
 
     Attributes:
-        data_dir: folder with the six files of CIFAR-10's binary version, or the one that this folder lies in.
-        samples: to train on, the first so many; None for all, and fewer is a reduced run.
-        test_samples: to score them on, the first so many; None for all.
+        data_dir: folder with the six files of CIFAR-10's binary version, or the folder that contains it.
+        samples: train on this many pictures, from the first; None for all, and fewer is a reduced run.
+        test_samples: test on this many pictures, from the first; None for all.
         model: the network.
         training: how it is trained.
     """
@@ -77,16 +77,16 @@ class LRAImage:
 
 @dataclass(frozen=True)
 class LRAFashion(LRAImage):
-    """Grey Fashion-MNIST, a token a pixel: not of the Long Range Arena, whose Image it stands in for without CIFAR-10.
+    """Grey Fashion-MNIST, one token per pixel: not in the Long Range Arena, but a stand-in for its Image task.
 
-    The 28 × 28 pixels have two black ones around them, which makes 1,024 tokens.  Of the 60,000 training images the
-    last tenth chooses the weights; the 10,000 of the test set score them.  All else is as in ``lra_image``: six in ten
-    pixels are black and so count as padding, unless ``--id-0 token``.
+    It needs no CIFAR-10.  The 28 × 28 pixels get a frame of two black pixels, which makes 1,024 tokens.  Of the 60,000
+    training images the last tenth chooses the weights, which are tested on the 10,000 of the test set.  Everything else
+    is as in ``lra_image``: six in ten pixels are black and so count as padding, unless ``--id-0 token`` is given.
 
     Attributes:
         data_dir: folder with the four files (Debian's package dataset-fashion-mnist puts them there).
-        samples: to train on, the first so many; None for all.
-        test_samples: to score them on, the first so many; None for all.
+        samples: train on this many images, from the first; None for all.
+        test_samples: test on this many images, from the first; None for all.
         model: the network.
         training: how it is trained.
     """
@@ -101,25 +101,26 @@ class LRAFashion(LRAImage):
 
 @dataclass(frozen=True)
 class Pathfinder32:
-    """Pathfinder of the Long Range Arena by the Nyströmformer (arXiv 2102.03902): are two discs on one path of dashes?
+    """The Long Range Arena's Pathfinder with the Nyströmformer (arXiv 2102.03902): are two discs on one dashed path?
 
-    A token is a pixel; the pictures are of the hard variant (``curv_contour_length_14``), made here, once, as the
+    A token is a pixel.  The pictures are of the hard variant (``curv_contour_length_14``), made here, once, as the
     published generator makes them, or read from the release.  Training is the authors': 62,400 steps of 256 in two
-    micro-batches, dev accuracy every 312.  Other than in their code the whole dev and test sets count, once, the
-    split of the release is always the same, and mixed precision is off unless ``--precision`` asks for it.
+    micro-batches, dev accuracy every 312 steps.  Unlike in their code, the whole dev and test sets count, and each
+    picture once, the split of the release is always the same, and mixed precision is off unless ``--precision`` asks
+    for it.
 
     Black pixels, half of each picture, have id 0 and so count as padding, as in the original, which hides them from
-    attention and from the mean; ``--id-0 token`` shows them.
+    attention and from the mean; with ``--id-0 token`` the model sees them.
 
     Attributes:
-        samples: to train on; fewer than the published 160,000 is a reduced run.
-        eval_samples: to choose the weights by.
-        test_samples: to score them on.
+        samples: number of pictures to train on; fewer than the published 160,000 is a reduced run.
+        eval_samples: number of pictures by which the weights are chosen.
+        test_samples: number of pictures on which these weights are tested.
         scenes: which pictures; smaller ones or shorter paths are another, reduced task.
         release: the folder pathfinder32/curv_contour_length_14, which is read instead: eight tenths of it are trained
-            on, or the first ``samples`` of these, a tenth chooses the weights, and a tenth scores them.
-        cache_dir: where pictures that were made are kept; default ~/.cache/conditioned-attention.
-        processes: how many make them; one takes about seven minutes.
+            on, or the first ``samples`` of these, a tenth chooses the weights, and a tenth tests them.
+        cache_dir: where the pictures that were made are kept; default ~/.cache/conditioned-attention.
+        processes: number of processes that make the pictures; one takes about seven minutes.
         model: the network; its ``length`` is the number of pixels.
         training: how it is trained.
     """

@@ -24,23 +24,24 @@ from conditioned_attention.storage.settings import place
 
 @dataclass(frozen=True)
 class LRAText(Choices):
-    """Text of the Long Range Arena by the Nyströmformer (arXiv 2102.03902): IMDb's reviews, or your texts, as bytes.
+    """The Long Range Arena's Text task with the Nyströmformer (arXiv 2102.03902): IMDb reviews or your texts, as bytes.
 
-    A byte is a token, the first 4,000 of a text count, and padding fills up to 4,096.  Training is the authors': 20,000
-    steps of 32, 8,000 of which warm up, and dev accuracy every 500 on 781 batches, here always the same ones.  Other
-    than in their code the whole test set counts, and mixed precision is off unless ``--precision`` asks for it.
+    Each byte is a token; the first 4,000 of a text are used, and padded to 4,096.  Training is the authors': 20,000
+    steps of 32, of which 8,000 are warm-up, and dev accuracy every 500 steps on 781 batches, here always the same ones.
+    Unlike in their code, the whole test set counts, and mixed precision is off unless ``--precision`` asks for it.
 
     Attributes:
-        data_dir: a folder a class, in ``train`` and ``test``, as in IMDb's aclImdb, or without sets, and then a fixed
-            fifth is the test set.
-        eval_split: the folder of the test set, where there are several beside the training set.
-        dev: what chooses the weights: ``"test"``, the test set itself, as published, which flatters the score; or
-            ``"held_out"``, a fixed tenth of the training set.
-        cut: bytes of a text that are read; the authors' script says 1,000, and their published scores are of 4,000.
-        samples: to train on, the first so many in a fixed order; None for all, and fewer is a reduced run.
-        test_samples: to score them on, in the same way; None for all.
-        max_unreadable: texts that cannot be read are left out; in each set, more than so many are an error.
-        model: the network; its ``length`` is what texts are padded to.
+        data_dir: folder with a folder for each class in ``train`` and in ``test``, as in IMDb's aclImdb; or without
+            these sets, and then a fixed fifth is the test set.
+        eval_split: the folder of the test set, if there are several beside the training set.
+        dev: what chooses the weights: ``"test"``, the test set itself, as published, which flatters the score;
+            or ``"held_out"``, a fixed tenth of the training set.
+        cut: number of bytes of a text that are read; the authors' script says 1,000, and their published scores are
+            for 4,000.
+        samples: train on this many texts, the first in a fixed order; None for all, and fewer is a reduced run.
+        test_samples: test on this many texts, chosen in the same way; None for all.
+        max_unreadable: texts that cannot be read are left out; more than this many in one set are an error.
+        model: the network; texts are padded to its ``length``.
         training: how it is trained.
     """
 
@@ -77,20 +78,20 @@ class LRAText(Choices):
 
 @dataclass(frozen=True)
 class LRARetrieval:
-    """Retrieval of the Long Range Arena by the Nyströmformer (arXiv 2102.03902): does one paper cite the other?
+    """The Long Range Arena's Retrieval task with the Nyströmformer (arXiv 2102.03902): does one paper cite the other?
 
-    Pairs of papers from the ACL Anthology Network, as bytes, of which the first 4,000 of each count, and padding fills
-    up to 4,096.  Both go through one encoder.  Training is the authors': 30,000 steps of 32, 800 of which warm up, and
-    dev accuracy every 300 on 565 batches, here always the same ones.  Other than in their code the whole test set
-    counts, and mixed precision is off unless ``--precision`` asks for it.
+    The data are pairs of papers from the ACL Anthology Network, as bytes; the first 4,000 of each are used, and padded
+    to 4,096.  Both papers go through one encoder.  Training is the authors': 30,000 steps of 32, of which 800 are
+    warm-up, and dev accuracy every 300 steps on 565 batches, here always the same ones.  Unlike in their code, the
+    whole test set counts, and mixed precision is off unless ``--precision`` asks for it.
 
     Attributes:
-        data_dir: folder with ``new_aan_pairs.train.tsv``, ``new_aan_pairs.eval.tsv`` and ``new_aan_pairs.test.tsv``,
-            as in the release.
-        cut: bytes of a text that are read.
-        samples: to train on, the first so many; None for all, and fewer is a reduced run.
-        test_samples: to score them on, the first so many; None for all.
-        model: the network; its ``length`` is what texts are padded to.
+        data_dir: folder with ``new_aan_pairs.train.tsv``, ``new_aan_pairs.eval.tsv`` and ``new_aan_pairs.test.tsv``, as
+            in the release.
+        cut: number of bytes of a text that are read.
+        samples: train on this many pairs, from the first; None for all, and fewer is a reduced run.
+        test_samples: test on this many pairs, from the first; None for all.
+        model: the network; texts are padded to its ``length``.
         training: how it is trained.
     """
 

@@ -24,18 +24,20 @@ _PUBLISHED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CrammedBertRecipe(PackedText):
-    """Crammed BERT (Geiping and Goldstein 2022, arXiv 2212.14034), from your text, in a day of one GPU.
+    """Crammed BERT (Geiping and Goldstein 2022, arXiv 2212.14034), pretrained on your text in a day on one GPU.
 
-    In one pass over the text as it lies, or until the day is over, without dropout, batches grow to 8,192 blocks of 128
-    tokens in the first 60 % of the run; give ``--tokens`` in place of ``--seconds`` for pairs that see equally much.
-    Text becomes blocks at the first call: one document, a paragraph or a definition of WordNet, behind the other.
-    Not as there: WordPiece is trained on your text, which may fill less than the vocabulary; no document is
-    filtered out; blocks are read as they lie, unless ``curriculum`` asks for theirs; mixed precision is bfloat16; and
-    the factor on the positions does not decay.
+    A run makes one pass over the text in its stored order, or ends when the day is over.  There is no dropout, and
+    batches grow to 8,192 blocks of 128 tokens in the first 60 % of the run.  Give ``--tokens`` in place
+    of ``--seconds`` for paired runs that see the same amount of text.
+
+    The text is turned into blocks at the first call, one document (a paragraph, or a definition of WordNet) after
+    another.  Unlike in the authors' code, WordPiece is trained on your text, which may fill less than the vocabulary;
+    no document is filtered out; blocks are read in their stored order, unless ``curriculum`` asks for the authors';
+    mixed precision is bfloat16; and the factor on the position embeddings does not decay.
 
     Attributes:
-        vocabulary: at most so many pieces of words.
-        masked: share of the tokens that are hidden, in every block as many.
+        vocabulary: largest number of word pieces.
+        masked: share of the tokens that are masked, the same number in every block.
         curriculum: ``"sentences"`` reads the blocks with the most full stops first, as the authors do.
         model: the network; the default has 119.6 million parameters at a vocabulary of 32,768.
         training: how it is trained.
@@ -77,7 +79,7 @@ class CrammedBertRecipe(PackedText):
 
 @dataclass(frozen=True)
 class SmallBert(CrammedBertRecipe):
-    """Crammed BERT of 1.6 million parameters, 0.9 of them its embedding, on English that every Python brings along.
+    """A Crammed BERT of 1.6 million parameters (embedding: 0.9 million), on English text that comes with Python.
 
     Attributes:
         model: the network.

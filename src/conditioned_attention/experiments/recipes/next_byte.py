@@ -14,10 +14,10 @@ from conditioned_attention.experiments.training.settings import Training
 
 @dataclass(frozen=True)
 class NextByteRecipe(TextSource):
-    """A byte-level GPT on text; without options on English that every Python brings along.
+    """A byte-level GPT on text; by default, on English text that comes with every Python installation.
 
     Attributes:
-        eval_windows: score on so many windows, spread over the held-out text; None for all.
+        eval_windows: evaluate on this many windows, spread over the held-out text; None for all.
         model: the network; the default has 0.8 million parameters.
         training: how it is trained.
     """

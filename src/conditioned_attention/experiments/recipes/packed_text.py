@@ -24,17 +24,18 @@ Make = Callable[[Iterable[str]], Any]  # makes a tokenizer of the documents to t
 
 @dataclass(frozen=True)
 class PackedText(TextSource):
-    """The settings that such recipes have in common.
+    """The settings that all recipes have which turn text into blocks of tokens on disk.
 
     Attributes:
-        eval_blocks: score on so many blocks, spread over the held-out text; None for all.
-        dataset: of ``text="files"``, in place of ``path``: a Hugging Face data set with a column ``text``, its name on
-            the hub or a folder of its files, which is streamed: read once for the tokenizer and once for the blocks,
-            and never whole in memory or on disk.  Documents are its rows, which of .txt files are lines; those of
-            ``path`` are paragraphs.
-        dataset_config, dataset_split: which part of it.
-        documents: the first so many of it; None for all.
-        unique: whether documents that were there before, letter for letter, are left out.
+        eval_blocks: evaluate on this many blocks, spread over the held-out text; None for all.
+        dataset: for ``text="files"``, instead of ``path``: a Hugging Face data set with a column ``text``, by its name
+            on the hub or as a folder of its files.  It is streamed: read once for the tokenizer and once for the
+            blocks, and never held whole in memory or on disk.  Documents are its rows, which in .txt files are lines;
+            the documents of ``path`` are paragraphs.
+        dataset_config: which configuration of the data set.
+        dataset_split: which split of the data set.
+        documents: read this many documents of ``dataset``, from the first; None for all.
+        unique: leave out documents that are exact copies of earlier ones.
         cache_dir: where the blocks are kept; default ``~/.cache/conditioned-attention``.
     """
 
@@ -68,13 +69,13 @@ class PackedText(TextSource):
         """Blocks to train and to evaluate on, and their tokenizer; built at the first call.
 
         Args:
-            length: tokens of a block.
+            length: number of tokens in a block.
             make: makes the tokenizer.
-            how: what that depends on beside the text, as plain data.
+            how: what the tokenizer depends on besides the text, as plain data.
             notes: gets lines about the data.
-            tuning: whether what is held out is to be part of the training set.
+            tuning: whether what is held out should be part of the training set.
             trained: whether the tokenizer is trained on the text.
-            behind: is put behind every document.
+            behind: text to put behind every document.
         """
         packing = _Packing(self, length, how, behind)
         if self.dataset is not None:

@@ -17,16 +17,16 @@ _TRAINING, _EVALUATION, _TUNING = range(3)  # streams of sequences
 class RecallRecipe:
     """Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927): pairs of tokens, then queries.
 
-    Attention has to find each key, and the token behind it: chance is 1 / pairs once a model answers with some value
-    of the sequence.  Nothing to download; the sequences are made while a run trains.
+    Attention has to find each key, and the token after it: chance is 1 / pairs once a model answers with some value of
+    the sequence.  Nothing needs to be downloaded; the sequences are made while a run trains.
 
     Attributes:
         vocabulary: number of tokens, half of them keys and half values.
-        pairs: of a key and its value, in a sequence.
-        length: tokens of a sequence, at least four a pair, and no more than the model's context.
-        samples: different sequences to train on, an epoch.
-        eval_samples: other sequences, to score on.
-        model: the network; the default has 0.11 million parameters in heads of 32.
+        pairs: number of pairs of a key and its value in a sequence.
+        length: number of tokens in a sequence: at least four per pair, and no more than the model's context.
+        samples: number of different sequences to train on, which are one epoch.
+        eval_samples: number of other sequences to evaluate on.
+        model: the network; the default has 0.11 million parameters and heads of width 32.
         training: how it is trained.
     """
 

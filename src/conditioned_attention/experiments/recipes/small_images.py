@@ -33,7 +33,7 @@ class Digits:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 pixels; nothing to download.
 
     Attributes:
-        model: the network; the default has 0.3 million parameters and 17 tokens in 8 heads of 8.
+        model: the network; the default has 0.3 million parameters, 17 tokens and 8 heads of width 8.
         training: how it is trained.
     """
 
@@ -51,11 +51,11 @@ class FashionMNIST(Choices):
 
     Attributes:
         data_dir: folder with the four files (Debian's package dataset-fashion-mnist puts them there).
-        train_limit: train on the first so many of the 60,000 images; None for all.
-        family: train this small family of timm's in place of the model below; see `SmallFamily`.
-        deit: of a family, with DeiT's recipe: shifts, flips, RandAugment, random erasing, mixup, cutmix, smoothed
+        train_limit: train on this many of the 60,000 images, from the first; None for all.
+        family: train this small family of timm models instead of ``model``; see `SmallFamily`.
+        deit: train the ``family`` by DeiT's recipe: shifts, flips, RandAugment, random erasing, mixup, cutmix, smoothed
             labels and drop path.
-        model: the network; the default has 50 tokens in 8 heads of 16.
+        model: the network; the default has 50 tokens and 8 heads of width 16.
         training: how it is trained.
     """
 

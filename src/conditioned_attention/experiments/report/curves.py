@@ -20,7 +20,7 @@ Curves = Mapping[str, Mapping[int, Curve]]  # of every variant and seed
 
 @dataclass(frozen=True)
 class Band:
-    """A line in a band: what is drawn of several curves."""
+    """A line in a band, by which several curves are drawn."""
 
     x: Numbers
     mean: Numbers
@@ -29,7 +29,7 @@ class Band:
 
 
 def thin(x: ArrayLike, y: ArrayLike, points: int = POINTS) -> tuple[Numbers, Numbers]:
-    """At most ``points`` points: of every stretch of the curve its lowest and its highest, and both ends.
+    """Thins a curve to at most ``points`` points: the lowest and the highest of every stretch, and both ends.
 
     >>> x, y = thin(range(1000), [0.0] * 500 + [7.0] + [0.0] * 499, points=10)
     >>> len(x) <= 10, float(y.max()), int(x[y.argmax()]), int(x[-1])
@@ -48,7 +48,7 @@ def thin(x: ArrayLike, y: ArrayLike, points: int = POINTS) -> tuple[Numbers, Num
 
 
 def thin_band(band: Band, points: int = POINTS) -> Band:
-    """At most ``points`` points: each is the mean of a stretch, from its lowest low to its highest high."""
+    """Thins a band to at most ``points`` points, each with the mean, lowest low and highest high of a stretch."""
     n = len(band.x)
     if n <= points:
         return band
@@ -63,9 +63,9 @@ def thin_band(band: Band, points: int = POINTS) -> Band:
 
 
 def band_over_seeds(curves: Sequence[Curve], middle: Callable[..., Any] = np.mean) -> Band:
-    """Mean, lowest and highest of several curves (x, y) at the places that all have.
+    """The mean, lowest and highest of several curves (x, y), at the x values that all of them have.
 
-    ``middle`` stands for the mean: `numpy.median`, or `numpy.max` for a line along the top of the band.
+    ``middle`` can replace the mean: `numpy.median`, or `numpy.max` for a line along the top of the band.
 
     >>> band_over_seeds([([1, 2], [2.0, 3.0]), ([1], [4.0])])
     Band(x=array([1.]), mean=array([3.]), low=array([2.]), high=array([4.]))
@@ -81,9 +81,9 @@ def band_over_seeds(curves: Sequence[Curve], middle: Callable[..., Any] = np.mea
 
 
 def last_third(curves: Curves) -> Curves:
-    """What lies in the last third of all x, where a curve has settled there; none of it where every curve still moves.
+    """Cuts curves to the last third of all x if a curve has settled there; empty if every curve still moves.
 
-    A curve has settled if it moves by less than a quarter of its whole way there.
+    A curve has settled if its range there is less than a quarter of its whole range.
 
     >>> y = [0.0, 6.0, 9.0, 9.1, 9.2, 9.3, 9.4]
     >>> last_third({"baseline": {0: (range(7), y)}})["baseline"][0][1]

@@ -1,4 +1,4 @@
-"""The charts that there are data for, of one comparison or run."""
+"""Makes the charts of one comparison or run for which there are data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Growing = tuple[dict[str, dict[int, Curve]], dict[str, Any]]  # a view whose cur
 
 
 def charts_of(subject: Subject, heads: Mapping[str, list[Heads]], palette: Palette) -> list[Chart]:
-    """Every chart that there is something to draw for.
+    """Every chart for which there is something to draw.
 
     Args:
         subject: what is reported.
@@ -94,7 +94,7 @@ def _scores(subject: Subject, palette: Palette) -> Chart | None:
 
 
 def _rates(subject: Subject, palette: Palette) -> Chart | None:
-    """What tuning has found of every rate, not only of the best: how much a choice by few runs can be worth."""
+    """The chart of scores at every learning rate, not only the best: it shows how far to trust a choice by few runs."""
     tuning = subject.comparison.tuning
     curves: dict[str, dict[int, Curve]] = {}
     for variant, trials in tuning.trials.items() if tuning else ():
@@ -117,7 +117,7 @@ def _rates(subject: Subject, palette: Palette) -> Chart | None:
 
 
 def _training(subject: Subject, palette: Palette) -> Chart | None:
-    """From the logs of single steps, or else the means that the evaluations have."""
+    """The chart of training, from the logs of single steps, or else from the means in the evaluations."""
     columns = {"loss": "training loss", "lr": "learning rate", "grad_norm": "gradient norm"}
     found: dict[str, Growing] = {
         title: ({}, axes("optimizer step", title, log=key == "grad_norm")) for key, title in columns.items()
@@ -149,7 +149,7 @@ def _training(subject: Subject, palette: Palette) -> Chart | None:
     )
 
 
-# Of each number its title, what the table's is over the seeds, and what a caption says of it
+# For each number: its title, how the table combines it over seeds, and a sentence for the caption
 _MEASURED: dict[str, tuple[str, Callable[..., Any], str]] = {
     "log10_kappa": ("median log10 κ of heads", np.median, ""),
     "largest_scale": (
@@ -164,7 +164,7 @@ _MEASURED: dict[str, tuple[str, Callable[..., Any], str]] = {
 
 
 def _by_epoch(subject: Subject, measured: bool, palette: Palette) -> Chart | None:
-    """What the evaluations say of conditioning, where there was more than one measurement."""
+    """The chart of what evaluations measured about conditioning, of numbers that were measured more than once."""
     views, words = {}, []
     for key, (title, middle, about) in _MEASURED.items():
         curves = _history_curves(subject, key)
@@ -182,7 +182,7 @@ def _by_epoch(subject: Subject, measured: bool, palette: Palette) -> Chart | Non
 
 
 def _projections(folders: Folders, palette: Palette) -> Chart | None:
-    """κ of W_Q, W_K and W_V as the model uses them, from ``projections.jsonl``."""
+    """The chart of κ of W_Q, W_K and W_V as the model uses them, from ``projections.jsonl``."""
     views: dict[str, Growing] = {}
     for variant, by_seed in folders.items():
         for seed, path in by_seed.items():

@@ -1,4 +1,4 @@
-"""The line on top of a page: what was run, on which data, when, and by which command."""
+"""The line at the top of a page: what was run, on which data, when, and by which command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conditioned_attention.experiments.report.subjects import Subject
 
 
 def head_of(subject: Subject) -> dict[str, str]:
-    """What is known, by what it is: a comparison of one's own loop has no recipe, an old run no date."""
+    """The known facts by name: a comparison of a user's own loop has no recipe, and an old run has no date."""
     comparison = subject.comparison
     settings = comparison.settings if isinstance(comparison.settings, Mapping) else {}
     seeds = sorted({seed for by_seed in comparison.runs.values() for seed in by_seed})
@@ -26,7 +26,7 @@ def head_of(subject: Subject) -> dict[str, str]:
 
 
 def _model(settings: Mapping[str, Any]) -> str:
-    """A published model's name, or the size of one that the settings build."""
+    """The name of a published model, or the size of the model that the settings describe."""
     model = settings.get("model")
     sizes = model if isinstance(model, Mapping) else {}
     for name in (settings.get("timm_model"), sizes.get("backbone"), settings.get("family"), model):
@@ -37,7 +37,7 @@ def _model(settings: Mapping[str, Any]) -> str:
 
 
 def _seeds(seeds: list[int]) -> str:
-    """As a range where there are many in a row.
+    """Writes seeds as text, and more than four consecutive ones as a range.
 
     >>> _seeds([0, 1, 2]), _seeds(list(range(10)))
     ('0, 1, 2', '0 to 9')

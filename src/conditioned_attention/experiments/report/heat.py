@@ -22,10 +22,10 @@ ByVariant = Mapping[str, Sequence[Heads]]  # the runs of each variant
 
 
 def kappa_chart(heads: ByVariant, palette: Palette) -> Chart:
-    """κ by step, as the model uses the heads.
+    """The chart of κ by step, for the head outputs that the model uses.
 
     Args:
-        heads: of every run that was measured, by variant.
+        heads: the heads of every run that was measured, by variant.
         palette: how every variant is drawn.
     """
     resolution = min(
@@ -50,7 +50,7 @@ def kappa_chart(heads: ByVariant, palette: Palette) -> Chart:
 
 
 def _beyond(resolution: float) -> str:
-    """What a caption says where κ of some head is not told from infinity."""
+    """The part of a caption about heads whose κ cannot be distinguished from infinity."""
     known = math.isfinite(resolution)
     line = f"The dashed line is the {limit_of(resolution)}: above it" if known else "Beyond the limit of precision"
     return (
@@ -61,7 +61,7 @@ def _beyond(resolution: float) -> str:
 
 
 def log_mu_chart(heads: ByVariant, palette: Palette) -> Chart | None:
-    """log μ by step, median over heads; None if no head has a finite one."""
+    """The chart of log μ by step, median over heads; None if no head has a finite value."""
     bands = {name: _band(runs, _median_log_mu, "log_mu", math.nan) for name, runs in heads.items()}
     if not any(np.isfinite(band.mean).any() for band in bands.values()):
         return None
@@ -87,11 +87,11 @@ def _band(
     top: float,
     middle: Callable[..., Any] = np.mean,
 ) -> Band:
-    """A line that is the mean over seeds, and quantiles over all heads of all seeds, at the steps that all have.
+    """A line that averages the seeds, in a band of quantiles over all heads of all seeds, at the steps that all share.
 
     Args:
-        top: where what is at the numerical floor lies in the band; if that is not known, at the largest finite value.
-        middle: of the lines of seeds.
+        top: where heads at the numerical floor lie in the band; if it is not finite, at the largest finite value.
+        middle: how the lines of the seeds are averaged.
     """
     steps, places = common_steps(runs)
     mean = middle([line(h)[at] for h, at in zip(runs, places)], axis=0)
@@ -104,7 +104,7 @@ def _band(
 
 
 def _quantile(values: NDArray[np.float32], q: float) -> Numbers:
-    """Of every row, an element of it (inf has no neighbours to interpolate with); NaN are no elements."""
+    """A quantile of every row, ignoring NaN; it is one of the elements, since inf cannot be interpolated."""
     ordered = np.sort(values, axis=1)  # NaN come last
     count = (~np.isnan(values)).sum(1)
     places = np.clip(np.round(q * (count - 1)), 0, None).astype(int)
@@ -117,7 +117,7 @@ def _median(heads: Heads) -> Numbers:
 
 
 def _middle(values: Any, axis: int) -> Numbers:
-    """The median, of two in the middle the geometric mean, as that of log10 κ; NaN do not count."""
+    """The median, ignoring NaN; of two middle values the geometric mean, as in a median of log10 κ."""
     with warnings.catch_warnings():  # a step at which no head was finite has no median
         warnings.simplefilter("ignore", RuntimeWarning)
         found: Numbers = 10 ** np.nanmedian(np.log10(values), axis=axis)
@@ -129,7 +129,7 @@ def _median_log_mu(heads: Heads) -> Numbers:
 
 
 def _without_floor(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """NaN in place of inf."""
+    """Replaces inf by NaN."""
     return np.where(np.isinf(values), np.float32(np.nan), values)
 
 
@@ -158,7 +158,9 @@ def heat_chart(heads: ByVariant) -> Chart:
 
 
 def heat_numbers(variant: str, runs: Sequence[Heads]) -> dict[str, Any]:
-    """100 · log10 κ as whole numbers, layer by layer, for every kept step; `AT_FLOOR` at the floor, None for no head.
+    """The numbers of the heat map: 100 · log10 κ as integers, layer by layer, for every kept step.
+
+    A head at the numerical floor has `AT_FLOOR`, and None stands where there is no head.
 
     Raises:
         ValueError: the runs have different layers or heads.

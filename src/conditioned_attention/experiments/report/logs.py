@@ -1,4 +1,4 @@
-"""The page of a monitor's own logs, of loops that no command of this library has run."""
+"""Makes a page from the logs of a `ConditionMonitor`, for training loops that are not this library's."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def write_log_report(logs: Sequence[Path], output: Path | None = None) -> tuple[
 
     Args:
         logs: at least one, all different.
-        output: the page; default that of the first log's name that ends in ``.html``, beside it.
+        output: the page; default: beside the first log, with the same name but ending in ``.html``.
 
     Returns:
         The page, and a sentence on each log.
 
     Raises:
-        ValueError: a log holds no records, or is named twice; or there is somebody else's file where the page is to be.
+        ValueError: a log holds no records or is given twice, or a file that is no page of this library is in the way.
     """
     if len({log.resolve() for log in logs}) < len(logs):
         raise ValueError(f"the logs must all be different, got {', '.join(map(str, logs))}")

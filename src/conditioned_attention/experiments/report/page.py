@@ -1,6 +1,6 @@
-"""The HTML page of comparisons and runs: words, tables and charts in one file that needs nothing else.
+"""The HTML page of comparisons and runs: text, tables and charts in one self-contained file.
 
-plotly.js and the numbers of the charts lie in it compressed, and the page's own script unpacks them.
+plotly.js and the numbers of the charts are embedded compressed, and the page's own script unpacks them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.words import alarms, description, not_drawn, seeds_to_show, short_answer
 from conditioned_attention.experiments.variants.catalogue import descriptions
 
-_ALONE = 4  # columns of the table of scores: variant, seeds, final, best
+_ALONE = 4  # columns of the table of scores where nothing is compared: variant, seeds, final, best
 WEB = Path(__file__).with_name("web")  # the template, its style and its script
 
 _OUTCOMES = {"better": "better", "worse": "worse", "not shown": "no difference shown", "": "not compared"}
@@ -50,14 +50,14 @@ class Section:
     subject: Subject
     charts: Sequence[Chart]
     heads: Mapping[str, Sequence[Heads]] = field(default_factory=dict)
-    lead: Sequence[str] = ()  # sentences on top, where there are no scores to make them of
+    lead: Sequence[str] = ()  # sentences at the top, where there are no scores to derive them from
 
 
 def page(sections: Sequence[Section]) -> str:
-    """The page of one or more subjects, side by side where the screen has room.
+    """Renders the page of one or more subjects, side by side where the screen has room.
 
     Args:
-        sections: at least one; charts of one kind get the same axes.
+        sections: at least one; charts of the same kind get the same axes.
     """
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
@@ -97,7 +97,7 @@ def page(sections: Sequence[Section]) -> str:
 
 
 def packed(text: str) -> str:
-    """Compressed, in letters that no HTML parser minds.
+    """Compresses text and encodes it in base64, which is safe inside HTML.
 
     >>> import base64, gzip
     >>> gzip.decompress(base64.b64decode(packed("κ"))).decode()
@@ -114,12 +114,12 @@ def _plotly() -> str:
 
 
 def _others(subject: Subject) -> bool:
-    """Whether anything is compared."""
+    """Whether a subject compares several variants."""
     return not subject.single and len(subject.comparison.runs) > 1
 
 
 def _words(section: Section) -> dict[str, Any]:
-    """Everything of one subject that is words or a table."""
+    """Everything about one subject that is text or a table."""
     subject, comparison = section.subject, section.subject.comparison
     rows = comparison.summary()
     if _others(subject):
@@ -161,7 +161,7 @@ def _words(section: Section) -> dict[str, Any]:
 
 
 def _scores(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The table of scores, without the columns that compare where nothing is compared."""
+    """The table of scores; if there is only one variant, without the columns that compare."""
     header, rows = table(comparison.summary(), comparison.cost)
     if len(rows) > 1:
         return header, rows
@@ -169,7 +169,7 @@ def _scores(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, str]:
-    """Nested plain data as one table of names and values.
+    """Flattens nested plain data into one table of names and values.
 
     >>> flat({"training": {"lr": 0.001, "ema": None}, "recipe": "digits"})
     {'training.lr': '0.001', 'training.ema': 'none', 'recipe': 'digits'}
@@ -186,7 +186,7 @@ def flat(data: Any, prefix: str = "") -> dict[str, str]:
 
 
 def settings_that_differ(subjects: Sequence[Subject]) -> list[tuple[str, list[str]]]:
-    """Every setting, version and machine that is not the same for all subjects, with the value of each."""
+    """Every setting, version and machine that is not the same for all subjects, with the value for each of them."""
     tables = [_about(subject) for subject in subjects]
     names = dict.fromkeys(name for found in tables for name in found)
     rows = [(name, [found.get(name, "not set") for found in tables]) for name in names]

@@ -1,4 +1,4 @@
-"""κ of a comparison as a picture, out of long logs; and pictures as PNG files."""
+"""Draws κ of a comparison from long logs, and turns drawings into PNG files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def plot_kappa(heads: Mapping[str, Sequence[Heads]], ax: Axes) -> Axes:
-    """What `plot_condition_numbers` draws of records, of the arrays that long logs are read into."""
+    """Draws the same as `plot_condition_numbers`, but from the arrays that long logs are read into."""
     everything = [h for runs in heads.values() for h in runs]
     for style, (variant, runs) in zip(styles(), heads.items()):
         curves = [dict(zip(h.steps.tolist(), average_kappa(h).tolist())) for h in runs]

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: scores during training, and how soon each variant reached the baseline."""
+"""Pictures of a comparison: scores during training, and how soon each variant reached the baseline's final score."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plot_scores(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeName = "light") -> Axes:
-    """Score by epoch, one line a variant: mean over seeds, in a band from the lowest to the highest.
+    """Plots the score by epoch, one line per variant: the mean over seeds, in a band from the lowest to the highest.
 
     Args:
         comparison: finished runs; a variant without any is left out.
@@ -48,12 +48,13 @@ def plot_scores(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeN
 
 
 def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeName = "light") -> Axes:
-    """Figure 2 of arXiv 2603.27153: the epoch at which each variant reached the baseline's final score.
+    """Plots the epoch at which each variant reached the baseline's final score, as figure 2 of arXiv 2603.27153 does.
 
-    A bar is where the mean over seeds had what the baseline's came to (`Summary.reached`); a dot is a seed, held
-    against the baseline of its own: noisy curves are early there, so the dots show how much single runs scatter, and no
-    more.  The baseline's bar ends where it *first* had its own final score, which can be before the end of training.
-    Where the mean never had it, the bar is open and goes to the end.
+    A bar ends at the epoch at which the mean over seeds reached the final value of the baseline's mean
+    (`Summary.reached`).  A dot is one seed, compared with the baseline's run of the same seed; noisy curves reach a
+    score early, so the dots show only how much single runs scatter.  The baseline's bar ends where it *first* reached
+    its own final score, which can be before the end of training.  If the mean never reached it, the bar is not filled
+    and extends to the end of training.
 
     Args:
         comparison: finished runs; the first variant is the baseline.
@@ -61,7 +62,7 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
         theme: ``"light"`` or ``"dark"``.
 
     Raises:
-        ValueError: no variant at all, or an unknown theme.
+        ValueError: the comparison has no variant, or the theme is unknown.
 
     >>> from conditioned_attention.experiments.evidence.comparison import Comparison
     >>> from conditioned_attention.experiments.tasks.task import Metric
@@ -99,7 +100,7 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
 
 
 def _dots(ax: Axes, place: int, pairs: Sequence[tuple[History, float]], metric: Metric, theme: ThemeName) -> None:
-    """One a run that got there, below each other, so that all are seen."""
+    """Draws a dot for each run that reached its goal, one below the other so that all are visible."""
     for i, (history, goal) in enumerate(pairs):
         epoch = reached([history], goal, metric).epoch
         if epoch is not None:

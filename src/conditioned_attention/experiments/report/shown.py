@@ -1,4 +1,4 @@
-"""The pictures that tasks draw when a run ends, into a page that stands alone."""
+"""Embeds the pictures that tasks draw at the end of a run in a self-contained page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from conditioned_attention.experiments.report.subjects import Subject
 
 
 def pictures_of(subject: Subject) -> list[tuple[str, str]]:
-    """What each variant's first run with a picture has drawn: a caption, and the picture as an address of its own."""
+    """The pictures of each variant's first run that has any: a caption, and the picture as a data URL."""
     found = []
     for variant, by_seed in subject.folders.items():
         for seed, folder in sorted(by_seed.items()):

@@ -18,13 +18,13 @@ from conditioned_attention.storage.json_lines import JsonLines
 
 @dataclass(frozen=True)
 class Subject:
-    """One column of a page.
+    """What one column of a page is about.
 
     Attributes:
-        name: for headings.
-        comparison: the runs; a single run is a comparison of one.
-        folders: where the logs of each run lie, by variant and seed; empty if there are no logs.
-        unfinished: how far each run is that has neither finished nor failed, by ``"variant, seed n"``.
+        name: its name in headings.
+        comparison: the runs; a single run is stored as a comparison of one.
+        folders: the folder with the logs of each run, by variant and seed; empty if there are no logs.
+        unfinished: the progress of each run that has neither finished nor failed, by ``"variant, seed n"``.
         single: whether this is the folder of a single run.
     """
 
@@ -41,17 +41,17 @@ class Subject:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Why each run that is not under way has no result."""
+        """The reason why each run has no result, without runs that are still under way."""
         return {name: why for name, why in self.comparison.failures.items() if name not in self.unfinished}
 
 
 def is_single_run(folder: Path) -> bool:
-    """Whether a folder is that of one run, as ``train`` makes it."""
+    """Whether a folder is that of a single run, as ``train`` writes it."""
     return (folder / "begun.json").is_file() and not (folder / "runs").is_dir()
 
 
 def comparison_subject(comparison: Comparison, folder: Path) -> Subject:
-    """A comparison whose runs lie in a folder, or did."""
+    """The subject of a comparison whose runs are, or were, in a folder."""
     folders = {
         variant: {seed: run_folder(folder, variant, seed) for seed in by_seed}
         for variant, by_seed in comparison.runs.items()
@@ -65,7 +65,7 @@ def comparison_subject(comparison: Comparison, folder: Path) -> Subject:
 
 
 def read_single_run(folder: Path) -> Subject:
-    """The subject of a folder that ``train`` has written, or is writing.
+    """Reads the subject of a folder that ``train`` has written, or is writing.
 
     Raises:
         ValueError: ``begun.json`` or ``result.json`` is not what a run writes.
@@ -93,7 +93,7 @@ def read_single_run(folder: Path) -> Subject:
 
 
 def how_far(folder: Path, begun: Mapping[str, Any]) -> str:
-    """How far a run is that has no result yet, in words that its logs support."""
+    """Describes how far a run without a result has come, as far as its logs show it."""
     rows = JsonLines(folder / "metrics.jsonl", Row).read()
     step = JsonLines(folder / "train.jsonl", TrainRow).last().get("step")
     parts = []
@@ -115,13 +115,13 @@ def how_far(folder: Path, begun: Mapping[str, Any]) -> str:
 
 
 def _within(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """What plain data hold there, if that is an object; settings may be anything."""
+    """The object under a key of plain data, or an empty one if something else is there: settings may be anything."""
     found = data.get(key)
     return found if isinstance(found, dict) else {}
 
 
 def with_distinct_names(subjects: list[Subject], folders: list[Path]) -> list[Subject]:
-    """Named by their folders' paths where names do not tell them apart."""
+    """Renames subjects after the paths of their folders if their names are not distinct."""
     if len({subject.name for subject in subjects}) == len(subjects):
         return subjects
     return [replace(subject, name=readable(str(folder))) for subject, folder in zip(subjects, folders)]

@@ -1,4 +1,4 @@
-"""Comparisons and runs in the terminal."""
+"""Prints comparisons and runs in the terminal."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ _BETWEEN = 2  # spaces between columns
 
 
 def say(lines: Sequence[str]) -> None:
-    """Sentences on a terminal, broken between words."""
+    """Prints sentences on the terminal, with line breaks between words."""
     console = _console()
     for line in lines:
         console.print(line, highlight=False, markup=False)
 
 
 def _console() -> Console:
-    """As wide as the terminal; wider in a file."""
+    """A console as wide as the terminal; 160 columns where the output is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if Console().is_terminal else 160)
 
 
 def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
-    """The verdicts and then the tables they are of, on a terminal; tables that are wider continue below.
+    """Prints the verdicts and then their tables on a terminal; columns that do not fit into its width continue below.
 
     Args:
-        comparison: what is shown.
-        outcomes: show what the runs look like by other numbers, as is done where final scores are close to their limit.
+        comparison: the comparison to show.
+        outcomes: also compare the runs by other numbers, which otherwise happens only if final scores are close to
+            their limit.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -82,7 +83,7 @@ def print_table(comparison: Comparison, *, outcomes: bool = False) -> None:
 
 
 def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """The columns of a table in groups that fit into a width, each with the first column, which says whose row it is.
+    """Groups the columns of a table to fit into a width; each group begins with the first column, which names the row.
 
     >>> fitting(["variant", "final", "best"], [["baseline", "98.19 ± 0.48", "98.33 ± 0.42"]], 32)
     [[0, 1], [0, 2]]
@@ -97,13 +98,13 @@ def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
 
 
 def print_subject(subject: Subject, *, outcomes: bool = False) -> None:
-    """What a page says on top, on a terminal."""
+    """Prints on a terminal what a page says at its top."""
     print_table(subject.comparison, outcomes=outcomes)
     say(description(subject)[:-1] if subject.single else [])
     say([f"{name} {far}" for name, far in subject.unfinished.items()])
 
 
 def print_means(subjects: Sequence[Subject]) -> None:
-    """The means over the tasks of GLUE, where all of them are there."""
+    """Prints the means over the tasks of GLUE, if there are comparisons of all of them."""
     for mean in glue_means(subject.comparison for subject in subjects):
         print_table(mean)

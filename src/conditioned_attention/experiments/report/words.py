@@ -1,4 +1,4 @@
-"""What stands on top of a page: sentences that say no more than the numbers do."""
+"""The sentences at the top of a page, which claim no more than the numbers support."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from conditioned_attention.experiments.report.columns import Heads, common_steps
 from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.variants.catalogue import descriptions
 
-LARGE_SCALE = 1e4  # of C, whose limit 1 / eps is 1e6: such a row had all but vanished
+LARGE_SCALE = 1e4  # of C, whose limit is 1 / eps = 1e6: a row with such a factor had all but vanished
 MANY_AT_FLOOR = 0.25  # share of heads
 
 
 def short_answer(comparison: Comparison) -> str:
-    """How many variants were better, worse, or not shown to differ; empty if at most one was compared."""
+    """Says how many variants were better, worse, or not shown to differ; empty if at most one was compared."""
     rows = comparison.summary()
     found = [outcome(row.difference, comparison.metric) for row in rows[1:]]
     found = [word for word in found if word]
@@ -46,7 +46,7 @@ def short_answer(comparison: Comparison) -> str:
 
 
 def _could_have_seen(rows: Sequence[Summary]) -> str:
-    """How large a difference had to be for variants that have shown none."""
+    """Says how large a difference could have been seen, for variants that showed none."""
     sizes = [row.difference.detectable for row in rows if row.difference and not math.isnan(row.difference.detectable)]
     if not sizes:
         return ""
@@ -57,7 +57,7 @@ def _could_have_seen(rows: Sequence[Summary]) -> str:
 
 
 def seeds_to_show(comparison: Comparison) -> str:
-    """How many seeds would show differences like those measured, where none was shown; empty if that is not known."""
+    """Says how many seeds would show the measured differences that were not significant; empty if that is unknown."""
     rows = comparison.summary()[1:]
     left = [row for row in rows if row.difference and outcome(row.difference, comparison.metric) == "not shown"]
     needed = {row.variant: row.difference.pairs_to_show for row in left if row.difference}
@@ -72,11 +72,11 @@ def seeds_to_show(comparison: Comparison) -> str:
 
 
 def description(subject: Subject, heads: Mapping[str, Sequence[Heads]] | None = None) -> list[str]:
-    """What the runs of a single variant were, for a page on which nothing is compared.
+    """Describes the runs of a single variant, for a page on which nothing is compared.
 
     Args:
         subject: a single run, or a comparison of one variant.
-        heads: its condition numbers, if they were read; else those of the evaluations are told.
+        heads: its condition numbers, if they were read from logs; otherwise those in the evaluations are used.
     """
     comparison = subject.comparison
     sentences = []
@@ -123,7 +123,7 @@ def _spread(spread: Spread) -> str:
 
 
 def conditioning(histories: Sequence[Sequence[Any]], heads: Sequence[Heads]) -> list[str]:
-    """κ from the first to the last measurement, and the share of heads that have none."""
+    """A sentence on κ at the first and the last measurement, and on the share of heads at the numerical floor."""
     if heads:  # measured before the first step too
         logs = [[np.log10(h.used[place][~np.isnan(h.used[place])]) for h in heads] for place in (0, -1)]
         first, last = (statistics.median(float(np.median(log)) for log in seeds) for seeds in logs)
@@ -152,14 +152,14 @@ def _kappa(log10: float) -> str:
 
 
 def not_drawn(heads: Mapping[str, Sequence[Heads]]) -> list[str]:
-    """A sentence on the variants whose condition numbers are in no chart, if there are any."""
+    """A sentence that names the variants whose condition numbers are in no chart, if there are any."""
     apart = [variant for variant, runs in heads.items() if not len(common_steps(runs)[0])]
     words = "No step at which the heads of all runs were measured, and so no line in the charts of their κ: {}."
     return [words.format(", ".join(apart))] if apart else []
 
 
 def alarms(comparison: Comparison) -> list[str]:
-    """What should keep a reader from taking the other numbers at face value; a sentence each."""
+    """Reasons not to take the other numbers at face value, one sentence each."""
     lost, fell, floor, grown = [], [], [], []
     for row in comparison.summary():
         histories = list(comparison.runs[row.variant].values())

@@ -1,4 +1,4 @@
-"""What `report` writes: a comparison's results, pictures and page, pages of several; and results read back."""
+"""Writes what `report` makes (results, pictures, pages of one subject or several), and reads results back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from conditioned_attention.experiments.runs.gather import gather
 from conditioned_attention.storage.files import read_json, write_bytes, write_json, write_text
 from conditioned_attention.storage.ownership import claim
 
-_TITLE = b": conditioned-attention</title>"  # what every page of ours begins with
+_TITLE = b": conditioned-attention</title>"  # near the beginning of every page of ours
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
@@ -40,18 +40,18 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 
 
 def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes the report of each subject into its folder, and of several one page more, with all side by side.
+    """Writes the report of each subject into its folder, and for several subjects also a page with all side by side.
 
     Args:
-        subjects, folders: as `read_subjects` gave the one for the other.
-        output: write one page of all to this file, and leave the folders as they are.
+        subjects, folders: what `read_subjects` returned, and the folders that it was given.
+        output: only write one page of all subjects, to this file, and leave the folders unchanged.
 
     Returns:
-        The page with everything: ``output``, the ``report.html`` of the only folder, or that of several in the working
-        directory.
+        The page that shows everything: ``output``, the ``report.html`` of the only folder, or, for several folders, a
+        ``report.html`` in the working directory.
 
     Raises:
-        ValueError: where one page of all is to be, there is somebody else's file.
+        ValueError: a file that is not a page of this library is where the page of all subjects would be written.
     """
     measured = [heads_of(subject.folders) for subject in subjects]
     page_of_all = output or Path("report.html")
@@ -69,13 +69,13 @@ def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: 
 
 
 def check_page(file: Path) -> None:
-    """Raises ValueError if there is a file that is no page of ours."""
+    """Raises ValueError if the file exists and is not a page of this library."""
     if file.exists() and _TITLE not in file.read_bytes()[: 1 << 16]:
         raise ValueError(f"{file} is there, and is no page of conditioned-attention; name another with output")
 
 
 def _write_own(subject: Subject, folder: Path, heads: Mapping[str, list[Heads]]) -> None:
-    """What a subject's own folder gets: a single run the page alone, for its other files are those of the run."""
+    """Writes a subject's files into its folder; for a single run only the page, since its other files are the run's."""
     if not subject.single:
         write_json(folder / "results.json", to_json(subject.comparison))
         write_bytes(folder / "score.png", picture(lambda ax: plot_scores(subject.comparison, ax)))
@@ -86,11 +86,11 @@ def _write_own(subject: Subject, folder: Path, heads: Mapping[str, list[Heads]])
 
 
 def read_subjects(folders: Sequence[Path]) -> list[Subject]:
-    """What lies in folders that ``compare`` or ``train`` has written, or is writing.
+    """Reads the subjects in folders that ``compare`` or ``train`` has written, or is writing.
 
     Raises:
         FileNotFoundError: a folder holds neither; the message says what is valid.
-        ValueError: no folder, one named twice, or a file that is not what these commands write.
+        ValueError: no folder is given, or one twice, or a file is not what these commands write.
     """
     if not folders:
         raise ValueError("name at least one folder that 'conditioned-attention compare' or 'train' has written")
@@ -131,7 +131,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _of_score(comparison: Comparison) -> dict[str, Any]:
-    """What a comparison says by its score: the metric, every table, a row a dict, and the sentences."""
+    """A comparison by its score, as plain data: the metric, every table with a dict per row, and the sentences."""
     rows, blocked = comparison.summary(), comparison.blocked()
     found = {
         "table": table(rows, comparison.cost),
@@ -144,7 +144,7 @@ def _of_score(comparison: Comparison) -> dict[str, Any]:
 
 
 def read_report(folder: Path) -> Comparison:
-    """The comparison that `write_report` wrote into a folder.
+    """Reads the comparison that `write_report` wrote into a folder.
 
     Raises:
         FileNotFoundError: the folder holds no ``results.json``.

@@ -1,1 +1,1 @@
-"""Many runs: which are missing, who makes them, what came of them."""
+"""Many runs: finds the missing ones, makes them, and collects their results."""

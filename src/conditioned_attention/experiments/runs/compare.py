@@ -1,4 +1,4 @@
-"""Variants × paired seeds around any training loop: what is missing is run, in worker processes if asked."""
+"""Compares variants over paired seeds with any training loop; makes missing runs, in worker processes if asked."""
 
 from __future__ import annotations
 
@@ -45,38 +45,38 @@ def compare(
     variant_settings: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Runs ``train(variant, seed)`` for every variant and seed, and compares the scores in pairs.
+    """Runs ``train(variant, seed)`` for every variant and seed, and compares the scores in pairs of the same seed.
 
     Args:
-        train: builds and trains a model with everything random set by ``seed``, after ``variant.apply(model)``, and
-            yields a row of metrics at every evaluation: ``{"score": …}``, with ``"epoch"`` if epochs are not simply
-            counted.  With a third parameter called ``run`` it also gets a `Run`: ``run.folder``, and
-            ``run.monitor(model, probe, every=100)``, whose κ then is in the comparison.  With more than one worker it
-            must be a module-level function or another picklable callable, and the calling script needs the
-            ``if __name__ == "__main__"`` guard.
-        variants: names out of ``VARIANTS``, or `Variant` objects; the first is the baseline.
+        train: builds a model, changes it by ``variant.apply(model)`` and trains it, with everything random set
+            by ``seed``; yields a row of metrics at every evaluation: ``{"score": …}``, with ``"epoch"`` unless
+            evaluations are simply epochs 1, 2, ….  With a third parameter called ``run`` it also gets
+            a `Run`: ``run.folder``, and ``run.monitor(model, probe, every=100)``, whose κ then is in the comparison.
+            With more than one worker it must be a module-level function or another picklable callable, and the calling
+            script needs the ``if __name__ == "__main__"`` guard.
+        variants: names from ``VARIANTS``, or `Variant` objects; the first is the baseline.
         seeds: how many (0, 1, …), or which.
-        folder: keeps the runs: a second call with the same folder runs only what is missing or had failed.  None
-            keeps nothing on disk.
+        folder: keeps the runs: a second call with the same folder runs only what is missing or has failed.  None keeps
+            nothing on disk.
         workers: runs at a time; with 1 they run in this process.
-        threads: torch's threads in each run; rounding depends on them, so fix them if runs in one process and runs
-            in several are to agree to the last digit.  Default: the cores that this process may use, divided
-            by the workers; with one worker as they are.
-        metric: name and direction of the score; default ``"score"``, higher is better.  It is kept with the runs, and a
-            folder refuses those of another.
-        settings: plain data that says what is run; a folder refuses runs of other settings.
-        variant_settings: by a variant's name, plain data that says what is set for that variant alone, such as a
-            learning rate tuned for it.
-        progress: show a progress bar on a terminal.
+        threads: PyTorch threads in each run; rounding depends on their number, so set it if runs in one process and
+            runs in several must agree to the last digit.  Default: the cores that this process may use, divided by the
+            workers; with one worker, the current number of threads.
+        metric: name and direction of the score; default ``"score"``, higher is better.  It is stored with the runs, and
+            a folder refuses runs with another metric.
+        settings: plain data that describes what is run; a folder refuses runs with other settings.
+        variant_settings: for each variant by name, plain data on what is set for that variant alone, such as a learning
+            rate tuned for it.
+        progress: whether to show a progress bar on a terminal.
 
     Returns:
-        The finished runs; ``print`` shows the table.  A run that raises is reported as a warning and in
-        ``failures``, and does not stop the others.
+        The finished runs; ``print`` shows the table.  A run that raises is reported as a warning and in ``failures``,
+        and does not stop the others.
 
     Raises:
         ValueError: unknown or repeated variants or seeds; a folder with runs of other settings or another metric.
         TypeError: several workers, and a ``train`` that cannot be sent to them.
-        RuntimeError: another process works in the folder, or no run finished.
+        RuntimeError: another process is working in the folder, or no run finished.
 
     >>> from conditioned_attention.experiments import compare
     >>> def train(variant, seed):
@@ -86,7 +86,7 @@ def compare(
     >>> result.verdicts()
     ['preconditioned: the same score as baseline on each of 3 seeds.']
     """
-    with needs("experiments", "compare"):  # in one line now, and not when the runs are done
+    with needs("experiments", "compare"):  # say what is missing now, and not when the runs are done
         for name in ("filelock", "rich", "scipy"):
             import_module(name)
     result = run_missing(
@@ -114,7 +114,7 @@ def run_missing(
     progress: bool,
     variant_settings: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    """`compare` as far as running and collecting; that all runs fail is no error here."""
+    """Does the running and collecting part of `compare`; here it is no error if all runs fail."""
     for name, value in (("workers", workers), ("threads", 1 if threads is None else threads)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -123,12 +123,12 @@ def run_missing(
         jobs = [job_of(path, v, s, metric, settings, variant_settings or {}) for s in seeds for v in variants]
         for job in jobs:
             check_origin(job)
-        check_metric(path, metric)  # of variants and seeds that are not asked for now, too: they are reported together
+        check_metric(path, metric)  # also of variants and seeds not asked for now, which are reported together
         check_settings(path, settings)
         missing = [job for job in jobs if not job.result.exists()]
         for job in missing:
             job.error.unlink(missing_ok=True)
-        if threads is None:  # of the workers alone, however many runs are missing: rounding depends on it
+        if threads is None:  # set by the workers alone, not by how many runs are missing: rounding depends on it
             threads = torch.get_num_threads() if workers == 1 else max(1, cores() // workers)
         with display(len(missing), getattr(train, "evaluations", None), shown=progress) as shown:
             if workers == 1 or len(missing) <= 1:
@@ -139,7 +139,7 @@ def run_missing(
 
 
 def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settings: Any) -> Comparison:
-    """What the jobs' folders hold now."""
+    """Collects the results that the jobs' folders hold now."""
     runs: dict[str, dict[int, list[dict[str, Any]]]] = {variant: {} for variant in variants}
     failures: dict[str, str] = {}
     found = []
@@ -154,7 +154,7 @@ def collect(variants: Sequence[str], jobs: Sequence[Job], metric: Metric, settin
 
 
 def seed_list(seeds: int | Iterable[int]) -> list[int]:
-    """The seeds as a list; raises ValueError if there is none, or one comes twice or is negative."""
+    """Returns the seeds as a list; raises ValueError if there are none, or if one is repeated or negative."""
     found = list(range(seeds)) if isinstance(seeds, int) else [operator.index(seed) for seed in seeds]
     if not found or len(set(found)) < len(found) or min(found) < 0:
         raise ValueError(f"seeds must be at least one, all different and not negative, got {found}")
@@ -162,7 +162,7 @@ def seed_list(seeds: int | Iterable[int]) -> list[int]:
 
 
 def _run_here(train: Train, jobs: Sequence[Job], threads: int, shown: Display) -> None:
-    """One job after the other in this process, which gets its thread count back."""
+    """Runs the jobs one after another in this process, and restores its thread count."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

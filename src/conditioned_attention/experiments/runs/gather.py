@@ -1,4 +1,4 @@
-"""A comparison out of whatever runs lie in a folder, made here or copied from other machines."""
+"""Builds a comparison from all the runs in a folder, whether made here or copied from other machines."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from conditioned_attention.storage.folder import differences, says_its_data
 
 
 def gather(folder: Path) -> Comparison | None:
-    """The comparison of all finished runs in ``folder/runs``; None if there is none.
+    """Returns the comparison of all finished runs in ``folder/runs``; None if there are none.
 
     The baseline is the first variant of an earlier report in that folder, or else the first in `VARIANTS` that has
     runs.  Time and memory come from an earlier report, tuning from ``folder/tuning``.
 
     Raises:
-        ValueError: the runs were not all made with the same settings, or with those in ``settings.json`` if it is
-            there, or not all scored by the same metric; or a run lies in the wrong place.
+        ValueError: the runs were not all made with the same settings, or not with those in ``settings.json`` if that
+            exists, or were not all scored by the same metric; or a run lies in the wrong place.
         FileNotFoundError: the learning rates were tuned, but ``tuning/tuning.json`` is missing.
     """
     found = _results(folder)
@@ -58,7 +58,7 @@ def gather(folder: Path) -> Comparison | None:
 
 
 def _results(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Every ``result.json`` by its path."""
+    """Reads every ``result.json``, by its path."""
     found = {}
     for file in sorted(folder.glob("runs/*/seed-*/result.json")):
         result = read_run(file)
@@ -70,16 +70,16 @@ def _results(folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> Any:
-    """The settings of all runs; those of ``settings.json``, or of the first run, are the ones to agree with.
+    """Returns the settings of all runs, after checking that they agree with ``settings.json`` or else the first run.
 
-    Of runs of earlier versions, which do not say what their data are, the first that does is.
+    Earlier versions did not record which data were used; the first settings that do are preferred as the reference.
     """
     there = folder / "settings.json"
     named = {there: read_json(there)} if there.exists() else {}
     named |= {file: result["settings"] for file, result in found.items()}
     first = next((file for file, settings in named.items() if says_its_data(settings)), next(iter(named)))
     settings, scored = named[first], next(iter(found))
-    models: dict[str, Path] = {}  # of each variant the first run
+    models: dict[str, Path] = {}  # the first run of each variant
     for file, result in found.items():
         model = models.setdefault(result["variant"], file)
         wanted = {
@@ -96,7 +96,7 @@ def _check_settings(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> An
 
 
 def _tuning(folder: Path, settings: Any, found: Mapping[Path, Mapping[str, Any]]) -> Tuning | None:
-    """How the learning rates were chosen, if they were; raises unless it explains those of the runs."""
+    """Returns how the learning rates were tuned, if they were; raises if the runs were made at other rates."""
     if not isinstance(settings, dict) or "tuning" not in settings:
         return None
     tuning = read_tuning(folder / "tuning")
@@ -114,7 +114,7 @@ def _tuning(folder: Path, settings: Any, found: Mapping[Path, Mapping[str, Any]]
 
 
 def _unfinished(folder: Path) -> dict[str, str]:
-    """Why each run that was begun has no result."""
+    """Returns, for each run that was started and has no result, the reason."""
     found = {}
     for file in sorted(folder.glob("runs/*/seed-*/begun.json")):
         if not (file.parent / "result.json").exists():

@@ -1,4 +1,4 @@
-"""What `compare` gives a loop of somebody's own that asks for it: the run's folder, and a monitor that writes there."""
+"""What `compare` passes to a user's own loop on request: the run's folder, and a monitor that writes there."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Log = Callable[[Mapping[str, float], int], None]
 
 
 class Run:
-    """One run of a loop ``train(variant, seed, run)``.
+    """One run of your own training loop, ``train(variant, seed, run)``.
 
     Attributes:
-        folder: the run's own, where the loop may keep what it likes; it is there already.
+        folder: the run's own folder, where the loop may keep what it likes; it exists already.
 
     >>> import torch
     >>> from conditioned_attention.experiments import compare
@@ -47,15 +47,17 @@ class Run:
         log: Log | None = None,
         **options: Any,
     ) -> ConditionMonitor:
-        """A `ConditionMonitor` whose records go into the run's folder, and its summary into the next row that the loop
-        yields, so that table and report of the comparison have κ.
+        """Makes a `ConditionMonitor` that belongs to this run.
+
+        Its records go into the run's folder, and its summary into the next row that the loop yields, so that the
+        comparison's table and report have κ.
 
         Args:
             model, probe, log, options: as for `ConditionMonitor`, without ``path``.
 
         Raises:
-            TypeError, ValueError: as `ConditionMonitor`; it was called before, and the second monitor's records would
-                stand among the first one's.
+            TypeError, ValueError: as `ConditionMonitor`; or this was called before, and the second monitor's records
+                would be mixed with the first one's.
         """
         path = self.folder / "conditions.jsonl"
         if self._monitor is not None:
@@ -63,7 +65,7 @@ class Run:
                 f"run.monitor was called before: {path.name} and the rows have the numbers of one model; watch another "
                 "by ConditionMonitor(model, probe, path=run.folder / …)"
             )
-        path.unlink(missing_ok=True)  # of an attempt that did not finish
+        path.unlink(missing_ok=True)  # left by an attempt that did not finish
 
         def take(numbers: Mapping[str, float], step: int) -> None:
             self._numbers = dict(numbers)
@@ -74,7 +76,7 @@ class Run:
         return self._monitor
 
     def measured(self) -> dict[str, float]:
-        """The summary of the last measurement since this was last asked."""
+        """The summary of the last measurement since the previous call; empty if there was none."""
         found, self._numbers = self._numbers, {}
         return found
 

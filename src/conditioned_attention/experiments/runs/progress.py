@@ -1,4 +1,4 @@
-"""What one sees while runs are going on."""
+"""The progress display that is shown while runs are being made."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """What is told of the runs; this one shows nothing."""
+    """The interface of a progress display; this base class shows nothing."""
 
     def started(self, job: Job) -> None:
-        """A run begins."""
+        """Shows that a run has started."""
 
     def ended(self, job: Job, finished: bool) -> None:
-        """A run has finished or failed."""
+        """Shows that a run has finished or failed."""
 
     def refresh(self) -> None:
-        """Some time has passed."""
+        """Updates the display; called every now and then."""
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Shows a line of text to the user."""
 
 
 class Bars(Display):
-    """A bar for each run that is going on, fed from its own file, so that it works across processes; and one for all.
+    """A progress bar for each active run, read from the run's own file to work across processes, and one for all runs.
 
-    With hundreds of runs only the files of those that are going on are looked at, and read only if they have grown.
-    Where bars cannot be drawn (a log file, a batch system) there is a line for each run that has finished.
+    Even with hundreds of runs, only the files of active runs are looked at, and they are read only if they have grown.
+    Where bars cannot be drawn (a log file, a batch system), a line is printed for each run that has finished.
     """
 
     def __init__(self, bars: Progress, runs: int, rows: int | None) -> None:
@@ -87,7 +87,7 @@ class Bars(Display):
 
 
 class _Unfailing:
-    """A stream for what need not be seen: a run of hours does not end because nobody can be told how far it is."""
+    """A stream that ignores write errors: a run of hours must not end because its progress cannot be shown."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -106,9 +106,9 @@ class _Unfailing:
 
 
 def columns() -> list[ProgressColumn]:
-    """Of a line for a run: how many of its evaluations are done, and how long the others take, in 80 characters.
+    """Returns the columns of a run's line: how many evaluations are done, and the time left, within 80 characters.
 
-    A task has the fields ``unit``, of what is counted, and ``score``.
+    A task has the fields ``unit`` (what is counted) and ``score``.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
@@ -125,14 +125,14 @@ def columns() -> list[ProgressColumn]:
 
 @contextmanager
 def display(runs: int, rows: int | None, *, shown: bool) -> Iterator[Display]:
-    """Bars for so many runs of ``rows`` rows each (None: unknown), or a `Display` that shows nothing."""
+    """Yields `Bars` for ``runs`` runs of ``rows`` rows each (None: unknown), or a `Display` that shows nothing."""
     if not shown or runs == 0:
         yield Display()
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    # of a stream that fails Rich ends the process, without a word
+    # if writing to the stream fails, Rich ends the process without a message
     console = None if sys.stdout is None else Console(file=cast(TextIO, _Unfailing(sys.stdout)))
     with Progress(*columns(), console=console) as bars:
         yield Bars(bars, runs, rows)

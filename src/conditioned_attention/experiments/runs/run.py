@@ -1,4 +1,4 @@
-"""One run: any training loop's rows into the run's files, and its error if it fails."""
+"""Carries out one run: writes the rows of any training loop to the run's files, and its error if it fails."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.ownership import check_ours, checkpoints_in, claim
 from conditioned_attention.storage.schema import check
 
-Train = Callable[..., Iterable[Mapping[str, Any]]]  # of a variant, a seed and, if it is asked for, a `Run`
+Train = Callable[..., Iterable[Mapping[str, Any]]]  # takes a variant, a seed and, if it asks for one, a `Run`
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run that is wanted, and its own folder.
+    """One run to be made, and its own folder.
 
-    ``sets`` is what sets its numbers, as plain data: the settings of all runs, those of its variant, and the metric.
+    ``sets`` is what determines its numbers, as plain data: the settings of all runs, those of its variant, and the
+    metric.
     """
 
     variant: Variant
@@ -42,22 +43,22 @@ class Job:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The run's name for display."""
         return name_of_run(self.variant.name, self.seed)
 
     @property
     def result(self) -> Path:
-        """The file that is there when the run has finished."""
+        """The file that exists once the run has finished."""
         return self.path / "result.json"
 
     @property
     def error(self) -> Path:
-        """The file that says why the run failed; its first line says it in one."""
+        """The file that says why the run failed, with a summary in its first line."""
         return self.path / "error.txt"
 
 
 def name_of_run(variant: str, seed: int) -> str:
-    """For people."""
+    """Returns a run's name for display."""
     return f"{variant}, seed {seed}"
 
 
@@ -74,15 +75,15 @@ def job_of(
 
 
 def single_job(path: Path, variant: Variant, seed: int, metric: Metric, settings: Any) -> Job:
-    """The job of a run that has a folder for itself."""
+    """The job of a run that has a folder to itself."""
     return dataclasses.replace(job_of(path, variant, seed, metric, settings, {}), path=path)
 
 
 def check_origin(job: Job) -> None:
-    """Raises ValueError if the run's folder, perhaps copied from elsewhere, holds another run: of another variant,
-    seed, setting or metric; or if it is somebody else's.
+    """Raises ValueError if the run's folder holds another run, or files that are not from this package.
 
-    What counts is a result, or a checkpoint that the run would go on from.  Nothing is written.
+    Another run is one of another variant, seed, setting or metric; the folder may have been copied from elsewhere.
+    Only a result counts, or a checkpoint that the run would resume from.  Nothing is written.
     """
     found = _made_before(job.path)
     if found is None:
@@ -99,7 +100,7 @@ def check_origin(job: Job) -> None:
 
 
 def check_metric(folder: Path, metric: Metric) -> None:
-    """Raises ValueError if a folder of runs holds one of another metric, of whatever variant and seed."""
+    """Raises ValueError if a folder of runs holds a run of another metric, whatever its variant and seed."""
     for place in sorted(folder.glob("runs/*/seed-*")):
         there = (_made_before(place) or {}).get("metric")
         if there and (different := changes(there, dataclasses.asdict(metric))):
@@ -107,14 +108,14 @@ def check_metric(folder: Path, metric: Metric) -> None:
 
 
 def _made_before(path: Path) -> dict[str, Any] | None:
-    """What a run's folder says of itself; None where no run has finished there and none would go on."""
+    """Returns what a run's folder records about its run; None if no run has finished there or can be resumed."""
     if (path / "result.json").exists():
         return read_run(path / "result.json")
     return read_run(path / "begun.json") if checkpoints_in(path) else None
 
 
 def read_run(file: Path) -> dict[str, Any]:
-    """What a ``result.json`` or ``begun.json`` says; raises ValueError if it does not say how the run was set."""
+    """Reads a ``result.json`` or ``begun.json``; raises ValueError if it does not give the run's settings."""
     found: Any = read_json(file) if file.exists() else {}
     if isinstance(found, dict) and "settings" not in found:
         raise ValueError(f"{file} does not say with which settings its run was made; move that run away")
@@ -124,9 +125,10 @@ def read_run(file: Path) -> dict[str, Any]:
 
 
 def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[str, str, Any, Any]]:
-    """Where two runs were set differently: settings of all or of the variant, or the metric; the key, and both values.
+    """Returns the differences between two runs in the settings of all runs, those of the variant, and the metric.
 
-    A metric's direction is as much a part of it as its name: it says which of two scores is better.
+    Each difference is (which of these three, the name of the setting, the first value, the second value).  A metric's
+    direction is as much a part of it as its name: it says which of two scores is better.
     """
     return [
         (key, name.removeprefix("settings."), a, b)
@@ -136,14 +138,14 @@ def differences_of_sets(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[
 
 
 def data_of(paths: Iterable[Path]) -> list[str]:
-    """What the runs in these folders say of their data: a line on the sets, and one on each thing that was left out."""
+    """Returns what the runs in these folders say about their data: a line on the sets, and one on each omission."""
     files = [path / "data.json" for path in paths]
     found = [read_json(file, Data) for file in files if file.exists()]
     return list(dict.fromkeys(line for told in found for line in told["in_words"]))
 
 
 def reason_of(path: Path) -> str | None:
-    """Why the run in this folder failed, in a line; None if it has not."""
+    """Returns in one line why the run in this folder failed; None if it did not."""
     file = path / "error.txt"
     if not file.exists():
         return None
@@ -151,23 +153,23 @@ def reason_of(path: Path) -> str | None:
 
 
 def run_job(train: Train, job: Job, update: Callable[[], None] = lambda: None) -> bool:
-    """`carry_out` for a list of jobs: whatever a loop raises is that run's result, and no other run's business.
+    """Calls `carry_out` for one of several jobs: an exception makes this run fail and does not affect the others.
 
     Returns:
         Whether the run has finished.
     """
     try:
-        with working_folder(job.path):  # a `train --into` may be at it
+        with working_folder(job.path):  # a `train --into` may be working there
             carry_out(train, job, update)
     except Exception as error:
-        if not job.error.exists():  # it could not begin, or not write its result
+        if not job.error.exists():  # it could not begin, or could not write its result
             note_failure(job, _told(error))
         return False
     return True
 
 
 def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None) -> None:
-    """Runs it; its rows go to ``metrics.jsonl`` as they come, and to ``result.json`` when it has finished.
+    """Runs a job; its rows go to ``metrics.jsonl`` as they come, and to ``result.json`` when it has finished.
 
     ``update`` is called after every row.
 
@@ -202,8 +204,11 @@ def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None)
 
 
 def _signature(job: Job, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Where the run is made, when and by which command.  One that has finished, and only shows its rows again, keeps
-    what it has; one that goes on from another machine's or version's checkpoint has both machines."""
+    """Returns where and when the run is made, and by which command.
+
+    A finished run that only shows its rows again keeps its earlier signature; a run that resumes from the checkpoint
+    of another machine or version lists both.
+    """
     now = short_environment()
     if before is None or not checkpoints_in(job.path):
         return {"environment": now, "date": f"{datetime.now(UTC):%Y-%m-%d}", "command": command()}
@@ -215,23 +220,23 @@ def _signature(job: Job, before: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def note_failure(job: Job, text: str) -> None:
-    """Writes why a run failed, the reason in its first line; as far as that can be written, and only if it is ours."""
+    """Writes why a run failed, with the reason in the first line, if the folder is ours and can be written to."""
     with suppress(OSError, ValueError):
         claim(job.path)
         write_text(job.error, text)
 
 
 def _told(error: Exception) -> str:
-    """The reason in a line, and the traceback."""
+    """Returns the reason in one line, followed by the traceback."""
     summary = next(iter(f"{type(error).__name__}: {error}".splitlines()))
     return f"{summary}\n\n{traceback.format_exc()}"
 
 
 def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of plain numbers, from those of numpy and torch too; raises unless it has a finite score.
+    """Converts a row's numbers (also numpy's and torch's) to plain ones; raises unless the score is finite or None.
 
-    None stands for a score that there is not, such as a correlation with what is always the same: a model may say that
-    before it has learnt anything, and must not at the end.
+    None stands for a score that is undefined, such as a correlation with a constant: a model may have such a score
+    before it has learnt anything, but not at the end.
     """
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
     if "score" not in plain:

@@ -1,4 +1,4 @@
-"""The search for each variant's learning rate: a small grid, the same budget for all, on validation data alone."""
+"""Tunes each variant's learning rate on a small grid, with the same budget for all, on validation data alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TrainAt = Callable[[Variant, int, float], Iterable[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class AtRates:
-    """``train(variant, seed)`` out of ``train(variant, seed, lr)``: each variant at the rate of its name."""
+    """Makes ``train(variant, seed)`` from ``train(variant, seed, lr)``: each variant gets the rate of its name."""
 
     train: TrainAt
     rates: Mapping[str, float]
@@ -50,24 +50,24 @@ def tune(
     settings: Any = None,
     progress: bool = True,
 ) -> Tuning:
-    """Tries every rate for every variant with the same seeds, and keeps what came of it in ``tuning.json``.
+    """Tries every rate for every variant with the same seeds, and stores the results in ``tuning.json``.
 
-    A choice once made stays: variants that ``tuning.json`` holds a rate for are not tried again, so that finished runs
-    at that rate remain the ones to compare with.
+    A choice once made stays: variants that already have a rate in ``tuning.json`` are not tried again, so that runs
+    that have finished at that rate remain comparable.
 
     Args:
-        train: as for `compare`, with the learning rate as a third argument; its score is one on validation data.
-            The variant it gets is named after the rate too, as is its folder.
-        rates: the grid, the same for all.
-        seeds: how many runs a variant and rate: seeds 1,000,000, 1,000,001, …
-        folder: keeps the runs; a second call tries only what is missing.
+        train: as for `compare`, with the learning rate as a third argument; its score is computed on validation data.
+            The name of the variant that it gets, and of its folder, includes the rate.
+        rates: the grid, the same for all variants.
+        seeds: how many runs for each variant and rate, with seeds 1,000,000, 1,000,001, …
+        folder: where the runs are kept; a second call tries only what is missing.
         variants, workers, threads, metric, settings, progress: as for `compare`.
 
     Returns:
-        What came of each variant's rates, in the order of ``variants``.
+        The results of each variant's rates, in the order of ``variants``.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `compare`; that runs failed is no error here.
+        ValueError, TypeError, RuntimeError: as for `compare`; runs that fail are no error here.
     """
     chosen, grid, metric = find_variants(variants), grid_of(rates, seeds), metric or Metric("score")
     settings, tuning_seeds = settings_of_tuning(grid, settings), range(FIRST_SEED, FIRST_SEED + seeds)
@@ -77,7 +77,7 @@ def tune(
     if known.metric != metric:
         raise ValueError(f"{folder} was tuned for {known.metric}, not for {metric}; choose another folder")
     rated, asked = known.rates(), {variant.name for variant in chosen}
-    # variants that no rate has suited are tried again where they are asked for, and kept in mind where they are not
+    # variants for which no rate worked are tried again if they are asked for, and kept as they are otherwise
     trials = {name: by_rate for name, by_rate in known.trials.items() if name in rated or name not in asked}
     names = {
         f"{v.name}-lr-{lr!r}": (v, lr) for lr in grid["rates"] for v in chosen if v.name not in trials
@@ -98,5 +98,5 @@ def tune(
 
 
 def settings_of_tuning(grid: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """What a folder of tuning says that it holds: the grid, and the settings of the comparison."""
+    """Returns the settings that a tuning folder records: the grid, and the settings of the comparison."""
     return {"grid": grid, "runs": settings}

@@ -1,4 +1,4 @@
-"""Runs in worker processes: one at a time in each; who dies is replaced, and who is to stop gets time for it."""
+"""Runs jobs in worker processes, one at a time in each; replaces those that die, and gives them time to stop."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _READY = "ready"
 
 
 def run_in_workers(train: Train, jobs: Sequence[Job], workers: int, threads: int, display: Display) -> None:
-    """Runs the jobs, ``workers`` at a time, each with so many of torch's threads.
+    """Runs the jobs, ``workers`` at a time, each with ``threads`` of torch's threads.
 
-    A worker that dies costs the job it had, whose ``error.txt`` says how, and is replaced.  If all of the first
-    workers die before they are ready, no more are started, and the other jobs stay undone.
+    If a worker dies, its job fails, with the cause in ``error.txt``, and the worker is replaced.  If all of the first
+    workers die before they are ready, no more are started, and the other jobs are not run.
 
-    Ctrl-C and SIGTERM are passed on as SIGTERM.  `training.train` obeys it with a checkpoint, for which there is a
-    minute; a second Ctrl-C kills.
+    Ctrl-C and SIGTERM are passed on to the workers as SIGTERM.  `training.train` then writes a checkpoint, for which it
+    has a minute; a second Ctrl-C kills the workers.
 
     Raises:
         TypeError: ``train`` cannot be pickled.
@@ -59,8 +59,8 @@ class Worker:
     """A process that runs jobs, seen from outside.
 
     Attributes:
-        job: what it was given and has not ended.
-        ready: whether it has ever answered.
+        job: the job that it was given and has not ended; None without one.
+        ready: whether it has ever sent a message.
         talks: whether its end of the pipe is open.
     """
 
@@ -78,13 +78,13 @@ class Worker:
         self._theirs.close()  # now the pipe breaks when the process ends
 
     def give(self, job: Job | None) -> None:
-        """The next job; None is the end."""
+        """Gives the worker its next job; None tells it to end."""
         self.job = job
         with suppress(OSError):  # it has just died, as its sentinel will tell
             self.pipe.send(job)
 
     def hear(self) -> bool | None:
-        """Whether its job has finished (True) or failed (False); None if it is still at it."""
+        """Returns whether its job has finished (True) or failed (False); None if it is still running."""
         try:
             while self.talks and self.pipe.poll():
                 message = self.pipe.recv()
@@ -92,12 +92,12 @@ class Worker:
                 if message != _READY:
                     self.job = None
                     return bool(message)
-        except (EOFError, OSError):  # its end is near, and the sentinel will tell
+        except (EOFError, OSError):  # it is about to end, as its sentinel will tell
             self.talks = False
         return None
 
     def death(self) -> str:
-        """How it died, for a process that has."""
+        """Returns how the process died; to be called only if it did."""
         code = self.process.exitcode or 0
         how = f"exit code {code}"
         if code < 0:
@@ -109,7 +109,7 @@ class Worker:
 
 
 class Pool:
-    """Workers, and the jobs that wait for them."""
+    """The workers, and the jobs that wait for them."""
 
     def __init__(self, new_worker: Callable[[], Worker], size: int, jobs: Sequence[Job], display: Display) -> None:
         self.new_worker, self.size, self.waiting, self.display = new_worker, size, deque(jobs), display
@@ -161,7 +161,7 @@ class Pool:
 
 
 def stop(workers: Sequence[Worker]) -> None:
-    """Ends the processes: SIGTERM, a minute, SIGKILL; whatever interrupts the minute ends it."""
+    """Ends the processes by SIGTERM, and after a minute by SIGKILL; an exception cuts that minute short."""
     processes = [worker.process for worker in workers if worker.process.pid is not None]
     try:
         for process in processes:
@@ -178,7 +178,7 @@ def stop(workers: Sequence[Worker]) -> None:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends this process as an exception, so that it can end its workers; unless somebody else sees to it."""
+    """Makes SIGTERM raise SystemExit, so that this process can end its workers, unless another handler is set."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
@@ -191,7 +191,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _work(train: Train, pipe: Any, threads: int) -> None:
-    """A worker process: runs jobs until there are none, and ends with its parent, however that ends."""
+    """The main function of a worker process: runs jobs until there are none, and ends whenever its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that a loop may write first
     threading.Thread(target=_end_with_parent, daemon=True).start()

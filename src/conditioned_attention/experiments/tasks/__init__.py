@@ -1,1 +1,1 @@
-"""What differs between learning problems: data, model, loss, score."""
+"""Learning problems, each with its data, model, loss and score."""

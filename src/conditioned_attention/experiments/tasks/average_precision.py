@@ -1,4 +1,4 @@
-"""Average precision of boxes and masks, as COCO counts it, by faster-coco-eval."""
+"""Average precision of boxes and masks, as COCO defines it, computed by faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def average_precision(
 ) -> dict[str, float]:
     """The first six numbers of COCO's summary in per cent: over all overlaps, at 0.5 and at 0.75, and by size.
 
-    A size that the truth has no object of is left out; without any object the others are not numbers.
+    A size of which the truth has no object is left out; without any object the other numbers are nan.
 
     Args:
         truth: pictures, annotations and categories.
         found: detections with ``bbox`` (left, top, width, height), ``segmentation``, ``score``, and both ids.
-        pictures: ids of those that were looked at.
-        kind: ``"bbox"`` or ``"segm"``; the size of what is found is that of its box, or of its mask.
+        pictures: ids of the pictures in which the detector looked.
+        kind: ``"bbox"`` or ``"segm"``; the size of a detection is that of its box, or of its mask.
     """
     with needs("detection", "average precision"):
         from faster_coco_eval import COCO, COCOeval_faster
@@ -88,4 +88,4 @@ def average_precision(
 
 
 def _silent(*_: Any) -> None:
-    """Their evaluators print what they do."""
+    """Discards what the evaluators would print."""

@@ -1,4 +1,4 @@
-"""Classification, of images above all, scored by accuracy."""
+"""Classification, mainly of images, scored by accuracy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ImageModel(Protocol):
 
 
 class Classification(Task):
-    """Cross entropy on whatever a model reads, scored by accuracy.
+    """Classification of any kind of input by cross entropy, scored by accuracy.
 
     Args:
         data: training and evaluation set; an item is an input and its label.
@@ -57,7 +57,7 @@ class Classification(Task):
         return F.cross_entropy(self.logits(model, inputs), labels)
 
     def logits(self, model: nn.Module, inputs: Any) -> Tensor:
-        """What a model says of the inputs of a batch: (B, classes)."""
+        """The logits (B, classes) of a model for the inputs of a batch."""
         output = model(inputs)
         return output if isinstance(output, Tensor) else output.logits  # Hugging Face wraps them, timm does not
 
@@ -76,7 +76,7 @@ def _first_inputs(data: Any) -> Tensor:
 
 
 class ImageClassification(Classification):
-    """Of images of one size.
+    """Classification of images that all have the same size.
 
     Args:
         data: training and evaluation set; an item is an image (C, H, W) and its label.

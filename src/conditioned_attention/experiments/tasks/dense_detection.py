@@ -1,4 +1,4 @@
-"""The work of a detector's training step that does not depend on what is in the pictures: to plan runs by."""
+"""The work of a detector's training step that does not depend on what is in the pictures, for planning runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BlankPictures(CocoPictures):
 
 
 def blank_pictures(count: int, size: tuple[int, int], classes: Sequence[str]) -> BlankPictures:
-    """So many, all of this height and width."""
+    """Makes ``count`` blank pictures of the same height and width."""
     pictures = tuple(Picture(i, "", *size) for i in range(count))
     things: defaultdict[int, Sequence[Any]] = defaultdict(tuple)
     annotations = Annotations(tuple(classes), tuple(range(1, len(classes) + 1)), pictures, things, "blank")
@@ -31,10 +31,10 @@ def blank_pictures(count: int, size: tuple[int, int], classes: Sequence[str]) ->
 
 
 class DenseDetection(Detection):
-    """Backbone, FPN and all heads on as many regions as are sampled at the most.
+    """Runs the backbone, the FPN and all heads, on the largest number of regions that can be sampled.
 
-    Not the choice of proposals, their matching and the pooling: these depend on numbers in the pictures, and are a
-    small part of the arithmetic.
+    It leaves out the choice of proposals, their matching and the pooling, which depend on numbers in the pictures and
+    are a small part of the arithmetic.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class _Dense(nn.Module):
 
 
 def _pooled(level: Tensor, pool: Any, count: int) -> Tensor:
-    """As many pieces of this size as regions are pooled from the pictures of a batch."""
+    """Stands for pooling: ``count`` pieces of the pooled size from each picture of a batch."""
     height, width = pool.output_size
     corner = level[:, :, :height, :width]
     return corner.repeat_interleave(count, 0)

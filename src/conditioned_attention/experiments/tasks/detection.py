@@ -1,4 +1,4 @@
-"""Detection and instance segmentation, scored by COCO's average precision of boxes; that of masks is beside it."""
+"""Detection and instance segmentation, scored by COCO's average precision of boxes; that of masks is reported too."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class DetectionModel(Protocol):
     """Settings of a detector."""
 
     def build(self, classes: int) -> nn.Module:
-        """With fresh weights; for what it is called with see `XCiTMaskRCNN.build`."""
+        """The model with fresh weights; `XCiTMaskRCNN.build` says how it is called."""
 
 
 class Detection(Task):
-    """The four losses of Mask R-CNN and that of its masks, on pictures of any sizes.
+    """Detection by Mask R-CNN on pictures of any sizes, with its four box and class losses and its mask loss.
 
     Args:
         data: training and evaluation set.
         model: what is trained.
         notes: what a report should say about the data.
-        start: gives a fresh model weights to start with, and says in a line what became of them.
-        start_checksum: of these weights, if a file holds them.
+        start: loads initial weights into a fresh model, and returns a line on what was done with them.
+        start_checksum: checksum of these weights, if a file holds them.
     """
 
     metric = Metric("box AP (%)")

@@ -14,7 +14,7 @@ from conditioned_attention.environment import needs
 
 _SIDE, _GAP = 256, 4  # pixels: the short side of small pictures, and the border between them
 _LARGEST = (1600, 6400)  # pixels of all of them together
-_SURE = 0.5  # score of what is drawn, at the least
+_SURE = 0.5  # lowest score of detections that are drawn
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff")
 
 
@@ -24,13 +24,13 @@ def side_by_side(
     found: Sequence[Mapping[str, Tensor]],
     classes: Sequence[str],
 ) -> bytes:
-    """A PNG with a row for every two pictures: each with its objects, and with those that were found.
+    """A PNG with two pictures per row, each shown twice: with its true objects, and with those that were found.
 
     Args:
         images: (3, H, W) each, of numbers from 0 to 1.
         truth: ``boxes`` (N, 4), ``labels`` (N,) from 1 and ``masks`` (N, H, W).
         found: the same, masks (N, 1, H, W) from 0 to 1, with ``scores`` (N,); drawn from a score of 0.5 on.
-        classes: names.
+        classes: names of the classes.
     """
     with needs("timm", "a drawing"):
         from torchvision.utils import make_grid
@@ -52,7 +52,7 @@ def side_by_side(
 
 
 def _drawn(image: Tensor, boxes: Tensor, masks: Tensor, labels: Tensor, names: Sequence[str]) -> Tensor:
-    """(3, H, W), uint8; small pictures are enlarged, so that names can be read."""
+    """The picture with objects drawn into it, (3, H, W), uint8; small ones are enlarged so that names can be read."""
     from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
     times = max(1, round(_SIDE / min(image.shape[1:])))

@@ -1,4 +1,4 @@
-"""From one function on a grid to another, scored by the relative error."""
+"""Regression from one function on a grid to another, scored by the relative error."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
 
 class FieldModel(Protocol):
-    """Settings of a network from functions to functions."""
+    """Settings of a network that maps functions to functions."""
 
     def build(self) -> nn.Module:
         """The model with fresh weights; it maps functions (B, n) to functions (B, n)."""
 
 
 class FieldToField(Task):
-    """‖found − true‖ / ‖true‖ of each function, in L² on the grid, and then the mean: training loss and score.
+    """Maps functions to functions; loss and score are the mean of ‖found − true‖ / ‖true‖, in L² on the grid.
 
     Args:
-        data: training and evaluation set; a batch is functions before and after, (B, n) each.
+        data: training and evaluation set; a batch is input and target functions, (B, n) each.
         model: what is trained.
     """
 
@@ -61,7 +61,7 @@ def _first_inputs(data: Any) -> Tensor:
 
 
 class _RelativeError:
-    """Mean and median over the functions; the mean is moved by the few that are nearly 0 on the average."""
+    """Mean and median over the functions; the few functions that are nearly 0 on average dominate the mean."""
 
     def __init__(self) -> None:
         self.errors: list[Tensor] = []

@@ -14,14 +14,14 @@ from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
 
 class InContextRegression(Task):
-    """Mean squared error at every x; scored by that of the last, divided by the dimension.
+    """In-context regression by the mean squared error at every x, scored by that of the last x over the dimension.
 
-    So 1 is what a model gets that always says 0.  Evaluations also have ``ridge``, the score of the best estimator on
-    the same sequences, which no model beats on the average.
+    A model that always predicts 0 scores 1.  Evaluations also have ``ridge``, the score of the best estimator on the
+    same sequences, which no model beats on average.
 
     Args:
         data: training and evaluation set.
-        build: makes a model with fresh weights, which takes x (B, k, d) and y (B, k) to what it expects of y (B, k).
+        build: makes a model with fresh weights, which maps x (B, k, d) and y (B, k) to predictions of y (B, k).
     """
 
     metric = Metric("squared error / dimension", higher_is_better=False)

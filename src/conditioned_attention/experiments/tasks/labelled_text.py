@@ -1,4 +1,4 @@
-"""Fine-tuning on labelled texts: classes by cross entropy, numbers by squared error, scored by what a task names."""
+"""Fine-tuning on labelled texts: classes by cross entropy, numbers by squared error, with a score by task."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ METRICS = {
 
 
 def score_of(score: Score, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """A score times 100, as GLUE's tables have it, and what is usually given beside it.
+    """Computes a score times 100, as in GLUE's tables, and the number that is usually given with it.
 
     Args:
-        score: ``"f1"`` is that of class 1, with ``accuracy``; ``"pearson"`` comes with ``spearman``.
+        score: ``"f1"`` is the F1 of class 1 and comes with ``accuracy``; ``"pearson"`` comes with ``spearman``.
         predicted: (S,), classes or numbers.
         labels: (S,).
 
     Returns:
-        ``{"score": …}`` and others; Pearson's correlation with what is always the same is nan, and Matthews' 0.
+        ``{"score": …}`` and others; if values are all the same, Pearson's correlation is nan, and Matthews' is 0.
 
     >>> score_of("f1", np.array([1, 1, 0, 0]), np.array([1, 0, 0, 1]))
     {'score': 50.0, 'accuracy': 50.0}
@@ -60,24 +60,25 @@ def score_of(score: Score, predicted: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 class TextModel(Protocol):
-    """What gives a pretrained model."""
+    """Settings of a pretrained model."""
 
     def build(self, labels: int) -> nn.Module:
-        """With a fresh head for so many logits; called with what `EncodedTexts` hands out, it has ``logits``."""
+        """The model with a fresh head for so many logits; it takes what `EncodedTexts` gives."""
 
     def identity(self) -> dict[str, Any]:
-        """Which one it is, as plain data."""
+        """Which pretrained model it is, as plain data."""
 
 
 class LabelledText(Task):
-    """Cross entropy of classes, or the squared error of numbers, of texts and pairs of texts.
+    """Classes or numbers of texts and pairs of texts, trained by cross entropy or squared error.
 
-    Each evaluation also has the score on every evaluation set but the first by its name (``mismatched``).
+    Each evaluation also has the score on every evaluation set but the first, under the name of the set
+    (``mismatched``).
 
     Args:
-        sets: what is trained and scored on.
+        sets: the texts to train and to score on.
         model: what is trained.
-        tokenizer: of transformers; it stands in the folder of a finished run.
+        tokenizer: a tokenizer of transformers; it is saved in the folder of a finished run.
         length: tokens of a text, or of a pair.
         score: what runs are compared by.
     """
@@ -101,14 +102,14 @@ class LabelledText(Task):
         return self._held
 
     def fingerprint(self) -> dict[str, Any]:
-        """With the classes, and what the pretrained model is."""
+        """The fingerprint, which includes the classes and the identity of the pretrained model."""
         return {"class names": checksum(self.classes), **self._model.identity(), **super().fingerprint()}
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return self.loss_of(logits_of(model, batch), batch["labels"])
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (B, classes) or (B, 1) and labels (B,); in float32."""
+        """The loss of logits (B, classes) or (B, 1) for labels (B,), in float32."""
         logits = logits.float()
         return F.mse_loss(logits[:, 0], labels) if self.regression else F.cross_entropy(logits, labels)
 
@@ -116,7 +117,7 @@ class LabelledText(Task):
         return _Scores(self, self._score, self._held.names)
 
     def probe(self) -> dict[str, Tensor]:
-        # The longest: what padding fills up adds no rank, and heads of short texts would be singular by that alone.
+        # The longest texts, since padding adds no rank: heads of short texts would be singular for that reason alone.
         longest = np.argsort(-self._held.lengths, kind="stable")[:8]
         return _inputs(self._held.__getitems__(longest.tolist()))
 
@@ -124,12 +125,12 @@ class LabelledText(Task):
         return _inputs(self._train.__getitems__(range(min(8, len(self._train)))))
 
     def finish(self, model: nn.Module) -> dict[str, str]:
-        """``tokenizer.json``, without which the model could not be used."""
+        """Gives ``tokenizer.json``, without which the model could not be used."""
         return {"tokenizer.json": self._tokenizer.backend_tokenizer.to_str()}
 
 
 def logits_of(model: nn.Module, batch: Any) -> Tensor:
-    """What a model says of a batch: (B, classes)."""
+    """The logits (B, classes) of a model for a batch."""
     logits: Tensor = model(**_inputs(batch)).logits
     return logits
 

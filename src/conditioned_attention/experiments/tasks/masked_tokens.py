@@ -23,30 +23,30 @@ class MaskedModel(Protocol):
     """Settings of a network that predicts masked tokens."""
 
     def build(self, vocabulary: int) -> nn.Module:
-        """The model with fresh weights, as `CrammedBertForMaskedLM` is called."""
+        """The model with fresh weights; it is called like `CrammedBertForMaskedLM`."""
 
 
 def mask_tokens(
     ids: Tensor, mask_id: int, vocabulary: int, share: float = 0.25, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Hides tokens of every sequence, in each of them as many; special tokens too.
+    """Hides the same number of tokens in every sequence; special tokens can be hidden too.
 
-    Of the K = round(share · N) chosen ones round(K / 10) become any token of the vocabulary, as many stay as they are,
-    and the rest become ``mask_id``: of 32 these are 3, 3 and 26.  As in JonasGeiping/cramming; Hugging Face's collator
-    draws for each token by itself, so that K varies from sequence to sequence.
+    Of the K = round(share · N) chosen tokens, round(K / 10) become a random token of the vocabulary, as many stay as
+    they are, and the rest become ``mask_id``: for K = 32 these are 3, 3 and 26.  This is done as in
+    JonasGeiping/cramming; Hugging Face's collator draws for each token separately, so that K varies between sequences.
 
     Args:
         ids: (B, N), int64.
-        mask_id: of the token for what is hidden.
+        mask_id: id of the token that stands for hidden ones.
         vocabulary: number of tokens.
-        share: of the tokens, above 0 and at most 1.
-        generator: where chance comes from; default torch's global one.
+        share: share of the tokens that are chosen, above 0 and at most 1.
+        generator: source of random numbers; default torch's global one.
 
     Returns:
-        ``input_ids`` (B, N), ``masked_positions`` (B, K) and ``labels`` (B, K), the tokens that stood there.
+        ``input_ids`` (B, N), ``masked_positions`` (B, K) and ``labels`` (B, K), the original tokens there.
 
     Raises:
-        ValueError: ``share`` is out of its range, or no token of so few.
+        ValueError: ``share`` is out of its range, or too small to choose a token.
 
     >>> found = mask_tokens(torch.zeros(2, 128, dtype=torch.long), mask_id=6, vocabulary=1)
     >>> found["labels"].shape, (found["input_ids"] == 6).sum(1)
@@ -63,14 +63,14 @@ def mask_tokens(
 
 
 def check_share(share: float, length: int) -> int:
-    """How many of ``length`` tokens that is; raises ValueError unless it is at least one and at most all."""
+    """The number of tokens that are this share of ``length``; raises ValueError unless it is from one to all."""
     if not 0 < share <= 1 or not round(share * length):
         raise ValueError(f"share must be in (0, 1] and a token at least of {length}, got {share}")
     return round(share * length)
 
 
 class AlwaysMasked(Dataset[Any]):
-    """Blocks with tokens hidden once and for all, by the number of the block: batches as `mask_tokens` gives them."""
+    """Blocks whose hidden tokens are fixed by the index of the block; batches are those of `mask_tokens`."""
 
     def __init__(self, blocks: Blocks, mask_id: int, share: float) -> None:
         self.blocks, self.mask_id, self.share = blocks, mask_id, share
@@ -91,21 +91,21 @@ class AlwaysMasked(Dataset[Any]):
         return mask_tokens(block, self.mask_id, self.blocks.vocabulary, self.share, chance)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the blocks, and the share."""
+        """The fingerprint of the blocks, and the share of hidden tokens."""
         return {**self.blocks.fingerprint(), "masked": self.share}
 
 
 class MaskedTokens(Task):
-    """Cross entropy of the tokens that are hidden, and nowhere else, scored by its mean.
+    """Prediction of hidden tokens by cross entropy at these tokens only, scored by its mean.
 
-    In training other tokens are hidden every time, in evaluations always the same.
+    In training, different tokens are hidden every time; in evaluations, always the same ones.
 
     Args:
         data: blocks to train and to evaluate on.
         model: what is trained.
-        tokenizer: which made the blocks; it stands in the folder of a finished run.
-        share: of the tokens that are hidden.
-        eval_blocks: score on so many blocks, spread over the held-out text; None for all.
+        tokenizer: the tokenizer that made the blocks; it is saved in the folder of a finished run.
+        share: share of the tokens that are hidden.
+        eval_blocks: score on this many blocks, spread over the held-out text; None for all.
         notes: what a report should say about the data.
     """
 
@@ -158,12 +158,12 @@ class MaskedTokens(Task):
         return {"input_ids": masked.__getitems__(range(min(8, len(masked))))["input_ids"]}
 
     def finish(self, model: nn.Module) -> dict[str, str]:
-        """``tokenizer.json``, without which the model could not be used."""
+        """Gives ``tokenizer.json``, without which the model could not be used."""
         return {"tokenizer.json": self._tokenizer}
 
 
 class _MeanLoss:
-    """The mean loss of a masked token, in nats, and the share that is guessed, in per cent."""
+    """The mean loss of a masked token, in nats, and the share that is predicted correctly, in per cent."""
 
     def __init__(self) -> None:
         from torchmetrics import MeanMetric

@@ -19,7 +19,7 @@ from conditioned_attention.sites.transformers.packed import register_packed
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_PROMPT, _SAMPLE = 24, 256  # tokens that the sample goes on from, and how many there are at most
+_PROMPT, _SAMPLE = 24, 256  # tokens of the prompt that the sample continues, and of both together at most
 
 
 class TextModel(Protocol):
@@ -27,25 +27,27 @@ class TextModel(Protocol):
 
     @property
     def context(self) -> int:
-        """Tokens that it sees at most."""
+        """The largest number of tokens that it sees."""
 
     def build(self, vocabulary: int) -> nn.Module:
-        """The model; it maps ids (B, L) to logits (B, L, vocabulary), or more of them."""
+        """The model; it maps ids (B, L) to logits (B, L, V) with V at least ``vocabulary``."""
 
 
 class NextToken(Task):
-    """Cross entropy of the next token, scored by its mean on held-out text.
+    """Prediction of the next token by cross entropy, scored by its mean on held-out text.
 
-    With bytes, or a tokenizer that is made of them, an evaluation has the loss of a byte too, in nats and in bits: that
-    of two vocabularies can be compared, and that of a token cannot.
+    With bytes, or a byte-level tokenizer, an evaluation also has the loss per byte, in nats and in bits: it can be
+    compared between vocabularies, while the loss per token cannot.
 
     Args:
-        data: to train and to evaluate on, sequences of one token more than the model sees; `ByteWindows` or `Blocks`.
+        data: training and evaluation set, whose sequences are one token longer than the model sees; `ByteWindows` or
+            `Blocks`.
         model: what is trained.
-        eval_count: score on so many, spread over the held-out text; None for all.
+        eval_count: score on this many sequences, spread over the held-out text; None for all.
         notes: what a report should say about the data.
-        tokenizer: which made the tokens, and stands in the folder of a finished run; None where they are bytes.
-        end: the token behind which another document begins that does not see this one; None where all see all.
+        tokenizer: the tokenizer that made the tokens, which is saved in the folder of a finished run; None for bytes.
+        end: the token after which another document begins, which does not see the one before; None if documents are
+            not kept apart.
     """
 
     causal = True
@@ -96,8 +98,11 @@ class NextToken(Task):
         return _first(self._train)
 
     def finish(self, model: nn.Module) -> dict[str, str]:
-        """``sample.txt``, how the model goes on from the beginning of a held-out text, drawn at temperature 0.8; and
-        ``tokenizer.json``, without which the model could not be used."""
+        """Gives a sample of the model, and its tokenizer if there is one.
+
+        ``sample.txt`` is how the model continues the beginning of a held-out text, drawn at temperature 0.8; without
+        ``tokenizer.json`` the model could not be used.
+        """
         prompt = self._eval[0][: min(_PROMPT, self._model.context // 2)]
         device = next(model.parameters()).device
         ids = model.generate(  # type: ignore[operator]
@@ -120,7 +125,7 @@ class NextToken(Task):
 
 
 def spread(available: int, wanted: int | None, name: str) -> np.ndarray[Any, Any]:
-    """So many places, or all, from the first to the last; ``name`` is that of the setting, for messages.
+    """Evenly spaced places from first to last, ``wanted`` of them or all; ``name`` is the setting's, for errors.
 
     Raises:
         ValueError: fewer than one is wanted.
@@ -128,17 +133,17 @@ def spread(available: int, wanted: int | None, name: str) -> np.ndarray[Any, Any
     if wanted is not None and wanted < 1:
         raise ValueError(f"{name} must be at least 1, or None for all, got {wanted}")
     count = min(wanted or available, available)
-    exact = torch.float32 if available <= 2**24 else torch.float64  # where float32 is, runs were scored on what it says
+    exact = torch.float32 if available <= 2**24 else torch.float64  # float32 gives the places of earlier runs
     return torch.linspace(0, available - 1, count, dtype=exact).round().long().numpy()
 
 
 def _first(data: Any) -> dict[str, Tensor]:
-    """What the model is called with on the first few."""
+    """The inputs of the model for the first few sequences."""
     return {"input_ids": data.__getitems__(range(min(8, len(data))))[:, :-1]}
 
 
 class _MeanLoss:
-    """The mean loss of a token, in nats; and of a byte, in nats and in bits, where ``sizes`` has the bytes of each."""
+    """The mean loss of a token, in nats, and of a byte, in nats and bits, if ``sizes`` gives the bytes of tokens."""
 
     def __init__(self, sizes: Tensor | None, end: int | None) -> None:
         from torchmetrics import MeanMetric
@@ -173,7 +178,7 @@ def _losses(model: nn.Module, batch: Tensor, end: int | None) -> Tensor:
 
 
 def in_one_row(ids: Tensor, end: int) -> dict[str, Any]:
-    """Blocks (B, L) as one row (1, B · L) of documents, which begin with a block and behind every ``end``.
+    """Puts blocks (B, L) into one row (1, B · L) of documents, which begin with each block and after every ``end``.
 
     >>> row = in_one_row(torch.tensor([[5, 0, 6, 7], [8, 9, 0, 0]]), end=0)
     >>> row["cu_seq_lens_q"].tolist(), row["position_ids"].tolist(), row["max_length_q"]

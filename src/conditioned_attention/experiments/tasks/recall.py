@@ -1,4 +1,4 @@
-"""Associative recall, scored by the share of queries that are answered."""
+"""Associative recall, scored by the share of queries that are answered correctly."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
 
 class TokenModel(Protocol):
-    """Settings of a network that predicts a token at every place."""
+    """Settings of a network that predicts a token at every position."""
 
     def build(self, vocabulary: int) -> nn.Module:
         """The model with fresh weights; it maps ids (B, n) to logits (B, n, vocabulary)."""
 
 
 class Recall(Task):
-    """Cross entropy of the value at every query, and nowhere else; scored by accuracy there."""
+    """Associative recall by cross entropy of the value at every query and nowhere else, scored by accuracy there."""
 
     metric = Metric("accuracy (%)")
     causal = True
@@ -69,7 +69,7 @@ class _Answers:
     def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
         tokens, targets = batch
         logits, asked = _logits(model, tokens), targets != IGNORED
-        queries = asked.sum(1)  # as many in every sequence
+        queries = asked.sum(1)  # the same number in every sequence
         hits = (logits.argmax(1) == targets).sum(1) / queries
         losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").sum(1) / queries
         hits, losses = gather((hits, losses))
@@ -81,6 +81,6 @@ class _Answers:
 
 
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """(B, V, n), as the loss wants them."""
+    """Logits (B, V, n), in the layout that the loss expects."""
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits.float().transpose(1, 2)

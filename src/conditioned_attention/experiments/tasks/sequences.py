@@ -20,14 +20,14 @@ class SequenceModel(Protocol):
     """Settings of a network that classifies sequences."""
 
     def build(self, vocabulary: int, classes: int, *, pairs: bool = False) -> nn.Module:
-        """The model with fresh weights; it maps ids (B, N), with ``pairs`` two such, to logits (B, classes)."""
+        """The model with fresh weights; it maps ids (B, N), with ``pairs`` two of them, to logits (B, classes)."""
 
 
 class SequenceClassification(Classification):
-    """Cross entropy and accuracy; with a test set, for the weights that a run ends with.
+    """Classification of sequences; if there is a test set, it scores the weights that a run ends with.
 
     Args:
-        data: training and evaluation set, and perhaps a test set.
+        data: training and evaluation set, and a test set or None.
         model: what is trained.
         vocabulary: number of ids.
         classes: how many, or their names.
@@ -55,8 +55,8 @@ class SequenceClassification(Classification):
     def probe(self) -> Any:
         """The longest of the first evaluation samples, since padding alone may make a head singular.
 
-        A landmark is a mean over a stretch of the sequence, and all that are of padding alone are one: with fewer
-        others than a head is wide, F Z B v has not the rank that a finite condition number needs.
+        A landmark is a mean over a stretch of the sequence, and all landmarks of padding only are the same: if there
+        are fewer others than a head is wide, F Z B v lacks the rank that a finite condition number needs.
         """
         lengths = self._eval.lengths[:_PROBED_OF]  # type: ignore[attr-defined]
         longest = np.argsort(-lengths.astype(np.int64), kind="stable")[:8]
@@ -64,7 +64,7 @@ class SequenceClassification(Classification):
 
 
 class PairClassification(SequenceClassification):
-    """Of pairs of sequences, both of which a model sees; see `SequenceClassification`."""
+    """Classification of pairs of sequences, both of which the model sees; see `SequenceClassification`."""
 
     def __init__(
         self,

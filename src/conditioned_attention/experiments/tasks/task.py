@@ -16,21 +16,21 @@ from conditioned_attention.storage.files import spelt
 
 
 class Evaluator(Protocol):
-    """Scores a model on batches; what it knows of earlier ones is its own business.  A new one for every evaluation."""
+    """Scores a model on batches, and remembers what it needs of earlier ones; every evaluation has a new evaluator."""
 
     def update(self, model: nn.Module, batch: Any, gather: Callable[[Any], Any]) -> None:
         """Takes in one batch; the model is in evaluation mode, and gradients are off.
 
-        ``gather`` collects tensors, or lists of other objects, of all processes, without the samples that even out the
-        last batch.
+        ``gather`` collects tensors, or lists of other objects, from all processes, without the samples that only fill
+        up the last batch.
         """
 
     def compute(self) -> dict[str, float]:
-        """``{"score": …}`` in the unit of `Task.metric`, and whatever else is worth logging."""
+        """Returns ``{"score": …}`` in the unit of `Task.metric`, and whatever else is worth logging."""
 
 
 def number_of(data: Any) -> int | None:
-    """How many samples a data set has; None for a stream that does not know."""
+    """How many samples a data set has; None for a stream of unknown length."""
     try:
         return len(data)
     except TypeError:
@@ -40,17 +40,18 @@ def number_of(data: Any) -> int | None:
 class Task(ABC):
     """One learning problem.
 
-    The order of the data is the loop's business.  So is chance: the loop fetches each item with the global generators
-    of torch, numpy and Python set by seed, epoch and index, so random transforms may simply draw from them, and a
-    resumed run sees what an unbroken one saw.  A data set with ``__getitems__`` hands out whole batches, without
-    chance.  What is random in a training batch, such as mixup or masking, belongs into `collate_train` or `loss`.
+    The training loop decides the order of the data, and controls randomness: it fetches each item with the global
+    generators of torch, numpy and Python seeded by seed, epoch and index.  So random transforms may simply draw from
+    them, and a resumed run sees the same data as an uninterrupted one.  A data set with ``__getitems__`` returns whole
+    batches, without randomness.  What is random in a training batch, such as mixup or masking, belongs in
+    `collate_train` or `loss`.
     """
 
     metric: Metric
     tokens_per_sample: int = 1  # the unit of budgets and throughput; 1 where samples are counted
-    causal: bool = False  # whether a token may know nothing of later ones, as a transform that mixes rows would let it
+    causal: bool = False  # whether no token may depend on later ones, as it would by a transform that mixes rows
     left_alone: tuple[str, ...] = ()  # patterns of names of attention modules that no variant changes
-    classes: Sequence[str] = ()  # names of what a classifier tells apart, in the order of its logits
+    classes: Sequence[str] = ()  # names of a classifier's classes, in the order of its logits
     mixes_pairs: bool = False  # whether `collate_train` mixes first and last sample, second and last but one, …
     about: str = ""  # what the data are, in a few words
     notes: Sequence[str] = ()  # what a report should say about the data, such as items that are left out
@@ -61,28 +62,28 @@ class Task(ABC):
 
     @abstractmethod
     def train_data(self) -> Dataset[Any]:
-        """The training set, with a length; for ``order="streamed"`` an iterable one."""
+        """The training set, which has a length; for ``order="streamed"`` an iterable data set."""
 
     @abstractmethod
     def eval_data(self) -> Dataset[Any]:
-        """What a run is scored on while it trains, and never trained on."""
+        """The set on which a run is scored while it trains, and never trained."""
 
     def test_data(self) -> Dataset[Any] | None:
-        """What a run is scored on once, when it has ended; None where `eval_data` is all there is, and for tuning."""
+        """The set on which a run is scored once, at its end; None if there is only `eval_data`, and for tuning."""
         return None
 
     @cached_property
     def data_fingerprint(self) -> dict[str, Any]:
-        """`fingerprint`, taken once: every run of the task asks for it, and of a million images it takes a second."""
+        """`fingerprint`, computed once: every run of the task needs it, and for a million images it takes a second."""
         return self.fingerprint()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the data are, as plain data that are the same on every machine: part of what makes a run this one."""
+        """Identifies the data, as plain data that are the same on every machine; part of the identity of a run."""
         sets = {"train": self.train_data(), "evaluation": self.eval_data(), "test": self.test_data()}
         return {name: fingerprint_of(data) for name, data in sets.items() if data is not None}
 
     def data_in_words(self) -> list[str]:
-        """What a run says of its data before it trains, and records: the sets in a line, and `notes`."""
+        """What a run prints about its data before training, and records: the sets in a line, and `notes`."""
         return [spelt(line) for line in (self._sets_in_words(), *self.notes)]
 
     def _sets_in_words(self) -> str:
@@ -95,49 +96,49 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Any) -> Tensor | Mapping[str, Tensor]:
         """The training loss of a batch: the mean over its samples or tokens, a scalar.
 
-        Or several by name, which are added up, and logged one by one.
+        Or several losses by name, which are added up, and logged one by one.
         """
 
     @abstractmethod
     def evaluator(self) -> Evaluator:
-        """What scores the model on `eval_data` and `test_data`."""
+        """A new evaluator, which scores the model on `eval_data` or `test_data`."""
 
     @abstractmethod
     def probe(self) -> Any:
-        """What the condition monitor calls the model with: a few samples, always the same."""
+        """The inputs with which the condition monitor calls the model: a few samples, always the same."""
 
     def calibration(self) -> Any:
-        """A few training inputs, in the form of `probe`, for variants that look at what a fresh model does with them.
+        """A few training inputs, in the form of `probe`, for variants that measure what a fresh model does with them.
 
-        Default: none, and such variants raise ValueError.
+        Default: None, with which such variants raise ValueError.
         """
         return None
 
     def collate(self, items: Any) -> Any:
-        """Makes a batch of a list of items, without chance; default: PyTorch's, and what is a batch stays as it is."""
+        """Makes a batch from a list of items, without randomness; default: as PyTorch does; a batch stays as it is."""
         from torch.utils.data import default_collate
 
         return default_collate(items) if isinstance(items, list) else items
 
     def collate_train(self, items: Any) -> Any:
-        """Makes a training batch; here chance has its place, such as mixup.  Default: `collate`.
+        """Makes a training batch; randomness is allowed here, such as mixup.  Default: `collate`.
 
-        Of several processes each makes its share, with other chance; with `mixes_pairs` all of them have that of one
-        process, and pairs that it has too.
+        Each of several processes makes its share, with random numbers of its own; with `mixes_pairs` all of them draw
+        the numbers that a single process would draw, and mix the same pairs.
         """
         return self.collate(items)
 
     def preprocessing(self) -> dict[str, Any] | None:
-        """What is done to an image before a trained model sees it, in timm's words; None if that is not known."""
+        """How an image is prepared for a trained model, in timm's terms; None if that is not known."""
         return None
 
     def no_weight_decay(self) -> Collection[str]:
-        """Patterns of names of parameters that do not decay, such as ``"*norm*"``, beside those the model names."""
+        """Patterns of names of parameters that do not decay, such as ``"*norm*"``, besides those the model names."""
         return ()
 
     def finish(self, model: nn.Module) -> Mapping[str, str | bytes]:
-        """What there is to show of a trained model, as texts or pictures by file name; default: nothing.
+        """Texts or pictures that show what a trained model does, by file name; default: none.
 
-        Called when a run ends, in evaluation mode, without gradient and with torch's generator set by the run's seed.
+        Called when a run ends, in evaluation mode, without gradients and with torch's generator set by the run's seed.
         """
         return {}

@@ -1,1 +1,1 @@
-"""One run: settings, order of the data, optimizer step, schedule, checkpoints."""
+"""Training of one run: settings, order of the data, optimizer step, schedule, checkpoints."""

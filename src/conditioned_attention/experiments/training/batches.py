@@ -1,6 +1,6 @@
-"""The batches a run trains on: they depend on the seed and their place in the run alone.
+"""The batches a run trains on, which depend on the seed and their place in the run alone.
 
-Not on workers of the loader, ranks, or where the run was resumed.
+They do not depend on loader workers, ranks, or where the run was resumed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class TrainingBatches(Iterator[Any]):
     """The micro-batches of a run, one after another and without end; see `training_batches`.
 
     Attributes:
-        loader: where they come from.  Put in its place what ``Accelerator.prepare`` makes of it.
-        place: plain data that lets `start_at` find its way in a stream; None for the other orders.
+        loader: the loader that they come from; to be replaced by what ``Accelerator.prepare`` makes of it.
+        place: plain data from which `start_at` finds the position in a stream; None for the other orders.
     """
 
     def __init__(self, loader: DataLoader[Any], keys: _Keys, items: SeededItems | StreamedItems) -> None:
@@ -33,11 +33,11 @@ class TrainingBatches(Iterator[Any]):
         self.start_at(0)
 
     def start_at(self, samples: int, place: Place | None = None) -> None:
-        """The next batch begins with this sample.
+        """Makes the next batch begin after so many samples.
 
         Args:
-            samples: of all processes, taken since the beginning of the run.
-            place: as the attribute was then; without it a stream is read from the beginning of the run.
+            samples: samples that all processes have taken since the beginning of the run.
+            place: the value of the attribute then; without it a stream is read from the beginning of the run.
         """
         self._keys.start, self.place = samples, place
         if isinstance(self._items, StreamedItems):
@@ -54,28 +54,30 @@ class TrainingBatches(Iterator[Any]):
 def training_batches(
     data: Any, batch: Batch, *, seed: int, collate: Callable[[Any], Any], pairs: bool = False, workers: int = 0
 ) -> TrainingBatches:
-    """The micro-batches of a run.
+    """Returns the micro-batches of a run.
 
     The samples that do not fill a batch are left out of an epoch.  In a stream, a batch may begin in one epoch and end
     in the next.
 
-    Accelerate cuts each micro-batch over the processes in the order of its samples, and each process collates its own
-    share, with chance of its own.  So the copies of ``"repeated"`` are neighbours in one process, and in two where the
-    border lies between them.  With ``pairs`` it is cut from both ends, so that a share's first and last sample, its
-    second and its last but one, … are such pairs of the whole, and all shares have the chance of the whole: what mixes
-    these pairs by numbers drawn once a batch gives the same on any number of processes.
+    Accelerate splits each micro-batch over the processes in the order of its samples, and each process collates its own
+    share, with random numbers of its own.  So the copies of ``"repeated"`` are neighbours in one process, or in two if
+    the border lies between them.  With ``pairs`` the micro-batch is split from both ends, so that a share's first and
+    last sample, its second and its last but one, … are such pairs of the whole micro-batch, and all shares use the
+    random numbers of the whole.  A collate that mixes these pairs by numbers drawn once per batch then gives the same
+    on any number of processes.
 
     Args:
-        data: has a length and items by index; for ``order="streamed"`` it is iterated, and a ``set_epoch`` is called.
-        batch: which samples make an optimizer step, and in which order they come.
-        seed: of the order, and of all chance in items and batches.
-        collate: makes a batch of items, and may draw from the global generators.
-        pairs: cut micro-batches from both ends; streams never are.
-        workers: processes that prepare batches, 0 for none.  Each reads the whole of a stream: there they help where
-            it is ``collate`` that takes the time.
+        data: has a length and items by index; for ``order="streamed"`` it is iterated, and its ``set_epoch``, if any,
+            is called.
+        batch: which samples make up an optimizer step, and in which order they come.
+        seed: seed of the order, and of all random numbers in items and batches.
+        collate: makes a batch from items, and may draw from the global generators.
+        pairs: split micro-batches from both ends; streams are never split so.
+        workers: processes that prepare batches, 0 for none.  Each reads the whole of a stream, so for streams they help
+            only if ``collate`` is what takes the time.
 
     Raises:
-        ValueError: an order that the data do not have, or no batch.
+        ValueError: the data do not support the order, or there are too few for a batch.
     """
     items: SeededItems | StreamedItems
     if batch.order == "streamed":
@@ -107,7 +109,7 @@ def training_batches(
 
 
 class _Keys(Sampler[Any]):
-    """Keys of an order, or numbers in a stream, from a sample on and without end."""
+    """Keys of an order, or numbers in a stream, from sample ``start`` on and without end."""
 
     def __init__(self, of: Callable[[int], Iterator[Any]]) -> None:
         self.of, self.start = of, 0
@@ -117,13 +119,13 @@ class _Keys(Sampler[Any]):
 
 
 class SeededItems(Dataset[Any]):
-    """A data set whose items are fetched with every global generator set by seed and key.
+    """A data set whose items are fetched with all global generators seeded by seed and key.
 
     Random transforms of torchvision, timm or the user's own draw from the generators of torch, numpy and Python; so
     they give the same picture in any worker, on any rank, and after any resume.  A data set with ``__getitems__``
-    hands out whole batches: there the generators are set by the first key, and chance depends on the batch as well.
+    returns whole batches: there the generators are seeded by the first key, so the draws depend on the batch as well.
 
-    Keys come as `from_both_ends` gives them; with ``pairs``, of more than one at a time.
+    Keys come as `from_both_ends` yields them; with ``pairs``, in groups of a micro-batch.
     """
 
     def __init__(self, data: Any, seed: int, *, pairs: bool) -> None:
@@ -135,7 +137,7 @@ class SeededItems(Dataset[Any]):
     def __getitems__(self, found: Sequence[tuple[Key, Key]]) -> tuple[Key, None, Any]:
         first, keys = found[0][0], [key for _, key in found]
         if self.pairs:
-            keys = keys[::2] + keys[1::2][::-1]  # of the whole micro-batch, this is its order
+            keys = keys[::2] + keys[1::2][::-1]  # for the whole micro-batch, this restores its order
         with generators_kept():
             if self.in_batches:
                 reseed(self.seed, *keys[0])
@@ -148,7 +150,7 @@ class SeededItems(Dataset[Any]):
 
 
 class SeededCollate:
-    """Makes a batch with the global generators set by the seed and the batch's first sample."""
+    """Makes a batch with the global generators seeded by the seed and the batch's first sample."""
 
     def __init__(self, collate: Callable[[Any], Any], seed: int) -> None:
         self.collate, self.seed = collate, seed

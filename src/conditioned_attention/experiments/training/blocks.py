@@ -1,4 +1,4 @@
-"""The blocks that a transformer repeats: what is sharded at a time, and computed again in backward."""
+"""The repeated blocks of a transformer: the units that are sharded, or computed again in backward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conditioned_attention.sites import find_sites
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules in a list that hold attention, by name: of lists in lists the innermost.
+    """Returns the modules in a list that hold attention, by name; if lists are nested, those of the innermost.
 
     >>> from torch import nn
     >>> list(blocks_of(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2, enable_nested_tensor=False)))
@@ -30,7 +30,7 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def required_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """`blocks_of`; raises ValueError if there are none."""
+    """Returns `blocks_of` the model; raises ValueError if there are none."""
     blocks = blocks_of(model)
     if not blocks:
         raise ValueError(
@@ -40,14 +40,14 @@ def required_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Lets backward compute every block again instead of holding what is in it; the numbers stay the same.
+    """Makes backward compute every block again instead of holding its activations; the numbers stay the same.
 
-    Dropout and drop path draw the same masks again.  Gradients are those of before to the bit on a CPU, but for dropout
-    of attention weights behind a causal mask, where sums are rounded in another order.  Caches of keys and values,
-    which would be filled twice, are switched off.
+    Dropout and drop path draw the same masks again.  On a CPU, gradients are bit-identical to those without this,
+    except with dropout of attention weights under a causal mask, where sums are rounded in another order.  Caches of
+    keys and values, which would be filled twice, are switched off.
 
     Raises:
-        ValueError: there are no blocks in which attention is known.
+        ValueError: the model has no list of blocks with known attention.
     """
     for module in model.modules():
         if getattr(getattr(module, "config", None), "use_cache", False):

@@ -1,4 +1,4 @@
-"""Chance that depends on a key alone: the same draws in any process, on any rank, and after any resume."""
+"""Random numbers that depend on a key alone: the same draws in any process, on any rank, and after any resume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def seeded(*key: object) -> Iterator[None]:
-    """The generators of torch (on the CPU), numpy and Python start from ``key``, and afterwards are as they were."""
+    """Seeds the generators of torch (on the CPU), numpy and Python by ``key``, and restores them afterwards."""
     with generators_kept():
         reseed(*key)
         yield
@@ -21,9 +21,9 @@ def seeded(*key: object) -> Iterator[None]:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Whatever is drawn inside, afterwards the global generators are as they were.
+    """Restores the global generators afterwards, whatever is drawn inside.
 
-    To keep them costs ten times what `reseed` does, so that many items are fetched under one of these.
+    This costs ten times as much as `reseed`, so many items are fetched inside one such context.
     """
     pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that transforms draw from
     with torch.random.fork_rng(devices=[]):
@@ -35,7 +35,7 @@ def generators_kept() -> Iterator[None]:
 
 
 def reseed(*key: object) -> None:
-    """Sets the global generators of torch (on the CPU), numpy and Python by ``key``."""
+    """Seeds the global generators of torch (on the CPU), numpy and Python by ``key``."""
     number = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
     torch.default_generator.manual_seed(number)
     random.seed(number)

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: each whole or not there, checked before it is used, the newest good one first."""
+"""The checkpoints of one run: each is complete or absent, checked before use, and the newest good one is loaded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Position(TypedDict):
 
 
 class PositionData(_Position, total=False):
-    """``position.json``: what `Keeper` writes, and version 0.1 wrote."""
+    """``position.json``, as `Keeper` writes it and as version 0.1 wrote it."""
 
     taken: Count
     place: dict[str, Any] | None
@@ -61,17 +61,17 @@ class Checkpoints:
     """``checkpoint-NNNNNNNN`` folders, written by all processes of a run into a folder that they share.
 
     Each holds what Accelerate saves (model, optimizer, schedule, scaler, random states of every process), tensors that
-    Accelerate knows nothing of, ``position.json``, and ``files.json`` with size and CRC-32 of every file.
+    Accelerate does not save, ``position.json``, and ``files.json`` with size and CRC-32 of every file.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.folder, self.accelerator = folder, accelerator
 
     def save(self, step: int, position: dict[str, Any], extra: dict[str, Any] | None = None) -> Path:
-        """Writes the checkpoint of ``step``, with a position (plain data) and a state dict besides; removes old ones.
+        """Writes the checkpoint of ``step``, with a position (plain data) and extra tensors; removes old checkpoints.
 
         Raises:
-            OSError: it could not be written (a full disk, say); what was there before is untouched.
+            OSError: it could not be written (a full disk, say); earlier checkpoints are untouched.
         """
         path = self.folder / checkpoint_name(step)
         temporary, main = self.folder / f".{path.name}{UNFINISHED}", self.accelerator.is_main_process
@@ -89,10 +89,10 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
             if main:
                 _seal(temporary)
-                shutil.rmtree(path, ignore_errors=True)  # only ever one that is about to be the same
+                shutil.rmtree(path, ignore_errors=True)  # if there is one, it is of the same step and replaced now
                 temporary.rename(path)
                 self._remove_before(path)
-        except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by who writes
+        except Exception as error:  # for a full disk, an OSError, a RuntimeError or a SafetensorError: writers differ
             shutil.rmtree(temporary, ignore_errors=True)
             peer = ", or see why another process has ended," * (self.accelerator.num_processes > 1)
             raise OSError(
@@ -103,7 +103,7 @@ class Checkpoints:
         return path
 
     def _remove_before(self, newest: Path) -> None:
-        """Removes what is older than the newest and the one before; a link is somebody else's work."""
+        """Removes checkpoints older than ``newest`` and the one before it, but no links, which somebody else made."""
         found = checkpoints_in(self.folder)
         for old in found[: max(0, found.index(newest) + 1 - _KEEP)]:
             if not old.is_symlink():
@@ -114,11 +114,11 @@ class Checkpoints:
     ) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
         """Loads the newest checkpoint that is not damaged; returns its position and extra, or None if there is none.
 
-        Damaged ones that are newer are set aside under another name, with a warning.  ``check`` gets the position
-        before anything is loaded, and raises if it is not to be.
+        Newer ones that are damaged are set aside under another name, with a warning.  ``check`` gets the position
+        before anything is loaded, and raises if the checkpoint must not be loaded.
 
         Raises:
-            RuntimeError: all that are there are damaged, or a good one does not fit this run.
+            RuntimeError: all checkpoints are damaged, or a good one does not fit this run.
         """
         path = self._choose()
         if path is None:
@@ -137,7 +137,7 @@ class Checkpoints:
         return position, extra
 
     def _choose(self) -> Path | None:
-        """The main process checks, so that all load the same."""
+        """Returns the checkpoint to load; the main process chooses, so that all processes load the same one."""
         from accelerate.utils import broadcast_object_list
 
         choice: list[Any] = [None]
@@ -172,25 +172,25 @@ class Checkpoints:
         return None
 
     def _check_random_states(self, path: Path, processes: int) -> None:
-        """Accelerate passes over random states that it cannot load, without a word."""
+        """Raises if random states were not loaded, since Accelerate silently skips those that it cannot load."""
         from accelerate.utils import load
 
         if processes != self.accelerator.num_processes:
-            return  # other processes than it was written by: there is nothing to go on exactly from
+            return  # written by another number of processes: an exact continuation is not possible
         states = load(path / f"random_states_{self.accelerator.process_index}.pkl")
         if not torch.equal(states["torch_manual_seed"], torch.get_rng_state()):
             raise RuntimeError("its random states were not taken over")
 
 
 def _free(path: Path) -> Path:
-    """The path, or with a number behind it if something is there already."""
+    """Returns the path, with a number appended if something is there already."""
     others = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     return next(one for one in itertools.chain([path], others) if not one.exists())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Accelerate warns of tied weights at every checkpoint; loading ties them again."""
+    """Silences Accelerate, which warns of tied weights at every checkpoint, although loading ties them again."""
     log = logging.getLogger("accelerate.utils.other")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -201,7 +201,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _seal(folder: Path) -> None:
-    """Lists every file with size and checksum, and waits until all of it is on the disk."""
+    """Writes a list of all files with size and checksum, and waits until all of them are on the disk."""
     files = {
         str(file.relative_to(folder)): size_and_checksum(file) for file in sorted(folder.rglob("*")) if file.is_file()
     }
@@ -212,7 +212,7 @@ def _seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint's files; empty if nothing is."""
+    """Returns what is wrong with a checkpoint's files; empty if nothing is."""
     try:
         files = read_json(folder / "files.json", dict[str, list[int]])
         for name, expected in files.items():
@@ -224,7 +224,7 @@ def damage(folder: Path) -> str:
 
 
 def size_and_checksum(file: Path) -> list[int]:
-    """Its bytes, and their CRC-32."""
+    """Returns a file's size in bytes and its CRC-32."""
     crc = 0
     with file.open("rb") as opened:
         while block := opened.read(1 << 22):

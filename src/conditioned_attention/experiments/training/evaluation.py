@@ -1,4 +1,4 @@
-"""Scoring a model that trains, and keeping the weights that scored best."""
+"""Scores a model while it trains, and keeps the weights that scored best."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from conditioned_attention.experiments.training.chance import seeded
 def evaluate(
     task: Task, model: nn.Module, batches: Iterable[Any], gather: Callable[[Any], Any], *key: object
 ) -> dict[str, float]:
-    """The scores of a model on batches.
+    """Returns the scores of a model on batches.
 
-    Whatever is random in it starts from ``key``, and the generators are put back: how often one looks changes nothing
-    of what is trained.
+    Random numbers in it are seeded by ``key``, and the generators are restored afterwards, so that evaluations do not
+    change the training, however many there are.
     """
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(), seeded("evaluation", *key):
@@ -38,14 +38,14 @@ def evaluate(
 
 @dataclass
 class Best:
-    """The score of the best evaluation so far, its step and a state_dict, on the CPU; None before the first."""
+    """The best evaluation so far: its score, its step and a state_dict on the CPU; None before the first."""
 
     score: float | None = None
     step: int = 0
     weights: dict[str, Tensor] | None = None
 
     def offer(self, score: float, step: int, model: nn.Module, metric: Metric) -> None:
-        """Takes a model's weights if its score is better than all before; of equal ones the first stays.
+        """Keeps a model's weights if its score is better than all earlier ones; of equal scores the first stays.
 
         A score that is not a number is never the best.
         """

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted instead of obeyed until there is a good moment to stop."""
+"""Ctrl-C and SIGTERM are noted, and obeyed only when there is a good moment to stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 
 class Stop:
-    """Whether somebody asked for the end, and how."""
+    """Whether a stop was requested, and by which signal."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -21,13 +21,13 @@ class Stop:
         return self.signal is not None
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """A signal handler; a second Ctrl-C is obeyed at once."""
+        """Notes a signal, as its handler; a second Ctrl-C is obeyed at once."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 
     def obey(self) -> NoReturn:
-        """Ends as the signal would have ended it: KeyboardInterrupt, or SystemExit with the shell's code for it."""
+        """Raises what the signal would have caused: KeyboardInterrupt, or SystemExit with the shell's code for it."""
         if self.signal in (None, signal.SIGINT):
             raise KeyboardInterrupt
         sys.exit(128 + self.signal)
@@ -35,9 +35,9 @@ class Stop:
 
 @contextmanager
 def signals_noted(stop: Stop) -> Iterator[None]:
-    """While it lasts, the first SIGINT or SIGTERM is noted in ``stop``.
+    """While this context lasts, the first SIGINT or SIGTERM is noted in ``stop``.
 
-    Outside the main thread Python has no say in signals, and nothing is ever noted.
+    Outside the main thread Python cannot handle signals, and nothing is ever noted.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -27,19 +27,19 @@ class Launch:
     """How a run is carried out.
 
     Attributes:
-        parallel: ``"auto"`` takes what torchrun or accelerate launch has started; ``"none"``, ``"ddp"`` and
-            ``"fsdp2"`` raise if that is anything else.
-        recompute: hold only what is between the blocks of the model for backward, and compute what is in them again
-            (activation checkpointing): about a third more time for much less memory, and the same numbers.
-        trackers: where to show the numbers besides the run's folder: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
-            ``"trackio"``.
-        name: what trackers call the run, before its variant and seed; default the task's.
-        loader_workers: processes that prepare batches, 0 for none.
+        parallel: ``"auto"`` takes whatever torchrun or accelerate launch has started; ``"none"``, ``"ddp"``
+            and ``"fsdp2"`` raise an error if that is something else.
+        recompute: keep only what is between the blocks of the model for the backward pass, and compute what is inside
+            them again (activation checkpointing): about a third more time for much less memory, and the same numbers.
+        trackers: where to show the numbers besides the run's folder: any
+            of ``"tensorboard"``, ``"wandb"``, ``"mlflow"`` and ``"trackio"``.
+        name: name of the run in trackers, before its variant and seed; default the task's.
+        loader_workers: processes that prepare batches; 0 for none.
         log_every: optimizer steps between lines of the training log.
-        checkpoint_seconds: a checkpoint is written at the first optimizer step after so many seconds, or after fifty
-            times what the last one took, if that is longer; 0 is after every step.
-        max_kappa: where a head's κ is beyond it, the monitor warns; None for no bound.
-        max_scale: the same for the largest factor that C puts on a row.
+        checkpoint_seconds: a checkpoint is written at the first optimizer step after this many seconds, or after fifty
+            times as long as the last one took to write, if that is longer; 0 writes one after every step.
+        max_kappa: the monitor warns when a head's κ is above this; None for no bound.
+        max_scale: the monitor warns when the largest factor that C puts on a row is above this; None for no bound.
     """
 
     parallel: Parallel = "auto"
@@ -61,10 +61,10 @@ class Launch:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def check(self, precision: str) -> None:
-        """Whether this machine has what is asked for, before any data are read.
+        """Checks that this machine has what is asked for, before any data are read.
 
         Raises:
-            RuntimeError: ``parallel`` asks for several processes, and no launcher has started this.
+            RuntimeError: ``parallel`` asks for several processes, and no launcher has started this one.
             ValueError: fp16 without a GPU.
         """
         import torch
@@ -77,7 +77,7 @@ class Launch:
             raise RuntimeError(f"parallel={self.parallel!r} was asked for, but this is {kind}; {_HINTS[self.parallel]}")
 
     def accelerator(self, precision: str, accumulation: int, *, cpu: bool = False) -> Accelerator:
-        """What the run trains with; with ``cpu`` on the CPU, whatever else there is.
+        """The Accelerator that the run trains with; with ``cpu`` on the CPU, whatever other devices there are.
 
         Raises:
             RuntimeError: the processes that were started are not what ``parallel`` asks for.

@@ -1,7 +1,7 @@
-"""The training loop, on Hugging Face Accelerate.  It knows nothing about tasks beyond `Task`.
+"""The training loop, on Hugging Face Accelerate.  It knows nothing about tasks beyond the interface `Task`.
 
-A run is a generator: it yields the metrics of every evaluation, and begins with those of an earlier, interrupted
-process if its folder holds a checkpoint.
+A run is a generator that yields the metrics of every evaluation.  If its folder holds a checkpoint of an earlier,
+interrupted process, it begins with the metrics that were yielded then.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ def train(
 ) -> Iterator[dict[str, Any]]:
     """Trains one variant with one seed in a folder of its own; yields the metrics of every evaluation.
 
-    The seed sets the initial weights and the order of the data, so variants of one seed are paired.  The folder gets
-    ``data.json`` (what was trained and evaluated on, and what was left out), ``model.json`` (what the model was built
-    of, and how it is conditioned), ``train.jsonl`` (loss, learning rate,
-    samples or tokens seen, gradient norm), ``conditions.jsonl`` (a line a head and measurement), checkpoints, and what
-    `Task.finish` writes; called again on the same folder, the run goes on from the newest good checkpoint, and yields
-    what it had yielded before.
+    The seed sets the initial weights and the order of the data, so that variants with the same seed are paired.  The
+    folder gets ``data.json`` (what was trained and evaluated on, and what was left out), ``model.json`` (how the model
+    was built and conditioned), ``train.jsonl`` (loss, learning rate, samples or tokens seen, gradient norm),
+    ``conditions.jsonl`` (a line for each head and measurement), checkpoints, and what `Task.finish` returns.  Called
+    again on the same folder, the run resumes from the newest good checkpoint, and yields again what it had yielded
+    before.
 
-    The first Ctrl-C or SIGTERM is obeyed at the next optimizer step, after a checkpoint.
+    At the first Ctrl-C or SIGTERM, the run writes a checkpoint at the next optimizer step and ends.
 
     Yields:
         ``{"epoch", "step", "seen", "score", "train_loss", "seconds", …}``; ``seconds`` is time spent training, without
         evaluation and measurement; ``train_loss`` is the mean since the last evaluation.  None stands for a number
-        that is not finite.  If the task has a test set, the last row has ``"test_score"`` and more of it, and
-        ``"selected_step"`` is that of the weights that the run ends with, where they were selected.
+        that is not finite.  If the task has a test set, the last row has ``"test_score"`` and its other test metrics.
+        If the weights that the run ends with were selected, it has their step as ``"selected_step"``.
 
     Raises:
-        ValueError: the folder is somebody else's, or holds a run of another variant, seed, setting or data set; a
-            variant that the task cannot have.
+        ValueError: the folder holds files that are not from this package, or a run of another variant, seed, setting or
+            data set; or the task does not support the variant.
         FloatingPointError: the training loss is not finite.
-        OSError: a checkpoint or log could not be written; those before it are as they were.
+        OSError: a checkpoint or log could not be written; earlier ones are unchanged.
         RuntimeError: no checkpoint can be read, and nothing was changed; or the processes that were launched are not
-            those that ``launch`` asks for.
+            what ``launch`` asks for.
     """
     run = _Run(task, settings, variant, seed, folder, launch or Launch())
     run.resume()
@@ -87,7 +87,7 @@ def train(
                 row = run.until_evaluated(stop)
             try:
                 yield row
-            except GeneratorExit:  # whoever takes the rows was stopped between two of them
+            except GeneratorExit:  # the consumer of the rows was stopped between two of them
                 run.keeper.leave()
                 raise
         if stop:  # it came while the last checkpoint was written
@@ -95,11 +95,11 @@ def train(
 
 
 class _Stopped(Exception):
-    """Somebody asked for the end in the middle of an evaluation."""
+    """Raised when a stop is requested in the middle of an evaluation."""
 
 
 class _Run:
-    """One run: its model, its data and how far it is."""
+    """One run: its model, its data and its progress."""
 
     def __init__(
         self, task: Task, settings: Training, variant: Variant, seed: int, folder: Path, launch: Launch
@@ -137,7 +137,7 @@ class _Run:
         self._prepare(model)
         who = {"variant": variant.name, "seed": seed, "training samples": self.samples}
         who[FINGERPRINT] = task.data_fingerprint
-        # what makes this run this one, as plain data
+        # what identifies this run, as plain data
         self.identity = {**who, **plain(settings), **({} if start is None else {"start": start.identity})}
         self.keeper = Keeper(
             folder, self.accelerator, launch, self.identity, steps=self.steps, accumulation=settings.accumulation
@@ -146,13 +146,13 @@ class _Run:
         self.keeper.average_name = "average" if settings.ema_beside is None else "beside"
 
     def _seed_randomness(self, step: int) -> None:
-        """Dropout draws the same numbers whatever the conversion drew, and others in every process."""
+        """Seeds dropout: it draws the same numbers whatever the conversion drew, and different ones in each process."""
         from accelerate.utils import set_seed
 
         set_seed((self.seed + 1_000_003 * self.accelerator.process_index + 7_919 * step) % 2**32)
 
     def _load_data(self) -> None:
-        """The loaders, and how the run is divided: into steps, epochs and evaluations."""
+        """Makes the loaders, and divides the run into steps, epochs and evaluations."""
         task, settings = self.task, self.settings
         data = task.train_data()
         self.samples = number_of(data)
@@ -207,7 +207,7 @@ class _Run:
 
     @property
     def epoch(self) -> float:
-        """Passes over the training set, whole or not; of a stream without a length not known."""
+        """Passes over the training set so far, including a partial one; NaN for a stream without a length."""
         steps = math.nan if self.epoch_steps is None else self.epoch_steps
         return self.here.taken / (steps * self.settings.accumulation)
 
@@ -217,7 +217,7 @@ class _Run:
 
     @property
     def due(self) -> bool:
-        """Whether the present step is one to evaluate."""
+        """Whether an evaluation is due at the current step."""
         if self.here.step == 0 and not self.settings.evaluate_first:
             return self.done
         return self.done or self.here.step % self.evaluate_steps == 0
@@ -228,7 +228,7 @@ class _Run:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The weights that count, without what several processes wrap around them: the average of `Training.ema`."""
+        """The model that is scored, without the wrappers of several processes: with `Training.ema`, the average."""
         average = self.take.average
         if average is not None and self.settings.ema is not None:
             return average.module
@@ -247,14 +247,14 @@ class _Run:
         return row
 
     def take_step(self) -> None:
-        """One optimizer step."""
+        """Takes one optimizer step."""
         here, began = self.here, time.perf_counter()
         left = self.full_steps * self.settings.accumulation - here.taken
         count = min(self.settings.micro_batches(self.progress), left)
         parts, norm = self.take(self.batches, count, here.losses)
         here.step, here.taken, here.loss_count = here.step + 1, here.taken + count, here.loss_count + count
         here.place = self.batches.place
-        if self._logged or self.due:  # or what a GPU still has to do of the steps until now is nobody's time
+        if self._logged or self.due:  # otherwise the work that a GPU has not done yet would not be counted anywhere
             Stopwatch(self.accelerator.device).wait()
         here.seconds += time.perf_counter() - began
         if self.settings.seconds is not None:  # one clock for all, as it decides when the run ends
@@ -284,7 +284,7 @@ class _Run:
         self.shown.log("train", row)
 
     def trackers(self) -> Trackers:
-        """Shows what is written from now on; they get the earlier rows too."""
+        """Starts the trackers, which show what is logged from now on; they get the earlier rows too."""
         name = f"{self.launch.name or type(self.task).__name__}/{self.variant.name}/seed-{self.seed}"
         self.shown = Trackers(
             self.launch.trackers, folder=self.folder, run_name=name, config=self.identity,
@@ -294,7 +294,7 @@ class _Run:
 
     @property
     def seen(self) -> int:
-        """Samples, or tokens, trained on."""
+        """How many samples, or tokens, were trained on so far."""
         return self.here.taken * self.settings.micro_batch * self.task.tokens_per_sample
 
     def evaluate(self, stop: Stop) -> dict[str, Any]:
@@ -303,7 +303,7 @@ class _Run:
         losses = {f"train_{name}": self.keeper.mean(loss) / here.loss_count for name, loss in here.losses.items()}
         try:
             scores = self._scores(lambda: self._evaluation_batches(stop), "dev", here.step)
-        except _Stopped:  # out of the evaluation, whose random states a checkpoint must not have
+        except _Stopped:  # outside the evaluation, since a checkpoint must not hold its random states
             self.keeper.save_and_stop(stop)
         row: dict[str, Any] = {"step": here.step, "seen": self.seen}
         if self.epoch_steps is not None:
@@ -323,7 +323,10 @@ class _Run:
         return itertools.islice(self._until_stopped(self.eval_loader, stop), self.settings.evaluate_batches)
 
     def _scores(self, batches: Callable[[], Iterable[Any]], *key: object) -> dict[str, float]:
-        """Of the weights that count, and under ``ema_…`` of an average beside them; ``batches`` begins them anew."""
+        """Returns the scores of the weights that count, and as ``ema_…`` those of an average kept beside them.
+
+        ``batches`` starts the batches anew at each call.
+        """
         average, gather = self.take.average, self.accelerator.gather_for_metrics
         if average is not None:
             self._agree_on_buffers(average)
@@ -335,28 +338,28 @@ class _Run:
         return scores
 
     def _agree_on_buffers(self, average: nn.Module) -> None:
-        """Each process has seen other statistics of batch norms: those of the main one, which a checkpoint has too."""
+        """Copies the main process's buffers, as in checkpoints, to all: batch norm statistics differ by process."""
         from accelerate.utils import broadcast
 
         for buffer in average.buffers():
             buffer.copy_(broadcast(buffer.clone()))
 
     def _ended(self) -> dict[str, Any]:
-        """Takes the weights that were selected, and evaluates them on the test set, if there is one."""
+        """Loads the weights that were selected, if any, and evaluates on the test set, if there is one."""
         found: dict[str, Any] = {}
         best = self.keeper.best
         if best.weights is not None:
             self.evaluated_model.load_state_dict(best.weights)
             found = {"selected_step": best.step, "selected_score": best.score}
         data = self.task.test_data()
-        if data is not None:  # to its end, even if somebody asks to stop: a checkpoint now would be of other weights
+        if data is not None:  # to its end even if a stop is requested: a checkpoint now would hold other weights
             loader = self.accelerator.prepare(self._evaluation_loader(data))
             found |= {f"test_{name}": value for name, value in self._scores(lambda: loader, "test").items()}
         return found
 
     def _until_stopped(self, batches: Iterable[Any], stop: Stop) -> Iterator[Any]:
         for batch in batches:
-            if stop and self.accelerator.num_processes == 1:  # several would have to agree: they finish it
+            if stop and self.accelerator.num_processes == 1:  # several would have to agree, so they finish it
                 raise _Stopped
             yield batch
 
@@ -364,18 +367,18 @@ class _Run:
         if not self.settings.monitor_every:
             return False
         if self.epoch_steps is None:
-            return self.here.step > 0  # as it starts, it is measured without being evaluated too
+            return self.here.step > 0  # at step 0 it has been measured already, apart from the evaluations
         every = max(1, round(self.settings.monitor_every * self.epoch_steps))
         before = self.here.history[-1]["step"] if self.here.history else 0
         return self.done or self.here.step // every > before // every
 
     def measure(self) -> dict[str, float]:
-        """Condition numbers of every head and every projection, into their files; and their summary."""
+        """Measures condition numbers of every head and projection, writes them to their files, returns a summary."""
         reshard(self.evaluated_model)
         return {} if self.watch is None else self.watch.measure(self.here.step, self.evaluated_model, main=self.main)
 
     def finish(self) -> None:
-        """Writes what the task has to show of the trained model."""
+        """Writes the files that the task makes to show the trained model."""
         model = self.evaluated_model
         model.eval()
         with torch.no_grad(), torch.random.fork_rng():
@@ -385,14 +388,14 @@ class _Run:
                     write_bytes(self.folder / name, spelt(shown).encode() if isinstance(shown, str) else shown)
 
     def record_data(self) -> None:
-        """Writes what the run is trained and evaluated on, and what was left out; and what its model is."""
+        """Writes what the run is trained and evaluated on, what was left out, and how its model is built."""
         if self.main:
             told = {"in_words": self.task.data_in_words(), FINGERPRINT: self.identity[FINGERPRINT]}
             write_json(self.folder / "data.json", told)
             write_json(self.folder / "model.json", self.described)
 
     def resume(self) -> None:
-        """Goes to the newest good checkpoint, if there is one, and cuts the logs back to it."""
+        """Loads the newest good checkpoint, if there is one, and cuts the logs back to it."""
         processes = self.keeper.resume()
         if processes not in (None, self.accelerator.num_processes):
             self._seed_randomness(self.here.step)

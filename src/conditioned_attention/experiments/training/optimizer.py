@@ -1,4 +1,4 @@
-"""Which weights decay, and what turns their gradients into steps."""
+"""Builds the optimizer of a model, and decides which of its weights decay."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from conditioned_attention.experiments.training.settings import Optimization
 def build_optimizer(
     model: nn.Module, settings: Optimization, no_weight_decay: Collection[str] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer of a model's trainable weights.
+    """Builds the optimizer of a model's trainable weights.
 
-    ``no_weight_decay`` are patterns of names of parameters that a task keeps from decaying, such as ``"*.pos_embed"``,
-    beside those that the model itself keeps from it.
+    ``no_weight_decay`` are patterns of parameter names that a task exempts from weight decay, such as
+    ``"*.pos_embed"``, in addition to those that the model itself exempts.
 
     Raises:
         ValueError: timm has no such optimizer.
@@ -47,7 +47,10 @@ def build_optimizer(
 def parameter_groups(
     model: nn.Module, weight_decay: float, still: Collection[str] = (), *, vectors: bool = False
 ) -> list[dict[str, Any]]:
-    """Matrices decay, and vectors and scalars (biases, norms) if ``vectors``; not parameters named in ``still``."""
+    """Returns two groups: parameters that decay, and those that do not.
+
+    Matrices decay, and with ``vectors`` also vectors and scalars (biases, norms), but none that ``still`` names.
+    """
     decaying: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
@@ -58,10 +61,10 @@ def parameter_groups(
 
 
 def _decays_by_name(name: str, model: nn.Module, *, inside: bool) -> bool:
-    """Whether neither the module that holds a parameter, nor one around it, keeps it from decaying.
+    """Whether no module that contains a parameter exempts it from weight decay, by its ``no_weight_decay()``.
 
-    Not ``inside``: of the modules the model alone is asked.  timm's models name whole parameters (``cls_token``) or
-    ends of their names (``relative_position_bias_table``).
+    Without ``inside`` only the model itself is asked.  timm's models name whole parameters (``cls_token``) or the ends
+    of their names (``relative_position_bias_table``).
     """
     module: Any = model
     path = name
@@ -76,12 +79,12 @@ def _decays_by_name(name: str, model: nn.Module, *, inside: bool) -> bool:
 
 
 def _adam(settings: Optimization) -> dict[str, Any]:
-    """What is asked for of AdamW; what is not stays PyTorch's own."""
+    """Returns the arguments of AdamW that the settings give; the others keep PyTorch's defaults."""
     return {name: value for name in ("betas", "eps") if (value := getattr(settings, name)) is not None}
 
 
 def _timm(groups: list[dict[str, Any]], settings: Optimization) -> torch.optim.Optimizer:
-    """By timm, which keeps vectors, biases and what the model names from decaying."""
+    """Builds an optimizer of timm; the groups say what decays, as timm itself would decide by the model."""
     with needs("timm"):
         optimizers: Any = import_module("timm.optim")
     valid = optimizers.list_optimizers()
@@ -95,15 +98,16 @@ def _timm(groups: list[dict[str, Any]], settings: Optimization) -> torch.optim.O
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for a model's weight matrices; AdamW for embeddings, vectors and what has more dimensions, and for the last
-    layer of a model that names it, by ``get_output_embeddings`` (decoders, Crammed BERT) or ``get_classifier`` (timm).
+    """Muon for a model's weight matrices, and AdamW for its other weights.
 
-    The last layer of other models is one matrix more for Muon: the classifier of Hugging Face's ViT, by which the
-    digits of ``results/matched/muon`` were run, and what `burgers` and `in_context_regression` read in and out by.
+    AdamW takes embeddings, vectors, weights with more than two dimensions, and the last layer of a model that names it,
+    by ``get_output_embeddings`` (decoders, Crammed BERT) or ``get_classifier`` (timm).  In other models the last layer
+    is one matrix more for Muon: the classifier of Hugging Face's ViT, with which the digits of ``results/matched/muon``
+    were run, and the layers by which `burgers` and `in_context_regression` read in and out.
 
-    Two optimizers that share one state and one list of groups, so that schedules and checkpoints see one.  Muon's steps
-    are scaled to the root mean square of AdamW's, so that one learning rate and one decay serve both (Liu et al. 2025,
-    arXiv 2502.16982).
+    The two optimizers share one state and one list of groups, so that schedules and checkpoints see one optimizer.
+    Muon's steps are scaled to the root mean square of AdamW's, so that one learning rate and one decay serve both (Liu
+    et al. 2025, arXiv 2502.16982).
     """
 
     def __init__(self, model: nn.Module, groups: list[dict[str, Any]], settings: Optimization) -> None:
@@ -123,7 +127,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """The parts look at this optimizer's groups and state: those that a checkpoint brings, too."""
+        """Makes both parts use this optimizer's groups and state, also those that a checkpoint brings."""
         start = 0
         for part in self._parts:
             count = len(part.param_groups)
@@ -144,13 +148,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def _inner_matrices(model: nn.Module) -> set[int]:
-    """Weights (out, in) of all modules but embeddings and the layer that makes the output, where the model names it."""
+    """Ids of the weights (out, in) of all modules but embeddings and, if the model names it, the output layer."""
     head = getattr(model, "get_output_embeddings", lambda: None)() or getattr(model, "get_classifier", lambda: None)()
     left_out = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) or m is head for p in m.parameters()}
     return {id(p) for p in model.parameters() if p.dim() == 2 and id(p) not in left_out}
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """What an optimizer holds beside the weights: after its first step, for until then it holds nothing."""
+    """Returns how many bytes an optimizer holds besides the weights; before its first step it holds nothing."""
     tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

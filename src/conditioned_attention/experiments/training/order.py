@@ -1,4 +1,4 @@
-"""In which order a run sees its training samples: set by the seed and the position in the run alone."""
+"""The order in which a run sees its training samples, which depends on the seed and the position in the run alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Order = Literal["shuffled", "repeated", "stored", "streamed"]
 Key = tuple[int, ...]  # epoch, index in the data set, and the number of the copy where samples are repeated
 Array = np.ndarray[Any, Any]
 
-IN_MEMORY = 2**20  # a permutation of so many samples, 8 MiB, is kept; of more, every index is computed when needed
+IN_MEMORY = 2**20  # up to this length, a permutation (8 MiB) is kept; beyond, every index is computed when needed
 _CHUNK = 2**14  # indices computed at a time
 _ROUNDS = 8
 
@@ -29,21 +29,22 @@ class SampleOrder(Choices):
     """The order of a data set whose samples have an index: shuffled, repeated or as stored.
 
     ``"shuffled"`` is a new permutation every epoch.  ``"repeated"`` is repeated augmentation, as in DeiT and timm's
-    ``RepeatAugSampler``: each sample of the permutation comes ``repeats`` times in a row, with other chance each time;
-    an epoch is as long as a plain one, so it has only a ``repeats``-th of the samples.  ``"stored"`` is the order of
-    the data set, alike in every epoch.
+    ``RepeatAugSampler``: each sample of the permutation comes ``repeats`` times in a row, each time with other random
+    numbers; an epoch is as long as a plain one, so it has only 1/``repeats`` of the samples.  ``"stored"`` is the order
+    of the data set, the same in every epoch.
 
-    On purpose not as in timm's sampler: whole batches make up an epoch, not multiples of 256 samples (of ImageNet at
-    1,024 a batch both are 1,281,024 samples); the run's seed counts besides the epoch, whose number alone is timm's
-    seed (of up to 2²⁰ samples seed 0 gives timm's very order); and the copies of a sample stay neighbours in one
-    process, where timm deals them out to different ones, which changes no step's samples.
+    Three things differ from timm's sampler on purpose.  An epoch consists of whole batches, not of a multiple of 256
+    samples (for ImageNet with batches of 1,024, both are 1,281,024 samples).  The permutation depends on the run's seed
+    and the epoch, while timm's seed is the epoch alone (for up to 2²⁰ samples, seed 0 gives exactly timm's order).  The
+    copies of a sample stay neighbours in one process, while timm distributes them over the processes, which does not
+    change any step's samples.
 
     Attributes:
         order: one of these three.
         length: samples in the data set.
-        seed: of the permutations.
-        used: samples an epoch; less than ``length`` where those that do not fill a batch are left out.
-        repeats: copies of a sample.
+        seed: seed of the permutations.
+        used: samples per epoch; less than ``length`` if those that do not fill a batch are left out.
+        repeats: copies of each sample.
     """
 
     order: Literal["shuffled", "repeated", "stored"]
@@ -53,7 +54,7 @@ class SampleOrder(Choices):
     repeats: int = 3
 
     def keys(self, start: int = 0) -> Iterator[Key]:
-        """Keys without end, from this sample on, counted since the beginning of the run."""
+        """Yields keys without end, from sample ``start`` on, counted since the beginning of the run."""
         epoch, first = divmod(start, self.used)
         while True:
             permuted = None if self.order == "stored" else permutation(self.length, self.seed, epoch)
@@ -70,7 +71,9 @@ class SampleOrder(Choices):
 
 
 def from_both_ends(keys: Iterator[Key], size: int) -> Iterator[tuple[Key, Key]]:
-    """Every ``size`` keys, each behind the first of them: the first and the last, the second and the last but one, ….
+    """Reorders every ``size`` keys from both ends: the first and the last, the second and the last but one, ….
+
+    Each key is yielded together with the first one of its group.
 
     >>> [key for _, (key,) in from_both_ends(((i,) for i in range(6)), 6)]
     [0, 5, 1, 4, 2, 3]
@@ -81,7 +84,7 @@ def from_both_ends(keys: Iterator[Key], size: int) -> Iterator[tuple[Key, Key]]:
 
 
 def permutation(length: int, seed: int, epoch: int) -> Callable[[Array], Array]:
-    """A permutation of ``range(length)``, set by seed and epoch: a function from positions to indices."""
+    """Returns a permutation of ``range(length)``, set by seed and epoch, as a function from positions to indices."""
     if length <= IN_MEMORY:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         return torch.randperm(length, generator=generator).numpy().__getitem__
@@ -90,11 +93,11 @@ def permutation(length: int, seed: int, epoch: int) -> Callable[[Array], Array]:
 
 
 def _permuted(length: int, round_keys: Array, positions: Array) -> Array:
-    """A Feistel network over a rectangle that just holds ``length`` numbers (Black and Rogaway, 2002).
+    """Permutes by a Feistel network over a rectangle that just holds ``length`` numbers (Black and Rogaway, 2002).
 
-    A number is a pair (left, right), and each round adds to one half what a hash makes of the other, which can be
-    undone: so it permutes the rectangle.  Who lands outside ``length`` goes through it again until inside: as the
-    rectangle has less than one row too many, that is rare.
+    A number is a pair (left, right), and each round adds a hash of one half to the other.  This can be undone, so the
+    network permutes the rectangle.  A number that lands outside ``length`` goes through the network again until it is
+    inside, which is rare because the rectangle has less than one row too many.
     """
     columns = math.isqrt(length - 1) + 1
     rows = -(-length // columns)

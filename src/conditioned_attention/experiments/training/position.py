@@ -1,4 +1,4 @@
-"""How far a run is: what a checkpoint holds of it besides what Accelerate saves, and when one is written."""
+"""The progress of a run: what a checkpoint holds besides what Accelerate saves, and when one is written."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ SHARE = 0.02  # of the time, at most, that goes into checkpoints
 
 
 class Pace:
-    """When the next checkpoint is due: after so many seconds, or more where the last one took long; 0 is always."""
+    """When the next checkpoint is due: after this many seconds, or more if the last one took long; 0 is always."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.took = seconds, 0.0
         self.since = time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time."""
+        """Whether a checkpoint is due."""
         wait = max(self.seconds, self.took / SHARE) if self.seconds else 0.0
         return time.monotonic() - self.since >= wait
 
     def saved(self, took: float) -> None:
-        """A checkpoint was written, and took so many seconds."""
+        """Notes that a checkpoint was written, and how many seconds it took."""
         self.took, self.since = took, time.monotonic()
 
 
 @dataclass
 class Position:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         step: optimizer steps done.
@@ -57,9 +57,9 @@ class Position:
         tick: how often the schedule was stepped.
         seconds: spent training.
         losses: sums over micro-batches since the last evaluation, by name.
-        loss_count: of those micro-batches.
+        loss_count: how many micro-batches these are.
         history: the rows that the run has yielded.
-        place: in a stream of samples; None for other orders.
+        place: the position in a stream of samples; None for other orders.
     """
 
     step: int = 0
@@ -73,15 +73,15 @@ class Position:
 
     @property
     def evaluated(self) -> bool:
-        """Whether the history has the present step."""
+        """Whether the history has a row for the current step."""
         return bool(self.history) and self.history[-1]["step"] == self.step
 
 
 class Keeper:
-    """Writes the checkpoints of a run when it is time, and brings a run back to the newest good one.
+    """Writes the checkpoints of a run when they are due, and brings a run back to the newest good one.
 
-    ``steps``, of the whole run, are for messages; ``accumulation``, micro-batches an optimizer step, is for checkpoints
-    of versions that did not count them.
+    ``steps``, those of the whole run, are only shown in messages; ``accumulation``, the micro-batches per optimizer
+    step, is needed for checkpoints of versions that did not count micro-batches.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class Keeper:
         self.pace = Pace(launch.checkpoint_seconds)
         self.position, self.best = Position(), Best()
         self.average: AveragedModel | None = None
-        self.average_name = "average"  # in a checkpoint: whoever starts from it takes that one for its weights
+        self.average_name = "average"  # key in a checkpoint: a run that starts from it uses "average" as its weights
         self.saved_step = 0
 
     def save_if_due(self, stop: Stop, *, force: bool = False) -> None:
-        """Writes a checkpoint if it is time, or if somebody asked for the end; in the latter case ends."""
+        """Writes a checkpoint if one is due or a stop was requested; in the latter case, ends the run."""
         several = self.accelerator.num_processes > 1
         if several and not force and self.position.step % self.launch.log_every:
-            return  # to agree costs time
+            return  # agreeing takes time
         wish = agree(self.accelerator, float(stop.signal or 0))
         if wish:
             stop.signal = int(wish)
@@ -116,7 +116,7 @@ class Keeper:
             self.save()
 
     def save_and_stop(self, stop: Stop) -> NoReturn:
-        """Writes a checkpoint and ends as the signal would have ended it."""
+        """Writes a checkpoint and ends the run as the signal would have ended it."""
         path = self.save()
         if self.accelerator.is_main_process:
             step = self.position.step
@@ -139,7 +139,7 @@ class Keeper:
         return path
 
     def mean(self, loss: Tensor) -> float:
-        """Over all processes; raises FloatingPointError if it is not finite."""
+        """Returns the mean of a loss over all processes; raises FloatingPointError if it is not finite."""
         value = float(self.accelerator.reduce(loss, reduction="mean"))
         if not math.isfinite(value):
             step = self.position.step
@@ -147,13 +147,13 @@ class Keeper:
         return value
 
     def leave(self) -> None:
-        """Writes a checkpoint if the newest is older, unless other processes would have to take part."""
+        """Writes a checkpoint if the newest is of an earlier step, unless other processes would have to take part."""
         if self.accelerator.num_processes == 1 and self.saved_step != self.position.step and not sys.is_finalizing():
             with suppress(OSError):  # what stopped the run may be a full disk
                 self.save()
 
     def resume(self) -> int | None:
-        """Goes to the newest good checkpoint; returns how many processes wrote it, or None if there is none."""
+        """Loads the newest good checkpoint; returns how many processes wrote it, or None if there is none."""
         if self.accelerator.is_main_process:
             remove_leftovers(self.folder)
         self.accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""How the learning rate moves."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from conditioned_attention.experiments.training.settings import Training
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: Training, ticks: int, steps: int | None = None
 ) -> LRScheduler:
-    """The learning rate over ``ticks`` of the schedule.
+    """Builds the learning rate schedule of a run, which is stepped ``ticks`` times.
 
     Args:
-        optimizer: whose rates move.
-        settings: how.
-        ticks: how often the schedule is stepped in the whole run: optimizer steps, epochs, or parts of a budget that is
-            counted by a clock.
-        steps: optimizer steps of the whole run, where they are not the ticks; ``warmup_steps`` are counted in them, as
-            a share of the whole run.
+        optimizer: the optimizer whose learning rates change.
+        settings: how they change.
+        ticks: how often the schedule is stepped in the whole run: once per optimizer step, per epoch, or per part of a
+            budget of time.
+        steps: optimizer steps of the whole run, if they are not the ticks; ``warmup_steps`` are converted to a share of
+            the run by them.
 
     Raises:
-        ValueError: ``warmup_steps`` of a run of which only the clock knows how many steps it has.
+        ValueError: ``warmup_steps`` for a run whose number of steps depends on time alone.
     """
     warmup = round(settings.warmup * ticks)
     if settings.warmup_steps is not None:
@@ -79,7 +79,7 @@ def build_schedule(
 
 
 def _cosine(settings: Training, ticks: int, warmup: int, start: float) -> Callable[[int], float]:
-    """The rate as a share of the highest, at each tick: timm's ``CosineLRScheduler``."""
+    """Returns the rate at each tick as a share of the highest rate, as in timm's ``CosineLRScheduler``."""
     begin = warmup if settings.cosine_from == "warmup" else 0
     end = round((1 - settings.cooldown) * ticks)
     low = settings.final_lr

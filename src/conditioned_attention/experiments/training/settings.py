@@ -17,20 +17,21 @@ Precision = Literal["no", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Optimization:
-    """What turns gradients into steps.
+    """The optimizer, which turns gradients into steps.
 
     Attributes:
-        optimizer: ``"adamw"``, ``"sgd"`` (Nesterov momentum), ``"muon"`` (weight matrices by PyTorch's Muon, all else
-            by AdamW, with embeddings and a last layer that the model names) or ``"timm"`` (timm's
-            ``create_optimizer_v2``, with its rules of decay).
-        timm_optimizer: which of timm's, such as ``"adamw"`` or ``"lamb"``; for ``optimizer="timm"`` alone.
+        optimizer: ``"adamw"``, ``"sgd"`` (Nesterov momentum), ``"muon"`` (PyTorch's Muon for weight matrices, and AdamW
+            for everything else, which includes embeddings and a last layer that the model names)
+            or ``"timm"`` (timm's ``create_optimizer_v2``, with its rules for weight decay).
+        timm_optimizer: name of an optimizer of timm, such as ``"adamw"`` or ``"lamb"``; only for ``optimizer="timm"``.
         lr: highest learning rate.
-        betas: of AdamW, also beside Muon, and of timm's; None for the optimizer's own.
-        eps: the same.
-        momentum: of SGD, Muon and timm's; None for 0.9, 0.95 and timm's own.
-        weight_decay: on matrices.  Vectors (biases, norms) do not decay, nor what a model names in its
-            ``no_weight_decay``, or its task in `Task.no_weight_decay`.
-        decays: ``"matrices"``, so; or ``"all"``, vectors too, and what a model names: all but what the task names.
+        betas: betas of AdamW, also beside Muon, and of timm's optimizers; None for the optimizer's own.
+        eps: eps of the same optimizers; None for the optimizer's own.
+        momentum: momentum of SGD, Muon and timm's optimizers; None for 0.9, 0.95 and timm's own.
+        weight_decay: weight decay of matrices.  Vectors (biases, norms) do not decay, nor does what a model names in
+            its ``no_weight_decay``, or its task in `Task.no_weight_decay`.
+        decays: ``"matrices"`` is what ``weight_decay`` describes; with ``"all"``, vectors and what a model names decay
+            too: everything but what the task names.
         clip: largest global norm of the gradient; None does not clip.
     """
 
@@ -67,27 +68,29 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate moves.
+    """How the learning rate changes over a run.
 
     Attributes:
         schedule: ``"cosine"`` (linear warm-up, then half a cosine down to ``final_lr``), ``"one_cycle"`` (PyTorch's
             OneCycleLR, linear, which also cycles Adam's first beta between 0.95 and 0.85), ``"triangle"`` (linear
-            warm-up, then linearly down to ``final_lr``), ``"milestones"`` (linear warm-up, then ``gamma`` times as
-            much from every milestone on) or ``"constant"``, which has no warm-up.
+            warm-up, then linear decay to ``final_lr``), ``"milestones"`` (linear warm-up, then multiplied by ``gamma``
+            at every milestone) or ``"constant"``, which has no warm-up.
         warmup: share of the run in which the learning rate rises.
-        warmup_steps: the same in optimizer steps, instead of ``warmup``.  Where the clock may end the run, it is their
-            share of the steps that it has otherwise, and refused where nobody knows how many those are.
-        warmup_from: the learning rate that it rises from; None starts one step's rise above 0.
+        warmup_steps: length of the warm-up in optimizer steps, instead of ``warmup``.  If a time budget may end the
+            run, they count as a share of the steps that the run would have without that budget; if that number is not
+            known, this is an error.
+        warmup_from: learning rate at which the warm-up starts; None starts one step's rise above 0.
         final_lr: learning rate at the end of ``"cosine"`` and ``"triangle"``, as a share of ``lr``.
-        milestones: of ``"milestones"``, in ascending order, as shares of the run.
-        gamma: of ``"milestones"``.
-        schedule_per: whether the rate moves with every step, or stays for an epoch and moves between two.
+        milestones: for ``"milestones"``: where they are, as shares of the run, in ascending order.
+        gamma: for ``"milestones"``: factor on the learning rate at each of them.
+        schedule_per: whether the learning rate changes with every ``"step"``, or only from one ``"epoch"`` to the next.
         cosine_from: whether the half cosine begins when the ``"warmup"`` ends, or with the ``"run"``, so that the
-            warm-up ends a little below the top, as in timm without ``warmup_prefix``.
-        schedule_lag: of ``"cosine"``, so many steps (or epochs) that the rate is late.  The loops of DeiT, XCiT and
-            Swin tell timm's scheduler the number of the epoch or step that has ended, and not of the next: 1.  That of
-            DaViT tells it at the beginning of a step how far the run will be at its end: -1.
-        cooldown: of ``"cosine"``, share of the run at its end that stays at ``final_lr``, as timm's own loop does.
+            warm-up ends a little below the peak, as in timm without ``warmup_prefix``.
+        schedule_lag: for ``"cosine"``: number of steps (or epochs) by which the learning rate lags behind.  The
+            training loops of DeiT, XCiT and Swin tell timm's scheduler the number of the epoch or step that has just
+            ended, instead of the next one: a lag of 1.  DaViT's loop tells it, at the beginning of a step, how far the
+            run will be at the end of that step: -1.
+        cooldown: for ``"cosine"``: share of the run, at its end, that stays at ``final_lr``, as in timm's own loop.
     """
 
     schedule: Literal["cosine", "one_cycle", "triangle", "milestones", "constant"] = "cosine"
@@ -136,13 +139,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run is: it ends, and the learning rate has come down, when the first of these is used up.
+    """How long a run is: it ends, with its learning rate fully decayed, when the first of these limits is reached.
 
     Attributes:
-        epochs: passes over the training set; the samples that do not fill a batch are left out.
-        max_steps: so many optimizer steps at most, each of a full batch.
-        tokens: so many tokens (of a task that does not count tokens: samples) at most, rounded up to a whole step.
-        seconds: so much time spent training at most, without evaluations; such a run is not reproducible to the bit.
+        epochs: passes over the training set; samples that do not fill a batch are left out.
+        max_steps: at most this many optimizer steps of a full batch.
+        tokens: at most this many tokens (for a task that does not count tokens: samples), rounded up to a whole step.
+        seconds: at most this many seconds of training, without evaluations; such a run is not reproducible bit for bit.
     """
 
     epochs: int = 30
@@ -157,16 +160,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Batch:
-    """Which samples make an optimizer step.
+    """Which samples make up an optimizer step.
 
     Attributes:
-        batch_size: samples an optimizer step, over all processes and micro-batches.
-        accumulation: micro-batches an optimizer step; it must divide ``batch_size``.
+        batch_size: samples per optimizer step, over all processes and micro-batches.
+        accumulation: micro-batches per optimizer step; it must divide ``batch_size``.
         ramp: share of the run in which the batch grows linearly from one micro-batch to ``batch_size``.
-        order: ``"shuffled"`` (anew in every epoch), ``"repeated"`` (each sample ``repeats`` times in an epoch, every
-            time with its own augmentation, and as many samples an epoch as without), ``"stored"`` (as they lie) or
-            ``"streamed"`` (an iterable data set).
-        repeats: of ``"repeated"``.
+        order: order of the samples: ``"shuffled"`` (anew in every epoch), ``"repeated"`` (each sample ``repeats`` times
+            in an epoch, each time with its own augmentation, while an epoch has as many samples as
+            without), ``"stored"`` (the order of the data set) or ``"streamed"`` (an iterable data set).
+        repeats: for ``"repeated"``: how often each sample comes.
     """
 
     batch_size: int = 64
@@ -191,7 +194,7 @@ class Batch:
         return self.batch_size // self.accumulation
 
     def micro_batches(self, progress: float) -> int:
-        """How many of those the next optimizer step takes, after that share of the run."""
+        """How many micro-batches the next optimizer step takes, after this share of the run."""
         if progress >= self.ramp:
             return self.accumulation
         return max(1, math.ceil(self.accumulation * progress / self.ramp))
@@ -199,20 +202,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When a run is scored, and by what.
+    """When a run is evaluated, and which of its weights are tested.
 
     Attributes:
-        evaluate_every: epochs between evaluations, or a part of one; the end is always evaluated.  What is counted are
-            steps, so many as an epoch has full batches: with ``ramp``, whose first steps are smaller, it is sooner.
+        evaluate_every: epochs between evaluations, or a fraction of one; the end is always evaluated.  They are counted
+            in optimizer steps, as many per epoch as it has full batches: with ``ramp``, whose first batches are
+            smaller, evaluations come sooner.
         evaluate_steps: optimizer steps between evaluations, instead of ``evaluate_every``.
-        evaluate_first: whether the run is scored before its first step too, as it starts.
-        evaluate_batches: so many batches of the evaluation set, always the same ones; None for all.
-        select: the weights that a run ends with, and that a task's test set is evaluated with, once at the end:
-            ``"last"``, or ``"best"``, those of the best evaluation.
-        monitor_every: epochs between measurements of the condition numbers (at evaluations), 0 for none; counted as
+        evaluate_first: whether to evaluate before the first step too.
+        evaluate_batches: evaluate on this many batches of the evaluation set, always the same ones; None for all.
+        select: the weights that a run ends with, and with which a task's test set is evaluated, once at the
+            end: ``"last"``, or ``"best"``, those of the best evaluation.
+        monitor_every: epochs between measurements of the condition numbers (at evaluations), 0 for none; counted like
             those of ``evaluate_every``.
-        monitor_precision: what the model computes in while it is measured: ``"float32"``, or ``"float64"``, for which
-            it is copied, and which tells condition numbers apart that are beyond the resolution of float32.
+        monitor_precision: precision that the model computes in while it is measured: ``"float32"``; or ``"float64"``,
+            which measures a copy of it and can distinguish condition numbers beyond the resolution of float32.
     """
 
     evaluate_every: float = 1
@@ -233,22 +237,23 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Training(Evaluation, Batch, Budget, Schedule, Optimization):
-    """How a model is trained, whatever the task: all that sets a run's numbers, and nothing else.
+    """How a model is trained, whatever the task: everything that determines a run's numbers, and nothing else.
 
-    It is its five parts, whose settings it has as its own, and these.
+    It has the settings of the five parts that it is derived from, and these.
 
     Attributes:
-        precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (mixed precision; fp16 needs a GPU).
-        ema: decay of an exponential moving average of the weights, which is then what is evaluated; None for none.
-        ema_beside: decay of one that is kept beside the weights and changes nothing of the run, as published recipes
-            have it: the weights are what is evaluated, and their average is evaluated too, with the same scores under
-            names that begin with ``ema_``.  It is timm's: it begins with the first weights, and buffers such as the
-            statistics of batch norms are averaged, whole numbers copied.  A copy of the weights, and evaluations take
-            twice the time.
-        compile: whether the model is compiled by torch.compile; the monitor measures it as it is written.
-        start_from: the folder of a run, or what was exported of one, whose weights this one starts with;
-            ``{variant}`` and ``{seed}`` in it stand for this run's own, so that each variant goes on from its own
-            training.  It has to stay until this run has ended.
+        precision: mixed precision: ``"no"``, ``"bf16"`` or ``"fp16"``, which needs a GPU.
+        ema: decay of an exponential moving average of the weights, which is then evaluated in place of the weights;
+            None for none.
+        ema_beside: decay of an average that is kept beside the weights and changes nothing in the run, as in published
+            recipes: the weights are evaluated, and their average too, with the same scores under names that begin
+            with ``ema_``.  It is computed as in timm: it begins with the initial weights, buffers such as the
+            statistics of batch norms are averaged, and integers are copied.  It takes a copy of the weights, and
+            evaluations take twice the time.
+        compile: whether the model is compiled by torch.compile; the monitor measures the model as it is written.
+        start_from: folder of a run, or of an exported one, whose weights this run starts with; ``{variant}``
+            and ``{seed}`` in it stand for this run's own, so that each variant continues from its own training.  The
+            folder must not be removed before this run has ended.
     """
 
     precision: Precision = "no"
@@ -284,10 +289,10 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
         return self.ema is not None or self.ema_beside is not None
 
     def steps_of_epochs(self, epochs: float, samples: int | None) -> int:
-        """Optimizer steps of a full batch in so many epochs over ``samples`` samples; at least 1.
+        """Optimizer steps of a full batch in this many epochs over ``samples`` samples; at least 1.
 
         Raises:
-            ValueError: less than a batch of samples; or None, for a stream that does not know its length.
+            ValueError: there are fewer samples than a batch has; or None, for a stream that does not know its length.
         """
         if samples is None:
             raise ValueError("the training set has no length, and so no epochs: give evaluate_steps")
@@ -296,7 +301,7 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
         return max(1, round(epochs * (samples // self.batch_size)))
 
     def full_steps(self, samples: int | None, tokens_per_sample: int = 1) -> int:
-        """The whole run in steps of a full batch, which the budgets count; with a budget of seconds the most."""
+        """Length of the whole run in full-batch steps, which budgets count; with a time budget, its upper limit."""
         steps = sys.maxsize if samples is None else self.steps_of_epochs(self.epochs, samples)
         if self.max_steps is not None:
             steps = min(steps, self.max_steps)
@@ -316,7 +321,7 @@ class Training(Evaluation, Batch, Budget, Schedule, Optimization):
         return steps
 
     def evaluations(self, samples: int | None, tokens_per_sample: int = 1) -> int | None:
-        """How many rows a run yields; None if the clock decides."""
+        """How many rows a run yields; None if a time budget decides."""
         if self.seconds is not None:
             return None
         every = self.evaluate_steps or self.steps_of_epochs(self.evaluate_every, samples)

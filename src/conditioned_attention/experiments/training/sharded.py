@@ -1,4 +1,4 @@
-"""Checkpoints of a run that shards its model (FSDP2): the files of a run that does not, so that either goes on."""
+"""Checkpoints of a run that shards its model (FSDP2), in the same files as of other runs, so that both can resume."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _WEIGHTS, _OPTIMIZER = "model.safetensors", "optimizer.bin"  # Accelerate's name
 
 
 def shard_by_blocks(accelerator: Accelerator, model: nn.Module) -> None:
-    """Tells Accelerate which modules to shard at a time, unless the launcher has; to be called before it prepares.
+    """Tells Accelerate which modules to shard, unless the launcher has; call this before ``Accelerator.prepare``.
 
-    In half precision the model then gives float32 all the same, as under autocast.
+    In half precision the model then still returns float32, as under autocast.
     """
     if kind(accelerator) != "fsdp2":
         return
@@ -36,7 +36,7 @@ def shard_by_blocks(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Puts every weight back into its shards, in float32: a forward without a backward leaves some whole."""
+    """Puts every weight back into its shards, in float32, since a forward without a backward leaves some whole."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -45,7 +45,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def save_state(accelerator: Accelerator, folder: Path) -> None:
-    """``Accelerator.save_state``, where sharded weights and optimizer state are put together by the main process."""
+    """Does ``Accelerator.save_state``, but with sharded weights and optimizer state gathered by the main process."""
     if kind(accelerator) != "fsdp2":
         accelerator.save_state(str(folder))
         return
@@ -62,7 +62,7 @@ def save_state(accelerator: Accelerator, folder: Path) -> None:
 
 
 def load_state(accelerator: Accelerator, folder: Path) -> None:
-    """``Accelerator.load_state`` of what `save_state` has written, by however many processes, sharded or not."""
+    """Does ``Accelerator.load_state`` for what `save_state` wrote, with any number of processes, sharded or not."""
     if kind(accelerator) != "fsdp2":
         accelerator.load_state(str(folder))
         return
@@ -82,7 +82,7 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
 
 @contextmanager
 def _apart(accelerator: Accelerator) -> Iterator[tuple[nn.Module, torch.optim.Optimizer]]:
-    """The model and its optimizer, out of what Accelerate saves and loads itself meanwhile."""
+    """Yields the model and its optimizer; meanwhile Accelerate leaves them out of what it saves and loads itself."""
     models, optimizers = accelerator._models, accelerator._optimizers
     accelerator._models, accelerator._optimizers = [], []
     try:
@@ -92,7 +92,7 @@ def _apart(accelerator: Accelerator) -> Iterator[tuple[nn.Module, torch.optim.Op
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state by the names of parameters, with the numbers that it has by itself."""
+    """Converts an optimizer's state from the names of parameters to the numbers that optimizers use themselves."""
     numbers: dict[str, int] = {}
     for group in state["param_groups"]:
         numbers |= {name: i for i, name in enumerate(group["params"], len(numbers))}
@@ -101,7 +101,7 @@ def _numbered(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The other way round."""
+    """Converts an optimizer's state from the numbers of parameters to their names."""
     of = {id(parameter): name for name, parameter in model.named_parameters()}
     names = [of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]

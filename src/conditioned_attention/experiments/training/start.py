@@ -1,4 +1,4 @@
-"""Weights to start with: those that another run has ended with."""
+"""Weights to start a run with: those that another run has ended with."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class StartWeights:
     Attributes:
         source: the checkpoint's folder.
         weights: a state_dict.
-        identity: what that run was, how far it had come, and the checksums of its files, as plain data: part of what
-            makes the run that starts here this one.
+        identity: what that run was, its step, and the checksums of its files, as plain data; this is part of what
+            identifies the run that starts with these weights.
     """
 
     source: Path
@@ -38,11 +38,11 @@ class StartWeights:
 
     @classmethod
     def of(cls, pattern: str | None, variant: Variant, seed: int) -> StartWeights | None:
-        """Those in the folder of `Training.start_from`; None if there is none.
+        """Reads the weights in the folder that `Training.start_from` names; None if it names none.
 
         Raises:
-            FileNotFoundError: no checkpoint in that folder.
-            ValueError: the newest checkpoint is damaged, or the pattern has other braces than it may.
+            FileNotFoundError: there is no checkpoint in that folder.
+            ValueError: the newest checkpoint is damaged, or the pattern has other names in braces than it may.
         """
         if pattern is None:
             return None
@@ -66,7 +66,7 @@ class StartWeights:
 
     @classmethod
     def _exported(cls, folder: Path) -> StartWeights:
-        """Of a folder that `export_run` has written, which says what run it was."""
+        """Reads the weights in a folder that `export_run` has written, which records the run that they are from."""
         origin = read_json(folder / "model.json", dict[str, Any]).get("from", {})
         run = {name: origin.get(name) for name in ("variant", "seed")}
         files = {"model.safetensors": size_and_checksum(folder / "model.safetensors")}
@@ -74,11 +74,11 @@ class StartWeights:
         return cls(folder, weights_in(folder), identity)
 
     def apply(self, model: nn.Module, variant: Variant, batch: Any, note_in: Path | None) -> None:
-        """Gives a fresh model these weights and a variant's change.
+        """Loads these weights into a fresh model and applies a variant's change to it.
 
         Weights of the same name and shape are taken over; the others, such as a new head, stay as the model has them.
-        A detector takes a classifier's for the one in it.
-        What a variant does to the start alone is left out: the other run has begun with it.
+        A detector takes a classifier's weights for the classifier inside it.  What a variant changes only in the
+        initial weights is left out, since the other run has started with it.
 
         For ``batch`` see `Variant.apply`.  The folder ``note_in`` gets ``start.json``, which lists what was taken over
         and what was not.
@@ -109,15 +109,15 @@ class StartWeights:
 
 
 def weights_in(checkpoint: Path, which: Weights = "run") -> dict[str, Tensor]:
-    """A state_dict of a checkpoint that one process can read whole.
+    """Reads weights from a checkpoint as a state_dict.
 
     Args:
         checkpoint: its folder.
-        which: ``"run"``, the weights that the run's scores are of, which are the average of `Training.ema` where there
-            is one; ``"model"``, those that were trained; or ``"average"``, the moving average, beside them or not.
+        which: ``"run"``, the weights that the run was scored with, which are the average of `Training.ema` if there is
+            one; ``"model"``, those that were trained; or ``"average"``, the moving average (``ema`` or ``ema_beside``).
 
     Raises:
-        ValueError: there is no average; or the weights lie in parts (fsdp2).
+        ValueError: there is no average; or the weights are stored in parts (fsdp2).
     """
     if which not in get_args(Weights):
         raise ValueError(f"weights={which!r} is unknown; valid are {', '.join(map(repr, get_args(Weights)))}")

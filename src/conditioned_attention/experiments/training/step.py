@@ -1,4 +1,4 @@
-"""One optimizer step, the same wherever one is taken: in training, when it is timed, when its memory is measured."""
+"""One optimizer step, which is the same in training, when it is timed, and when its memory is measured."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ Loss = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
 
 @dataclass
 class Step:
-    """A model with all that an optimizer step needs.
+    """A model with everything that an optimizer step needs.
 
     Attributes:
-        accelerator: puts data in their place, and knows of precision and of other processes.
+        accelerator: handles the device, the precision and other processes.
         model, optimizer: as Accelerate has prepared them.
-        loss: of a model and a micro-batch, a scalar or named ones that add up.
+        loss: maps a model and a micro-batch to a scalar, or to named scalars that are added up.
         clip, average: largest norm of the gradient, and moving average of the weights; or None.
-        after: is called with the model, without what several processes wrap around it, when the weights have changed;
-            or None.
+        after: called with the model, without the wrappers of several processes, when the weights have changed; or None.
     """
 
     accelerator: Accelerator
@@ -61,7 +60,7 @@ class Step:
         """
         sums = {} if sums is None else sums
         self.model.train()
-        # Accelerate divides the loss by this, and lets processes and optimizer act at the last of so many
+        # Accelerate divides the loss by this number, and synchronises processes and steps at the last micro-batch only
         self.accelerator.gradient_accumulation_steps, self.accelerator.step = count, 0
         parts: dict[str, Tensor] = {}
         norm = None
@@ -84,14 +83,14 @@ class Step:
 
     @property
     def fixed_bytes(self) -> int:
-        """Weights, their average and what the optimizer holds: after a first step, that of this process alone."""
+        """Bytes of weights, their average and (after a first step) the optimizer state, of this process alone."""
         models = [self.model, *([] if self.average is None else [self.average])]
         weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
         return weights + state_bytes(self.optimizer)
 
 
 def components(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``{"loss": …}``, and every component of it as ``"loss/NAME"``, if a task names them."""
+    """Returns ``{"loss": …}``, with each component of it as ``"loss/NAME"`` if the task names them."""
     if isinstance(loss, Tensor):
         return {"loss": loss}
     if not loss:
@@ -100,18 +99,18 @@ def components(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def new_average(model: nn.Module, settings: Training) -> AveragedModel | None:
-    """The moving average of the weights that is asked for, on the CPU as they are; None without one."""
-    if settings.ema is not None:  # buffers are the model's
+    """Returns the moving average that the settings ask for, on the CPU like the weights; None if they ask for none."""
+    if settings.ema is not None:  # its buffers are copies of the model's
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     if settings.ema_beside is not None:
         average = AveragedModel(model, multi_avg_fn=partial(_average, settings.ema_beside), use_buffers=True)
-        average.n_averaged.fill_(1)  # the first weights count, as in timm's; else PyTorch begins with those of step 1
+        average.n_averaged.fill_(1)  # the initial weights count, as in timm; PyTorch would begin with those of step 1
         return average
     return None
 
 
 def _average(decay: float, averages: list[Tensor], tensors: list[Tensor], count: Tensor | int) -> None:
-    """As timm's ModelEmaV3, on tensors of one dtype: PyTorch's own would round averages of whole numbers down."""
+    """Averages like timm's ModelEmaV3, on tensors of one dtype: PyTorch's own would round averages of integers down."""
     if averages[0].is_floating_point():
         get_ema_multi_avg_fn(decay)(averages, tensors, count)
     else:
@@ -121,7 +120,7 @@ def _average(decay: float, averages: list[Tensor], tensors: list[Tensor], count:
 def step_of_variant(
     task: Task, settings: Training, variant: Variant, accelerator: Accelerator, *, recompute: bool = False
 ) -> Step:
-    """A step of a freshly built model with the structure of a variant, to time it or measure its memory."""
+    """Returns the step of a freshly built model with a variant's structure, to time it or measure its memory."""
     torch.manual_seed(0)
     model, variant = task.build_model(), variant.leaving(task.left_alone)
     variant.apply_structure(model)

@@ -1,4 +1,4 @@
-"""A data set that is read in order, without indices and perhaps without a length, from any position in it."""
+"""Reads a data set in order from any position, where it has no indices and perhaps no length."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _END = object()
 class StreamedItems(Dataset[Any]):
     """The items of a stream by their number since the beginning of the run, epoch after epoch.
 
-    Each item is drawn with every global generator set by (seed, epoch, number in the epoch).  Every process that has a
-    part in reading, be it a rank or a worker of the loader, reads the whole stream and keeps what it was asked for: so
-    nothing depends on how many there are.
+    Before each item, all global generators are seeded by (seed, epoch, number in the epoch).  Every process that takes
+    part in reading, be it a rank or a loader worker, reads the whole stream and keeps only what it was asked for, so
+    that nothing depends on how many processes there are.
 
-    A *place* says where the stream was before a batch, as plain data: a later process goes there by the data set's
-    own ``state_dict``, if it leads to the very items of that batch, and else by reading the epoch from its beginning.
+    A *place* says as plain data where the stream was before a batch.  A later process returns there by the data set's
+    own ``state_dict`` if this leads to exactly the items of that batch, or else by reading the epoch from its start.
     """
 
     def __init__(self, data: Any, seed: int) -> None:
         self.data, self.seed = data, seed
-        self.number = self.epoch = self.taken = 0  # of the next item: in the run; its epoch; in the epoch
+        self.number = self.epoch = self.taken = 0  # of the next item: its number in the run, epoch, number in the epoch
         self.items: Iterator[Any] | None = None
         self.place: dict[str, Any] | None = None
 
     def start_at(self, place: dict[str, Any] | None) -> None:
-        """Reads from here when it is asked next; None is the beginning of the run."""
+        """Makes the next read begin at ``place``; None is the beginning of the run."""
         self.items, self.place = None, place
 
     def __getitems__(self, numbers: Sequence[int]) -> tuple[tuple[int, ...], dict[str, Any], list[Any]]:
-        worker._worker_info = None  # or a data set would hand out a worker's share alone
+        worker._worker_info = None  # otherwise a data set would return a worker's share alone
         with generators_kept():
             if self.items is None or numbers[0] < self.number:
                 self._begin(numbers[0])
@@ -84,7 +84,7 @@ class StreamedItems(Dataset[Any]):
     def _open(self, epoch: int, state: Any = None) -> None:
         self.source = self.data
         if state is not None:
-            self.source = copy.deepcopy(self.data)  # which would go there again when it is iterated anew
+            self.source = copy.deepcopy(self.data)  # otherwise the original would go there whenever it is iterated
             self.source.load_state_dict(state)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
@@ -93,7 +93,7 @@ class StreamedItems(Dataset[Any]):
         self.items = iter(self.source)
 
     def _take(self, count: int) -> list[Any]:
-        """The next items; where the stream ends, its next epoch begins."""
+        """Returns the next items; when the stream ends, its next epoch begins."""
         found: list[Any] = []
         while len(found) < count:
             reseed(self.seed, self.epoch, self.taken)
@@ -109,7 +109,7 @@ class StreamedItems(Dataset[Any]):
         return found
 
     def _state(self) -> Any:
-        """The data set's own, if it has one that is plain data; None at the beginning of an epoch."""
+        """Returns the data set's own state, if it has one that is plain data; None at the beginning of an epoch."""
         if not self.taken or not (hasattr(self.source, "state_dict") and hasattr(self.source, "load_state_dict")):
             return None
         state = self.source.state_dict()
@@ -121,14 +121,14 @@ class StreamedItems(Dataset[Any]):
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        """A tensor's own pickle holds its address."""
+        """Pickles a tensor as its bytes, since its own pickle holds its address."""
         if isinstance(obj, torch.Tensor):
             return bytes, (obj.flatten().view(torch.uint8).numpy().tobytes(),)
         return NotImplemented
 
 
 def _digest(items: Sequence[Any]) -> str | None:
-    """The same for the same items; None where they cannot be pickled."""
+    """Returns a digest that is the same for the same items; None if they cannot be pickled."""
     file = io.BytesIO()
     try:
         for item in items:

@@ -1,8 +1,8 @@
-"""TensorBoard, Weights & Biases, MLflow and trackio, through Accelerate's classes, beside the run's own files.
+"""Shows a run in TensorBoard, Weights & Biases, MLflow and trackio, through Accelerate's classes.
 
-The loss of a tracker never stops a run, nor makes it wait: each has a thread that takes rows from a queue, and is given
-up with a warning when a call fails or does not return.  (`Accelerator.log` itself calls one tracker after the other, so
-that the first one that fails or hangs would keep the rows from the others.)
+A failing tracker never stops a run or makes it wait: each has a thread that takes rows from a queue, and is given up
+with a warning when a call fails or does not return.  (`Accelerator.log` itself calls one tracker after another, so that
+the first one that fails or hangs would keep the rows from the others.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _PROJECT = "conditioned-attention"
 _START_SECONDS = 30.0  # for all trackers of a run together, before its first step
 _CALL_SECONDS = 300.0  # while the run goes on: rows wait in the queue, so that a server may restart meanwhile
-_END_SECONDS = 30.0  # without any headway, after the last step
+_END_SECONDS = 30.0  # without any progress, after the last step
 _WAITING_ROWS = 10_000
 
 # Defaults, for what no class takes as an argument; a variable that the user has set stays.
@@ -44,25 +44,25 @@ _ENVIRONMENT = {
 
 
 class _Identity(TypedDict, total=False):
-    """``trackers.json``: what identifies the run there."""
+    """``trackers.json``: what identifies the run in the trackers."""
 
     id: str
     mlflow: dict[str, str | None]
 
 
 class Trackers(AbstractContextManager["Trackers", None]):
-    """Shows the numbers of one run in each of the trackers named.
+    """Shows the numbers of one run in each of the named trackers.
 
-    A run that is continued goes on in the same run of the tracker: no point is shown twice, and what the tracker has
+    A run that is resumed continues the same run of the tracker: no point is shown twice, and what the tracker has
     missed is sent (not to TensorBoard's files, which miss nothing unless the disk was full).  What identifies the run
-    there is kept in ``trackers.json`` in its folder.  Processes other than the main one only check the names.
+    there is stored in ``trackers.json`` in its folder.  Processes other than the main one only check the names.
 
     Args:
-        names: of `TRACKERS`.
+        names: names from `TRACKERS`.
         folder: the run's; TensorBoard's, wandb's and (without MLFLOW_TRACKING_URI) MLflow's files go into it.
-        run_name: ``"<recipe>/<variant>/seed-<n>"``; what stands before the last slash is the run's group.
+        run_name: ``"<recipe>/<variant>/seed-<n>"``; the part before the last slash is the run's group.
         config: nested plain data, shown beside the numbers.
-        resume_step: optimizer steps done by the checkpoint that the run goes on from; None for a run from its start.
+        resume_step: optimizer steps in the checkpoint that the run resumes from; None for a run from its start.
         earlier: the rows up to that checkpoint, by group: what `log` was given before.
 
     Raises:
@@ -115,7 +115,7 @@ class Trackers(AbstractContextManager["Trackers", None]):
     def log(self, group: str, row: Mapping[str, Any]) -> None:
         """Shows the numbers of a row as ``"<group>/<name>"`` at its ``"step"``, which never decreases.
 
-        What is not a finite number is left out.  Rows of one step are sent together, when one of the next arrives, so
+        What is not a finite number is left out.  Rows of one step are sent together, when a row of the next arrives, so
         that a process that is killed has sent all of a step or nothing.
         """
         if row["step"] != self._step:
@@ -138,7 +138,7 @@ class Trackers(AbstractContextManager["Trackers", None]):
             )  # fmt: skip
 
     def __exit__(self, *error: object) -> None:
-        """Sends what waits; returns when the trackers have it, or have made no headway for a while."""
+        """Sends what is left; returns when the trackers have it, or have made no progress for a while."""
         self._send()
         for thread in self._threads:
             thread.rows.put(None)
@@ -149,7 +149,7 @@ class Trackers(AbstractContextManager["Trackers", None]):
 
 
 class _Thread(threading.Thread):
-    """Makes all the calls of one tracker; the run looks at it from time to time."""
+    """A thread that makes all calls to one tracker; the run checks on it from time to time."""
 
     def __init__(self, name: str, of: Trackers, earlier: list[tuple[int, dict[str, float]]]) -> None:
         # a daemon, since a process must be able to end although a call does not
@@ -162,7 +162,7 @@ class _Thread(threading.Thread):
         self.start()
 
     def trouble(self, seconds: float) -> str:
-        """Why the tracker is to be given up, or nothing; a call may take so many seconds."""
+        """Returns why the tracker is to be given up, or an empty text; a call may take ``seconds`` seconds."""
         if not self.lost and time.monotonic() - self.busy_since > seconds:
             self.lost = f"a call has not returned for {seconds:g} s"
         if not self.lost and self.rows.qsize() > _WAITING_ROWS:
@@ -186,12 +186,12 @@ class _Thread(threading.Thread):
         self.started.set()
 
     def send(self, tracker: Any, last_step: int) -> None:
-        """Shows what the tracker lacks and then what comes, until the end or until it is given up."""
+        """Sends what the tracker lacks and then new rows, until the end or until it is given up."""
         for step, row in self.earlier:
             if step > last_step and not self.lost:
                 self.busy_since = time.monotonic()
                 tracker.log(row, step=step)
-        # What it has of steps beyond the checkpoint, the run will only repeat, with the same numbers.
+        # If it has steps beyond the checkpoint, the run will only repeat them, with the same numbers.
         repeated = last_step if last_step > self.of.resume_step else -1
         while not self.lost:
             self.busy_since = math.inf
@@ -207,7 +207,7 @@ class _Thread(threading.Thread):
         self.lost = self.lost or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
-# How a tracker is started, and the last step that it has numbers of, -1 for none.
+# Each function starts a tracker, and returns it with the last step that it has numbers of, -1 for none.
 
 
 def _tensorboard(tracker_class: Any, run: Trackers) -> tuple[Any, int]:
@@ -256,9 +256,9 @@ def _mlflow(tracker_class: Any, run: Trackers) -> tuple[Any, int]:
 
 
 def _sqlite(file: Path) -> str:
-    """The address of a database for SQLAlchemy, whose versions differ in what they quote.
+    """Returns the address of a database file for SQLAlchemy, whose versions differ in what they quote.
 
-    As it is where that is understood, since MLflow makes a folder of the name that it reads there.
+    The path stays unquoted if SQLAlchemy understands it so, since MLflow makes a folder of the name that it reads.
     """
     from sqlalchemy.engine import URL, make_url
 
@@ -281,7 +281,7 @@ TRACKERS = tuple(_STARTS)
 
 
 def check_installed(names: Collection[str]) -> None:
-    """Imports the packages of the trackers named: here, since a thread that imports while a loader forks may hang it.
+    """Imports the packages of the named trackers, since an import in a thread while a loader forks may hang the loader.
 
     Raises:
         ValueError: an unknown name.
@@ -310,7 +310,7 @@ def _is_main_process() -> bool:
 
 
 def _numbers(group: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """What every tracker can show of a row."""
+    """Returns the finite numbers of a row, which every tracker can show."""
     return {
         f"{group}/{key}": float(value)
         for key, value in row.items()
@@ -319,7 +319,7 @@ def _numbers(group: str, row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
+    """Flattens nested settings, under dotted names."""
     values: dict[str, Any] = {}
     for key, value in config.items():
         values |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""What is measured of a model's heads and projections while it trains."""
+"""Measures the heads and projections of a model while it trains."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from conditioned_attention.storage.json_lines import JsonLines
 
 
 class Watch:
-    """Condition numbers of every head and projection: ``conditions.jsonl`` and ``projections.jsonl`` of a folder.
+    """Writes condition numbers of every head and projection to ``conditions.jsonl`` and ``projections.jsonl``.
 
-    The model is called with ``probe``, in ``precision`` if its own is lower.  It comes freshly built: its W_V are
-    what their growth is measured against.
+    The model is called with ``probe``, in ``precision`` if its own is lower.  It must be freshly built, since growth of
+    W_V is measured relative to the W_V that it has then.
     """
 
     def __init__(self, model: nn.Module, probe: Any, folder: Path, launch: Launch, precision: str) -> None:
@@ -39,7 +39,7 @@ class Watch:
     def measure(self, step: int, model: nn.Module, *, main: bool) -> dict[str, float]:
         """Measures the heads of the model that trains and the projections of ``model``, and returns their summary.
 
-        Every process calls this, and the ``main`` one writes.
+        Every process calls this, but only the ``main`` one writes.
         """
         heads, projections = self.monitor.measure(step), projection_records(model)
         if main:
@@ -53,7 +53,7 @@ class Watch:
 
 
 def summarise_projections(records: list[ProjectionRecord], value_norm_before: float) -> dict[str, float]:
-    """Median log₁₀ κ of W_Q, W_K and W_V as the model uses them, and ‖W_V‖ over that before training."""
+    """Returns median log₁₀ κ of W_Q, W_K and W_V as the model uses them, and ‖W_V‖ relative to before training."""
     if not records:
         return {}
     values = [record.norm for record in records if record.role == "value"]

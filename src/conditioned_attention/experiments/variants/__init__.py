@@ -1,1 +1,1 @@
-"""What is compared: named changes of an otherwise identical model."""
+"""The variants that are compared: named changes of an otherwise identical model."""

@@ -1,4 +1,4 @@
-"""What is compared: each variant is a named change of an otherwise identical model."""
+"""The variants by name, each a change of an otherwise identical model."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ VARIANTS = {
         Variant("preconditioned", (Heads(),), "each head's rows to unit length, C without gradient (2603.27153)"),
         Variant("preconditioned_weights", (Heads(RowNorm("weights")),), "C from the rows of softmax(q kᵀ): Algorithm 1"),
         Variant("preconditioned_scaled", (Heads(PowerNorm(1.0, scaled=True)),), "C · √d: rows to the length √d"),
-        Variant("preconditioned_power", (Heads(PowerNorm(0.5)),), "C to the power ½: keeps part of what row norms say"),
+        Variant("preconditioned_power", (Heads(PowerNorm(0.5)),), "C to the power ½: keeps part of the information in row norms"),
         Variant("preconditioned_learned", (Heads(LearnedPowerNorm()),), "C^α, a learned α for each head that starts at 0"),
         Variant("preconditioned_calibrated", (CalibratedStart(), Heads()), "C, with W_O scaled at the start for trained weights"),
-        Variant("preconditioned_power_calibrated", (CalibratedStart(PowerNorm(0.5)), Heads(PowerNorm(0.5))), "the same with C to the power ½"),
+        Variant("preconditioned_power_calibrated", (CalibratedStart(PowerNorm(0.5)), Heads(PowerNorm(0.5))), "C to the power ½, with W_O scaled at the start for trained weights"),
         Variant("d_optimal", (Heads(DOptimal()),), "C, refined by 1 step towards a D-optimal design; not for causal models"),
         Variant("spectral", (_AUTO,), "W + λ I for queries, keys, values (2603.07162), λ = d^(-1/4)"),
         Variant("spectral_published", (Spectral(strength=PUBLISHED["identity"]),), "W + 10 I, the λ of the paper"),
         Variant("spectral_polar", (Spectral(correction="polar"),), "W + σ_max(W) U Vᵀ: κ at most 2 at the start"),
-        Variant("spectral_qk", (_ON_LOGITS,), "W + λ I for queries and keys alone, λ = 1: logits of deviation 1"),
+        Variant("spectral_qk", (_ON_LOGITS,), "W + λ I for queries and keys alone, λ = 1: logits of standard deviation 1"),
         Variant("identity_init", (SpectralStart(),), "control: spectral's λ I at the start only"),
         Variant("preconditioned+spectral", (_AUTO, Heads()), "both methods, λ = d^(-1/4)"),
         Variant("head_l2", (Heads(RowNorm(gradient="through")),), "control: rows to unit length, ordinary gradient"),
         Variant("head_rmsnorm", (Heads(HeadRMSNorm()),), "control: RMSNorm of each head's row without gain, ordinary gradient"),
         Variant("head_rmsnorm_gain", (Heads(HeadRMSNormWithGain()),), "control: RMSNorm of each head's row with a learned gain"),
-        Variant("constant_gain", (MeanOfC(),), "control: one number a layer, the mean of C before training"),
+        Variant("constant_gain", (MeanOfC(),), "control: one factor per layer, the mean of C before training"),
         Variant("sigmoid_gate", (Heads(SigmoidGate()),), "control: heads times a learned gate of the layer's input"),
         Variant("qk_norm", (Heads(QKNorm()),), "control: queries and keys of each head to root mean square 1"),
-        Variant("qk_norm_temperature", (Heads(QKNormWithTemperature()),), "control: qk_norm with a learned temperature a head"),
+        Variant("qk_norm_temperature", (Heads(QKNormWithTemperature()),), "control: qk_norm with a learned temperature per head"),
         Variant("qk_clip", (ClippedLogits(),), "control: W_Q, W_K of a head scaled down when a logit passes 100 (Kimi K2)"),
-        Variant("preconditioned+qk_norm", (Heads(PreconditionedQKNorm()),), "C on the heads, and queries and keys normed"),
+        Variant("preconditioned+qk_norm", (Heads(PreconditionedQKNorm()),), "C on the heads, and queries and keys normalised"),
         Variant("orthogonal_init", (OrthogonalStart(),), "control: semi-orthogonal W_Q, W_K, W_V at the start"),
         Variant("conditioned_init", (ConditionedStart(),), "control: W_V = I, W_Q, W_K of each head orthogonal at the start"),
     )

@@ -1,4 +1,4 @@
-"""What a variant is made of: changes of a model's attention, each of all of its modules or of those that are named."""
+"""The changes of which variants are made: each changes all attention modules of a model, or those that are named."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ class Change(ABC):
     """One change of a model, in place.
 
     Attributes:
-        include, exclude: patterns of the names of attention modules, as `precondition` takes them; None for all of
-            them, and for none.
-        initial: whether it changes what a model starts with and nothing afterwards, so that a model that has trained
-            has it already.
-        of: what of a module it changes; of one module only one change can.
+        include, exclude: patterns for the names of attention modules, as `precondition` takes them; None includes all
+            of them and excludes none.
+        initial: whether it changes only the initial weights, so that a model that has trained has it already.
+        of: the part of a module that it changes; each part of a module can have only one change.
     """
 
     include: Patterns = None
@@ -41,14 +40,14 @@ class Change(ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport | None:
-        """Changes every module that is meant; raises ValueError if one cannot be changed, or a pattern fits none."""
+        """Changes every selected module; raises ValueError if one cannot be changed, or a pattern matches none."""
 
     def apply_structure(self, model: nn.Module) -> ConversionReport | None:
-        """`apply` with numbers that mean nothing: to count or time what a model does, without data or on meta."""
+        """`apply` with meaningless numbers: to count or time what a model does, without data or on the meta device."""
         return self.apply(model)
 
     def after_step(self, model: nn.Module) -> None:  # noqa: B027 - most changes have nothing left to do
-        """What is done to the model after every optimizer step."""
+        """Changes the model after every optimizer step; by default not at all."""
 
     @property
     def _modules(self) -> dict[str, Any]:
@@ -57,7 +56,7 @@ class Change(ABC):
 
 @dataclass(frozen=True)
 class Heads(Change):
-    """What every attention head passes through."""
+    """A head transform, applied to every attention head."""
 
     transform: HeadTransform = RowNorm()  # noqa: RUF009 - frozen
     of: ClassVar[str] = "heads"
@@ -85,7 +84,7 @@ class ClippedLogits(Change):
 
 @dataclass(frozen=True)
 class Spectral(Change):
-    """W + λ I or another correction of the projections; the arguments of `spectral_condition`."""
+    """W + λ I or another correction of the projections, with the arguments of `spectral_condition`."""
 
     strength: float | str = "auto"
     correction: str = "identity"
@@ -103,7 +102,7 @@ class Spectral(Change):
 
 @dataclass(frozen=True)
 class SpectralStart(Spectral):
-    """The correction as part of the weights before training, which then change and decay whole."""
+    """The correction, added to the weights before training; afterwards these change and decay as a whole."""
 
     initial: ClassVar[bool] = True
 
@@ -115,7 +114,7 @@ class SpectralStart(Spectral):
 
 @dataclass(frozen=True)
 class OrthogonalStart(Change):
-    """Projections drawn anew, semi-orthogonal, before training."""
+    """Draws new, semi-orthogonal projections before training."""
 
     initial: ClassVar[bool] = True
     of: ClassVar[str] = "first weights"
@@ -124,12 +123,12 @@ class OrthogonalStart(Change):
         orthogonal_projections(model, self.include, self.exclude)
 
     def apply_structure(self, model: nn.Module) -> None:
-        """Nothing: other numbers in the same places."""
+        """Does nothing, since the change is only one of numbers."""
 
 
 @dataclass(frozen=True)
 class ConditionedStart(OrthogonalStart):
-    """W_V the identity, and W_Q and W_K of every head semi-orthogonal with singular values of 1, before training."""
+    """Makes W_V the identity, and W_Q and W_K of every head semi-orthogonal (singular values 1), before training."""
 
     def apply(self, model: nn.Module, batch: Any = None) -> None:
         conditioned_projections(model, self.include, self.exclude)
@@ -137,7 +136,7 @@ class ConditionedStart(OrthogonalStart):
 
 @dataclass(frozen=True)
 class CalibratedStart(OrthogonalStart):
-    """W_O scaled head by head, so that trained weights compute nearly what they did before a transform of the heads."""
+    """Scales W_O per head, so that trained weights compute nearly the same with a head transform as without it."""
 
     transform: HeadTransform = RowNorm()  # noqa: RUF009 - frozen
 
@@ -150,7 +149,7 @@ class CalibratedStart(OrthogonalStart):
 
 @dataclass(frozen=True)
 class MeanOfC(Change):
-    """The heads of each layer multiplied by the mean that C = 1 / ‖row‖ has there before training."""
+    """Multiplies the heads of each layer by the mean that C = 1 / ‖row‖ has there before training."""
 
     of: ClassVar[str] = "heads"
 
@@ -170,5 +169,5 @@ class MeanOfC(Change):
         return ConversionReport(tuple(row for report in reports for row in report.rows if row.status == "converted"))
 
     def apply_structure(self, model: nn.Module) -> ConversionReport:
-        """A gain of 1."""
+        """Applies a gain of 1."""
         return convert(model, ConstantGain(1.0), **self._modules)

@@ -1,4 +1,4 @@
-"""Initial values that condition projections, and nothing afterwards: the cheapest control."""
+"""Initial values that make projections well conditioned, with no change afterwards: the cheapest control."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from conditioned_attention.sites.projections import Projections
 
 @torch.no_grad()
 def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> None:
-    """Draws W_Q, W_K and W_V anew, each a multiple of a semi-orthogonal matrix of the Frobenius norm that it had.
+    """Redraws W_Q, W_K and W_V, each as a multiple of a semi-orthogonal matrix with the Frobenius norm that it had.
 
-    κ is then 1.  The norm is kept so that the spectrum alone changes, and not the scale; `conditioned_projections` sets
-    both.  Draws from torch's global generator.
+    κ is then 1.  The norm is kept so that only the spectrum changes, and not the scale; `conditioned_projections` sets
+    both.  Random numbers come from torch's global generator.
 
     Args:
         model: a freshly built module with attention of known classes, before any conversion.
@@ -33,13 +33,13 @@ def orthogonal_projections(model: nn.Module, include: Patterns = None, exclude: 
 
 @torch.no_grad()
 def conditioned_projections(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> None:
-    """Sets W_V to the identity, and draws W_Q and W_K of each head anew, semi-orthogonal: Conditioned Initialization.
+    """Sets W_V to the identity and redraws W_Q and W_K of each head as semi-orthogonal: Conditioned Initialization.
 
-    openreview cKNOCYPo2W.  All singular values are 1, whatever they were before.  Row i of W_V, counted over all heads,
-    is row i mod D of the identity, for D features of the input: each head's values are its own columns of the input.
-    W_Q and W_K (d, D) of a head of width d are drawn independently of each other and of other heads', from torch's
-    global generator.  Where several query heads share a key head (grouped queries), that key head has one W_K, and
-    W_V has the first columns only, one block a key head.  Biases stay as they are.
+    From openreview cKNOCYPo2W.  All singular values are then 1, whatever they were before.  Row i of W_V, counted over
+    all heads, is row i mod D of the identity, for D features of the input, so that each head's values are its own
+    columns of the input.  W_Q and W_K (d, D) of a head of width d are drawn independently of each other and of other
+    heads, from torch's global generator.  If several query heads share a key head (grouped queries), that key head has
+    one W_K, and W_V has only the first columns, one block per key head.  Biases are unchanged.
 
     Args:
         model: a freshly built module with attention of known classes, before any conversion.
@@ -62,7 +62,7 @@ def conditioned_projections(model: nn.Module, include: Patterns = None, exclude:
 
 
 def _attention(model: nn.Module, include: Patterns, exclude: Patterns) -> list[tuple[nn.Module, Projections]]:
-    """The attention modules that are meant, with their projections; raises ValueError if there is none."""
+    """The selected attention modules with their projections; raises ValueError if there is none."""
     found = []
     for site in select([site for site in find_sites(model) if site.attention], include, exclude):
         projections = find_projections(site.module)

@@ -1,4 +1,4 @@
-"""What is compared: a named tuple of changes of an otherwise identical model."""
+"""Variants of a comparison: each is a name and the changes that it makes to an otherwise identical model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from conditioned_attention.experiments.variants.changes import Change, Heads, Pa
 
 @dataclass(frozen=True)
 class Variant:
-    """Changes of a model's attention under a name.
+    """A named set of changes to a model's attention, which a comparison trains as one variant.
 
     Attributes:
-        name: as in tables and folders.
-        changes: what is done to a fresh model, in this order; nothing for a plain one.
+        name: its name in tables and folders.
+        changes: what is done to a fresh model, in this order; empty for a plain model.
         about: one line for the report.
 
     >>> import torch
@@ -51,39 +51,39 @@ class Variant:
                 raise ValueError(f"{who} are the wrong way round: what changes the start alone comes first")
 
     def apply(self, model: nn.Module, batch: Any = None, *, initialise: bool = True) -> ConversionReport | None:
-        """Changes ``model`` in place; every attention module that is meant must be of a known class.
+        """Changes ``model`` in place; every attention module that is to be changed must be of a known class.
 
         Args:
-            model: freshly built.
-            batch: some inputs, for changes that look at what the model does with them.
-            initialise: False leaves out what is done to the start alone, for a model that has trained.
+            model: a freshly built model.
+            batch: some inputs, for changes that depend on what the model does with them.
+            initialise: False leaves out changes that act on the initial weights only, for a model that has been trained.
 
         Returns:
             The report of the last conversion, or None if there was none.
 
         Raises:
-            ValueError: an attention module cannot be changed, a pattern fits none, or a change needs a batch, or one
+            ValueError: an attention module cannot be changed, a pattern matches none, or a change needs a batch, or one
                 that reaches every attention module.
         """
         changes = [change for change in self.changes if initialise or not change.initial]
         return _last(change.apply(model, batch) for change in changes)
 
     def apply_structure(self, model: nn.Module) -> ConversionReport | None:
-        """As `apply` with numbers that mean nothing: to count or time what a model does, without data or on meta."""
+        """As `apply` with meaningless numbers: to count or time what a model does, without data or on meta tensors."""
         return _last(change.apply_structure(model) for change in self.changes)
 
     def after_step(self, model: nn.Module) -> None:
-        """What its changes do to the model after every optimizer step; mostly nothing."""
+        """What its changes do to the model after every optimizer step; usually nothing."""
         for change in self.changes:
             change.after_step(model)
 
     def leaving(self, patterns: tuple[str, ...]) -> Variant:
-        """The same, that leaves the attention modules of these names alone."""
+        """The same variant, but it leaves the attention modules of these names alone."""
         return replace(self, changes=tuple(replace(c, exclude=_joined(c.exclude, patterns)) for c in self.changes))
 
     @property
     def mixes_rows(self) -> bool:
-        """Whether what becomes of a token depends on other tokens' rows."""
+        """Whether the result for a token depends on the rows of other tokens."""
         return any(isinstance(change, Heads) and change.transform.mixes_rows for change in self.changes)
 
 
@@ -93,7 +93,7 @@ def _joined(patterns: Patterns, more: tuple[str, ...]) -> Patterns:
 
 
 def _meet(one: Change, two: Change) -> bool:
-    """Whether some module is meant by both, as far as that can be told without a model."""
+    """Whether both changes select a common module, as far as that can be known without a model."""
     if (one.include, one.exclude) == (two.include, two.exclude):
         return True
     return one.include is two.include is None and None in (one.exclude, two.exclude)
@@ -107,7 +107,7 @@ def _last(reports: Iterable[ConversionReport | None]) -> ConversionReport | None
 
 
 def check_suited(variants: Iterable[Variant], *, causal: bool) -> None:
-    """Raises ValueError for a variant that a causal task cannot have, because it mixes rows of different tokens."""
+    """Raises ValueError for a variant that a causal task cannot use, because it mixes rows of different tokens."""
     for variant in variants:
         if causal and variant.mixes_rows:
             raise ValueError(

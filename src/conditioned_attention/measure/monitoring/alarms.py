@@ -56,15 +56,15 @@ def alarms_of(records: Sequence[HeadRecord], max_kappa: float | None, max_scale:
 
 
 def warn(alarm: Alarm) -> None:
-    """What is done with an alarm unless somebody asks for something else."""
+    """The default for what is done with an alarm: a ``RuntimeWarning``."""
     warn_user(str(alarm), RuntimeWarning)
 
 
 class Unchanged:
-    """Says it, once, where a model's numbers stay the same to the last bit while its optimizer takes steps.
+    """Warns once if a model's numbers stay the same to the last bit while its optimizer takes steps.
 
-    It is then a copy that is watched, as of a Trainer's ``model_init``, or of a module that was copied into another;
-    or nothing in front of its heads trains.  The first step alone may change nothing: warm-ups begin at a rate of 0.
+    The model that is watched is then a copy, as with a Trainer's ``model_init`` or a module that was copied into
+    another; or nothing before its heads trains.  The first step may change nothing, as warm-ups begin at a rate of 0.
     """
 
     def __init__(self) -> None:

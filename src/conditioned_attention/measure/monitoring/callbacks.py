@@ -19,7 +19,7 @@ _PREFIX = "conditioning/"
 
 
 class Monitor(Protocol):
-    """What a callback needs of a monitor."""
+    """What a callback needs from a monitor."""
 
     @property
     def model(self) -> nn.Module:
@@ -34,7 +34,7 @@ class Monitor(Protocol):
 
 
 class _Due:
-    """Measures where it is due, and at a step only once: at the end, and where several batches make one step."""
+    """Measures when it is due, and only once per step, also at the end and where several batches make one step."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor, self.measured, self.unchanged = monitor, -1, Unchanged()
@@ -50,7 +50,7 @@ class _Due:
             )
 
     def numbers(self, step: int, *, last: bool = False) -> dict[str, float]:
-        """What trackers take of the measurement; κ at the floor is no number.  Empty where none is due."""
+        """The finite numbers of a measurement, for trackers; without κ if it is at the floor, empty if none is due."""
         if step == self.measured or not (last or step % self.monitor.every == 0):
             return {}
         self.measured = step
@@ -86,7 +86,7 @@ def lightning_callback(monitor: Monitor) -> Any:
 
 @cache
 def _trainer_class() -> Any:
-    """Made when somebody asks for it, as transformers need not be installed."""
+    """The class of the callback, made when it is first needed, because transformers need not be installed."""
     from transformers import TrainerCallback
 
     class MonitorCallback(TrainerCallback):
@@ -101,7 +101,7 @@ def _trainer_class() -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, last: bool = False, **kwargs: Any) -> None:
             numbers = self.due.numbers(state.global_step, last=last)
             if self.trainer is not None and numbers:
-                asked = control.should_log  # for the trainer's own numbers, after this; log() withdraws it
+                asked = control.should_log  # for the trainer's own numbers, after this; log() resets it
                 self.trainer.log(numbers)
                 control.should_log = asked
 
@@ -116,7 +116,7 @@ def _trainer_class() -> Any:
 
 @cache
 def _lightning_class(library: str) -> Any:
-    """Made when somebody asks for it, for either name of the library."""
+    """The class of the callback, made when it is first needed, for either name of the library."""
 
     class MonitorCallback(import_module(library).Callback):  # type: ignore[misc]
         """Calls the monitor after optimizer steps."""
@@ -142,9 +142,9 @@ def _lightning_class(library: str) -> Any:
 
 
 def _blank(make: Callable[..., Any], *args: Any) -> Any:
-    """What pickle fills again: a class that is made in a function has no name by which it could be found.
+    """An empty instance for pickle to fill: a class that is made in a function has no name by which it could be found.
 
-    What it held comes afterwards, so that the model, the trainer and the callback may hold each other.
+    Its attributes come afterwards, so that the model, the trainer and the callback may refer to each other.
     """
     cls = make(*args)
     return cls.__new__(cls)

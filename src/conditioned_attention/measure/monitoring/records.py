@@ -109,12 +109,12 @@ class HeadRecord:
 def head_records(
     step: int, layer: int, module: str, conditioned: bool, before: Tensor, after: Tensor, heads: Iterable[int]
 ) -> Iterator[HeadRecord]:
-    """One record for each of ``heads``, of their matrices before and after, (B, H, N, D) both."""
+    """Yields one record for each of ``heads``, from head outputs before and after the transform, both (B, H, N, D)."""
     chosen = list(heads)
     # On the CPU: a GPU is slow at small decompositions in float64, and is needed for training.
     before, after = (t.detach()[:, chosen].cpu() for t in (before, after))
     norms = [t.double().norm(dim=-1) for t in (before, after)]
-    # What the transform did to a row; a row of zeros stays what it is.
+    # What the transform multiplied each row by; a row of zeros stays as it is.
     scale = (norms[1] / norms[0]).where(norms[0] > 0, 1.0).flatten(2).amax(-1)
     spectra = [spectrum(t) for t in (before, after)]
     numbers = _numbers(spectra[0], norms[0], "before") | _numbers(spectra[1], norms[1], "after")
@@ -137,7 +137,7 @@ def head_records(
 
 
 def _numbers(found: Spectrum, norms: Tensor, when: str) -> dict[str, Tensor]:
-    """Each (B, H), by the field of the record whose median it becomes."""
+    """Numbers (B, H) by the field of the record that gets their median."""
     names = ("kappa", "log_mu", "sigma_max", "sigma_min", "stable_rank", "effective_rank")
     numbers: dict[str, Tensor] = {f"{name}_{when}": getattr(found, name) for name in names}
     spread = (norms.amax(-1) / norms.amin(-1)).where(norms.amin(-1) > 0, math.inf)
@@ -145,7 +145,7 @@ def _numbers(found: Spectrum, norms: Tensor, when: str) -> dict[str, Tensor]:
 
 
 def _median(values: Tensor) -> float:
-    """The middle value, between two the lower one (a mean with inf would hide the finite one)."""
+    """The middle value, or the lower one of two (a mean with inf would hide the finite one)."""
     return float(values.median()) if len(values) else _NAN
 
 
@@ -154,14 +154,14 @@ def _mean(flags: Tensor) -> float:
 
 
 def spread(wanted: int, count: int) -> list[int]:
-    """So many of 0 … count - 1, evenly spaced, the first and the last among them."""
+    """``wanted`` of the numbers 0 … count - 1, evenly spaced, with the first and, if more than one, the last."""
     if wanted >= count:
         return list(range(count))
     return [0] if wanted == 1 else [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 
 def in_words(records: Sequence[HeadRecord]) -> str:
-    """One measurement, of at least one head, in a line.
+    """Describes one measurement of at least one head, in one line.
 
     >>> in_words([HeadRecord(7, 0, "attn", 2, False, 100.0, 8.0, 3.0, 2.0, 0.0, 0.0, 1.5)])
     'step 7: median log10 κ 2.00 of 1 heads, 0 % at the floor, largest C 1.5; largest κ in attn, head 2'

@@ -13,9 +13,9 @@ from conditioned_attention.storage.json_lines import JsonLines
 
 
 def sink_for(path: Path) -> Callable[[Sequence[HeadRecord]], None]:
-    """What takes the records of one measurement: Parquet for a path that ends so, else JSON Lines.
+    """The function that writes the records of one measurement: as Parquet if the path ends so, else as JSON Lines.
 
-    ModuleNotFoundError for Parquet without pyarrow; ValueError for Parquet into a file.
+    Raises ModuleNotFoundError for Parquet without pyarrow, and ValueError if the path for Parquet is a file.
     """
     if path.suffix != ".parquet":
         return partial(_write_lines, path)  # unlike a function made here, it can go to another process
@@ -30,17 +30,17 @@ def _write_lines(file: Path, records: Sequence[HeadRecord]) -> None:
 
 
 def _write_parquet(folder: Path, records: Sequence[HeadRecord]) -> None:
-    """A file of its own, for none can be appended to: pandas, pyarrow, polars and duckdb read the folder as one table.
+    """Writes a new file, as Parquet cannot be appended to; pandas, pyarrow, polars and duckdb read a folder as a table.
 
-    Measured again at the same step, a run replaces what it had.
+    If a run measures again at the same step, its earlier file is replaced.
     """
     if not records:
         return
     pyarrow = _arrow()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"step-{records[0].step:012d}.parquet"
-    unfinished = file.with_name(f".{file.name}")  # readers of folders pass by names with a dot
-    # Of a column that is None in all rows, as κ is at the floor, pyarrow would not guess that it is of numbers.
+    unfinished = file.with_name(f".{file.name}")  # readers of folders skip names that begin with a dot
+    # If a column is None in all rows, as κ is at the floor, pyarrow would not infer that it holds numbers.
     types = {"int": pyarrow.int64(), "float": pyarrow.float64(), "str": pyarrow.string(), "bool": pyarrow.bool_()}
     schema = pyarrow.schema([(field.name, types[str(field.type)]) for field in fields(HeadRecord)])
     table = pyarrow.Table.from_pylist([record.to_json() for record in records], schema)

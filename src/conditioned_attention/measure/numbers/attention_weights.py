@@ -18,7 +18,7 @@ from torch import Tensor
 
 from conditioned_attention.measure.numbers.spectra import check_floats
 
-_BESIDE = 8  # vectors carried along beside the wanted ones: the last of those converges as fast as the gap behind these
+_BESIDE = 8  # vectors carried besides the wanted ones: the last of those converges as fast as the gap behind these
 _PASSES = 4
 
 
@@ -50,19 +50,20 @@ def attention_spectrum(
     block: int = 256,
     seed: int = 0,
 ) -> WeightsSpectrum:
-    """Singular values of ``softmax(q kᵀ · scale)``, of every head.
+    """Computes the singular values of ``softmax(q kᵀ · scale)`` for every head.
 
-    σ₁ is at least √(N / M), for rows sum to 1; a κ of P is rarely told from infinity, as its values fall fast.
+    σ₁ is at least √(N / M), because rows sum to 1; κ of P can rarely be distinguished from infinity, as its singular
+    values fall fast.
 
     Args:
         query, key: (B, H, N, D) and (B, H, M, D).
         attn_mask: boolean (True: attend) or added to the logits, broadcast to (B, H, N, M).
         is_causal: whether query i sees the keys 0 … i only.
-        scale: of the logits, default 1 / √D.
+        scale: the factor on the logits, default 1 / √D.
         leading: how many of the largest to estimate, by subspace iteration from a random start; None computes all of
             them and needs N · M numbers for one head.
-        block: rows of P that exist at one time with ``leading``.
-        seed: of the random start.
+        block: the number of rows of P that exist at one time with ``leading``.
+        seed: the seed of the random start.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -98,7 +99,7 @@ class _Weights:
     block: int
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Row after row of P, (block, M), in float64; a row that may attend to nothing is zero."""
+        """Yields P in blocks of rows, (block, M), in float64; the row of a query that may attend to nothing is zero."""
         key = self.key.detach().double()
         for start in range(0, self.query.shape[0], self.block):
             rows = slice(start, min(start + self.block, self.query.shape[0]))

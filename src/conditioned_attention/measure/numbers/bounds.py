@@ -17,8 +17,8 @@ from conditioned_attention.preconditioner import RowNorm
 def complexity_slack(matrix: Tensor) -> Tensor:
     """``log μ(A) - log κ(A)``, never negative by Theorem 4.2 (Guggenheimer, Edelman and Johnson 1995): κ ≤ μ.
 
-    Of (..., n, d) as for `condition_number`, with its errors; (...), float64, natural logarithm, ``nan`` where κ and μ
-    are infinite.
+    It takes (..., n, d) as `condition_number` does, and raises the same errors.  The result is (...), float64, the
+    natural logarithm, ``nan`` where κ and μ are infinite.
 
     >>> import torch
     >>> complexity_slack(torch.eye(4)).exp()  # μ = 2, κ = 1
@@ -30,12 +30,12 @@ def complexity_slack(matrix: Tensor) -> Tensor:
 def log_attention_bound(output: Tensor, value: Tensor) -> Tensor:
     """Logarithm of the bound of Theorem 4.3: ``2 / (σ₁ … σ_k) · (√n ‖v‖_F / √k)^k`` for a head A = softmax(q kᵀ) v.
 
-    It is μ(A) with √n ‖v‖_F in the place of ‖A‖_F, which is no smaller by Lemma A.1, ‖softmax(·)‖_F ≤ √n; so it is no
-    less than μ(A) and κ(A).  Weights after dropout do not sum to 1 and are outside of the lemma.
+    The bound is μ(A) with √n ‖v‖_F in place of ‖A‖_F, which is no smaller by Lemma A.1, ‖softmax(·)‖_F ≤ √n; so it is
+    no less than μ(A) and κ(A).  The lemma does not cover weights after dropout, which do not sum to 1.
 
-    Of ``output`` A, (..., n, d), and ``value`` v, (..., m, d), floating point, of leading dimensions that broadcast;
-    else TypeError, or ValueError for an empty matrix or widths that differ.  (...), float64, natural logarithm; ``inf``
-    and ``nan`` where `log_complexity` of A has them.
+    It takes ``output`` A, (..., n, d), and ``value`` v, (..., m, d), floating point, with leading dimensions that
+    broadcast.  It raises TypeError for other tensors, and ValueError for an empty matrix or widths that differ.  The
+    result is (...), float64, the natural logarithm, ``inf`` and ``nan`` where `log_complexity` of A is.
 
     >>> import torch
     >>> from conditioned_attention import log_complexity
@@ -55,10 +55,10 @@ def log_attention_bound(output: Tensor, value: Tensor) -> Tensor:
 
 
 def never_raises_complexity(n: int, d: int) -> bool:
-    """Whether μ(CA) ≤ μ(A) for every n × d matrix A: n ≤ d, the condition that Theorem 4.4 leaves out.
+    """Whether μ(CA) ≤ μ(A) for every n × d matrix A: True if n ≤ d, the condition that Theorem 4.4 leaves out.
 
-    For n > d there are matrices whose μ, and κ, C raises, and matrices whose μ it lowers: see `complexity_change`.
-    ValueError for a size below 1.
+    For n > d, C raises μ and κ of some matrices and lowers μ of others: see `complexity_change`.  Raises ValueError
+    for a size below 1.
 
     >>> never_raises_complexity(64, 64), never_raises_complexity(197, 64)  # tokens, head width
     (True, False)
@@ -72,10 +72,11 @@ def complexity_change(matrix: Tensor, *, eps: float = 1e-6) -> Tensor:
     """``log μ(CA) - log μ(A)``: below 0 where C does what Theorem 4.4 promises.
 
     For n ≤ d it is ``Σ log ‖A_i‖ - n/2 · log(‖A‖_F² / n)`` and depends on the norms of the rows alone: never above 0 by
-    the inequality of arithmetic and geometric means, and 0 for rows of one length.
+    the inequality of arithmetic and geometric means, and 0 for rows of equal length.
 
-    Of (..., n, d) as for `condition_number`, with its errors, and with the smallest row norm ``eps`` that C divides by
-    (ValueError if out of range); (...), float64, natural logarithm, ``nan`` where μ is infinite before and after.
+    It takes (..., n, d) as `condition_number` does, and raises the same errors; ``eps`` is the smallest row norm that C
+    divides by (ValueError if out of range).  The result is (...), float64, the natural logarithm, ``nan`` where μ is
+    infinite before and after.
 
     >>> import torch
     >>> head = torch.tensor([[1.0, 0.0], [0.0, 0.5**0.5], [0.0, 0.5**0.5]])
@@ -87,12 +88,13 @@ def complexity_change(matrix: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 
 def preconditioner_flops(n: int, d: int, heads: int = 1) -> int:
-    """Operations that computing C of a layer takes: n (2 d + h), equation (20); a head's is equation (19).
+    """The operations that computing C takes in a layer: n (2 d + h), equation (20); for one head see equation (19).
 
     Per row of width d/h that is d/h multiplications, d/h - 1 additions, a square root and a division.  **Multiplying
     by C takes n · d more**, which section 4.3 leaves out: `application_flops`.
 
-    Of n tokens and a layer of width d, all heads together; ValueError for a size below 1, or h that does not divide d.
+    It is for n tokens and a layer of width d, all h heads together.  Raises ValueError for a size below 1, or an h that
+    does not divide d.
 
     >>> preconditioner_flops(197, 768, heads=12)  # a layer of ViT-B
     304956
@@ -102,7 +104,7 @@ def preconditioner_flops(n: int, d: int, heads: int = 1) -> int:
 
 
 def application_flops(n: int, d: int) -> int:
-    """Multiplications of C · A in a layer of width d, all heads together: n d.
+    """The multiplications that C · A takes in a layer of width d, all heads together: n d.
 
     >>> application_flops(197, 768)
     151296
@@ -112,9 +114,9 @@ def application_flops(n: int, d: int) -> int:
 
 
 def attention_flops(n: int, d: int) -> int:
-    """Multiplications and additions of the two matrix products of attention in a layer of width d: 4 n² d.
+    """The multiplications and additions of the two matrix products of attention in a layer of width d: 4 n² d.
 
-    The softmax, some five operations for each of h n² weights, and the projections, 8 n d², are not among them.
+    The softmax, some five operations for each of h n² weights, and the projections, 8 n d², are not counted.
 
     >>> attention_flops(197, 768)
     119221248

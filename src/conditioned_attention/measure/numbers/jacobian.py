@@ -37,10 +37,10 @@ class JacobianCondition:
     Attributes:
         kappa: ``largest / smallest``.
         largest: the largest singular value.
-        smallest: the smallest one that is told from 0.
-        zeros: how many of the min(rows, columns) singular values are not; None if they were not all computed.
-        exact: False after Lanczos: κ is then a lower bound, as the smallest value that it finds is too large until it
-            has converged.
+        smallest: the smallest one that can be distinguished from 0.
+        zeros: how many of the min(rows, columns) singular values cannot be; None if they were not all computed.
+        exact: False after Lanczos: κ is then a lower bound, because the smallest value that it finds is too large until
+            it has converged.
     """
 
     kappa: float
@@ -62,21 +62,22 @@ def jacobian_condition(
     method: str = "auto",
     steps: int = 300,
 ) -> JacobianCondition:
-    """κ of the Jacobian of one attention head with respect to its weights; all arithmetic in float64.
+    """Computes κ of the Jacobian of one attention head with respect to its weights; all arithmetic is in float64.
 
-    Zero singular values are left out and counted: J has them by nature, for (W_Q S, W_K S⁻ᵀ) gives the same logits for
-    every S, and the first token of a causal head attends to itself whatever W_Q and W_K are.
+    Zero singular values are left out and counted.  J has them by nature, because (W_Q S, W_K S⁻ᵀ) gives the same logits
+    for every S, and the first token of a causal head attends to itself whatever W_Q and W_K are.
 
     Args:
         x: (n, D), the tokens that go into attention.
         w_q, w_k, w_v: (d, D), (d, D) and (e, D), the rows of one head.  A bias is one more column of a weight, for a
             feature of x that is 1; the paper has none.
-        wrt: with respect to ``"query"``, ``"key"`` or ``"value"``, or several of them together, as the paper has it.
-        is_causal: whether tokens attend to themselves and those before them only.
+        wrt: with respect to which weights: ``"query"``, ``"key"`` or ``"value"``, or several together as in the paper.
+        is_causal: whether tokens attend only to themselves and those before them.
         scale: s, default 1 / √d.
-        method: ``"svd"`` decomposes J; ``"gram"`` J Jᵀ, which resolves κ up to 1e7; ``"lanczos"`` takes ``steps``
-            products with J and Jᵀ and gives a lower bound of κ; ``"auto"`` the first that J is small enough for.
-        steps: of Lanczos.
+        method: ``"svd"`` decomposes J; ``"gram"`` decomposes J Jᵀ, which resolves κ up to 1e7; ``"lanczos"`` takes
+            ``steps`` products with J and Jᵀ and gives a lower bound of κ; ``"auto"`` takes the first of these for which
+            J is small enough.
+        steps: the number of Lanczos steps.
 
     Raises:
         TypeError: something that is not a tensor of real numbers.
@@ -113,10 +114,10 @@ def jacobian_bound(
 ) -> float:
     """The right side of Theorem 3.4: κ(X)³ κ(Λ) κ(W_V) (κ(W_Q) + κ(W_K)) + κ(X) κ(P), Λ the derivative of the softmax.
 
-    Λ_i = diag(p_i) - p_i p_iᵀ has the eigenvector (1, …, 1) with eigenvalue 0, so that κ(Λ), and the bound, are
-    infinite as they are written.  Here, as in `jacobian_condition`, zero singular values are left out, of every matrix.
-    It is then no bound: with W_V → c W_V two of the three parts of J grow c-fold, κ(J) with them, and this stays.
-    Arguments as there.
+    Λ_i = diag(p_i) - p_i p_iᵀ has the eigenvector (1, …, 1) with eigenvalue 0, so that κ(Λ) and the bound, as they are
+    written, are infinite.  Here, as in `jacobian_condition`, zero singular values of every matrix are left out.  The
+    result is then not a bound: with W_V → c W_V two of the three parts of J grow c-fold, and κ(J) with them, while this
+    stays the same.  The arguments are those of `jacobian_condition`.
     """
     x, w_q, w_k, w_v = _checked(x, w_q, w_k, w_v)
     p = _weights(x @ w_q.t(), x @ w_k.t(), is_causal, 1 / math.sqrt(w_q.shape[0]) if scale is None else scale)
@@ -170,7 +171,7 @@ def _parts(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, is_causal: bool, sc
 
     def through_softmax(right: Tensor) -> Tensor:
         """s Vᵀ Λ_i right for every i: the covariance of v and ``right`` under p_i."""
-        # both less their means, for E[vr] - E[v]E[r] is nothing but rounding where attention is sharp
+        # both minus their means, because E[vr] - E[v]E[r] is nothing but rounding error where attention is sharp
         means = zip(p, p @ v, p @ right)
         return scale * torch.stack([(p_i * (v - of_v).t()) @ (right - of_right) for p_i, of_v, of_right in means])
 
@@ -199,10 +200,10 @@ def _by_lanczos(parts: Sequence[_Part], rows: int, steps: int) -> Tensor:
 
 
 def _condition(values: Tensor, size: int, precision: float = 1.0, subtracted: float = 0.0) -> JacobianCondition:
-    """From singular values in descending order.
+    """The result from singular values in descending order.
 
-    ``precision`` is ½ where they are roots of eigenvalues; ``subtracted`` the size of numbers whose difference the
-    matrix is, if they may be larger than its own.
+    ``precision`` is ½ if they are roots of eigenvalues.  If the matrix is a difference of numbers that may be larger
+    than its own, ``subtracted`` is their size.
     """
     floor = max(float(values[0]), subtracted) * (size * torch.finfo(torch.float64).eps) ** precision
     kept = values[values > floor]

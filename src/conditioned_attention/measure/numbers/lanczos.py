@@ -11,22 +11,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_EXHAUSTED = 1e-14  # of the first number: what is left of a vector is rounding, and no step can follow
+_EXHAUSTED = 1e-14  # relative to the first number: what is left of a vector is rounding error, and no step can follow
 
 
 def lanczos(
     times: Callable[[Tensor], Tensor], transposed_times: Callable[[Tensor], Tensor], start: Tensor, steps: int
 ) -> Tensor:
-    """Estimates of the singular values of a matrix A, descending, after so many products with A and with Aᵀ.
+    """Estimates the singular values of a matrix A, in descending order, from ``steps`` products with A and with Aᵀ.
 
-    They are those of A on the space of Aᵀ u, (Aᵀ A) Aᵀ u, … for a start u: the largest of them is too small and, as
-    long as they are fewer than those of A, the smallest too large, until they have converged.  Large ones do so first.
+    The estimates are the singular values of A on the space of Aᵀ u, (Aᵀ A) Aᵀ u, … for a start u.  Until they have
+    converged, the largest is too small and, as long as they are fewer than those of A, the smallest is too large.
+    Large ones converge first.
 
     Args:
-        times: A v, (n), for v (m).
-        transposed_times: Aᵀ u, (m), for u (n).
+        times: computes A v, (n), for v (m).
+        transposed_times: computes Aᵀ u, (m), for u (n).
         start: u, (n), in float64.
-        steps: at most min(n, m); where the space is exhausted earlier, fewer are taken.
+        steps: at most min(n, m); if the space is exhausted earlier, fewer are taken.
 
     Raises:
         ArithmeticError: a product is not finite.
@@ -44,8 +45,8 @@ def lanczos(
             break
         right /= alpha
         # Rounding soon turns the vectors back to the largest singular values, which would then be found again and
-        # again.  The left ones are kept and held apart; the right ones, which may be many times as long, need not be:
-        # they stay orthogonal through the left ones (Simon and Zha 2000).
+        # again.  The left vectors are kept, and new ones made orthogonal to them; the right ones, which may be many
+        # times as long, need not be: they stay orthogonal through the left ones (Simon and Zha 2000).
         u = _without(times(right), left[: i + 1])
         bidiagonal[i + 1, i] = beta = _norm(u)
         if beta <= _EXHAUSTED * bidiagonal[0, 0]:
@@ -64,7 +65,7 @@ def _norm(vector: Tensor) -> float:
 
 
 def _without(vector: Tensor, basis: Tensor) -> Tensor:
-    """The vector without its components along the rows of an orthonormal basis; twice, for once leaves rounding."""
+    """The vector without its components along the rows of an orthonormal basis; removed twice, because of rounding."""
     for _ in range(2):
         vector = vector - basis.t() @ (basis @ vector)
     return vector

@@ -30,7 +30,7 @@ class ConditionEstimate:
         log_mu: log μ (equation 10), from the diagonal of R and so not estimated.
         stable_rank: ‖A‖_F² / σ₁², the upper end of its interval.
         failure: the probability that an interval misses.
-        steps: of Lanczos, for each end of the spectrum.
+        steps: the number of Lanczos steps for each end of the spectrum.
     """
 
     kappa: float
@@ -46,18 +46,18 @@ class ConditionEstimate:
 def estimate_condition(
     matrix: Tensor, *, tolerance: float = 0.01, failure: float = 1e-3, seed: int = 0
 ) -> ConditionEstimate:
-    """κ of a matrix with thousands of rows and columns, within a factor ``1 + tolerance``; float64 inside.
+    """Estimates κ of a matrix with thousands of rows and columns within a factor ``1 + tolerance``, in float64.
 
     For a positive definite matrix of size k and a start that is uniform on the sphere, Lanczos misses the largest
     eigenvalue by more than the share ε after m steps with a probability of at most ``1.648 √k exp(-√ε (2m - 1))``
-    (Kuczyński and Woźniakowski, 1992, theorem 4.2).  As many steps are taken as that needs for both ends; at a
-    tolerance of 1 % and k = 4096 they are 63.
+    (Kuczyński and Woźniakowski, 1992, theorem 4.2).  The number of steps is what this requires for both ends: 63 at a
+    tolerance of 1 % and k = 4096.
 
     Args:
-        matrix: (n, d), floating point and finite.  For batches of small ones take `condition_number`.
+        matrix: (n, d), floating point and finite.  For batches of small matrices use `condition_number`.
         tolerance: κ lies between the estimate and ``(1 + tolerance)`` times it.
         failure: the probability with which it may lie elsewhere, whatever the matrix is.
-        seed: of the random starts.
+        seed: the seed of the random starts.
 
     Raises:
         TypeError: not a floating-point tensor.
@@ -76,14 +76,14 @@ def estimate_condition(
     if norm == 0:
         return ConditionEstimate(math.inf, math.inf, 0.0, 0.0, math.inf, math.nan, 0.0, 0)
     r = torch.linalg.qr(tall / norm, mode="r").R
-    # κ is a quotient of two estimates: each may miss by half, in σ² that is the share 1 - (1 + tolerance)⁻¹.
+    # κ is a quotient of two estimates: each may miss by half, which for σ² is the share 1 - (1 + tolerance)⁻¹.
     share = 1 - 1 / (1 + tolerance)
     steps = min(k, _steps(k, share, failure / 2))
-    # Uniform on the sphere, as the theorem wants them, once they have been given unit length.
+    # Uniform on the sphere, as the theorem requires, once they have been scaled to unit length.
     generator = torch.Generator().manual_seed(seed)
     starts = [torch.randn(k, dtype=torch.float64, generator=generator).to(r.device) for _ in range(2)]
-    # Of Rᵀ, so that the start is one for RᵀR, which is what the theorem speaks of.  Bidiagonalisation takes the same
-    # products as Lanczos on RᵀR would and never squares κ; its estimate is no smaller, so that the bound holds for it.
+    # Of Rᵀ, so that the start is one for RᵀR, which the theorem is about.  Bidiagonalisation takes the same products as
+    # Lanczos on RᵀR would and never squares κ; its estimate is no smaller, so that the bound holds for it.
     largest = lanczos(lambda v: r.mT @ v, lambda u: r @ u, starts[0], steps)[0].item()
     smallest = _smallest(r, steps, starts[1])
     told = smallest * resolution(matrix) > largest
@@ -96,7 +96,7 @@ def estimate_condition(
 
 
 def _steps(k: int, share: float, failure: float) -> int:
-    """How many steps of Lanczos miss the largest of k eigenvalues by more than this share no more often than this."""
+    """The number of Lanczos steps that miss the largest of k eigenvalues by more than a share with this probability."""
     return math.ceil((math.log(1.648 * math.sqrt(k) / failure) / math.sqrt(share) + 1) / 2)
 
 

@@ -118,7 +118,7 @@ def check_floats(name: str, value: Any) -> None:
 
 
 def resolution(matrix: Tensor) -> float:
-    """The largest κ that is told from infinity for matrices of this size and dtype."""
+    """The largest κ that can be distinguished from infinity for matrices of this size and dtype."""
     return 1 / (max(matrix.shape[-2:]) * torch.finfo(matrix.dtype).eps)
 
 

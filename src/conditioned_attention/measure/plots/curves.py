@@ -100,7 +100,7 @@ def plot_condition_numbers(
 
 
 def plot_runs_apart(runs: Mapping[str, Sequence[HeadRecord]], axes: Sequence[Axes], theme: ThemeName) -> None:
-    """`plot_condition_numbers` of one run a panel, with the colours that all in one would have, and its limits."""
+    """`plot_condition_numbers` with one run per panel, in the colours they would have in one, and with equal limits."""
     everything = [record for records in runs.values() for record in records]
     for ax, style, (label, records) in zip(axes, styles(theme), runs.items()):
         _draw(ax, label, [records], style, (0.1, 0.9), _ceiling(everything), theme)
@@ -140,15 +140,15 @@ def _finish(ax: Axes, records: Sequence[HeadRecord], theme: ThemeName) -> None:
 
 
 def floor_note(share: float) -> str:
-    """What the legend says of the share of heads that a line leaves out; empty if there are none."""
+    """What the legend says about the share of heads that a line leaves out; empty if there are none."""
     shown = "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
     return f" ({shown} at the floor)" if share > 0 else ""
 
 
 def finish_axes(ax: Axes, finite: bool, at_floor: bool, floors: Sequence[float], theme: ThemeName = "light") -> None:
-    """Names and legend of an ``ax`` with its curves, and a logarithmic axis with the numerical ``floors``, ascending.
+    """Adds labels and legend to an ``ax`` with curves, and a logarithmic axis with the numerical ``floors``, ascending.
 
-    Where no head has a ``finite`` κ a word says why there is nothing to draw: perhaps that all are ``at_floor``.
+    If no head has a ``finite`` κ, a text says why there is nothing to draw: all are ``at_floor``, or none was measured.
     """
     colours = find_theme(theme)
     if finite:
@@ -159,7 +159,7 @@ def finish_axes(ax: Axes, finite: bool, at_floor: bool, floors: Sequence[float],
     if finite and floors:
         for floor in floors:
             ax.axhline(floor, color=colours.faint, linestyle="--", linewidth=1.0)
-        # Nothing is drawn above the highest, so the word covers no curve, and room is made for it.
+        # Nothing is drawn above the highest, so the text covers no curve, and room is made for it.
         ax.annotate(
             limit_of(floors[-1]), (1.0, floors[-1]), (-4, 2), xycoords=("axes fraction", "data"), ha="right",
             textcoords="offset points", fontsize="small", color=colours.text,
@@ -173,7 +173,7 @@ def finish_axes(ax: Axes, finite: bool, at_floor: bool, floors: Sequence[float],
 
 
 def limit_of(resolution: float) -> str:
-    """The name of the precision that tells no larger κ from infinity.
+    """The name of the precision that cannot distinguish a larger κ from infinity.
 
     >>> limit_of(4.9e5), limit_of(2.3e13)
     ('limit of float32', 'limit of float64')
@@ -182,7 +182,7 @@ def limit_of(resolution: float) -> str:
 
 
 def _plain_ticks(ax: Axes) -> None:
-    """1, 2, 5, 10 and so on in the place of 2 × 10⁰ where a logarithmic axis has few powers of ten."""
+    """Writes 1, 2, 5, 10 and so on instead of 2 × 10⁰ where a logarithmic axis has few powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = ax.get_ylim()
@@ -220,9 +220,9 @@ def plot_band(
     edges: Edges | None = None,
     opacity: float = 0.15,
 ) -> None:
-    """The mean of several curves over the steps that all have, in a band from the lowest to the highest, or ``edges``.
+    """Draws the mean of several curves over the steps that all have, and a band from lowest to highest, or ``edges``.
 
-    A step without finite neighbours, which no line would show, is a dot in a range.
+    A step without finite neighbours, which no line would show, is drawn as a dot in a range.
     """
     colour, line = style
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []

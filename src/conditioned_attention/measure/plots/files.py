@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 from typing import Any
 
-DPI = 200  # twice what a figure has by itself: sharp on screens with two pixels in the place of one
+DPI = 200  # twice what a figure has by default: sharp on screens with two pixels in place of one
 
 
 def png(figure: Any, dpi: int = DPI) -> bytes:
-    """A figure as a PNG file of 256 colours, which lines, text and a colour scale do not exceed to the eye.
+    """Encodes a figure as a PNG file of 256 colours, which to the eye is enough for lines, text and a colour scale.
 
     Args:
-        figure: of matplotlib.
-        dpi: pixels an inch.
+        figure: a figure of matplotlib.
+        dpi: pixels per inch.
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Heat maps of numbers of heads: layer × head at one step or at several, and layer × step."""
+"""Heat maps of numbers that were measured on heads: layer × head at one step or at several, and layer × step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from conditioned_attention.measure.plots.style import SCALE, ThemeName, find_the
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STEPS = 4  # panels, where a caller does not say which
+_STEPS = 4  # panels, if a caller does not say which steps
 _CELL = 0.28  # inches
-_LABEL = 28  # characters a line
+_LABEL = 28  # characters per line
 FLOOR = "×: at the numerical floor"
 
 
@@ -171,7 +171,7 @@ class Grid:
         values: by row and column, NaN where there is none.
         marked: (row, column) of what is at the numerical floor.
         columns: what the columns are called on the axis.
-        title, label, xlabel: of the panel, of the colours, of the columns.
+        title, label, xlabel: the texts for the panel, for the colours and for the columns.
     """
 
     values: list[list[float]]
@@ -230,7 +230,7 @@ def _find(field: str) -> Field:
 
 
 def _steps(records: Sequence[HeadRecord]) -> list[int]:
-    """Those that were measured, ascending; raises ValueError where nothing was."""
+    """The steps that were measured, ascending; raises ValueError if there are none."""
     if not records:
         raise ValueError("records must be those of a run that was monitored, got none")
     return sorted({record.step for record in records})
@@ -239,9 +239,9 @@ def _steps(records: Sequence[HeadRecord]) -> list[int]:
 def draw_multiples(
     grids: Sequence[Grid], axes: Sequence[Axes] | None, theme: ThemeName, label: str | None = None
 ) -> list[Axes]:
-    """A panel a grid, in the same colours, with one bar that explains them.
+    """Draws one panel per grid in the same colours, with one bar that explains them.
 
-    Layers are named on the first panel where all have the same.
+    If all panels have the same layers, they are labelled on the first panel only.
     """
     drawn = panels(axes, len(grids), theme, _size(grids))
     numbers = [value for grid in grids for row in grid.values for value in row if math.isfinite(value)]

@@ -77,7 +77,7 @@ def find_theme(name: str) -> Theme:
 
 
 def styles(theme: ThemeName = "light") -> Iterator[tuple[str, str]]:
-    """Colour and kind of line for one curve after the other."""
+    """Yields colour and kind of line for one curve after another."""
     return cycle((colour, line) for line in _LINES for colour in find_theme(theme).colours)
 
 
@@ -92,7 +92,7 @@ def new_axes(ax: Axes | None, theme: ThemeName, size: tuple[float, float] = (6.4
 
 
 def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tuple[float, float]) -> list[Axes]:
-    """``axes``, or those of a new figure, side by side, painted in the theme; ValueError for another number."""
+    """``axes``, or those of a new figure side by side, painted in the theme; ValueError unless there are ``number``."""
     colours = find_theme(theme)
     if axes is None:
         try:
@@ -116,7 +116,7 @@ def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tup
 
 
 def named_on_the_first(axes: Sequence[Axes], *, numbers: bool = True) -> None:
-    """Panels side by side whose vertical axes are the same: its name, and its ``numbers``, stand on the first alone."""
+    """Leaves the name of the vertical axis, and its ``numbers``, on the first of several panels where it is the same."""
     for ax in axes[1:]:
         ax.set_ylabel("")
         if numbers:
@@ -141,7 +141,7 @@ def legend_above(ax: Axes) -> None:
 
 
 def legend_height(ax: Axes) -> float:
-    """Inches that the legend above takes."""
+    """The height in inches of the legend above the plot."""
     return 0.2 * math.ceil(len(ax.get_legend_handles_labels()[0]) / _legend_columns(ax))
 
 
@@ -150,7 +150,7 @@ def _legend_columns(ax: Axes) -> int:
 
 
 def room_for_legend(ax: Axes) -> None:
-    """Makes a figure that was made for these axes higher, by what the legend above takes."""
+    """Makes a figure that was created for these axes higher by the height of the legend above them."""
     from matplotlib.figure import Figure
 
     if isinstance(ax.figure, Figure):

@@ -36,12 +36,12 @@ class LayerWeights:
 def attention_weights_spectra(model: nn.Module, probe: Any, layers: Sequence[int]) -> list[LayerWeights]:
     """Singular values of softmax(q kᵀ) in chosen attention calls, with masks and biases as the model has them.
 
-    Fused attention never builds these matrices, B · H · N · M numbers a layer: they are built here, for one layer at a
-    time, because they were asked for, and decomposed one head after the other.  For long sequences there is
+    Fused attention never builds these matrices, B · H · N · M numbers per layer.  Here they are built, for one layer at
+    a time, and decomposed one head after another.  For long sequences there is
     `conditioned_attention.measure.numbers.attention_weights.attention_spectrum`, which needs queries and keys only.
 
     The model is called with ``probe`` and left as it was; ``layers`` are positions of the calls, from 0.  Raises
-    ValueError for one that is not there, or for attention whose weights cannot be had; the reason is named.
+    ValueError for one that does not exist, or for attention whose weights cannot be obtained, with the reason.
 
     >>> import torch
     >>> layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
@@ -75,7 +75,7 @@ def attention_weights_spectra(model: nn.Module, probe: Any, layers: Sequence[int
 
 
 class _Reading(Passing, recorded=False):
-    """Reads the attention weights on the way."""
+    """Reads the attention weights while the module runs as before."""
 
     kind = "reading weights"
     needs_weights, norms_suffice = True, False

@@ -21,12 +21,12 @@ _SLACK = 1e-3  # largest relative difference between the model's heads and those
 
 @dataclass(frozen=True)
 class JacobianRecord:
-    """One head, on the first sample of the probe.
+    """κ of the Jacobian of one head, on the first sample of the probe.
 
     Attributes:
-        module, head: which.
-        query, key, value: κ of the Jacobian with respect to W_Q, W_K and W_V, biases counted as columns of theirs.
-        together: with respect to all three.
+        module, head: the name of the attention module, and the index of the head in it.
+        query, key, value: κ of the Jacobian with respect to W_Q, W_K and W_V, with biases as further columns.
+        together: κ of the Jacobian with respect to all three.
     """
 
     module: str
@@ -38,11 +38,11 @@ class JacobianRecord:
 
 
 def jacobian_records(model: nn.Module, probe: Any, *, method: str = "auto", steps: int = 300) -> list[JacobianRecord]:
-    """`jacobian_condition` of every head of a model, W as the model uses it: with its correction if it has one.
+    """Computes `jacobian_condition` for every head of a model, with W as the model uses it: corrected, if it is.
 
-    Of attention that is softmax(q kᵀ / √d) v of its input and nothing more, which is seen by its output: raises
+    Attention must be softmax(q kᵀ / √d) v of its input and nothing more, which is checked by its output: raises
     ValueError if there is something else in it (positions, masks, a bias), or if no projections are known.  The model
-    is called with ``probe``, as for `ConditionMonitor`, and left as it was; ``method`` and ``steps`` go on as they are.
+    is called with ``probe``, as for `ConditionMonitor`, and left as it was; ``method`` and ``steps`` are passed on.
 
     >>> import torch
     >>> layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)

@@ -47,18 +47,19 @@ def watch_heads(
     dtype: torch.dtype | None = None,
     stop_after: int | None = None,
 ) -> int:
-    """Hands the head outputs of one forward pass to ``take``, call after call, so that no two need to be kept.
+    """Hands the head outputs of one forward pass to ``take``, one call at a time, so that no two need to be kept.
 
-    Returns how many calls there were.
+    Returns the number of attention calls.
 
     Args:
-        model: is left as it was: modes, buffers, random states and conversion.
-        probe: what it is called with.
-        take: gets the position of the call, from 0, and its outputs.
-        layers: positions that are wanted; None for all.
-        dtype: parameters and inputs of lower precision are taken to this one for the time; None leaves them.
-        stop_after: the forward pass ends with this call, where nothing waits for its end: what comes after the last
-            attention, a language model's logits above all, may take as long and more memory than the rest.
+        model: the model, which is left as it was: modes, buffers, random states and conversion.
+        probe: what the model is called with.
+        take: is called with the position of the attention call, from 0, and its outputs.
+        layers: the positions that are wanted; None for all.
+        dtype: parameters and inputs of lower precision are converted to this one for the pass; None leaves them.
+        stop_after: the number of calls after which the forward pass ends, unless something waits for its end: what
+            comes after the last attention, mostly a language model's logits, may take as long as the rest and more
+            memory.
     """
     sites = [site for site in find_sites(model) if site.reachable]
     record = _Record(take, layers, stop_after if _may_stop(model) else None)
@@ -74,9 +75,9 @@ def watch_heads(
 
 
 def attention_inputs(model: nn.Module, probe: Any, sites: Sequence[Site]) -> dict[str, Tensor]:
-    """The first tensor of numbers that each of these modules gets in a forward pass, (batch, …), by its name.
+    """The first floating-point tensor that each of these modules gets in a forward pass, (batch, …), by module name.
 
-    Of a module that is called several times, what it gets last.  The model is left as it was.
+    For a module that is called several times, it is what it gets last.  The model is left as it was.
     """
     inputs: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -102,7 +103,7 @@ class _Enough(BaseException):
 
 
 def _may_stop(model: nn.Module) -> bool:
-    """Whether no module waits for its forward to end: with hooks, as FSDP2 and offloading have them."""
+    """Whether no module has hooks that wait for the end of its forward, as FSDP2 and offloading have."""
     return not any(
         module._forward_hooks.keys() - module._forward_hooks_always_called.keys() or hasattr(module, "_hf_hook")
         for module in model.modules()
@@ -111,7 +112,7 @@ def _may_stop(model: nn.Module) -> bool:
 
 @dataclass
 class _Record:
-    """What is wanted of the calls of one forward pass, and how many there were."""
+    """What is wanted of the calls in one forward pass, and how many there have been."""
 
     take: Take
     layers: Container[int] | None
@@ -120,7 +121,7 @@ class _Record:
 
 
 class Passing(HeadTransform):
-    """What a module does to its heads already, perhaps nothing: to stand in its place and look on."""
+    """A transform for observing: it does to the heads what the module did already, which may be nothing."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -172,11 +173,11 @@ class _Recording(Passing, recorded=False):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradient, no autocast, nothing compiled; afterwards everything that hangs on the modules is
-    as it was.
+    """A context with evaluation mode, no gradient, no autocast and nothing compiled; afterwards everything on the
+    modules is as it was.
     """
-    # A forward pass may count, cache, rebind or register what it likes, and no list of such habits would be complete:
-    # so what every name stood for is noted, and of the buffers the numbers too, which may be written in place.
+    # A forward pass may count, cache, rebind or register what it likes, and no list of such habits would be complete.
+    # So the object behind every name is noted, and for buffers the numbers too, because they may be written in place.
     attributes = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -198,7 +199,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Modules inside that are compiled run as they were written: they would not notice, or compile anew."""
+    """A context in which compiled modules run as they were written, instead of missing the change or recompiling."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled yet, and Dynamo is not imported for this
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -206,7 +207,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 
 def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
-    """Every name stands again for what it stood for; only what differs is written."""
+    """Restores what every name stood for; only what differs is written."""
     for name in [name for name in now if name not in before]:
         del now[name]
     for name, value in before.items():
@@ -224,10 +225,10 @@ def call(model: nn.Module, probe: Any) -> None:
 
 @contextmanager
 def at_least(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Parameters and buffers of lower precision as copies in this one, for a while.
+    """A context in which parameters and buffers of lower precision are replaced by copies in this dtype.
 
-    Heads that were rounded to bfloat16 have hardly a smallest singular value left.  Sharded parameters (FSDP2) are
-    gathered by their own code, which knows nothing of copies: they are left alone.
+    In heads that were rounded to bfloat16, hardly anything is left of the smallest singular value.  Sharded parameters
+    (FSDP2) are gathered by their own code, which knows nothing of copies: they are left alone.
     """
     places: list[dict[str, Any]] = [p for m in model.modules() for p in (m._parameters, m._buffers)]
     changed = [

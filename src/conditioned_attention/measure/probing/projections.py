@@ -39,7 +39,7 @@ class ProjectionRecord:
     smallest_corrected: float
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it: None for κ = inf."""
+        """Returns the record as plain data that JSON can hold, with None for κ = inf."""
         return dict(finite(asdict(self)))
 
 
@@ -84,7 +84,7 @@ def known_projections(model: nn.Module) -> list[tuple[Site, Projections]]:
 
 
 def role_matrices(attention: nn.Module, projections: Projections, *, biases: bool = False) -> dict[str, Tensor]:
-    """The rows of each role, as a matrix (out, in) of its own; with ``biases``, or zeros, as its last column."""
+    """The rows of each role as a matrix (out, in) of its own, with the bias, or zeros, as last column if ``biases``."""
     found = {}
     for projection in projections.weights:
         owner = projection.owner(attention)

@@ -1,10 +1,10 @@
-"""timm's much-used attention classes with their forward written again, so that the heads pass through a transform.
+"""timm's most used attention classes with their forward rewritten, so that the heads pass through a transform.
 
-With ``fused_attn`` all of attention goes to `attend`, with an additive bias as its mask.  Without, the softmax is
-written out as in timm, and passes through the same modules: a hook on ``attn_drop`` is how attention maps are read and
-heads switched off.
+With ``fused_attn`` all of attention goes to `attend`, with an additive bias as its mask.  Without it, the softmax is
+written out as in timm and passes through the same modules, because a hook on ``attn_drop`` is how attention maps are
+read and heads switched off.
 
-Imported only for models that hold one of them.  Shapes: B batch, H heads, N tokens, D head width, C channels.
+It is imported only for models that contain one of them.  Shapes: B batch, H heads, N tokens, D head width, C channels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from conditioned_attention.sites.swap import swapped_for
 
 @swapped_for(Attention)
 class ConditionedAttention(Attention):
-    """ViT, DeiT and most of timm: before norm, gate and projection."""
+    """ViT, DeiT and most of timm: the transform comes before norm, gate and projection."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         gate = _gate(self, x)
@@ -41,7 +41,7 @@ class ConditionedAttention(Attention):
 
 @swapped_for(AttentionRope)
 class ConditionedAttentionRope(AttentionRope):
-    """ViTs with rotary positions and grouped queries: before norm, gate and projection."""
+    """ViTs with rotary positions and grouped queries: the transform comes before norm, gate and projection."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -57,7 +57,7 @@ class ConditionedAttentionRope(AttentionRope):
 
 @swapped_for(EvaAttention)
 class ConditionedEvaAttention(EvaAttention):
-    """EVA-02, DINOv3 and the Perception Encoder: before norm, gate and projection."""
+    """EVA-02, DINOv3 and the Perception Encoder: the transform comes before norm, gate and projection."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -95,7 +95,7 @@ class ConditionedWindowAttention(WindowAttention):
 
 @swapped_for(MaskUnitAttention)
 class ConditionedMaskUnitAttention(MaskUnitAttention):
-    """Hiera: in windows, which count as further images of the batch, or over all tokens."""
+    """Hiera: attention in windows, which count as further images of the batch, or over all tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
@@ -112,7 +112,7 @@ class ConditionedMaskUnitAttention(MaskUnitAttention):
 
 @swapped_for(ParallelScalingBlock)
 class ConditionedParallelScalingBlock(ParallelScalingBlock):
-    """ViT-22B's block, attention beside MLP: before the output projection, which both may share."""
+    """ViT-22B's block with attention beside MLP: C comes before the output projection, which both may share."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         mlp, q, k, v = _project_beside_mlp(self, self.in_norm(x))
@@ -138,7 +138,7 @@ def _project_beside_mlp(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _project_together(module: Any, attention: Tensor, mlp: Tensor) -> Tensor:
-    """The sum of the two projections, which may be one on both inputs side by side."""
+    """The sum of the two projections, which may be a single one on both inputs side by side."""
     shared = getattr(module, "out_proj", None)  # timm 1.0.20 has none
     y: Tensor
     if shared is not None:
@@ -204,7 +204,7 @@ def _attend(
 
 
 def _masked(logits: Tensor, transform: HeadTransform, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Logits (B, H, N, M) under one of the two, as timm does it: the causal mask comes first."""
+    """Logits (B, H, N, M) under the causal mask or, without that, under ``attn_mask``, as in timm."""
     boolean = attn_mask is not None and attn_mask.dtype == torch.bool
     check_rows(transform, causal=is_causal, masked=boolean)
     if is_causal:

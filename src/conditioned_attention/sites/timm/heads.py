@@ -1,6 +1,6 @@
 """timm's attention classes: which module gets the heads, how they lie there, and which cannot be reached.
 
-Nothing of timm is imported here; the classes that are swapped stand in files of their own beside this one.
+Nothing of timm is imported here; the conditioned subclasses are in files of their own beside this one.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ _REFUSED: dict[str, str] = by_class(_REFUSALS)
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
-    """The way to the heads of a module of timm's, or the reason why there is none; None if it is no attention."""
+    """The way to the heads of a module of timm, or the reason why there is none; None if it is no attention."""
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:

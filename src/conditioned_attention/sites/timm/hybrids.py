@@ -1,6 +1,6 @@
-"""timm's attention between convolutions, with the forward written again where no hook could be exact.
+"""timm's attention between convolutions, with the forward rewritten where no hook could be exact.
 
-The softmax is explicit in all of these classes, here as there, and its weights go to the transform with the heads.
+The softmax is explicit in all of these classes, as in timm, and its weights go to the transform with the heads.
 Where heads are mixed after the softmax, the weights are the mixed ones: those that are multiplied with v.
 Shapes: B batch, H heads, N queries, M keys, D head width, C channels.
 """
@@ -47,7 +47,7 @@ class ConditionedOutlookAttention(OutlookAttention):
 
 @swapped_for(MultiScaleAttention, queries=False)
 class ConditionedMultiScaleAttention(MultiScaleAttention):
-    """MViT-v2: before the pooled queries are added."""
+    """MViT-v2: the transform comes before the pooled queries are added."""
 
     def forward(self, x: Tensor, feat_size: list[int]) -> tuple[Tensor, list[int]]:
         b, n, _ = x.shape
@@ -76,7 +76,7 @@ class ConditionedMultiScaleAttention(MultiScaleAttention):
 
 @swapped_for(Attention2d, queries=False)
 class ConditionedAttention2d(Attention2d):
-    """EfficientFormer-v2: before the local branch, upsampling and activation; the weights are mixed across heads."""
+    """EfficientFormer-v2: C comes before local branch, upsampling and activation; weights are mixed across heads."""
 
     def forward(self, x: Tensor) -> Tensor:
         b = x.shape[0]
@@ -96,7 +96,7 @@ class ConditionedAttention2d(Attention2d):
 
 @swapped_for(Attention2dDownsample, queries=False)
 class ConditionedAttention2dDownsample(Attention2dDownsample):
-    """EfficientFormer-v2 with fewer queries than keys: before the local branch and the activation."""
+    """EfficientFormer-v2 with fewer queries than keys: the transform comes before the local branch and activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         b = x.shape[0]
@@ -115,8 +115,8 @@ class ConditionedAttention2dDownsample(Attention2dDownsample):
 class ConditionedCascadedGroupAttention(CascadedGroupAttention):
     """EfficientViT of MSRA: the transformed output of each head goes to the projection and into the next head.
 
-    "Before anything else happens to it" leaves no choice: the next head's input is one of the things that happen.
-    The transform is called once a head.
+    The rule "before anything else happens to it" leaves no choice: the next head's input is one of these things.
+    The transform is called once per head.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class ConditionedCascadedGroupAttention(CascadedGroupAttention):
 
 @swapped_for(SHSA, queries=False)
 class ConditionedSHSA(SHSA):
-    """SHViT: one head on some of the channels, before the others are put beside it."""
+    """SHViT: one head on some of the channels; the transform comes before the others are put beside it."""
 
     def forward(self, x: Tensor) -> Tensor:
         attended, others = x.split([self.pdim, self.dim - self.pdim], dim=1)

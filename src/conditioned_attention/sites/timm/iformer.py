@@ -1,4 +1,4 @@
-"""iFormer's attention with its forward written again; in a file of its own, because timm 1.0.20 has no iFormer.
+"""iFormer's attention with its forward rewritten; in a file of its own, because timm 1.0.20 has no iFormer.
 
 Shapes: B batch (windows), N tokens, D head width.
 """
@@ -17,7 +17,7 @@ from conditioned_attention.sites.swap import swapped_for
 
 @swapped_for(SHMA)
 class ConditionedSHMA(SHMA):
-    """iFormer: a single head, before the gate; in windows, whose padding is cut off again, or over the image."""
+    """iFormer: a single head, C before the gate; in windows, whose padding is cut off again, or over the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.window_size:

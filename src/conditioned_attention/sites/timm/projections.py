@@ -23,7 +23,7 @@ def these(places: Any, module: Any, *, heads: int | str = "num_heads", remark: s
 
 
 def norm_remark(module: Any) -> str:
-    """What to say of a module with norms behind its projections."""
+    """What to say about a module with norms after its projections; empty if it has none."""
     norms = (getattr(module, name, None) for name in _NORMS)
     return NORMED if any(norm is not None and not isinstance(norm, nn.Identity) for norm in norms) else ""
 
@@ -34,12 +34,12 @@ def as_built(module: Any) -> Projections:
 
 
 def fused_or_apart(q: str, k: str, v: str, module: Any) -> Projections:
-    """``qkv``, or three weights where the module was built so."""
+    """``qkv``, or three weights if the module was built with them."""
     return these({"qkv": "qkv"} if module.qkv is not None else {q: "q", k: "k", v: "v"}, module)
 
 
 def biases_beside(module: Any) -> Projections:
-    """``qkv`` without a bias, and three on the module; or three weights with a bias each where it was built so."""
+    """``qkv`` without a bias, and three biases on the module; or three weights with a bias each, as it was built."""
     found = fused_or_apart("q_proj", "k_proj", "v_proj", module)
     if module.qkv is None:
         return found
@@ -58,7 +58,7 @@ def cascaded(module: Any) -> Projections:
 
 
 def latent_pool(module: Any) -> Projections | str:
-    """Queries that come from a parameter, by ``q`` if there is one."""
+    """Attention whose queries come from a parameter, through ``q`` if it has one."""
     given = isinstance(module.q, nn.Identity)
     return "has queries that are a parameter, without W_Q" if given else these({"q": "q", "kv": "kv"}, module)
 
@@ -72,7 +72,7 @@ _normed = partial(these, remark=NORMED)
 _KEY_DIM = ("H*qkv", "key_dim key_dim val_dim")
 _GATED = f"{NORMED}, that of the values before a sigmoid too"
 
-# what makes queries, keys and values, or why that is no place for W + λ I -> classes
+# what makes queries, keys and values, or why W + λ I has no place there -> classes
 _TABLE: dict[Callable[[Any], Projections | str] | str, str] = {
     partial(these, {"qkv": "qkv"}): """
         layers.attention.Attention models.cait.TalkingHeadAttn models.convit.MHSA
@@ -141,7 +141,7 @@ _TABLE: dict[Callable[[Any], Projections | str] | str, str] = {
     "does not run in timm itself: its keys are not transposed": "models.mvitv2.MultiScaleAttentionPoolFirst",
 }
 
-# class -> what makes its queries, keys and values, or why that is no place for W + λ I
+# class -> what makes its queries, keys and values, or why W + λ I has no place there
 FOUND: dict[str, Callable[[Any], Projections | str] | str] = {
     **{name: reason for name, reason in _REFUSED.items() if isinstance(reason, NoAttention)},
     **by_class(_TABLE),

@@ -13,7 +13,7 @@ from conditioned_attention.sites.swap import Swap, subclass_reason, swap_of, swa
 
 
 class _GuardedSwap(Swap):
-    """With a hook that keeps the fast paths of torch.nn from passing the heads by."""
+    """A class swap with a hook that keeps the fast paths of torch.nn from bypassing the heads."""
 
     def put(self, site: Site, transform: HeadTransform) -> None:
         super().put(site, transform)

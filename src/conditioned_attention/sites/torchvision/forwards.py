@@ -1,7 +1,7 @@
-"""torchvision's attention classes whose forward is written again, so that their heads pass through a `HeadTransform`.
+"""torchvision's attention classes with their forward rewritten, so that their heads pass through a `HeadTransform`.
 
-Imported only for models that hold one of them.  Unlike torchvision's, these forwards call ``qkv`` and ``proj`` as
-modules (where the bias of ``qkv`` is used as it is), so that hooks and adapters on them take part.
+This file is imported only for models that contain one of them.  Unlike torchvision's, these forwards call ``qkv`` and
+``proj`` as modules (where the bias of ``qkv`` is used as it is), so that hooks and adapters on them take part.
 
 Shapes: B batch, W windows of an image, H heads, N tokens of a window, D head width, C channels; an image has
 2 dimensions (height, width) or 3 (frames, height, width).
@@ -40,7 +40,7 @@ class ConditionedShiftedWindowAttentionV2(ShiftedWindowAttentionV2):
     """Swin V2: logits are cosines times a learned factor, and the bias of the keys counts as zero."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not by the module: it would add the bias of the keys, whose gradient has to be exactly zero.
+        # Not by calling the module, which would add the bias of the keys, whose gradient has to be exactly zero.
         project = partial(F.linear, weight=self.qkv.weight, bias=_without_keys(self.qkv.bias))
         factor = self.logit_scale.clamp(max=math.log(100.0)).exp()
         return _in_windows(self, x, self.window_size, self.get_relative_position_bias(), project, factor)
@@ -48,7 +48,7 @@ class ConditionedShiftedWindowAttentionV2(ShiftedWindowAttentionV2):
 
 @swapped_for(ShiftedWindowAttention3d)
 class ConditionedShiftedWindowAttention3d(ShiftedWindowAttention3d):
-    """Video Swin: windows shrink to what the clip has."""
+    """Video Swin: windows shrink to the size of the clip."""
 
     def forward(self, x: Tensor) -> Tensor:
         window = _shrunk(x, self.window_size)
@@ -141,7 +141,7 @@ def _partition(x: Tensor, window: Sequence[int]) -> Tensor:
 
 
 def _image(windows: Tensor, like: Tensor, window: Sequence[int], shift: Sequence[int]) -> Tensor:
-    """The inverse of `_windows`: (B·W, N, C) -> what the image ``like`` covers."""
+    """The inverse of `_windows`: (B·W, N, C) -> an image of the size of ``like``."""
     n, sizes = len(window), like.shape[1:-1]
     numbers = [-(-size // w) for size, w in zip(sizes, window)]
     x = windows.reshape(like.shape[0], *numbers, *window, -1)
@@ -154,7 +154,7 @@ def _image(windows: Tensor, like: Tensor, window: Sequence[int], shift: Sequence
 
 
 def _bias(relative: Tensor, x: Tensor, window: Sequence[int], shift: Sequence[int]) -> Tensor:
-    """What is added to the logits: ``relative`` (1, H, N, N), and -100 between tokens that only rolling joined.
+    """What is added to the logits: ``relative`` (1, H, N, N), and -100 between tokens that only rolling put together.
 
     Returns (1, H, N, N), or (W, H, N, N) where something was rolled.
     """
@@ -165,7 +165,7 @@ def _bias(relative: Tensor, x: Tensor, window: Sequence[int], shift: Sequence[in
     for i, (size, s) in enumerate(zip(sizes, shift)):
         rolled = torch.arange(size, device=x.device) >= size - s
         sides = sides + rolled.long().mul(2**i).view([-1 if d == i + 1 else 1 for d in range(len(sizes) + 2)])
-    side = _partition(sides, window)  # (W, N, 1): from which sides a token has come
+    side = _partition(sides, window)  # (W, N, 1): the sides from which a token was rolled
     apart = (side != side.transpose(1, 2)).unsqueeze(1)
     return relative + torch.zeros_like(apart, dtype=relative.dtype).masked_fill(apart, -100.0)
 

@@ -1,6 +1,6 @@
 """torchvision's attention classes; its ViT holds ``torch.nn.MultiheadAttention``, which `torch_nn` knows.
 
-Nothing of torchvision is imported here; the classes that are swapped stand in `forwards`.
+Nothing of torchvision is imported here; the conditioned subclasses are in `forwards`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HOOKED = {"torchvision.models.maxvit.RelativePositionalMultiHeadAttention": Hoo
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
-    """The way to the heads of a module of torchvision's, or the reason why there is none; None if no attention."""
+    """The way to the heads of a module of torchvision, or the reason why there is none; None if it is no attention."""
     cls = plain_class(module)
     name = class_name(cls)
     if name in _SWAPPED:

@@ -1,8 +1,8 @@
-"""``config.output_attentions = True`` of a converted model: asked for at each call, while it is converted.
+"""Makes ``config.output_attentions = True`` work for a converted model, by asking for the attentions at each call.
 
 transformers checks, when a config is saved and when it is loaded, that such a config names ``eager`` and nothing else;
-one that is converted, or was saved converted, names ``conditioned_eager``.  So the flag leaves the config for as long,
-and a hook before the model's forward passes it on.
+one that is converted, or was saved converted, names ``conditioned_eager``.  So the flag is taken out of the config for
+that time, and a hook before the model's forward passes it on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from conditioned_attention.sites.site import HOOK_KEY
 
 _FLAG = "_output_attentions"  # where a config keeps it
 
-# In the config instead, and in config.json, so that a checkpoint gets the flag back.
+# What is in the config and in config.json instead, so that a checkpoint gets the flag back.
 HELD = "conditioned_output_attentions"
 
 
@@ -32,7 +32,7 @@ def hold(config: Any, parents: Sequence[nn.Module]) -> None:
 
 
 def give_back(config: Any, parents: Sequence[nn.Module] = ()) -> None:
-    """Puts it back into the config, which names eager again."""
+    """Puts the flag back into a config that names eager again."""
     if vars(config).pop(HELD, False):
         setattr(config, _FLAG, True)
     for part in parents:

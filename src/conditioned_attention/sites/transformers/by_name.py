@@ -1,8 +1,8 @@
 """W_Q, W_K and W_V of attention classes that have three children named like q_proj, k_proj and v_proj.
 
-Only for classes of Hugging Face transformers, where some 450 of 600 are written in this way.  The rule: the three names
-are one of `_APART`; each child is one matrix (`_path`); whatever else has parameters is in `_BESIDE`, so that it is
-known what it does; and the rows of the queries are the heads times their width, so that they are queries alone.
+This is only for classes of Hugging Face transformers, where some 450 of 600 are written in this way.  The rule: the
+three names are an entry of `_APART`; each child is one matrix (`_path`); whatever else has parameters is in `_BESIDE`,
+so that it is known what it does; and the number of query rows is heads times width, so that they are queries alone.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ _INSTEAD = {
 
 
 def recognise(module: nn.Module) -> Projections | str | None:
-    """Three projections by their names; the reason where something is against them; None where there are none."""
+    """Three projections by their names; the reason if something speaks against them; None if there are none."""
     instead = next((reason for name, reason in _INSTEAD.items() if hasattr(module, name)), None)
     return instead or next((apart(names, module) for names in _APART if hasattr(module, names[0])), None)
 
 
 def apart(names: tuple[str, ...], module: Any, *, heads: int = 0, beside: tuple[str, ...] = ()) -> Projections | str:
-    """Three matrices; ``beside`` them may stand these others, and those of `_BESIDE`."""
+    """Three matrices; the module may also have parameters with the names in ``beside`` and in `_BESIDE`."""
     missing = [name for name in names if getattr(module, name, None) is None]
     if missing:
         return f"has {names[0]} and no {' and '.join(missing)}: one matrix makes two of them, or another module does"
@@ -96,7 +96,7 @@ def apart(names: tuple[str, ...], module: Any, *, heads: int = 0, beside: tuple[
 
 
 def _path(module: nn.Module, name: str) -> str | None:
-    """Of the matrix below a child: the child itself, or what is in a wrapper (Gemma 4, Moshi); None if it is none."""
+    """The path of a child's matrix: the child itself, or the one in a wrapper (Gemma 4, Moshi); None if it has none."""
     for path in (name, f"{name}.linear"):
         try:
             child = Projection(path).owner(module)
@@ -116,7 +116,7 @@ def _with_parameters(module: nn.Module) -> list[str]:
 
 
 def remark_of(module: nn.Module) -> str:
-    """What a report says about what stands beside the projections."""
+    """What a report says about the other parts of a module, beside its projections."""
     children = [name for name, child in module.named_children() if not isinstance(child, nn.Identity)]
     return "; ".join(
         dict.fromkeys(remark for name in [*module._parameters, *children] if (remark := _BESIDE.get(name)))

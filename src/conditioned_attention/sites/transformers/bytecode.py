@@ -1,4 +1,4 @@
-"""What the functions of a model file mention, read from byte code: for models whose source is not there."""
+"""Reads from byte code what the functions of a model file mention, for models whose source is not available."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conditioned_attention.sites.transformers.source import Mentions, Reading
 
 
 def read(function: FunctionType) -> Reading:
-    """What this function mentions, and what all do that stand in its module and come from the same file."""
+    """What this function mentions, and what all functions do that are in its module and come from the same file."""
     own = function.__code__
     members = [vars(v).values() if inspect.isclass(v) else [v] for v in function.__globals__.values()]
     unwrapped = (inspect.unwrap(getattr(m, "__func__", m)) for each in members for m in each if callable(m))

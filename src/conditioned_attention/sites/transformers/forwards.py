@@ -1,6 +1,6 @@
-"""Classes of transformers with attention of their own whose heads a hook cannot reach.
+"""Conditioned subclasses for classes of transformers with attention of their own whose heads a hook cannot reach.
 
-Imported only for models that hold one of them.  Shapes: B batch, H heads, N tokens, L landmarks, D head width.
+Imported only for models that contain one of them.  Shapes: B batch, H heads, N tokens, L landmarks, D head width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ConditionedNystromformer(NystromformerSelfAttention):
 
     With fewer landmarks than tokens, padding is masked as its authors do it (Xiong et al. 2021, arXiv 2102.03902):
     queries, keys and the values that are convolved are 0 there, before means are taken.  transformers' own forward
-    raises for every mask of padding, and mixes the examples of a batch if they are shorter than
+    raises for every padding mask, and mixes the examples of a batch if they are shorter than
     ``segment_means_seq_len``; such lengths are refused here.
 
     Raises:
@@ -78,7 +78,7 @@ class ConditionedNystromformer(NystromformerSelfAttention):
 
 
 def _padding(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The mask as (B, 1, 1, N), to be added to scores, and 1 where there is a token as (B, 1, N, 1), 0 where not."""
+    """The mask to add to scores, (B, 1, 1, N), and what is 1 for tokens and 0 for padding, (B, 1, N, 1)."""
     if attention_mask is None:
         return None, None
     keys = attention_mask[..., :1, :]
@@ -94,7 +94,7 @@ def _masked(scores: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 @swapped_for(XLNetRelativeAttention, queries=False)
 class ConditionedXLNet(XLNetRelativeAttention):
-    """Its output projection is a parameter and no module; heads are (N, B, H, D)."""
+    """XLNet: its output projection is a parameter and not a module; heads are (N, B, H, D)."""
 
     def rel_attn_core(self, *args: Any, output_attentions: bool = False, **kwargs: Any) -> Any:
         kwargs["output_attentions"] = True
@@ -108,7 +108,7 @@ class ConditionedXLNet(XLNetRelativeAttention):
 
 @swapped_for(ConvBertSelfAttention, queries=False)
 class ConditionedConvBert(ConvBertSelfAttention):
-    """Attention heads, and beside them as many heads of a convolution, which stay what they are."""
+    """ConvBERT: attention heads and beside them as many heads of a convolution, which stay unchanged."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         both, weights = super().forward(*args, **kwargs)
@@ -120,7 +120,7 @@ class ConditionedConvBert(ConvBertSelfAttention):
 
 @swapped_for(LukeSelfAttention, weights=False, queries=False)
 class ConditionedLuke(LukeSelfAttention):
-    """Returns the heads of words and those of entities apart from each other."""
+    """LUKE: it returns the heads of words and those of entities separately."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         words, entities, *rest = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -130,7 +130,7 @@ class ConditionedLuke(LukeSelfAttention):
 
 @swapped_for(LiltSelfAttention, weights=False, queries=False)
 class ConditionedLilt(LiltSelfAttention):
-    """Returns the heads of the text and, with weights of their own, those of its layout."""
+    """LiLT: it returns the heads of the text and, with weights of their own, those of its layout."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         text, layout, *rest = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -139,7 +139,7 @@ class ConditionedLilt(LiltSelfAttention):
 
 @swapped_for(SqueezeBertSelfAttention, weights=False, queries=False)
 class ConditionedSqueezeBert(SqueezeBertSelfAttention):
-    """Returns a dictionary, with the channels of the heads before the tokens."""
+    """SqueezeBERT: it returns a dictionary, with the channels of the heads before the tokens."""
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         result: dict[str, Tensor] = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]

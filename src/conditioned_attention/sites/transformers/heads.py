@@ -1,6 +1,6 @@
 """Hugging Face transformers: attention on its interface, and classes with attention of their own.
 
-Nothing of transformers is imported here; the classes that are swapped stand in `forwards`.
+Nothing of transformers is imported here; the conditioned subclasses are in `forwards`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SITES: dict[Hook, str] = {
         pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention pvt.PvtEfficientSelfAttention
         superglue.SuperGlueSelfAttention swin2sr.Swin2SRSelfAttention swinv2.Swinv2SelfAttention
     """,
-    # Their forwards go by the width of a head, and leave the number to what the weights give.
+    # Their forwards go by the width of a head, and the number of heads follows from the size of the weights.
     Hook(None, "num_attention_heads", width="attention_head_size"): """
         big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention
         blip.modeling_blip_text.BlipTextSelfAttention

@@ -3,8 +3,8 @@
 A config names the attention function that its modules call.  A conditioned module has its config's name changed from
 ``sdpa`` to ``conditioned_sdpa`` (``eager`` to ``conditioned_eager``): a function that calls the original one and
 then applies the module's own transform, or nothing where the module has none.  The same name is registered for the
-masks; without that transformers would silently build no mask at all.  Somebody may change the name back; a hook on
-every conditioned module raises then, instead of running plain attention.
+masks; without that transformers would silently build no mask at all.  If the name is changed back, a hook on every
+conditioned module raises, instead of running plain attention.
 
 Shapes: B batch, H heads, N queries, M keys, D head width.
 """
@@ -41,7 +41,7 @@ from conditioned_attention.sites.transformers.packed import PACKED
 from conditioned_attention.sites.transformers.sdpa import attend_like_sdpa, causal, look_up, stands_in_for
 from conditioned_attention.sites.transformers.source import Reading
 
-_WITH_WEIGHTS = ("sdpa", "eager")  # whose masks an eager function can be given
+_WITH_WEIGHTS = ("sdpa", "eager")  # those whose masks can be given to an eager function
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 _BASES = (*_WITH_WEIGHTS, *_FLASH, "flex_attention", PACKED)
 
@@ -56,7 +56,7 @@ _UPCAST_FLAG = "reorder_and_upcast_attn"
 def recognise(module: nn.Module) -> Mechanism | str | None:
     """The way to the heads of a module that calls the interface, or the reason why there is none; None if it does not.
 
-    It is told by what its forward calls, not by its class.
+    It is recognised by what its forward calls, not by its class.
     """
     forward = _calls_the_interface(module) or _calls_the_interface(module, type(module).forward)
     if forward is None:
@@ -79,7 +79,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
 
 
 class Interface(Mechanism):
-    """Another name in the config, and the transform on the module."""
+    """The way by another implementation name in the config, with the transform on the module."""
 
     name: ClassVar[str] = "interface"
 
@@ -89,7 +89,7 @@ class Interface(Mechanism):
 
         def undo() -> None:
             take_back()
-            for config in renamed:  # also where a transform stays that no longer acted, because of another name
+            for config in renamed:  # also if an earlier transform stays, which no longer acted under another name
                 _make_plain(config, site)
 
         return undo
@@ -110,7 +110,7 @@ class Interface(Mechanism):
         put_first(site.module._forward_pre_hooks, _raise_if_renamed)
 
     def uninstall(self, site: Site) -> bool:
-        """The names in its configs are taken back as well, if nothing else needs them."""
+        """Makes the module plain again, and the names in its configs too if no other module needs them."""
         if site.module.__dict__.pop(TRANSFORM, None) is None:
             return False
         for name in (_REGISTRATION, _FORWARD):
@@ -143,7 +143,7 @@ class Interface(Mechanism):
 
 
 def _raise_if_renamed(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """A hook before a conditioned module, which would run plain under another name and say nothing."""
+    """A hook before a conditioned module: raises RuntimeError under another name, where it would silently run plain."""
     name = _implementation(module)
     if not is_conditioned(name):
         raise RuntimeError(
@@ -158,14 +158,14 @@ def _make_plain(config: Any, site: Site) -> None:
 
 
 # Models built from one config object share it.  Which conditioned modules read a config is kept here and not on the
-# config, which is copied and saved; configs cannot be hashed, so they are known by id as long as they live.
+# config, which is copied and saved; configs cannot be hashed, so the key is their id for as long as they live.
 _conditioned_modules: dict[int, WeakSet[nn.Module]] = {}
 
 
 def _users(config: Any, site: Site) -> WeakSet[nn.Module]:
     if id(config) in _conditioned_modules:
         return _conditioned_modules[id(config)]
-    # In a model that an earlier version has pickled, modules are conditioned that nobody has put here.
+    # In a model that an earlier version has pickled, there are conditioned modules that were never entered here.
     readers = (part for part in (*site.parents, site.module) if getattr(part, "config", None) is config)
     inside = (module for part in readers for module in part.modules() if _REGISTRATION in module.__dict__)
     return _add_users(config, inside)
@@ -191,15 +191,15 @@ def _implementation(module: nn.Module) -> str | None:
 
 
 def _calls_the_interface(module: nn.Module, forward: Any = None) -> FunctionType | None:
-    """The function that runs when the module is called, or this one, if it mentions transformers' table."""
+    """The function that runs when the module is called, or ``forward``, if it mentions transformers' table; or None."""
     function = _function(end_of(module, forward_of(module)) if forward is None else forward)
     return function if function is not None and _TABLE in _read(function).own.names else None
 
 
 def _function(forward: Any) -> FunctionType | None:
-    """What a decorated function is, if its file knows transformers' table of attention functions.
+    """The function inside its decorators, if its file knows transformers' table of attention functions; or None.
 
-    A method that is still bound here is another module's: what it is of must not pass for this module's forward.
+    A method that is still bound here belongs to another module, and must not be taken for this module's forward.
     """
     function: Any = inspect.unwrap(forward, stop=inspect.ismethod)
     return function if inspect.isfunction(function) and _TABLE in function.__globals__ else None
@@ -215,20 +215,20 @@ _readings: WeakKeyDictionary[FunctionType, Reading] = WeakKeyDictionary()
 
 
 def _reads_the_name(module: nn.Module, reading: Reading, name: str) -> bool:
-    """True if the class's file compares the implementation with its plain name, which a new name would defeat."""
+    """True if the class's file compares the implementation with its plain name, which a new name would break."""
     if name == "eager" and getattr(module, _UPCAST_FLAG, None) is False:
         return False
     return any("_attn_implementation" in each.names and name in each.judged for each in reading.all)
 
 
 def _caller(module: Any) -> Any:
-    """The function that calls the interface for a module; found at each call, where torch.compile looks on."""
+    """The function that calls the interface for a module; looked up at each call, in code that torch.compile traces."""
     return module.__dict__.get(_FORWARD) or inspect.unwrap(type(module).forward)
 
 
 def _eager_function(module: nn.Module) -> Callable[..., Any] | None:
     """The module-level eager function that its forward would fall back to."""
-    # Not by the reading of a file, which torch.compile could not follow.
+    # Not by reading its file, which torch.compile could not trace.
     function = _caller(module)
     names = [name for name in function.__code__.co_names if name.endswith("eager_attention_forward")]
     return function.__globals__.get(names[0]) if names else None
@@ -272,14 +272,14 @@ def _conditioned(
 def _with_queries(
     transform: HeadTransform, query: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an attention function with the queries and keys that the transform makes of its own."""
+    """The arguments of an attention function, with queries and keys replaced by what the transform makes of them."""
     by_name = "key" in kwargs
     query, key = transform.queries(query, kwargs["key"] if by_name else args[0])
     return (query, args, {**kwargs, "key": key}) if by_name else (query, (key, *args[1:]), kwargs)
 
 
 class _Seen:
-    """An object as it would look with other values for some of its attributes."""
+    """An object as it looks with other values for some of its attributes."""
 
     def __init__(self, seen: Any, **others: Any) -> None:
         self._seen = seen
@@ -318,12 +318,12 @@ def _conditioned_by_weights(
     return behind(transform, heads, weights).transpose(1, 2), weights
 
 
-# Each is made once: torch.compile would compile anew for another one.
+# Each is made only once: torch.compile would compile again for another one.
 _FUNCTIONS = {base: partial(_conditioned, base) for base in _BASES}
 
 
 class _Registered:
-    """Travels with a conditioned module, so that its copies are known to read their configs, and the functions too."""
+    """Is copied and pickled with a conditioned module, so that in the copy its configs and the functions are known."""
 
     def __init__(self, module: nn.Module | None = None, configs: Sequence[Any] = ()) -> None:
         self._module, self._configs = module if module is None else ref(module), configs
@@ -333,7 +333,7 @@ class _Registered:
 
 
 def _register(module: nn.Module | None = None, configs: Sequence[Any] = ()) -> _Registered:
-    """Makes transformers know the functions; in the process, or the copy, where a conditioned module is made again."""
+    """Registers the functions with transformers, also in a process or copy where a conditioned module is remade."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 

@@ -1,8 +1,8 @@
-"""A Hugging Face checkpoint that was trained with conditioned attention says so, and does not run without it.
+"""Marks Hugging Face checkpoints that were trained with conditioned attention, so that they do not run without it.
 
-Its config.json names ``conditioned_attention`` as the attention implementation.  Where this library is not imported
-transformers refuses to load it under that name; where it is, the name belongs to a function that says what to do.
-Nothing of transformers is imported here: the name is registered when somebody else imports it.
+Their config.json names ``conditioned_attention`` as the attention implementation.  If this library is not imported,
+transformers refuses to load them under that name; if it is, the name belongs to a function that says what to do.
+Nothing of transformers is imported here: the name is registered when other code imports it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MARKER = "conditioned_attention"
 # Before the name of the implementation that a conditioned model runs over: conditioned_sdpa.
 PREFIX = "conditioned_"
 
-# A config's name of the attention function; its public spelling would set those of the sub-configs as well.
+# The attribute of a config that names the attention function; the public one would set those of sub-configs as well.
 NAME = "_attn_implementation_internal"
 
 
 def not_applied(*args: Any, **kwargs: Any) -> NoReturn:
-    """The attention function, and the mask function, of a checkpoint that was loaded, and nothing more."""
+    """The attention and mask function of a checkpoint that was only loaded: raises RuntimeError."""
     raise RuntimeError(
         "this checkpoint was trained with conditioned attention, as its config.json says: call "
         "conditioned_attention.apply_conditioning(model) before you run it (or load it with attn_implementation='sdpa' "
@@ -37,7 +37,7 @@ def not_applied(*args: Any, **kwargs: Any) -> NoReturn:
 
 
 def watch() -> None:
-    """Makes the name known to transformers as soon as that is imported: for attention, and for its masks.
+    """Makes the name known to transformers as soon as that is imported, for attention and for its masks.
 
     Models with attention of their own ask for masks only, and would silently get none under an unknown name.
     """
@@ -57,7 +57,7 @@ def is_conditioned(name: str | None) -> bool:
 
 
 def marked(model: nn.Module) -> list[Any]:
-    """The parts of the model that were loaded from such a checkpoint, and that nothing was done about."""
+    """The parts of the model that were loaded from such a checkpoint, and not conditioned or made plain since."""
     return [part for part in model.modules() if getattr(getattr(part, "config", None), NAME, None) == MARKER]
 
 
@@ -66,7 +66,7 @@ def settled(model: nn.Module) -> Iterator[None]:
     """Gives every config that is still marked the implementation that transformers would choose for its model.
 
     Modules inside of a model may read another config object than the model does (those of an EncoderDecoderModel): each
-    gets what the innermost model around it would have.  For good, unless the block raises: then the marks are put back.
+    gets what the innermost model around it would have.  This stays, unless the block raises, which restores the marks.
     """
     configs = [(config, _chosen(part, config)) for part, config in _marked_configs(model, None) if part is not None]
     before = [dict(vars(config)) for config, _ in configs]

@@ -22,11 +22,11 @@ PACKED = "packed_sdpa"
 
 
 def register_packed() -> str:
-    """Makes transformers know the implementation, for ``model.set_attn_implementation``; returns its name.
+    """Registers the implementation with transformers, for ``model.set_attn_implementation``; returns its name.
 
     A model that runs it is called with one row of documents, (1, N), and ``cu_seq_lens_q``, ``cu_seq_lens_k`` (int32),
     ``max_length_q`` and ``max_length_k``, as ``DataCollatorWithFlattening`` gives them; without those, as when it
-    generates, it computes what sdpa does, and then knows no padding.
+    generates, it computes what sdpa does, but does not support padding.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -38,7 +38,7 @@ def register_packed() -> str:
 def _mask(
     *, q_length: int, kv_length: int, attention_mask: Tensor | None = None, local_size: int | None = None, **others: Any
 ) -> Tensor | None:
-    """No mask, except for tokens on top of a cache: which of its keys are theirs is sdpa's to say."""
+    """No mask, except for tokens on top of a cache, where sdpa's mask says which keys they may attend to."""
     if local_size is not None:
         raise ValueError(f"{PACKED} knows no sliding window: call set_attn_implementation('sdpa')")
     if attention_mask is not None and not attention_mask.all():
@@ -67,7 +67,7 @@ def attend_packed(
     transform: HeadTransform | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Heads (1, N, H, D) of queries (1, H, N, D): each document by itself, and with C where that is the transform."""
+    """Heads (1, N, H, D) of queries (1, H, N, D): each document by itself, and with C if that is the transform."""
     grouped = query.shape[1] != key.shape[1]
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
         flag = attention_mask is None and causal(module, is_causal) and query.shape[2] > 1

@@ -1,8 +1,8 @@
 """W_Q, W_K and W_V of the attention classes of Hugging Face transformers.  Nothing of it is imported here.
 
 Most classes have three children with names like q_proj, k_proj and v_proj and are known by them; see
-`by_name`.  The others are here one by one: those with a fused weight, whose rows can lie in any order, and
-those of which the names would say too much.
+`by_name`.  The others are listed here one by one: those with a fused weight, whose rows can be in any order, and
+those whose names would be misleading.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _codegen(module: Any) -> Projections:
 
 
 def _levit(module: Any) -> Projections:
-    """Head by head, with values wider than keys; the queries apart where they are of fewer tokens."""
+    """Head by head, with values wider than keys; queries have a weight of their own if they are of fewer tokens."""
     width, values = module.key_dim, module.attention_ratio * module.key_dim
     places: dict[str, Any] = {"queries_keys_values.linear": ("H*qkv", (width, width, values))}
     if hasattr(module, "queries"):
@@ -68,7 +68,7 @@ def _levit(module: Any) -> Projections:
 
 
 def _for_other_tokens(more: dict[str, str], module: Any) -> Projections | str:
-    """Several matrices for one role, each for tokens of another kind."""
+    """Several matrices for one role, each for a different kind of tokens."""
     found = apart(_QKV, module, beside=tuple(more))
     if isinstance(found, str):
         return found
@@ -176,7 +176,7 @@ _REFUSALS: dict[str, str] = {
 }
 
 
-# class -> what makes its queries, keys and values, or why that is no place for W + λ I
+# class -> what makes its queries, keys and values, or why W + λ I has no place there
 FOUND: dict[str, Callable[[Any], Projections | str] | str] = {
     **by_class(_LISTED),
     **{name: reason for name, reason in _REFUSED.items() if reason == NO_SOFTMAX or isinstance(reason, NoAttention)},

@@ -1,8 +1,8 @@
-"""What transformers' sdpa function does, through `attend`: so that the implementation with the smallest memory can run.
+"""Computes what transformers' sdpa function does, but through `attend`, whose implementation with least memory can run.
 
-Only where the call asks for nothing more than attention under a mask, several queries at a time.  Everything else
-(decoding, paged caches, learned position biases, other devices) stays with transformers' own function, whose output
-the transform is then applied to.
+This is done only where a call asks for no more than attention under a mask, several queries at a time.  Everything
+else (decoding, paged caches, learned position biases, other devices) stays with transformers' own function, and the
+transform is then applied to its output.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
 """
@@ -19,18 +19,19 @@ from conditioned_attention.attention.surroundings import exported_or_traced
 from conditioned_attention.functional import attend
 from conditioned_attention.preconditioner import HeadTransform
 
-# The function that is known here, as 5.4 began it and later releases went on; with others it may do other things.
+# The parameters of the function as they are known here: those of 5.4, and those that later releases added.  With other
+# parameters it may do other things.
 _PARAMETERS = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal")
 _SINCE = ("position_bias", "cache")
 _KNOWN = [(*_PARAMETERS, *_SINCE[:some], "kwargs") for some in range(3)]
-_WIDEST_GROUPED = 256  # PyTorch's flash kernels
+_WIDEST_GROUPED = 256  # the largest head width of PyTorch's flash kernels
 _module: Any = None  # transformers' own, once `look_up` has seen that its function is the known one
 
 _MORE_THAN_ATTENTION = (*_SINCE, "softcap")
 
 
 def look_up() -> None:
-    """Finds transformers' module; here and not at each call, which torch.compile looks into."""
+    """Finds transformers' module; here and not at each call, which torch.compile traces."""
     global _module
     from transformers.integrations import sdpa_attention
 
@@ -48,7 +49,7 @@ def stands_in_for(function: Callable[..., Any], query: Tensor, options: dict[str
 
 
 def causal(module: nn.Module, is_causal: bool | None) -> bool:
-    """Whether no mask means a causal one: what the call says, else what the module does."""
+    """Whether attention without a mask is causal: as the call says, or else the module."""
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
@@ -64,7 +65,7 @@ def attend_like_sdpa(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Transformed heads (B, N, H, D), as transformers wants them; a mask leaves no room for the causal flag."""
+    """Transformed heads (B, N, H, D), as transformers expects them; with a mask the causal flag is ignored."""
     groups = getattr(module, "num_key_value_groups", 1)
     # transformers' rule for these devices: otherwise PyTorch would fall back to the matrix of weights
     grouped = groups > 1 and attention_mask is None and key.shape[-1] == value.shape[-1] <= _WIDEST_GROUPED

@@ -1,4 +1,4 @@
-"""What the functions of a model file mention, read from its source: which names, and which words it decides by."""
+"""Reads from source what the functions of a model file mention: which names, and by which words they decide."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Mentions(NamedTuple):
     Attributes:
         names: of variables and attributes.
         words: its strings.
-        judged: those of them that it does more with than keep them or look something up under them.
+        judged: the strings that it does more with than store them or look something up by them.
     """
 
     names: frozenset[str]
@@ -25,14 +25,14 @@ class Mentions(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a function mentions, and what all functions of its file do."""
+    """What a function mentions, and what each function of its file mentions."""
 
     own: Mentions
     all: tuple[Mentions, ...]
 
 
 def read(function: FunctionType) -> Reading | None:
-    """What this function and its file mention; None without source: in frozen programs, for code made as they ran."""
+    """What this function and its file mention; None without source, as in frozen programs and for generated code."""
     try:
         lines, _ = inspect.findsource(function)
         functions = _functions("".join(lines))
@@ -42,7 +42,7 @@ def read(function: FunctionType) -> Reading | None:
     return Reading(own, tuple(functions.values()))
 
 
-@lru_cache(maxsize=8)  # the classes of a model are asked for one after the other, and stand in a file or two
+@lru_cache(maxsize=8)  # the classes of a model are asked for one after another, and are in one or two files
 def _functions(text: str) -> dict[tuple[str, int], Mentions]:
     """What every function of a file mentions, by its name and first line."""
     found = (node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
@@ -60,7 +60,7 @@ def _mentions(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Mentions:
 
 
 def _harmless(node: ast.AST) -> Iterator[ast.AST | None]:
-    """The part of a statement whose word decides nothing: what is assigned, a key, a docstring."""
+    """The part of a statement whose string decides nothing: what is assigned, a key, a docstring."""
     if isinstance(node, (ast.Assign, ast.AnnAssign, ast.Expr)):
         yield node.value
     elif isinstance(node, ast.Subscript):

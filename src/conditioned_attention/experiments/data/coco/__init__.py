@@ -1,1 +1,1 @@
-"""Pictures with objects in them: COCO as it is released, and scenes of the same form that are composed here."""
+"""Pictures with objects in them: COCO as released, and scenes in the same format that are composed here."""

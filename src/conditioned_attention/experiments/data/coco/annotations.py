@@ -1,4 +1,4 @@
-"""Annotations of COCO's form: what is whole in a JSON file, and what was left out of it, by id."""
+"""Annotations in COCO's format: the valid entries of a JSON file, and what was left out of it, by id."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Picture(NamedTuple):
 class Thing(NamedTuple):
     """An object in a picture.
 
-    ``label`` counts the categories from 1 in the order of their ids, which may have holes; ``box`` is left, top, width
-    and height in pixels, and ``shape`` polygons or a run-length encoding.  A crowd stands for many.
+    ``label`` counts the categories from 1 in the order of their ids, which may have gaps; ``box`` is left, top, width
+    and height in pixels, and ``shape`` polygons or a run-length encoding.  A crowd stands for many objects.
     """
 
     label: int
@@ -40,13 +40,13 @@ class Thing(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a file says of its pictures.
+    """The content of an annotation file.
 
     Attributes:
         classes: names of the categories, in the order of their ids.
-        category_ids: as the file has them.
+        category_ids: these ids, as in the file.
         pictures: in the order of the file.
-        things: by the id of the picture; a picture may have none.
+        things: the objects, by the id of their picture; a picture may have none.
         checksum: of the file.
         notes: what was left out.
     """
@@ -60,16 +60,16 @@ class Annotations:
 
 
 def read_annotations(file: Path) -> Annotations:
-    """Reads ``instances_….json``.
+    """Reads an annotation file such as ``instances_….json``.
 
-    Entries that are broken are left out, counted and named by id: pictures without name or size, or with an id for the
-    second time; objects in no such picture, of no such category, with a box that is no box or lies beside its picture,
-    and with a mask that is none or of another size than the picture.
+    Broken entries are left out, counted and named by id: pictures without a name or size, or with an id that occurred
+    before; objects of an unknown picture or category, with an invalid box or one outside the picture, or with a mask
+    that is invalid or has another size than the picture.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, lacks a list, has no whole picture, or annotations of which none is whole; or two
-            categories have one id.
+        ValueError: the file is not JSON, lacks a list, has no valid picture, or has annotations but no valid one; or
+            two categories have the same id.
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}")

@@ -1,4 +1,4 @@
-"""Cut-outs with transparency, by class: what scenes are composed of."""
+"""Cut-outs with transparency, by class, from which scenes are composed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ STAMPS = {
     "bird": "animals/birds", "building": "town/houses", "fruit": "food/fruit", "insect": "animals/insects",
     "mammal": "animals/mammals", "music": "hobbies/music", "plant": "plants", "vehicle": "vehicles",
 }  # fmt: skip
-_OPAQUE = 127  # alpha of what is seen, at the least
+_OPAQUE = 127  # pixels with a larger alpha count as visible
 _FEWEST = 100  # pixels that a cut-out must have
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """A picture (H, W, 4), uint8, cut to what is opaque in it; the number of its class; its name."""
+    """A picture (H, W, 4), uint8, cropped to its opaque part; the number of its class; its name."""
 
     pixels: np.ndarray
     label: int
@@ -39,7 +39,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Cutouts:
-    """Those of the training and of the evaluation scenes, which share none; names of the classes; and notes."""
+    """The cut-outs of the training and of the evaluation scenes, which share none; names of the classes; and notes."""
 
     train: tuple[Cutout, ...]
     evaluation: tuple[Cutout, ...]
@@ -47,19 +47,19 @@ class Cutouts:
     notes: tuple[str, ...]
 
     def checksum(self) -> str:
-        """Of all pixels."""
+        """A checksum of all pixels."""
         return checksum_of_bytes(b"".join(one.pixels.tobytes() for one in (*self.train, *self.evaluation)))
 
 
 def read_cutouts(folder: Path) -> Cutouts:
     """The cut-outs below a folder: ``stamps`` of tuxpaint-stamps-default, or a folder for every class.
 
-    A fixed fifth of each class is for evaluation.  Pictures without transparency, or with next to nothing to see, are
-    left out, and so is a second copy of one.
+    A fixed fifth of each class is for evaluation.  Pictures without transparency or with next to no visible pixels are
+    left out, and so are duplicates.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it has no classes, or one of them too few cut-outs for both sets.
+        ValueError: it has no classes, or one of them has too few cut-outs for both sets.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"cutouts={folder} is not a folder. {HOW_TO_GET}")
@@ -98,13 +98,13 @@ def _seen(file: Path) -> np.ndarray:
 
 
 def read_photographs(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Photographs below a folder (H, W, 3), uint8: for training scenes, and every fifth for those of evaluation.
+    """The photographs below a folder, (H, W, 3), uint8: for training scenes, and every fifth for evaluation scenes.
 
     They are reduced to a short side of about 512 pixels.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: fewer than two of them.
+        ValueError: it has fewer than two photographs.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"photographs={folder} is not a folder. {HOW_TO_GET}")
@@ -123,12 +123,12 @@ def _reduced(file: Path) -> np.ndarray:
 
 
 def checksum_of(pictures: Sequence[np.ndarray]) -> str:
-    """Of the pixels of pictures."""
+    """A checksum of the pixels of pictures."""
     return checksum_of_bytes(b"".join(one.tobytes() for one in pictures))
 
 
 def resized(cutout: Cutout, longest: int, flipped: bool) -> np.ndarray:
-    """Its pixels with this long side."""
+    """The pixels of a cut-out, resized to this long side and flipped if asked."""
     height, width = cutout.pixels.shape[:2]
     scale = longest / max(height, width)
     picture = Image.fromarray(cutout.pixels, "RGBA")

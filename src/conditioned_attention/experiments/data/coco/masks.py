@@ -1,4 +1,4 @@
-"""Masks of objects: polygons and run-length encodings, which are COCO's, to arrays and back."""
+"""Masks of objects: from COCO's polygons and run-length encodings to arrays and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FEWEST = 6  # numbers of a polygon: three points
 
 
 def why_no_mask(shape: Any, height: int, width: int) -> str:
-    """Why a ``segmentation`` is no mask of a picture of that size; empty if it is one."""
+    """Why a ``segmentation`` is not a valid mask for a picture of this size; empty if it is one."""
     if isinstance(shape, list):
         return "" if shape and all(map(_polygon, shape)) else "its polygons are none"
     if not isinstance(shape, dict) or not {"size", "counts"} <= shape.keys():
@@ -35,7 +35,7 @@ def _polygon(points: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that a float can have."""
+    """Whether a value is a finite number that fits in a float."""
     try:
         return isinstance(value, (int, float)) and isfinite(value)
     except OverflowError:  # a whole number of hundreds of digits
@@ -54,7 +54,7 @@ def decode(shape: Any, height: int, width: int) -> np.ndarray:
 
 
 def encode(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Run-length encodings of masks (N, H, W) of 0 and 1, as JSON has them."""
+    """Run-length encodings of masks (N, H, W) of 0 and 1, as they are written to JSON."""
     if not len(masks):
         return []
     found = _api().encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))

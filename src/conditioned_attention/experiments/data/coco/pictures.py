@@ -1,4 +1,4 @@
-"""Pictures with their objects, as a data set: decoded, and transformed, when one is asked for."""
+"""A data set of pictures with their objects, which are decoded and transformed at each access."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Transform = Callable[[Any, Any], Any]
 class CocoPictures(Dataset[tuple[Tensor, Target]]):
     """Some of the pictures of an annotation file.
 
-    An item is a picture (3, H, W) of numbers from 0 to 1, and a dictionary with ``image_id`` (); to train on also
-    ``boxes`` (N, 4) by their corners in pixels, ``labels`` (N,) from 1, and ``masks`` (N, H, W), uint8.  Crowds and
-    what is narrower than a pixel are no objects to train on.
+    An item is a picture (3, H, W) of numbers from 0 to 1, and a dictionary with ``image_id`` (); for training it also
+    has ``boxes`` (N, 4) by their corners in pixels, ``labels`` (N,) from 1, and ``masks`` (N, H, W), uint8.  Crowds and
+    objects narrower than a pixel are not trained on.
 
     Attributes:
         annotations: of the file.
-        folder: that the names in it are relative to.
-        rows: which of its pictures.
-        contents: a checksum of the bytes of each of its pictures.
-        transform: is called with picture and dictionary, of tensors that torchvision's transforms know apart; None for
-            pictures as they are, without objects, to evaluate on.
+        folder: that the names in the file are relative to.
+        rows: which of the file's pictures.
+        contents: a checksum of the bytes of each picture in the file.
+        transform: is called with the picture and the dictionary; None for pictures as they are, without objects, to
+            evaluate on.
     """
 
     annotations: Annotations
@@ -61,11 +61,11 @@ class CocoPictures(Dataset[tuple[Tensor, Target]]):
         return found
 
     def picture(self, index: int) -> Picture:
-        """What the file says of it."""
+        """The file's entry for a picture."""
         return self.annotations.pictures[self.rows[index]]
 
     def things(self, index: int) -> Sequence[Thing]:
-        """The objects in it, crowds and the smallest ones included."""
+        """All objects in a picture, including crowds and the smallest ones."""
         return self.annotations.things[self.picture(index).id]
 
     def _image(self, row: int) -> Tensor:
@@ -89,7 +89,7 @@ class CocoPictures(Dataset[tuple[Tensor, Target]]):
         return replace(self, rows=[self.rows[i] for i in indices], transform=transform)
 
     def with_truth(self) -> CocoPictures:
-        """The same, whose items have the objects, as they are."""
+        """The same pictures, whose items have the objects too, without a transform."""
         return replace(self, transform=_as_they_are)
 
     def with_objects(self) -> CocoPictures:
@@ -100,7 +100,7 @@ class CocoPictures(Dataset[tuple[Tensor, Target]]):
         return replace(self, rows=kept)
 
     def ground_truth(self) -> dict[str, Any]:
-        """Pictures and objects in COCO's own form, for its evaluators; objects are numbered from 1."""
+        """Pictures and objects in COCO's own format, for its evaluators; objects are numbered from 1."""
         pictures = [self.picture(i) for i in range(len(self))]
         things = [(picture.id, thing) for picture in pictures for thing in self.annotations.things[picture.id]]
         ids = self.annotations.category_ids
@@ -116,7 +116,7 @@ class CocoPictures(Dataset[tuple[Tensor, Target]]):
         }
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many, and checksums of the annotation file, of which pictures these are, and of their bytes."""
+        """The number of pictures, and checksums of the annotation file, of the pictures' ids, and of their bytes."""
         return {
             "items": len(self),
             "annotations": self.annotations.checksum,
@@ -130,13 +130,13 @@ def _as_they_are(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def corners(thing: Thing, picture: Picture) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of what of its box lies in the picture."""
+    """Left, top, right and bottom of the part of an object's box that lies in the picture."""
     left, top, width, height = thing.box
     return max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height)
 
 
 def to_learn(thing: Thing, picture: Picture) -> bool:
-    """Whether an object is one to train on, as mmdetection has it: no crowd, and a pixel wide and high at least."""
+    """Whether to train on an object, by mmdetection's rule: it is no crowd, and at least a pixel wide and high."""
     left, top, right, bottom = corners(thing, picture)
     return not thing.crowd and thing.area > 0 and min(right - left, bottom - top) >= 1
 
@@ -144,9 +144,9 @@ def to_learn(thing: Thing, picture: Picture) -> bool:
 def read_pictures(
     file: Path, folder: Path, *, max_unreadable: int = 10, cache_dir: Path | None = None
 ) -> tuple[CocoPictures, list[str]]:
-    """The pictures of an annotation file whose files can be read, and what is to be said of the others.
+    """The pictures of an annotation file whose files can be read, and what a report should say about the others.
 
-    Every file is read once, and the result kept; see `read_once`.  Warns of what is broken in the annotations.
+    Every file is read once, and the result is kept; see `read_once`.  Warns of broken annotations.
 
     Raises:
         FileNotFoundError: there is no such file or folder.

@@ -1,4 +1,4 @@
-"""Scenes of COCO's form, composed: cut-outs on pieces of photographs, with true masks, in a folder of their own."""
+"""Composed scenes in COCO's format: cut-outs on pieces of photographs, with exact masks, in a folder of their own."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from conditioned_attention.experiments.data.coco.masks import encode
 from conditioned_attention.experiments.data.scan import default_cache_dir, stamp_of
 from conditioned_attention.storage.files import UNFINISHED, write_text
 
-_VERSION = 1  # of the scenes: raise it with whatever changes them
+_VERSION = 1  # of the scenes: raise it with every change that alters them
 _TRIES = 8  # places that are tried for a cut-out before it is left out
-_SEEN = 0.4  # of each object, at the least
+_SEEN = 0.4  # the smallest share of an object that stays visible
 ANNOTATIONS = "annotations.json"
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """What scenes are like.
+    """What the composed scenes are like.
 
     Attributes:
-        side: of a scene, in pixels.
-        objects: the fewest and the most that are put into one.
-        sizes: the smallest and the largest long side of an object, as shares of ``side``; drawn evenly by their
-            logarithm.
-        stream: another number gives other scenes of the same kind.
+        side: side of a scene in pixels.
+        objects: smallest and largest number of objects that are put into a scene.
+        sizes: smallest and largest long side of an object, as shares of ``side``; drawn uniformly on a logarithmic
+            scale.
+        stream: number of the random stream; another one gives other scenes of the same kind.
     """
 
     side: int = 128
@@ -55,19 +55,19 @@ def composed(
     counts: tuple[int, int],
     cache_dir: Path | None = None,
 ) -> list[Path]:
-    """Two folders, of training and of evaluation scenes: pictures and ``annotations.json``.
+    """Two folders, of training and of evaluation scenes, with pictures and ``annotations.json`` in each.
 
-    They are composed at the first call and kept; delete them whenever you like.  A scene is set by its number and
-    ``scenes``.  Of an object at least two fifths are seen, and none lies behind the border by more than a quarter.
+    They are composed at the first call and kept; delete them whenever you like.  A scene is determined by its number
+    and ``scenes``.  At least two fifths of each object are visible, and at most a quarter lies beyond the border.
 
     Args:
         cutouts, photographs: to train on and to evaluate on.
-        scenes: what they are like.
-        counts: how many for each set.
+        scenes: what the scenes are like.
+        counts: number of scenes in each set.
         cache_dir: where they are kept; default `default_cache_dir`.
 
     Raises:
-        ValueError: no scene.
+        ValueError: a set would have no scene.
         OSError: ``cache_dir`` cannot be written.
     """
     if min(counts) < 1:
@@ -95,7 +95,7 @@ def _write(
     count: int,
     part: int,
 ) -> None:
-    """Beside, and then in one go; of several processes that start at once the first one's stay."""
+    """Writes scenes beside the folder, then renames them; if several processes start at once, the first one's stay."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}{UNFINISHED}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -149,7 +149,7 @@ def compose(
 
 
 def _behind(photograph: np.ndarray, side: int, chance: np.random.Generator) -> np.ndarray:
-    """A square piece of a photograph, from half of its short side up, at this side; (side, side, 3), float."""
+    """A square piece of a photograph, at least half its short side wide, resized to (side, side, 3), float."""
     height, width = photograph.shape[:2]
     cut = int(chance.integers(min(height, width) // 2, min(height, width) + 1))
     top, left = chance.integers(height - cut + 1), chance.integers(width - cut + 1)
@@ -158,7 +158,7 @@ def _behind(photograph: np.ndarray, side: int, chance: np.random.Generator) -> n
 
 
 def _placed(pixels: np.ndarray, side: int, chance: np.random.Generator) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Where a cut-out goes, at most a quarter of it beyond the border, and what of it is within."""
+    """Where a cut-out goes, with at most a quarter of it beyond the border, and the part of it that is within."""
     starts = [int(chance.integers(-(n // 4), side - n + n // 4 + 1)) for n in pixels.shape[:2]]
     place = tuple(slice(max(start, 0), min(start + n, side)) for start, n in zip(starts, pixels.shape))
     within = tuple(slice(one.start - start, one.stop - start) for one, start in zip(place, starts))

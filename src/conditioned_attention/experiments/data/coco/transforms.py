@@ -1,4 +1,4 @@
-"""What is done to training pictures and their objects, by torchvision's transforms: as XCiT has it, from DETR."""
+"""Augmentation of training pictures and their objects with torchvision's transforms, as in XCiT, from DETR."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ SIDES = tuple(range(480, 801, 32))
 
 @dataclass(frozen=True)
 class Augment:
-    """Flips, sizes and cuts of training pictures.
+    """Random flips, sizes and crops of training pictures.
 
     Attributes:
-        flip: probability of a flip from left to right.
-        sides: one of these becomes the short side, in pixels; none for pictures as large as they are.
-        longest: that the long side may become by it.
-        cut: smallest and largest side of a piece that every second picture is cut to before; None for no cut.
-        sides_before: one of these is the short side of what is cut.
+        flip: probability of a horizontal flip.
+        sides: the short side is scaled to one of these, in pixels; if empty, pictures keep their size.
+        longest: limit on the long side when a picture is scaled, in pixels.
+        cut: smallest and largest side of the piece to which a picture is cropped before that, with probability one
+            half; None never crops.
+        sides_before: the short side is scaled to one of these before a picture is cropped.
     """
 
     flip: float = 0.5
@@ -39,7 +40,7 @@ class Augment:
             raise ValueError(f"cut must be a smallest and a largest side, and goes with sides, got {self.cut}")
 
     def __call__(self, image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """A picture (3, H, W) with objects, and what becomes of both; chance comes from torch's global generator."""
+        """A picture (3, H, W) and its objects, augmented; random numbers come from torch's global generator."""
         with needs("timm", "augmentation"):
             from torchvision import tv_tensors
             from torchvision.transforms import v2
@@ -67,7 +68,7 @@ class Augment:
 
 
 def _cut(bounds: tuple[int, int]) -> Any:
-    """A piece whose sides are drawn between bounds, or the picture's where it is smaller, from anywhere in it."""
+    """Cuts a piece from anywhere in a picture, with sides drawn between bounds that the picture's own sides limit."""
     from torchvision.transforms.v2 import functional as F
 
     def cut(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -81,5 +82,5 @@ def _cut(bounds: tuple[int, int]) -> Any:
 
 
 def _drawn(low: int, high: int) -> int:
-    """A whole number between these two, both included."""
+    """A random integer between these two, both included."""
     return int(torch.randint(low, high + 1, ()))

@@ -1,1 +1,1 @@
-"""Pictures: what is on disk or in a package -> images and labels."""
+"""Labelled pictures, read from disk or from packages."""

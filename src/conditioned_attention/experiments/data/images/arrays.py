@@ -15,13 +15,13 @@ from conditioned_attention.experiments.data.images.transforms import ImageTransf
 
 
 class ImageArrays(Dataset[tuple[Tensor, Tensor]]):
-    """Images (S, C, H, W) and labels (S,), handed out as whole batches by `__getitems__`.
+    """Images (S, C, H, W) and labels (S,); `__getitems__` returns whole batches.
 
-    A batch is one indexing operation and needs no collation, which for small images is most of the loader's time.
+    A batch is one indexing operation and needs no collation, which takes most of a loader's time for small images.
 
-    ``origin`` is a checksum of the pixels as they were stored, before they were scaled: rounding differs on other
-    machines.  ``scale`` has a mean and a standard deviation a channel, (C, 1, 1) each, if images are pixels of 0 to
-    255 that were scaled by these; `Augmented` needs it.
+    ``origin`` is a checksum of the pixels as stored, before scaling, because rounding differs on other machines.
+    ``scale`` has the mean and the standard deviation of each channel, (C, 1, 1) each, if the images are pixels from 0
+    to 255 that were scaled by them; `Augmented` needs it.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class ImageArrays(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
     def subset(self, rows: Sequence[int]) -> ImageArrays:
-        """Some of the images, in this order."""
+        """The images in these rows, in this order."""
         return ImageArrays(*self.__getitems__(rows), self.origin, self.scale)
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many, their shape, their labels, and the pixels of the set that they are from."""
+        """The number of images, their shape, and checksums of their labels and of the pixels of their whole set."""
         shape, labels = list(self.images.shape[1:]), checksum(self.labels.tolist())
         origin = self.origin or checksum_of_bytes(self.images.contiguous().numpy())
         return {"items": len(self), "shape": shape, "labels": labels, "pixels": origin}
@@ -53,9 +53,9 @@ class ImageArrays(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Images in memory with DeiT's augmentation, each anew whenever it is asked for, from the global generators.
+    """Images in memory with DeiT's augmentation, drawn anew at each access from the global random generators.
 
-    Timm works on colour pictures; of a grey image the three channels stay alike, and the first is taken.
+    Timm works on colour pictures; the three channels of a grey image stay equal, and the first is used.
     """
 
     def __init__(self, arrays: ImageArrays) -> None:
@@ -71,7 +71,7 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
         return len(self.arrays)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the images."""
+        """The fingerprint of the images."""
         return self.arrays.fingerprint()
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Images without anything on them, as many as somewhere else there are real ones."""
+"""Black images that stand in for as many real ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 
 class BlankImages(Dataset[tuple[Tensor, int]]):
-    """So many black images (3, side, side) of class 0: what a run will take depends on their number and size alone."""
+    """``count`` black images (3, side, side) of class 0: the cost of a run depends on their number and size alone."""
 
     def __init__(self, count: int, side: int) -> None:
         self.count, self.side = count, side

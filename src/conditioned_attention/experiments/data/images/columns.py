@@ -1,4 +1,4 @@
-"""Labelled images in tables: which columns they are in, and the classes of their rows."""
+"""Labelled images in tables: which columns hold them, and the classes of the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conditioned_attention.experiments.data.walk import same_letters
 
 
 class Labels(NamedTuple):
-    """The numbered labels of all rows: the fields of an `ImageSource` that they make up."""
+    """The numbered labels of all rows, as fields of an `ImageSource`."""
 
     classes: list[str]
     labels: list[int]
@@ -23,15 +23,15 @@ class Labels(NamedTuple):
 
 
 def find_columns(features: Mapping[str, Any], image_column: str | None, label_column: str | None) -> tuple[str, str]:
-    """The names of the columns of images and of labels, in a table whose columns ``datasets`` calls ``features``.
+    """The names of a table's image column and label column.
 
     Args:
-        features: by the names of the columns.
+        features: the kinds of the columns by their names, as ``datasets`` has them.
         image_column: default the only one with images.
-        label_column: default the only one of class labels, or else of integers or strings.
+        label_column: default the only one with class labels, or else with integers or strings.
 
     Raises:
-        ValueError: a column is not there, is of another kind, or is not clear.
+        ValueError: a column is missing, is of another kind, or is ambiguous.
     """
     image_column = _column(features, image_column, "image_column", _is_image, _is_encoded)
     if not _holds_images(features[image_column]):
@@ -45,18 +45,18 @@ def find_columns(features: Mapping[str, Any], image_column: str | None, label_co
 
 
 def check_columns(features: Mapping[str, Any], wanted: Sequence[str], where: str) -> None:
-    """Raises ValueError if one of the columns is not there."""
+    """Raises ValueError if one of the columns is missing."""
     for column in wanted:
         if column not in features:
             raise ValueError(f"{where} has no column {column!r}: {_describe(features)}")
 
 
 def label_values(values: Sequence[Any], feature: Any, column: str, where: str) -> Sequence[Any]:
-    """The classes of all rows: names where the data set has names, else the values themselves.
+    """The classes of all rows: names if the data set has names, else the values themselves.
 
     Raises:
-        ValueError: rows without a label: none, an empty string, or a negative number, which is how data sets write that
-            a label is not known; or a number without a name where classes have names.
+        ValueError: rows without a label, which are None, an empty string, or a negative number (with which data sets
+            mark unknown labels); or a number without a name where classes have names.
     """
     bare = [value for value in values if value in (None, "") or (isinstance(value, int) and value < 0)]
     if bare:
@@ -70,15 +70,15 @@ def label_values(values: Sequence[Any], feature: Any, column: str, where: str) -
 
 
 def numbered(values: Sequence[Sequence[Any]], sets: Sets, root: Path) -> Labels:
-    """Classes as numbers.
+    """Numbers the classes, and finds the rows of both sets.
 
     Args:
-        values: the classes of the rows of each set, that for training first.
-        sets: which these are.
+        values: the classes of the rows of each set, the training set first.
+        sets: the names of these sets.
         root: for messages.
 
     Raises:
-        ValueError: classes for evaluation that are not in the training set, or nothing can be held out.
+        ValueError: the evaluation set has classes that are not in the training set, or nothing can be held out.
     """
     classes = sorted(set(values[0]))
     if unknown := sorted(set().union(*values[1:]) - set(classes), key=str):
@@ -102,12 +102,12 @@ _is_image, _is_class_label = partial(_is, "Image"), partial(_is, "ClassLabel")
 
 
 def _is_encoded(feature: Any) -> bool:
-    """What an image is in a file that does not say what its columns are."""
+    """Whether a column looks like encoded images in a file that does not declare its columns."""
     return isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
 
 
 def _holds_images(feature: Any) -> bool:
-    """Images, or encoded files that were not declared as such."""
+    """Whether a column holds images, or encoded files that were not declared as images."""
     binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
     return binary or _is_image(feature) or isinstance(feature, dict)
 

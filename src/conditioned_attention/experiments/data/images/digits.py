@@ -10,9 +10,9 @@ from conditioned_attention.experiments.data.images.arrays import ImageArrays
 
 
 def load_digits() -> tuple[ImageArrays, ImageArrays]:
-    """(training set of 1,437, evaluation set of 360), the same stratified split at every call.
+    """Loads (training set of 1,437, evaluation set of 360), the same stratified split at every call.
 
-    Pixels are scaled from 0..16 to mean 0 and standard deviation 1 of the training set.
+    Pixels from 0 to 16 are scaled so that the training set has mean 0 and standard deviation 1.
     """
     from sklearn import datasets
     from sklearn.model_selection import train_test_split

@@ -35,7 +35,7 @@ class Emoji:
     Attributes:
         image: name of its file.
         label: its category or subcategory.
-        base: number of the emoji that it is or is a variant of.
+        base: number of the emoji itself, or of the one that it is a variant of.
     """
 
     image: str
@@ -48,18 +48,18 @@ def load_emoji(
 ) -> tuple[ImageArrays, ImageArrays, list[int], list[str], list[str]]:
     """Training set, evaluation set, emoji of the training set, names of the classes and notes, from the two packages.
 
-    The third are numbers: drawings of one emoji, and its variants in other colours of skin, have one in common.
-    Transparent drawings are put on white.  An emoji that one of the artists draws to the pixel like an earlier one, as
-    Norway's flag and Bouvet Island's, is left out.  Channels are scaled to mean 0 and standard deviation 1 of the
-    training set.
+    The third are numbers, which all drawings of an emoji and of its variants in other skin tones have in common.
+    Transparent drawings are put on white.  An emoji that one of the artists draws exactly like an earlier one, such as
+    the flags of Norway and Bouvet Island, is left out.  Channels are scaled so that the training set has mean 0 and
+    standard deviation 1.
 
     Args:
         folder: holds ``emoji-datasource-google`` and ``emoji-datasource-twitter``.
-        split: from one artist to the other, all emoji; or, by both, four fifths of the emoji to train on and the others
-            to evaluate on.
+        split: trains on all emoji by one artist and evaluates on those by the other; or trains on four fifths of the
+            emoji by both and evaluates on the others.
         labels: which of the two labels.
-        skin_tones: with the variants that differ in the colour of skin; they go where their emoji goes.
-        side: of the images, 64 or, each pixel the mean of four, 32.
+        skin_tones: whether to include variants in other skin tones; they are in the same set as their emoji.
+        side: of the images, 64, or 32, where each pixel is the mean of four.
 
     Raises:
         FileNotFoundError: a package or a drawing is missing; the message says how to get them.
@@ -115,7 +115,7 @@ def _read(folder: Path, artist: str, name: str) -> np.ndarray:
 
 
 def _without_copies(drawings: Any) -> list[int]:
-    """Rows of which no artist's drawing is one of his earlier ones."""
+    """The rows in which no drawing equals an earlier one by the same artist."""
     kept = set(range(min(map(len, drawings))))
     for ones in drawings:
         first: dict[bytes, int] = {}

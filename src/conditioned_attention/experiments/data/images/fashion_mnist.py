@@ -23,15 +23,16 @@ _COUNTS = {"train": 60_000, "t10k": 10_000}
 
 
 def load_fashion_mnist(folder: str | Path, train_limit: int | None = None) -> tuple[ImageArrays, ImageArrays]:
-    """(training set, test set) from the folder with the four files, gzipped or not.
+    """Loads (training set, test set) from the folder with the four files, gzipped or not.
 
     Args:
         folder: where the files are.
-        train_limit: use the first so many training images; None for all.
+        train_limit: number of training images to use, from the first on; None for all.
 
     Raises:
         FileNotFoundError: a file is missing; the message says how to get it.
-        ValueError: a file is truncated, damaged, or another one under its name; or ``train_limit`` is out of range.
+        ValueError: a file is truncated, damaged, or a different file under this name; or ``train_limit`` is out of
+            range.
     """
     if train_limit is not None and not 1 <= train_limit <= _COUNTS["train"]:
         raise ValueError(f"train_limit must be between 1 and {_COUNTS['train']}, got {train_limit}")

@@ -17,7 +17,7 @@ from conditioned_attention.experiments.data.walk import File, Walk, sets_at_top
 
 @dataclass(frozen=True)  # so that sources of the same files are equal
 class FileReader:
-    """Reads one of these files."""
+    """Returns the bytes of the file in a row."""
 
     root: Path
     names: Sequence[str]
@@ -27,11 +27,11 @@ class FileReader:
 
 
 def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
-    """``root/train/CLASS/…`` with ``root/val/CLASS/…``, or ``root/CLASS/…`` alone.
+    """The labelled images in ``root/train/CLASS/…`` and ``root/val/CLASS/…``, or in ``root/CLASS/…`` alone.
 
-    Sets are known by their names in any case: see `choose_sets`.  Without an evaluation set a fixed fifth of the
-    images, of each class alike, is taken for it.  Images may lie in folders within their class's.  For what is left out
-    see `Walk`.
+    Sets are recognized by their names in upper or lower case: see `choose_sets`.  Without an evaluation set, a fixed
+    fifth of the images, of each class alike, is held out for it.  Images may lie in subfolders of their class's folder.
+    For what is left out, see `Walk`.
 
     Args:
         root: the folder.
@@ -39,7 +39,7 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no class folders, some without images, other classes for evaluation than for training, or folders
+        ValueError: no class folders, some without images, different classes for evaluation and for training, or folders
             whose names do not say what they are for.
     """
     root = Path(root)
@@ -57,7 +57,7 @@ def image_folder(root: Path, eval_split: str | None = None) -> ImageSource:
 
 
 class Images(NamedTuple):
-    """Names of classes, all images with a label each, and which of them lie in the first folder, the second, …."""
+    """Names of classes, all images with a label each, and the rows of those in the first folder, the second, …."""
 
     classes: list[str]
     files: list[File]
@@ -69,7 +69,7 @@ def in_class_folders(walk: Walk, folders: Sequence[str]) -> Images:
     """The images in the class folders of each of these folders.
 
     Raises:
-        ValueError: no class folders, some without images, or other classes in another folder.
+        ValueError: no class folders, some without images, or different classes in different folders.
     """
     classes = _classes(walk, folders)
     files: list[File] = []
@@ -88,13 +88,13 @@ def in_class_folders(walk: Walk, folders: Sequence[str]) -> Images:
 
 
 def left_out(walk: Walk, folders: Sequence[str]) -> list[str]:
-    """What is passed over in folders with class folders, a line a kind."""
+    """What is left out in folders with class folders, one line per kind."""
     loose = [file for folder in folders for file in walk.beside(folder)]
     return [f"left out, images beside the folders of classes: {listed(loose)}"] * bool(loose) + walk.left_out()
 
 
 def images_below(root: Path) -> list[str]:
-    """Every image below a folder, by its path relative to it, in order: the files that `image_folder` would take."""
+    """The relative paths of all images below a folder, in order: the files that `image_folder` would use."""
     return [file.name for file in Walk(root, SUFFIXES).files()]
 
 

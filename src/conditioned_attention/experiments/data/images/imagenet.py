@@ -1,4 +1,4 @@
-"""ImageNet as people have it: class folders to train on, and 50,000 validation images in one folder with a list."""
+"""ImageNet as it is usually stored: class folders to train on, and 50,000 validation images with a list of labels."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _META = "meta.mat"  # of the development kit: which number stands for which clas
 
 
 def imagenet(root: Path, val_labels: Path, eval_split: str | None = None) -> ImageSource:
-    """``root/train/CLASS/…`` with ``root/val/…``, where a list says the classes of the images; nothing is moved.
+    """The images in ``root/train/CLASS/…`` and in ``root/val/…``, whose classes a list gives; no file is moved.
 
     Args:
         root: the folder.
-        val_labels: the list.  A line an image: ``NAME CLASS`` or ``NAME INDEX``, where an index counts the classes in
-            the order of their names from 0 (Caffe's list; where all of a list are names of classes, they are taken for
-            these); or, for the images in the order of their names, ``CLASS`` or the number that the development kit
-            gives it, with its ``meta.mat`` in the same folder.
-        eval_split: the folder with the images; default ``val``.
+        val_labels: the list, with one line per image.  A line is ``NAME CLASS``, or ``NAME INDEX`` where the index
+            counts the classes from 0 in the order of their names (Caffe's list; if all values are names of classes,
+            they are taken as names).  Or a line is, for the images in the order of their names, ``CLASS`` or its number
+            in the development kit, whose ``meta.mat`` is then in the same folder.
+        eval_split: the folder with the images to evaluate on; default ``val``.
 
     Raises:
-        FileNotFoundError: a folder or file is not there.
-        ValueError: the list is not one of these, names a class or image that is not there, or is of another length; or
-            two images have one file name, by which the list could mean either.
+        FileNotFoundError: a folder or file is missing.
+        ValueError: the list has none of these forms, names a class or image that does not exist, or has another length;
+            or two images have the same file name, so that the list could mean either.
     """
     folder = eval_split or "val"
     for path in (root / "train", root / folder, val_labels):
@@ -51,7 +51,7 @@ def imagenet(root: Path, val_labels: Path, eval_split: str | None = None) -> Ima
 
 
 def _labels(file: Path, images: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """The class of each image, by the list."""
+    """The class of each image, according to the list."""
     try:
         lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
     except (UnicodeDecodeError, OSError) as error:
@@ -76,7 +76,7 @@ def _labels(file: Path, images: Sequence[str], classes: Sequence[str]) -> list[i
 
 
 def _once(paths: Sequence[str], what: str) -> list[str]:
-    """Their file names; raises ValueError unless each is there once."""
+    """The file names of paths; raises ValueError if one occurs more than once."""
     names = [os.path.basename(path) for path in paths]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{what} {twice[0]} more than once ({len(twice):,} such names)")

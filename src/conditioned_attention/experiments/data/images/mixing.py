@@ -13,14 +13,14 @@ from conditioned_attention.environment import needs
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the images of a batch are mixed, and how soft their labels are.
+    """How the images of a batch are mixed, and how much their labels are smoothed.
 
     Attributes:
         mixup: α of the Beta distribution from which the share of the other image is drawn; 0 for no mixup (Zhang et
             al. 2018, arXiv 1710.09412).
-        cutmix: the same for a rectangle of the other image (Yun et al. 2019, arXiv 1905.04899); where both are set
-            each batch gets one of them, by equal chance.
-        smoothing: share of a label that goes to all classes alike, with mixing and without.
+        cutmix: the same for a rectangle of the other image (Yun et al. 2019, arXiv 1905.04899); if both are set, each
+            batch gets one of them, with equal probability.
+        smoothing: share of a label that is spread evenly over all classes, with mixing and without.
     """
 
     mixup: float = 0.0

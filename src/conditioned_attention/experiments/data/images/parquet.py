@@ -1,7 +1,7 @@
 """Parquet files with labelled images, as the Hugging Face hub keeps them: ``data/train-00000-of-00294.parquet``, ….
 
-They are read through ``datasets``, which copies each set once into an Arrow file in its cache: a parquet file gives its
-images by the hundred only, an Arrow file one by one.  The Arrow files are mapped into memory, and take none.
+They are read through ``datasets``, which copies each set once into an Arrow file in its cache: a parquet file gives
+images only by the hundred, an Arrow file one by one.  The Arrow files are memory-mapped and take no memory.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from conditioned_attention.experiments.data.split import choose_sets, listed, na
 from conditioned_attention.experiments.data.walk import File, Walk
 
 _SUFFIX = ".parquet"
-_OF_FOLDERS = "metadata.parquet"  # what Hugging Face's class folders say of the images beside it: no images
-_DEEPEST = ("*", "*/*", "*/*/*")  # where the hub puts parquet files; CONFIGURATION/train/0000.parquet the last of them
+_OF_FOLDERS = "metadata.parquet"  # describes the images beside it in Hugging Face's class folders; holds none
+_DEEPEST = ("*", "*/*", "*/*/*")  # where the hub puts parquet files, at the deepest CONFIGURATION/train/0000.parquet
 _SHARD = re.compile(r"(.*?)[-_.]?(\d+)-of-(\d+)")
 
 
 def is_parquet_folder(root: Path) -> bool:
-    """Whether there are parquet files in a folder, or at most two below it."""
+    """Whether there are parquet files in a folder or in its subfolders, at most two levels down."""
     found = (name for depth in _DEEPEST for name in glob.iglob(depth + _SUFFIX, root_dir=root))
     return any(os.path.basename(name) != _OF_FOLDERS for name in found)
 
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Gives the bytes of the image in a row, counted through all files; `open` makes that fast.
+    """Returns the bytes of the image in a row, counted through all files; `open` makes this fast.
 
     Attributes:
         sets: the files of each set, in order.
-        column: the one with the images.
+        column: the column with the images.
         cache_dir: where the Arrow files are kept; None for the cache of ``datasets``.
     """
 
@@ -60,7 +60,7 @@ class ParquetReader:
         return self.open()(row)
 
     def open(self) -> RowReader:
-        """What reads from Arrow files, which are made first if they are not there; that is said.
+        """A reader of the Arrow files, which are made first if they are missing, with a warning.
 
         Raises:
             ValueError: they cannot be made.
@@ -79,26 +79,26 @@ def parquet_images(
     eval_split: str | None = None,
     cache_dir: Path | None = None,
 ) -> ImageSource:
-    """The labelled images in the parquet files of a folder and those below it.
+    """The labelled images in the parquet files of a folder and its subfolders.
 
-    Of which set a file is, its name or a folder of its path says, as in ``data/validation-00000-of-00014.parquet`` and
-    ``validation/0000.parquet``; for names of sets see `choose_sets`.  Without an evaluation set a fixed fifth of the
-    rows, of each class alike, is taken for it.  Labels are read here; images when the source is opened.
+    A file's name or a folder of its path says which set it belongs to, as in ``data/validation-00000-of-00014.parquet``
+    and ``validation/0000.parquet``; for names of sets see `choose_sets`.  Without an evaluation set, a fixed fifth of
+    the rows, of each class alike, is held out for it.  Labels are read here, images when the source is opened.
 
     Args:
-        root: the folder, such as a snapshot of a hub's repository.
+        root: the folder, such as a snapshot of a repository on the hub.
         image_column: default the only one with images.
-        label_column: default the only one of class labels, or else of integers or strings.
+        label_column: default the only one with class labels, or else with integers or strings.
         eval_split: the set to evaluate on; needed if there are several.
         cache_dir: where Arrow files are kept; None for the cache of ``datasets``.
 
     Raises:
         ModuleNotFoundError: ``datasets`` is not installed; the message says how to get it.
-        ValueError: no parquet files, a file that cannot be read, a column or set that is not there or not clear, rows
+        ValueError: no parquet files, a file that cannot be read, a column or set that is missing or ambiguous, rows
             without a label, or classes for evaluation that are not in the training set.
     """
     with needs("datasets", f"what is in the parquet files of {root}"):
-        import datasets  # noqa: F401 - said before anything is read
+        import datasets  # noqa: F401 - if it is missing, that is said before anything is read
     walk = Walk(root, (_SUFFIX,))
     files = _by_set([file for file in walk.files() if os.path.basename(file.name) != _OF_FOLDERS])
     sets = choose_sets(files, eval_split, str(root))
@@ -112,7 +112,7 @@ def parquet_images(
     found = numbered([list(itertools.chain.from_iterable(of_set)) for of_set in values], sets, root)
     above = os.path.commonpath([os.path.dirname(file.name) for name in chosen for file in files[name]])
     names = [
-        f"{os.path.relpath(file.name, above or None)}[{row}]"  # the same wherever in the repository one begins
+        f"{os.path.relpath(file.name, above or None)}[{row}]"  # the same for every ``root`` in the repository
         for name, of_set in zip(chosen, values, strict=True)
         for file, of_file in zip(files[name], of_set, strict=True)
         for row in range(len(of_file))
@@ -133,7 +133,7 @@ def _by_set(files: Sequence[File]) -> dict[str, list[File]]:
 
 
 def _set_of(path: str) -> str:
-    """The set that a folder of the path, or a word of the file's name, is the name of; else the name without numbers.
+    """The set that a folder of the path or a word of the file's name names; otherwise the name without numbers.
 
     >>> [_set_of(f"{path}.parquet") for path in ("data/validation-00000-of-00014", "plain/train/0000", "extra-1")]
     ['validation', 'train', 'extra']
@@ -156,7 +156,7 @@ def _check_one_folder(root: Path, files: Mapping[str, Sequence[File]]) -> None:
 
 
 def _missing(files: Sequence[File]) -> list[str]:
-    """A line on files that are not there, by the numbers in the names of the others; also as a warning."""
+    """Lines on missing files, judged by the numbers in the names of the others; also as warnings."""
     numbers = defaultdict[tuple[str, str], set[int]](set)
     for file in files:
         if shard := _SHARD.match(os.path.basename(file.name)):
@@ -171,7 +171,7 @@ def _missing(files: Sequence[File]) -> list[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """A parquet file, and what ``datasets`` calls its columns; ValueError with its name if it cannot be read."""
+    """A parquet file, with its columns as ``datasets`` describes them; ValueError with its name if it is unreadable."""
     import datasets
     import pyarrow as pa
     from pyarrow import parquet
@@ -194,7 +194,7 @@ def _labels(path: Path, image_column: str, label_column: str) -> Sequence[Any]:
 
 
 def _arrow(files: Sequence[Path], column: str, cache_dir: Path | None) -> Any:
-    """The images of these files, of one set, as a table on disk."""
+    """The images of these files, which are of one set, as a table on disk."""
     import datasets
 
     names = [glob.escape(os.path.abspath(file)) for file in files]

@@ -1,4 +1,4 @@
-"""The one place where pictures are opened: which files are pictures, which of them are refused, and what one is."""
+"""The only place where pictures are opened: which files are pictures, which are refused, and how they are decoded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-# By Pillow's names, and no others: for PostScript it starts a program, whatever the file is called.  Named here, not
-# asked of Pillow: which files make up a data set must not depend on how Pillow was built.
+# The formats that are read, by Pillow's names, and no others: for PostScript Pillow starts a program, whatever the file
+# is called.  They are listed here, since which files make up a data set must not depend on how Pillow was built.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -23,20 +23,20 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "JPEG2000": (".jp2",),
-    "TGA": (".tga",),  # the last, for it has no mark at its beginning
+    "TGA": (".tga",),  # the last, since it has no signature at its beginning
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-# A file of a few bytes may say that it is enormous, or so long that scaling its short side makes it so.
+# A file of a few bytes may claim to be enormous, or so long that it becomes enormous when its short side is scaled.
 MOST_PIXELS = 2**28 // 3  # a quarter of a GiB in RGB; where Pillow warns
 MOST_STRETCHED = 100
 RULES = (list(FORMATS), MOST_PIXELS, MOST_STRETCHED)  # plain data: what decides whether a file can be read
 
 
 def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
-    """A whole image as 8-bit RGB: grey is repeated, palettes are looked up, CMYK converted, 16 bits scaled to 8.
+    """Reads a whole image as 8-bit RGB: grey is repeated, palettes are looked up, CMYK converted, 16 bits scaled to 8.
 
-    As with torchvision and timm, transparency is dropped, EXIF rotation is not applied, and of an animation the first
-    picture is taken.
+    As with torchvision and timm, transparency is dropped, EXIF rotation is not applied, and the first frame of an
+    animation is used.
 
     Raises:
         OSError, ValueError, …: whatever Pillow raises for a damaged file; a format that is not in ``FORMATS``; more
@@ -57,7 +57,7 @@ def read_rgb(file: str | Path | BinaryIO) -> Image.Image:
 
 
 def read_on_white(file: str | Path | BinaryIO) -> Image.Image:
-    """A whole image as 8-bit RGB, with white behind what is transparent.
+    """Reads a whole image as 8-bit RGB, with white behind transparent parts.
 
     Raises:
         OSError, ValueError, …: as `read_rgb`.
@@ -70,7 +70,7 @@ def read_on_white(file: str | Path | BinaryIO) -> Image.Image:
 
 @contextmanager
 def opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
-    """A picture of a known format that is not too large."""
+    """Opens a picture, which must be of a known format and not too large."""
     with Image.open(file, formats=_formats()) as picture:
         _check_size(*picture.size)
         yield picture
@@ -78,13 +78,13 @@ def opened(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
 
 @cache
 def _formats() -> list[str]:
-    """Those that this Pillow knows."""
+    """The formats that the installed Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _check_size(width: int, height: int) -> None:
-    """Before anything is decoded: until then an image is only what its file says."""
+    """Raises ValueError if the size that a file claims is too large, before anything is decoded."""
     short, long = sorted((width, height))
     if width * height > MOST_PIXELS:
         raise ValueError(f"images may have {MOST_PIXELS:,} pixels, got {width:,} × {height:,}")

@@ -22,7 +22,7 @@ from conditioned_attention.experiments.data.split import choose_sets
 
 @dataclass(frozen=True)
 class RowReader:
-    """Gives the bytes of the image in a row of a data set whose image column holds encoded files."""
+    """Returns the bytes of the image in a row of a data set whose image column holds encoded files."""
 
     rows: Any
     column: str
@@ -40,18 +40,18 @@ def saved_images(
 ) -> ImageSource:
     """The labelled images of a saved data set.
 
-    Splits are known by their names in any case: see `choose_sets`.  Without an evaluation set a fixed fifth of the
-    rows, of each class alike, is taken for it.
+    Splits are recognized by their names in upper or lower case: see `choose_sets`.  Without an evaluation set, a fixed
+    fifth of the rows, of each class alike, is held out for it.
 
     Args:
         root: the folder that ``save_to_disk`` has written.
         image_column: default the only one with images.
-        label_column: default the only one of class labels, or else of integers or strings.
+        label_column: default the only one with class labels, or else with integers or strings.
         eval_split: the split to evaluate on; needed if there are several.
 
     Raises:
-        ValueError: a column or split is not there or not clear, rows without a label, or classes for evaluation that
-            are not in the training set.
+        ValueError: a column or split is missing or ambiguous, rows without a label, or classes for evaluation that are
+            not in the training set.
     """
     splits = load_saved(root)
     import datasets
@@ -78,14 +78,14 @@ def saved_images(
 
 
 def _stamp(root: Path, splits: Sequence[str], named: Sequence[Path]) -> str:
-    """Of the files of the data set, which may be large, and of those that it names, sizes and times of change."""
+    """A digest of the sizes and modification times of the data set's files, and of the files that it names."""
     files = sorted(path for path in [*root.rglob("*"), *named] if path.is_file())
     stats = [(os.path.relpath(path, root), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return stamp_of([list(splits), *stats])
 
 
 def _named_files(rows: Any, column: str) -> list[Path]:
-    """The images that a data set does not hold, but names by path."""
+    """The images that a data set does not contain, but names by path."""
     found = []
     for chunk in rows.data.column(column).chunks:
         found += chunk.field("path").filter(chunk.field("bytes").is_null()).to_pylist()

@@ -1,4 +1,4 @@
-"""Labelled images on disk: what a source of them says, and the data set that decodes them lazily."""
+"""Labelled images on disk: the description of a source, and the data set that decodes its images lazily."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from conditioned_attention.experiments.data.split import EVALUATION, Sets, hold_
 
 @runtime_checkable
 class Closed(Protocol):
-    """What loads images only after something long, which waits until labels and counts have been looked at."""
+    """A loader that must be opened first, which takes long and so waits until labels and counts have been checked."""
 
     def open(self) -> Callable[[int], bytes]: ...
 
@@ -39,10 +39,10 @@ class ImageSource:
         labels: of the images.
         train: rows of the training set.
         evaluation: rows of the evaluation set.
-        load: gives the bytes of the image in a row; it can be pickled.  See `opened`.
+        load: returns the bytes of the image in a row; it can be pickled.  See `opened`.
         stamp: changes when an image may have changed.
         notes: which sets these are, and what was left out of them.
-        contents: of the images, a checksum of the bytes of each; known once all were read, see `without_unreadable`.
+        contents: a checksum of the bytes of each image; empty until all were read, see `without_unreadable`.
     """
 
     classes: Sequence[str]
@@ -56,7 +56,7 @@ class ImageSource:
     contents: Sequence[int] = field(default=(), compare=False)
 
     def opened(self) -> ImageSource:
-        """The source ready to read images one by one, which may take a copy of them; see `Closed`."""
+        """The source, ready to read images one by one, for which they may first be copied; see `Closed`."""
         return replace(self, load=self.load.open()) if isinstance(self.load, Closed) else self
 
     def read(self, row: int) -> Image.Image:
@@ -64,7 +64,7 @@ class ImageSource:
         return _decoded(self.load(row))
 
     def check(self, row: int) -> int:
-        """Reads the image of a row whole; returns the checksum of its bytes."""
+        """Reads the whole image of a row; returns the checksum of its bytes."""
         encoded = self.load(row)
         _decoded(encoded)
         return zlib.crc32(encoded)
@@ -73,7 +73,7 @@ class ImageSource:
 def without_unreadable(
     source: ImageSource, max_unreadable: int, cache_dir: Path | None
 ) -> tuple[ImageSource, list[str]]:
-    """The source without the images that cannot be read, and what is to be said of it; see `read_once`.
+    """The source without the images that cannot be read, and what a report should say about it; see `read_once`.
 
     Raises:
         ValueError: too many cannot be read, a class is left without training images, or there is one class only.
@@ -95,7 +95,7 @@ def without_unreadable(
 
 
 def _doubts(source: ImageSource) -> list[str]:
-    """What makes the labels look wrong, also as a warning; raises ValueError if there is nothing to learn from them."""
+    """Reasons to doubt the labels, also as a warning; raises ValueError if there is nothing to learn from them."""
     if len(source.classes) == 1:
         raise ValueError(
             f"there is one class only, {source.classes[0]}: nothing to tell apart. Is it the right folder or column? "
@@ -112,10 +112,10 @@ def _doubts(source: ImageSource) -> list[str]:
 def split_if_needed(
     labels: Sequence[int], train: Sequence[int], evaluation: Sequence[int], sets: Sets
 ) -> tuple[list[int], list[int], list[str]]:
-    """Rows for training and evaluation, and a note on them: as given, or a fifth of the training rows is held out.
+    """Rows for training and evaluation, and a note on them: as given, or with a fifth of the training rows held out.
 
     Raises:
-        ValueError: there is no other set, and too little to hold out any.
+        ValueError: there is no evaluation set, and too few images to hold out any.
     """
     if evaluation:
         return list(train), list(evaluation), [f"trained on {sets.train}, evaluated on {sets.evaluation}"]
@@ -130,7 +130,7 @@ def split_if_needed(
 
 
 class LazyImages(Dataset[tuple[Tensor, int]]):
-    """Some rows of a source, each decoded and transformed when it is asked for."""
+    """Some rows of a source, whose images are decoded and transformed at each access."""
 
     def __init__(self, source: ImageSource, rows: Sequence[int], transform: Callable[[Image.Image], Tensor]) -> None:
         self.source, self.rows, self.transform = source, rows, transform
@@ -139,7 +139,7 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
         return len(self.rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many, and checksums of their names, labels and bytes, in their order."""
+        """The number of images, and checksums of their names, labels and bytes, in their order."""
         source = self.source
         return {
             "items": len(self),
@@ -159,5 +159,5 @@ class LazyImages(Dataset[tuple[Tensor, int]]):
 def _decoded(encoded: bytes) -> Image.Image:
     try:
         return read_rgb(io.BytesIO(encoded))
-    except PIL.UnidentifiedImageError:  # whose own words name a place in memory
+    except PIL.UnidentifiedImageError:  # whose own message has a memory address
         raise PIL.UnidentifiedImageError("it is no image that Pillow knows") from None

@@ -1,4 +1,4 @@
-"""From a picture to a tensor, with augmentation and without."""
+"""Transforms from a picture to a tensor, with and without augmentation."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _AUGMENT: dict[str, dict[str, Any]] = {
 
 
 class ImageTransform:
-    """From an RGB image to a tensor (3, image_size, image_size), by timm.
+    """Transforms an RGB image to a tensor (3, image_size, image_size), with timm.
 
-    "none" is DeiT's and Swin's evaluation: the short side to ``image_size / crop``, bicubic, the centre of it,
-    ImageNet's mean and standard deviation; ``crop`` is 0.875, and 1 in XCiT's evaluation.  "strong" is their training:
-    random resized crops (8 % to 100 %), flips, RandAugment ``rand-m9-mstd0.5-inc1``, and a rectangle erased with
-    probability 0.25.  "light" is the first two of these.  What is random is drawn from the global generators of torch,
-    numpy and Python.
+    "none" is the evaluation of DeiT and Swin: the short side is resized to ``image_size / crop`` (bicubic), the centre
+    is cropped, and pixels are scaled by ImageNet's mean and standard deviation; ``crop`` is 0.875, and 1 in XCiT's
+    evaluation.  "strong" is their training: random resized crops (8 % to 100 %), flips, RandAugment
+    ``rand-m9-mstd0.5-inc1``, and a rectangle erased with probability 0.25.  "light" is the first two of these.  Random
+    numbers come from the global generators of torch, numpy and Python.
 
-    With ``shifts`` images of at most 32 pixels, which must have that size already, are shifted by up to 4 pixels, with
-    black coming in, in place of the resized crop: so does DeiT (datasets.py, for CIFAR).  ``scale`` has other means and
-    standard deviations, of three channels from 0 to 1.
+    With ``shifts`` and an ``image_size`` of at most 32, images, which must have that size already, are shifted by up to
+    4 pixels, with black filled in, instead of the resized crop, as DeiT does it (datasets.py, for CIFAR).  ``scale``
+    has other means and standard deviations, of three channels from 0 to 1.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ImageTransform:
         return result
 
     def in_words(self) -> dict[str, Any]:
-        """The evaluation that goes with it, as timm's ``create_transform`` and its models' configs name its parts."""
+        """The matching evaluation transform, in the terms of timm's ``create_transform`` and its models' configs."""
         size, _, crop = self._made[0].args
         norm = self.steps.transforms[-1]
         mean, std = norm.mean.tolist(), norm.std.tolist()
@@ -81,5 +81,5 @@ class ImageTransform:
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """At its highest magnitude timm keeps no bits, a black image; Pillow 13 refuses what earlier ones did."""
+    """Posterizes an image; 0 bits (timm's highest magnitude) give black as before Pillow 13, which refuses them."""
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)

@@ -29,17 +29,17 @@ class Pictures(NamedTuple):
 
 
 def read_cifar10(folder: Path) -> tuple[Pictures, Pictures]:
-    """(training set, test set), in the order of the files.
+    """Reads (training set, test set), with pictures in the order of the files.
 
-    Records without a class, and what is left at the end of a file that is no whole record, are left out and noted.
+    Records with an unknown label, and bytes at the end of a file that make no whole record, are left out and noted.
 
     Args:
-        folder: ``cifar-10-batches-bin``, or the one that it lies in.
+        folder: ``cifar-10-batches-bin``, or the folder that contains it.
 
     Raises:
         FileNotFoundError: a file is missing, or only the version for Python or Matlab is there; the message says what
             to do.
-        ValueError: a file without one whole picture.
+        ValueError: a file holds no whole picture.
     """
     inside = folder / "cifar-10-batches-bin"
     folder = inside if inside.is_dir() else folder

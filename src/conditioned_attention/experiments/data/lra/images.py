@@ -1,4 +1,4 @@
-"""Grey images as sequences: one token a pixel, row by row, whose id is its level."""
+"""Grey images as sequences: one token per pixel, row by row, whose id is the grey level."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WEIGHTS = np.array([0.2989, 0.5870, 0.1140], np.float32)  # of red, green and b
 
 
 def pixels_as_tokens(pixels: np.ndarray, labels: np.ndarray, origin: Mapping[str, Any]) -> TokenSequences:
-    """Images (S, H, W), uint8, as sequences of H · W ids; level 0 is id 0, which the authors' model hides as padding.
+    """Images (S, H, W), uint8, as sequences of H · W ids; level 0 is id 0, which the authors' model masks as padding.
 
     >>> len(pixels_as_tokens(np.zeros((2, 32, 32), np.uint8), np.zeros(2, np.uint8), {}).sequence(1))
     1024
@@ -26,9 +26,9 @@ def pixels_as_tokens(pixels: np.ndarray, labels: np.ndarray, origin: Mapping[str
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """Levels (…, H, W) of colours (…, 3, H, W), both uint8, as TensorFlow's ``rgb_to_grayscale`` computes them.
+    """Grey levels (…, H, W) of colours (…, 3, H, W), both uint8, as TensorFlow's ``rgb_to_grayscale`` computes them.
 
-    A weighted sum in float32, times 255.5 / 255, without what is behind the point.  That is not quite what Pillow does.
+    They are a weighted sum in float32, times 255.5 / 255, truncated to integers.  Pillow's levels differ slightly.
 
     >>> grey(np.array([255, 0, 255], np.uint8).reshape(3, 1, 1))
     array([[105]], dtype=uint8)
@@ -39,6 +39,6 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def framed(pixels: np.ndarray) -> np.ndarray:
-    """Images (S, H, W) of at most 32 × 32 pixels with black around them: (S, 32, 32)."""
+    """Images (S, H, W) of at most 32 × 32 pixels, padded with black on all sides: (S, 32, 32)."""
     height, width = (SIDE - side for side in pixels.shape[1:])
     return np.pad(pixels, ((0, 0), (height // 2, height - height // 2), (width // 2, width - width // 2)))

@@ -1,7 +1,7 @@
-"""ListOps of the Long Range Arena (Tay et al. 2021, arXiv 2011.04006): nested lists of digits, and what they come to.
+"""ListOps of the Long Range Arena (Tay et al. 2021, arXiv 2011.04006): nested lists of digits, and their values.
 
-The generator draws what that of google-research/long-range-arena does (``lra_benchmarks/data/listops.py``), tree for
-tree independent, but many trees at a time: level by level, in arrays with one entry a node.
+Trees are drawn independently of each other, as in google-research/long-range-arena
+(``lra_benchmarks/data/listops.py``), but many at a time: level by level, in arrays with one entry per node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from conditioned_attention.experiments.data.lra.sequences import TokenSequences
 from conditioned_attention.experiments.data.made import kept_or_made, parts_of
 
-# A token's id is its place here and 1: 0 is padding.  (The original's ids differ from run to run.)
+# A token's id is its index here plus 1; 0 is padding.  (The original's ids differ from run to run.)
 TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
 OPERATORS = 4
 VOCABULARY = 32  # of the authors' model; 16 ids are used
@@ -24,23 +24,23 @@ VOCABULARY = 32  # of the authors' model; 16 ids are used
 _CLOSE, _ZERO = TOKENS.index("]") + 1, TOKENS.index("0") + 1
 _OPERATOR = 0.25  # probability of an operator; the others are digits
 _TREES = 2**14  # begun at a time; most are too short
-_VERSION = 1  # of the numbers: raise it with whatever changes them
+_VERSION = 1  # of the numbers: raise it with every change that alters them
 
 
 @dataclass(frozen=True)
 class ListOpsTrees:
-    """Which trees: the published ones by default.
+    """Which trees are drawn: the published ones by default.
 
-    A node is a digit with probability 3/4, and always at depth ``max_depth``; else an operator (minimum, maximum,
-    median, sum modulo 10) over 2 to ``max_args`` nodes.  The median of an even number is rounded down.  A digit counts
-    as one token, an operator as two, itself and the bracket that closes it.
+    A node is a digit with probability 3/4, and always at depth ``max_depth``; otherwise it is an operator (minimum,
+    maximum, median, sum modulo 10) over 2 to ``max_args`` nodes.  The median of an even number of values is rounded
+    down.  A digit counts as one token, an operator as two: itself and its closing bracket.
 
     Attributes:
-        shorter_than: trees have fewer tokens than this,
-        longer_than: and more than this.
-        max_depth: of the digits, the root being at depth 1.
-        max_args: of an operator.
-        stream: which trees; those of one stream are the same whatever the number of processes.
+        shorter_than: all trees have fewer tokens than this.
+        longer_than: all trees have more tokens than this.
+        max_depth: largest depth of a digit; the root is at depth 1.
+        max_args: largest number of arguments of an operator.
+        stream: number of the random stream; its trees are the same whatever the number of processes.
     """
 
     longer_than: int = 500
@@ -69,21 +69,21 @@ def listops(
     cache_dir: Path | None = None,
     processes: int = 1,
 ) -> TokenSequences:
-    """``count`` different trees as tokens, with what they come to; the first of them are the same for every count.
+    """``count`` different trees as tokens, labelled with their values; the first trees are the same for every count.
 
-    Made at the first call, 100,000 published ones in about half a minute of one core, and kept in a file.
+    They are made at the first call and kept in a file; 100,000 published ones take about half a minute on one core.
 
     Args:
-        count: how many.
-        padded: to which length.
-        trees: which; default the published ones.
-        cache_dir: folder for the file, which may be deleted whenever one likes; default
+        count: number of trees.
+        padded: length that the sequences are padded to.
+        trees: which trees; default the published ones.
+        cache_dir: folder for the file, which may be deleted at any time; default
             `conditioned_attention.experiments.data.scan.default_cache_dir`.
-        processes: how many make them; they are started by spawning, so a script needs its ``__main__`` guard for more
-            than one.
+        processes: how many processes make the trees; they are spawned, so with more than one a script needs a
+            ``__main__`` guard.
 
     Raises:
-        ValueError: no tree, or no process.
+        ValueError: ``count`` or ``processes`` is below 1.
         OSError: ``cache_dir`` cannot be written.
     """
     trees = trees or ListOpsTrees()
@@ -122,16 +122,16 @@ def _made(count: int, trees: ListOpsTrees, processes: int) -> _Sequences:
 
 
 class _Level(NamedTuple):
-    """All nodes of one depth, those of one parent side by side."""
+    """All nodes of one depth, with the children of one node side by side."""
 
-    tree: np.ndarray  # which tree each is of
+    tree: np.ndarray  # which tree each belongs to
     parent: np.ndarray  # its place in the level above
     operator: np.ndarray  # True for operators
     symbol: np.ndarray  # which operator, or which digit
 
 
 def drawn(trees: ListOpsTrees, part: int) -> _Sequences:
-    """The trees of the right length among `_TREES` that are begun; ``part`` and the stream set which."""
+    """Draws `_TREES` trees and returns those of the right length; they depend on ``part`` and the stream."""
     random = np.random.Generator(np.random.Philox(key=[trees.stream, part]))
     levels, lengths = _grown(random, trees)
     levels = _kept(levels, (lengths > trees.longer_than) & (lengths < trees.shorter_than))
@@ -140,7 +140,7 @@ def drawn(trees: ListOpsTrees, part: int) -> _Sequences:
 
 
 def _grown(random: np.random.Generator, trees: ListOpsTrees) -> tuple[list[_Level], np.ndarray]:
-    """From the roots down, and how many tokens each tree has; one that is too long already grows no further."""
+    """Grows trees from the roots down, as long as they are not too long; returns levels and the trees' token counts."""
     levels, lengths = [], np.zeros(_TREES, np.int64)
     tree, parent = np.arange(_TREES), np.zeros(_TREES, np.int64)
     for depth in range(1, trees.max_depth + 1):
@@ -160,7 +160,7 @@ def _grown(random: np.random.Generator, trees: ListOpsTrees) -> tuple[list[_Leve
 
 
 def _kept(levels: list[_Level], wanted: np.ndarray) -> list[_Level]:
-    """Without the trees that are not wanted; the others are counted anew."""
+    """The levels without the trees that are not wanted; the others are renumbered."""
     number = np.cumsum(wanted) - 1
     place, found = np.zeros(len(levels[0].tree), np.int64), []
     for level in levels:
@@ -173,7 +173,7 @@ def _kept(levels: list[_Level], wanted: np.ndarray) -> list[_Level]:
 
 
 def _summed_up(levels: list[_Level]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """From the digits up: how many tokens stand for each node, and what it comes to."""
+    """From the digits up, the number of tokens and the value of each node."""
     sizes = [np.ones(len(level.tree), np.int64) for level in levels]
     values = [level.symbol.copy() for level in levels]
     for i in range(len(levels) - 2, -1, -1):
@@ -190,7 +190,7 @@ def _summed_up(levels: list[_Level]) -> tuple[list[np.ndarray], list[np.ndarray]
 def _applied(
     which: np.ndarray, values: np.ndarray, begins: np.ndarray, counts: np.ndarray, parent: np.ndarray
 ) -> np.ndarray:
-    """Each operator on its own stretch of values, which begins and counts so."""
+    """Applies each operator to its own stretch of values, given by its begin and its count."""
     ordered = values[np.lexsort((values, parent))]
     middle = ordered[begins + (counts - 1) // 2] + ordered[begins + counts // 2]
     results = (ordered[begins], ordered[begins + counts - 1], middle // 2, np.add.reduceat(values, begins) % 10)
@@ -198,7 +198,7 @@ def _applied(
 
 
 def _written(levels: list[_Level], sizes: list[np.ndarray], values: list[np.ndarray]) -> _Sequences:
-    """From the roots down: where each node's tokens stand, and they themselves."""
+    """Writes the tokens of all nodes into sequences, from the roots down."""
     if not levels:
         return _Sequences(np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros(0, np.uint8))
     tokens = np.zeros(sizes[0].sum(), np.uint8)

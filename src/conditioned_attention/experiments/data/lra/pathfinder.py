@@ -1,8 +1,8 @@
 """Pathfinder of the Long Range Arena (Linsley et al. 2018; arXiv 2011.04006): are two discs on one path of dashes?
 
-Paths of dashes are drawn as by drewlinsley/pathfinder (``snakes2.py``), dash for dash, but thousands of pictures at a
-time: a path that comes to no good end is given up, and there are as many others.  Scene b is row b of every array.
-What lies outside of a picture counts as full where the original leaves it to OpenCV, for the first dash of a path.
+Paths are drawn dash by dash as in drewlinsley/pathfinder (``snakes2.py``), but in thousands of pictures at a time: a
+path that cannot be completed is given up, since there are enough others.  Scene b is row b of every array.  For the
+first dash of a path, pixels outside the picture count as taken; the original leaves this to OpenCV.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from conditioned_attention.experiments.data.made import kept_or_made, parts_of
 
 _SCENES = 2**11  # begun at a time
 _TRIALS, _RETRIES = 3, 5  # of a dash, and of a distractor
-_PATH, _DISTRACTOR = 1.5, 2.0  # contrasts: 2 and, for the two paths, 3/4 of it
-_CROWDED = 1.8  # two dashes may keep free the same pixel as long as the sum is below this
-_FREE, _TOO_FULL = 0.3, 0.01  # a pixel is free up to this level; no distractor begins where fewer than this share are
-_VERSION = 1  # of the numbers: raise it with whatever changes them
+_PATH, _DISTRACTOR = 1.5, 2.0  # contrasts: that of the two paths is 3/4 of that of distractors
+_CROWDED = 1.8  # two dashes may keep the same pixel free as long as their levels add up to less than this
+_FREE, _TOO_FULL = 0.3, 0.01  # a pixel is free up to this level; with a smaller share of these no distractor begins
+_VERSION = 1  # of the numbers: raise it with every change that alters them
 
 
 @dataclass(frozen=True)
 class PathfinderScenes:
-    """Which pictures: the published ones by default, of the hard variant, ``curv_contour_length_14``.
+    """Which pictures are drawn: by default the published ones of the hard variant, ``curv_contour_length_14``.
 
-    Two paths of dashes begin near each other.  One disc is where one of them begins, the other where that one ends, or
-    the other one; which it is, is to be told.  Shorter paths distract.  A dash is 2 pixels long and half a pixel thick.
+    Two paths of dashes begin near each other.  One disc marks the beginning of one of them, and another disc marks the
+    end of the same path or of the other one; the task is to say which.  Shorter paths distract.  A dash is 2 pixels
+    long and half a pixel thick.
 
     Attributes:
-        side: of the picture, in pixels.
-        path_length: dashes of each of the two paths.
-        distractors: how many others there are at most; where there is no room there are fewer.
-        distractor_length: dashes of each of those.
-        seed_distance: how far from each other the two paths begin, and half of how far from the border.
+        side: side of a picture in pixels.
+        path_length: number of dashes in each of the two paths.
+        distractors: largest number of other paths; there are fewer where there is no room.
+        distractor_length: number of dashes in each of those.
+        seed_distance: distance between the beginnings of the two paths, and half of the distance from the border.
         continuity: how straight paths are; at 1 a dash turns by up to a right angle.
-        stream: which pictures; those of one stream are the same whatever the number of processes.
+        stream: number of the random stream; its pictures are the same whatever the number of processes.
     """
 
     side: int = 32
@@ -84,20 +85,20 @@ class _Kept(NamedTuple):
 def pathfinder(
     count: int, scenes: PathfinderScenes | None = None, cache_dir: Path | None = None, processes: int = 1
 ) -> TokenSequences:
-    """``count`` pictures, a token a pixel; the first of them are the same for every count.
+    """``count`` pictures as sequences, one token per pixel; the first pictures are the same for every count.
 
-    Made at the first call, and kept in a file.
+    They are made at the first call and kept in a file.
 
     Args:
-        count: how many.
-        scenes: which; default the published ones.
-        cache_dir: folder for the file, which may be deleted whenever one likes; default
+        count: number of pictures.
+        scenes: which pictures; default the published ones.
+        cache_dir: folder for the file, which may be deleted at any time; default
             `conditioned_attention.experiments.data.scan.default_cache_dir`.
-        processes: how many make them; they are started by spawning, so a script needs its ``__main__`` guard for more
-            than one.
+        processes: how many processes make the pictures; they are spawned, so with more than one a script needs a
+            ``__main__`` guard.
 
     Raises:
-        ValueError: no picture, or no process.
+        ValueError: ``count`` or ``processes`` is below 1.
         OSError: ``cache_dir`` cannot be written.
     """
     scenes = scenes or PathfinderScenes()
@@ -119,7 +120,7 @@ def _made(count: int, scenes: PathfinderScenes, processes: int) -> _Kept:
 
 
 def drawn(scenes: PathfinderScenes, part: int) -> Scenes:
-    """The pictures that come to a good end among `_SCENES` that are begun; ``part`` and the stream set which."""
+    """Begins `_SCENES` pictures and returns those that can be completed; they depend on ``part`` and the stream."""
     random = np.random.Generator(np.random.Philox(key=[scenes.stream, part]))
     board, paths = _two_paths(random, scenes)
     for _ in range(scenes.distractors):
@@ -129,7 +130,7 @@ def drawn(scenes: PathfinderScenes, part: int) -> Scenes:
 
 @dataclass
 class _Board:
-    """Pictures and what is kept free in them, with ``REACH`` pixels around that count for nothing."""
+    """Pictures and the areas that are kept free in them, with a margin of ``REACH`` pixels that does not count."""
 
     image: np.ndarray  # (B, side + 2 REACH, …), float32, in units of a dash at contrast 1
     taken: np.ndarray  # the same, uint8 levels
@@ -142,18 +143,18 @@ class _Board:
         return _Board(self.image[rows], self.taken[rows])
 
     def window(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Indices of the pixels around points (B, 2), to be used at either array: (B, 9, 9)."""
+        """Indices of the pixels around points (B, 2), for either array: (B, 9, 9)."""
         near = np.arange(2 * REACH + 1)
         rows = np.arange(len(points))[:, None, None]
         return rows, (points[:, 0, None] + near)[:, :, None], (points[:, 1, None] + near)[:, None]
 
     def take(self, path: _Path) -> None:
-        """Keeps free what the last dash of a path needs."""
+        """Marks the area that the last dash of a path keeps free."""
         place = self.window(path.tip)
         self.taken[place] = np.maximum(self.taken[place], self._room(path.shape, place))
 
     def crowded(self, shapes: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Whether dashes of these shapes would come too near to others: (B,)."""
+        """Whether dashes of these shapes would come too near to other dashes: (B,)."""
         place = self.window(points)
         levels = self.taken[place].astype(np.int16) + self._room(shapes, place)
         crowded: np.ndarray = levels.max((1, 2)) >= 255 * _CROWDED
@@ -171,7 +172,7 @@ class _Board:
 
 @dataclass
 class _Path:
-    """Where paths are: all that their next dash depends on."""
+    """The current ends of paths: everything that their next dash depends on."""
 
     pivot: np.ndarray  # (B, 2), from which the last dash went
     angle: np.ndarray  # (B,), of the last dash
@@ -183,7 +184,7 @@ class _Path:
 
 
 class _Shapes(NamedTuple):
-    """Dashes: one a degree, from where a path begins, and one a place for the next tip, back from there."""
+    """Dashes: one per degree for the first dash of a path, and one per place of a next tip, pointing back from it."""
 
     line: np.ndarray  # (360 + K, 9, 9), float32
     room: np.ndarray  # the same, uint8 levels
@@ -210,7 +211,7 @@ def _degrees(shapes: np.ndarray) -> np.ndarray:
 
 
 def _two_paths(random: np.random.Generator, scenes: PathfinderScenes) -> tuple[_Board, np.ndarray]:
-    """The scenes in which two paths of full length have found room, and all their tips."""
+    """The scenes in which two paths of full length have found room, and all tips of these paths."""
     outer = scenes.side + 2 * REACH
     board = _Board(np.zeros((_SCENES, outer, outer), np.float32), np.zeros((_SCENES, outer, outer), np.uint8))
     board.taken[:] = np.pad(
@@ -229,12 +230,12 @@ def _two_paths(random: np.random.Generator, scenes: PathfinderScenes) -> tuple[_
             paths[i], good = _extended(random, scenes, board, paths[i], _PATH)
             board, tips, paths = board.of(good), tips[good], [path.of(good) for path in paths]
         tips = np.concatenate([tips, np.stack([path.tip for path in paths], 1)[:, :, None]], 2)
-    board.take(paths[1])  # of the first path the last dash is not kept free, in the original either
+    board.take(paths[1])  # the area of the first path's last dash is not kept free, as in the original
     return board, tips
 
 
 def _distract(random: np.random.Generator, scenes: PathfinderScenes, board: _Board) -> None:
-    """One more short path in every scene that has room for it."""
+    """Adds one short path to every scene that has room for it."""
     rows = np.arange(len(board.image))
     for _ in range(_RETRIES):
         some = board.of(rows)
@@ -250,7 +251,7 @@ def _distract(random: np.random.Generator, scenes: PathfinderScenes, board: _Boa
 
 
 def _begin(random: np.random.Generator, board: _Board, border: int) -> tuple[_Path, np.ndarray]:
-    """First dashes, at random where there is room, and which rows have any; ``border`` pixels are kept free."""
+    """First dashes, at random where there is room, and which rows have one; ``border`` pixels at the edge stay free."""
     count, inner = len(board.taken), slice(REACH, -REACH)
     levels = board.taken[:, inner, inner].copy()
     enough = (levels <= 255 * _FREE).mean((1, 2)) >= _TOO_FULL
@@ -275,14 +276,14 @@ def _begin(random: np.random.Generator, board: _Board, border: int) -> tuple[_Pa
 
 
 def _beginning(tips: np.ndarray, shapes: np.ndarray) -> _Path:
-    """Dashes that begin at tips, in whole degrees."""
+    """Dashes that begin at tips, with angles in whole degrees."""
     angles = _degrees(shapes)
     back = np.where(angles < 0, angles + np.pi, angles - np.pi)
     return _Path(moved(moved(tips, angles, LENGTH), back, LENGTH + MARGIN), angles, shapes, tips)
 
 
 def _grown(levels: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-    """The largest level (B, side, side) within what a dash of these shapes keeps free for certain."""
+    """The largest level (B, side, side) within the area that a dash of these shapes keeps fully free."""
     core, reach, side = _shapes().room[shapes, :-2, :-2] == 255, REACH - 1, levels.shape[1]
     frame = (0, 0), (reach, reach), (reach, reach)
     padded, grown = np.pad(levels, frame, constant_values=255), np.zeros_like(levels)
@@ -295,7 +296,7 @@ def _grown(levels: np.ndarray, shapes: np.ndarray) -> np.ndarray:
 def _extended(
     random: np.random.Generator, scenes: PathfinderScenes, board: _Board, path: _Path, contrast: float
 ) -> tuple[_Path, np.ndarray]:
-    """Paths with a dash more, and which have found one; the board is changed, where they have not, for the worse."""
+    """Adds a dash to each path; also says which paths have found one, the board being invalid for the others."""
     pivot = moved(path.pivot, path.angle, LENGTH + 2 * MARGIN)
     chances = _chances(scenes, board, pivot, path.angle)
     total = chances.sum(1)
@@ -314,7 +315,7 @@ def _extended(
 
 
 def _chances(scenes: PathfinderScenes, board: _Board, pivot: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """How likely, up to a factor, each place for the next tip is: (B, K); most straight on, not at all where full."""
+    """Probability of each place for the next tip, up to a factor, (B, K): largest straight on, zero where full."""
     places, angles = _shapes().places, _shapes().angles
     points = pivot[:, None] + places
     inside = ((points >= 0) & (points < board.side)).all(-1)
@@ -329,7 +330,7 @@ def _chances(scenes: PathfinderScenes, board: _Board, pivot: np.ndarray, angle: 
 
 
 def _marked(random: np.random.Generator, board: _Board, paths: np.ndarray) -> Scenes:
-    """With a disc at the beginning of a path, and one at the end of the same or the other, and scaled to 255."""
+    """Adds a disc at the beginning of a path and one at the end of the same or the other path; scales levels to 255."""
     rows = np.arange(len(paths))
     begins, same = random.integers(0, 2, (2, len(paths)))
     ends = np.where(same, begins, 1 - begins)

@@ -17,20 +17,20 @@ HARD = "curv_contour_length_14"
 
 
 def read_pathfinder(folder: Path, side: int) -> tuple[TokenSequences, list[str]]:
-    """All pictures of a variant, shuffled, always in the same way, and what a report should say about them.
+    """Reads all pictures of a variant, shuffled, always in the same way, and what a report should say about them.
 
-    Lists are ``metadata/*.npy``: in the release text, whatever the name says, with a line a picture, of a folder, a
-    file, a number, the label and more, between single spaces; the generator itself writes arrays, which are read too.
-    Pictures that are empty, as one or more of the release are, missing, damaged or of another size are named and left
-    out.
+    The lists of pictures are ``metadata/*.npy``.  In the release these are text in spite of their name, with one line
+    per picture: folder, file, a number, the label and more, separated by single spaces.  The generator itself writes
+    arrays, which can be read too.  Pictures that are empty (as one or more in the release are), missing, damaged or of
+    another size are named and left out.
 
     Args:
-        folder: such as ``pathfinder32/curv_contour_length_14``, or the one that this lies in.
+        folder: such as ``pathfinder32/curv_contour_length_14``, or the folder that contains it.
         side: of the pictures, in pixels.
 
     Raises:
         FileNotFoundError: there are no lists.
-        ValueError: not one picture can be read.
+        ValueError: no picture can be read.
     """
     folder = folder / HARD if (folder / HARD).is_dir() else folder
     lists = sorted((folder / "metadata").glob("*.npy"), key=lambda file: (len(file.name), file.name))
@@ -60,7 +60,7 @@ def read_pathfinder(folder: Path, side: int) -> tuple[TokenSequences, list[str]]
 
 
 def _rows(file: Path, broken: list[str]) -> list[tuple[str, list[str]]]:
-    """The fields of every line of a list, and how to name it."""
+    """What to call each line of a list in messages, and its fields."""
     data, name = file.read_bytes(), f"metadata/{file.name}"
     if not data.startswith(b"\x93NUMPY"):
         lines = data.decode(errors="replace").split("\n")
@@ -74,7 +74,7 @@ def _rows(file: Path, broken: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def _picture(file: Path, side: int) -> np.ndarray | str:
-    """Its levels (side, side), uint8, or what is wrong with it."""
+    """The levels of a picture, (side, side), uint8, or what is wrong with it."""
     from PIL import UnidentifiedImageError
 
     try:
@@ -85,7 +85,7 @@ def _picture(file: Path, side: int) -> np.ndarray | str:
             levels = np.asarray(picture.convert("L"))
     except FileNotFoundError:
         return "is missing"
-    except UnidentifiedImageError:  # whose own words name a place in memory
+    except UnidentifiedImageError:  # whose own message has a memory address
         return "is no picture"
     except Exception as error:  # damaged files fail in as many ways as there are readers
         return f"cannot be read ({reason_of(error)})"

@@ -1,4 +1,4 @@
-"""Files of the Long Range Arena's release (lra_release.gz), read line by line: broken ones are counted and named."""
+"""Reads files of the Long Range Arena's release (lra_release.gz) line by line; broken lines are counted and named."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _PARENTHESES = re.compile(r"[()]")
 
 
 def read_listops(file: Path, padded: int) -> tuple[TokenSequences, list[str]]:
-    """The sequences of a file such as ``listops-1000/basic_train.tsv``, and what a report should say about it.
+    """Reads the sequences of a file such as ``listops-1000/basic_train.tsv``, and what a report should say about it.
 
-    A line is an expression, a tab and what it comes to; the first is a header.  Parentheses are no tokens.
+    A line holds an expression, a tab and its value; the first line is a header.  Parentheses are not tokens.
 
     Args:
         file: tab separated, without quotes.
-        padded: to which length; longer expressions are cut, which is said.
+        padded: length that the sequences are padded to; longer expressions are cut and noted.
 
     Raises:
-        ValueError: not one line of it can be read.
+        ValueError: no line of the file can be read.
         OSError: it cannot be opened.
     """
     tokens, lengths, labels, broken, cut = [], [], [], [], 0
@@ -67,18 +67,18 @@ def _expression(line: str) -> tuple[np.ndarray, int] | str:
 
 
 def read_pairs(file: Path, cut: int, padded: int) -> tuple[TokenPairs, list[str]]:
-    """The pairs of texts of a file such as ``tsv_data/new_aan_pairs.train.tsv``, and what a report should say about it.
+    """Reads pairs of texts from a file such as ``new_aan_pairs.train.tsv``, and what a report should say about it.
 
-    A line is a label, 0.0 or 1.0, the names of two papers and their texts, between tabs; there is no header, and quotes
-    are letters like any other.
+    A line holds a label (0.0 or 1.0), the names of two papers and their texts, separated by tabs.  There is no header,
+    and quotes are ordinary characters.
 
     Args:
-        file: tab separated, without quotes.
-        cut: bytes of a text that are read.
-        padded: to which length.
+        file: tab separated, without quotes, such as ``tsv_data/new_aan_pairs.train.tsv``.
+        cut: number of bytes that are kept of each text.
+        padded: length that the sequences are padded to.
 
     Raises:
-        ValueError: not one line of it can be read.
+        ValueError: no line of the file can be read.
         OSError: it cannot be opened.
     """
     first, second, labels, broken = ByteSequences(cut), ByteSequences(cut), bytearray(), []

@@ -1,4 +1,4 @@
-"""Labelled sequences of token ids in memory, padded when they are asked for."""
+"""Labelled sequences of token ids in memory, padded at each access."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from conditioned_attention.experiments.data.fingerprint import checksum_of_bytes
 
 
 class TokenSequences(Dataset[tuple[Tensor, Tensor]]):
-    """Sequences of ids, all in one array one behind the other, and a label each.
+    """Labelled sequences of ids, all in one array one after another.
 
     Args:
         tokens: ids of all sequences, (sum of the lengths,), uint8 or another integer; 0 is padding.
         lengths: of each sequence, (S,).
         labels: (S,).
-        padded: the length with padding behind; what is longer is cut.
+        padded: length that sequences are padded to at their end; longer ones are cut.
         origin: plain data that say where the sequences come from, for the fingerprint.
 
     >>> data = TokenSequences(np.array([3, 4, 5], np.uint8), np.array([2, 1]), np.array([7, 9]), padded=4)
@@ -70,14 +70,14 @@ class TokenSequences(Dataset[tuple[Tensor, Tensor]]):
         return TokenSequences(tokens, self.lengths[chosen], self.labels[chosen], self.padded, self.origin)
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many, to which length, where from, and checksums of all ids, lengths and labels."""
+        """The number of sequences, their padded length and origin, and checksums of all ids, lengths and labels."""
         arrays = (self.tokens, self.lengths.astype(np.int64), self.labels.astype(np.int64))
         sums = "-".join(checksum_of_bytes(np.ascontiguousarray(array)) for array in arrays)
         return {"items": len(self), "padded": self.padded, **self.origin, "checksum": sums}
 
 
 class TokenPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of sequences, of one length with padding, and a label each: that of the first.
+    """Labelled pairs of sequences, padded to the same length; the label is that of the first sequence.
 
     >>> one = TokenSequences(np.array([3, 4, 5], np.uint8), np.array([2, 1]), np.array([7, 9]), padded=2)
     >>> TokenPairs(one, one).__getitems__([1])
@@ -107,5 +107,5 @@ class TokenPairs(Dataset[tuple[Tensor, Tensor]]):
         return TokenPairs(self.first.part(first, count), self.second.part(first, count))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Those of both."""
+        """The fingerprints of both sides, and the number of pairs."""
         return {"first": self.first.fingerprint(), "second": self.second.fingerprint(), "items": len(self)}

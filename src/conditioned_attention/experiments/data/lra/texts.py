@@ -1,4 +1,4 @@
-"""Texts as sequences of bytes, and folders of them that have a folder a class, such as IMDb's reviews."""
+"""Texts as sequences of bytes, also read from folders with one folder per class, such as IMDb's reviews."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ UNLABELLED = "unsup"  # the folder of IMDb's reviews without a label
 
 
 class ByteSequences:
-    """Texts that are added one by one, as ids: byte b is b + 1.
+    """Texts as sequences of ids, added one by one; byte b has the id b + 1.
 
-    What is no UTF-8 becomes U+FFFD, so that no byte is above 244, and ids fit in a byte.
+    Invalid UTF-8 is replaced by U+FFFD, so that no byte is above 244 and ids fit in a byte.
 
     Args:
-        cut: bytes of each text that are kept.
+        cut: number of bytes that are kept of each text.
 
     >>> texts = ByteSequences(cut=3)
     >>> texts.add("aé!".encode()), texts.add(b"\\xff")
@@ -40,7 +40,7 @@ class ByteSequences:
         self._bytes, self._lengths = bytearray(), list[int]()
 
     def add(self, text: bytes) -> None:
-        """One text more."""
+        """Adds one text."""
         try:
             text.decode()
         except UnicodeDecodeError:
@@ -51,14 +51,14 @@ class ByteSequences:
         self._lengths.append(min(len(text), self.cut))
 
     def sequences(self, labels: Iterable[int], padded: int, origin: Mapping[str, Any]) -> TokenSequences:
-        """All of them, with a label each."""
+        """All texts as sequences, with a label each."""
         tokens = np.frombuffer(self._bytes, np.uint8)
         tokens += 1  # in place: Retrieval has a gigabyte of them
         numbers = np.fromiter(labels, np.int64)
         return TokenSequences(tokens, np.array(self._lengths, np.int32), numbers, padded, {**origin, "cut": self.cut})
 
     def notes(self, name: str) -> list[str]:
-        """What a report should say about them."""
+        """What a report should say about the texts."""
         cut = [f"{name}: {self._longer} texts of more than {self.cut} bytes are cut"] * bool(self._longer)
         return cut + [f"{name}: {self._odd} texts are not all UTF-8; what is not counts as U+FFFD"] * bool(self._odd)
 
@@ -75,21 +75,21 @@ class LabelledTexts(NamedTuple):
 def read_labelled(
     folder: Path, cut: int, padded: int, max_unreadable: int = 10, eval_split: str | None = None
 ) -> LabelledTexts:
-    """Texts in ``train/CLASS/`` and ``test/CLASS/``, or in ``CLASS/``, of which a fixed fifth then is the test set.
+    """Reads texts from ``train/CLASS/`` and ``test/CLASS/``, or from ``CLASS/`` with a fixed fifth as the test set.
 
-    Texts come shuffled, always in the same way.  Those that cannot be read, are empty or have NUL bytes are named and
-    left out; so are files in no class's folder, and IMDb's reviews without a label (``unsup``).
+    Texts are shuffled, always in the same way.  Those that cannot be read, are empty or have NUL bytes are named and
+    left out; so are files outside the folders of classes, and IMDb's reviews without a label (``unsup``).
 
     Args:
         folder: with texts (.txt, .text, .md or .rst).
-        cut: bytes of a text that are read.
-        padded: to which length.
-        max_unreadable: in each set, more than so many are an error.
-        eval_split: the folder of the test set, where there are several beside the training set.
+        cut: number of bytes that are kept of each text.
+        padded: length that the sequences are padded to.
+        max_unreadable: in each set, more unreadable texts than this are an error.
+        eval_split: the folder of the test set, needed if there are several beside the training set.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no classes, only one, other ones in the test set, or it is not clear which set is which.
+        ValueError: no classes, only one, other classes in the test set, or it is not clear which set is which.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -124,7 +124,7 @@ _Texts = list[tuple[bytes, str]]  # with their classes
 
 
 def _by_class(folder: Path, max_unreadable: int, notes: list[str]) -> _Texts:
-    """The texts of one set; their class is the first folder on the way to them."""
+    """The texts of one set; the class of a text is the first folder in its path."""
     found, beside, unlabelled = [], [], 0
     for name, text in read_texts(folder, max_unreadable, notes=notes):
         label, _, inside = same_letters(name).partition(os.sep)

@@ -1,1 +1,1 @@
-"""Texts: what is on disk or in a package -> windows of bytes."""
+"""Texts, read from disk or from packages, as bytes or tokens."""

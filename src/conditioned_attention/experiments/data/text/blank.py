@@ -1,4 +1,4 @@
-"""Blocks of one token over and over, for plans: what a run will take depends on their number and size alone."""
+"""Blocks of one repeated token, for planning a run: its cost depends on the number and size of blocks alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 
 class BlankBlocks(Dataset[Tensor]):
-    """So many blocks (N,) of token 0, handed out as `Blocks` are."""
+    """``count`` blocks (N,) of token 0, returned as by `Blocks`."""
 
     def __init__(self, count: int, length: int, vocabulary: int) -> None:
         self.count, self.length, self.vocabulary = count, length, vocabulary
@@ -27,5 +27,5 @@ class BlankBlocks(Dataset[Tensor]):
         return torch.zeros(len(indices), self.length, dtype=torch.int64)
 
     def part(self, indices: np.ndarray[Any, Any]) -> BlankBlocks:
-        """So many of them."""
+        """As many blocks as there are indices."""
         return BlankBlocks(len(indices), self.length, self.vocabulary)

@@ -1,4 +1,4 @@
-"""Byte pairs (BPE) trained on the text at hand, as GPT-2 has them: no text is out of reach, and no byte is lost."""
+"""Byte-pair encoding (BPE) trained on the text at hand, like GPT-2's: it encodes every text, and no byte is lost."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from conditioned_attention.environment import needs
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-END = "<end>"  # of a document, id 0
+END = "<end>"  # the end of a document, id 0
 BYTES = 257  # the smallest vocabulary: every byte, and the end of a document
 
 
 def train_byte_pairs(texts: Iterable[str], vocabulary: int = 4096) -> Tokenizer:
-    """A tokenizer of bytes and of what often stands together, which ends every text with ``<end>``.
+    """Trains a tokenizer of bytes and frequent sequences of bytes, which ends every text with ``<end>``.
 
     Args:
         texts: to train it on.
-        vocabulary: at most so many tokens; 257 are the bytes alone.  A small text has fewer: ask ``get_vocab_size()``.
+        vocabulary: largest number of tokens; 257 are the bytes alone.  A small text gives fewer: see
+            ``get_vocab_size()``.
 
     Raises:
         ValueError: ``vocabulary`` is below 257.
@@ -51,7 +52,7 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int = 4096) -> Tokenizer:
 
 
 def without_template(tokenizer: Tokenizer) -> Tokenizer:
-    """The same that adds no token of its own to a text."""
+    """The same tokenizer, but one that adds no tokens of its own to a text and neither truncates nor pads it."""
     from tokenizers import Tokenizer, processors
 
     plain: Any = Tokenizer.from_str(tokenizer.to_str())
@@ -62,9 +63,9 @@ def without_template(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def bytes_of_tokens(tokenizer: Tokenizer) -> np.ndarray | None:
-    """How many bytes of text each token stands for, (V,), int64; 0 for special ones.
+    """How many bytes of text each token stands for, (V,), int64; 0 for special tokens.
 
-    None for tokenizers that are not made of bytes (WordPiece, say, which loses capitals), where that is not known.
+    None for tokenizers that do not work on bytes (such as WordPiece, which loses capitals), where this is not known.
     """
     from tokenizers import decoders
 
@@ -75,5 +76,5 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> np.ndarray | None:
     tokens = {i: token for token, i in known.get_vocab().items()}
     found = np.zeros(max(tokens) + 1, np.int64)
     for i, token in tokens.items():
-        found[i] = 0 if i in special else len(token)  # a letter of its own for every byte
+        found[i] = 0 if i in special else len(token)  # the tokenizer writes each byte as one letter
     return found

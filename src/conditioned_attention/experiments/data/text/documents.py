@@ -1,4 +1,4 @@
-"""Documents one at a time, in memory one at a time: parts of a text, a data set that is streamed, each only once."""
+"""Documents that are read one at a time: parts of a text or of a streamed data set, each only once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Documents = Callable[[], Iterable[str]]  # gives all of them, anew at every call
 
 
 def parts_of(text: bytes, between: bytes) -> Iterator[str]:
-    """The parts of a text, without those that are empty."""
+    """The parts of a text that are separated by ``between``, without empty ones."""
     begin = 0
     while begin < len(text):
         end = text.find(between, begin)
@@ -27,9 +27,9 @@ def parts_of(text: bytes, between: bytes) -> Iterator[str]:
 
 
 class Unique:
-    """Documents without those that were there before, letter for letter but for white space at their ends.
+    """Documents without exact duplicates, where white space at the ends of a document does not count.
 
-    Remembers 16 bytes of each, about 100 in memory.
+    It remembers 16 bytes of each, which take about 100 in memory.
 
     >>> once = Unique(lambda: ["a", "b", " a"])
     >>> list(once()), once.removed
@@ -52,13 +52,13 @@ class Unique:
 
 @dataclass(frozen=True)
 class Streamed:
-    """The column ``text`` of a Hugging Face data set, as it comes from the hub or from a folder of its files.
+    """The column ``text`` of a Hugging Face data set, streamed from the hub or from a folder of its files.
 
     Attributes:
         dataset: its name on the hub, or a folder with .parquet, .jsonl, .csv or .txt files.
         config: which of its parts; None for its only one.
-        split: of it.
-        count: the first so many documents; None for all.
+        split: which of its splits.
+        count: number of documents to read, from the first on; None for all.
     """
 
     dataset: str
@@ -67,11 +67,11 @@ class Streamed:
     count: int | None = None
 
     def __call__(self) -> Iterator[str]:
-        """The documents; those that are empty are left out.
+        """The documents, without empty ones.
 
         Raises:
             ModuleNotFoundError: ``datasets`` is not installed; the message says how to get it.
-            ValueError: it cannot be opened, or has no column ``text``.
+            ValueError: the data set cannot be opened, or has no column ``text``.
         """
         with needs("datasets", f"the data set {self.dataset}"):
             from datasets import load_dataset
@@ -88,7 +88,7 @@ class Streamed:
         return (text for text in texts if text)
 
     def stamp(self) -> list[Any]:
-        """What makes it this one: its name, and of a folder the files; a hub's data set may change under its name."""
+        """What identifies the data set: its name and, for a folder, the files; one on the hub may change unnoticed."""
         folder = Path(self.dataset).expanduser()
         files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
         there = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

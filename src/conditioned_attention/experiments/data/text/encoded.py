@@ -18,18 +18,18 @@ _AT_A_TIME = 1024  # texts that are encoded
 
 
 class EncodedTexts(Dataset[dict[str, Tensor]]):
-    """Ids of all texts in one array, one behind the other, and a label each.
+    """Labelled texts as token ids, all in one array one after another.
 
-    Handed out as whole batches by `__getitems__`: ``input_ids``, ``attention_mask`` and, of tokenizers that tell two
-    texts apart so, ``token_type_ids`` (B, N), int64, N the longest of the batch rounded up to a multiple of 8;
-    ``labels`` (B,), int64, or float32 of numbers that are regressed; and ``set`` (B,), the number of the set that a
-    text is of, where several are one behind the other.
+    `__getitems__` returns whole batches: ``input_ids``, ``attention_mask`` and, for tokenizers that tell the two texts
+    of a pair apart by them, ``token_type_ids``, all (B, N), int64, where N is the longest length of the batch rounded
+    up to a multiple of 8; ``labels`` (B,), int64, or float32 for regression; and ``set`` (B,), the number of the set
+    that a text belongs to, if several sets follow each other.
 
     Args:
-        sets: by name; all of texts, or all of pairs.
+        sets: by name; all of single texts, or all of pairs.
         tokenizer: of transformers.
-        length: tokens of a text, or of a pair with both texts; of longer ones the longer text is cut.
-        regression: whether labels are numbers that are regressed.
+        length: largest number of tokens of a text, or of both texts of a pair together, of which the longer one is cut.
+        regression: whether labels are numbers to predict (regression) instead of classes.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class EncodedTexts(Dataset[dict[str, Tensor]]):
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many, of which sets, and a checksum of all ids and labels."""
+        """The number of texts, their sets, their largest length, and a checksum of all ids and labels."""
         arrays = self.ids, self.types, self.lengths, self.labels, self.sets.astype(np.int64)
         sums = "-".join(checksum_of_bytes(np.ascontiguousarray(array)) for array in arrays)
         return {"items": len(self), "sets": self.names, "length": self.length, "checksum": sums}
 
 
 def _encoded(texts: LabelledTexts, tokenizer: Any, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids and types of all texts one behind the other, and the length of each."""
+    """Ids and types of the tokens of all texts, one text after another, and the length of each text."""
     ids, types, lengths = [np.empty(0, np.int32)], [np.empty(0, np.int8)], []
     for begin in range(0, len(texts), _AT_A_TIME):
         some = slice(begin, begin + _AT_A_TIME)

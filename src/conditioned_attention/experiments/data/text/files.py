@@ -29,12 +29,12 @@ def read_texts(
 ) -> list[tuple[str, bytes]]:
     """Names and raw bytes of all texts, in the order of their names (rows in the order of the data set).
 
-    What is no text is left out with a warning that names it: a file that cannot be read, is empty or has NUL bytes
-    (binary, or UTF-16); a row without text.  Rows with an empty text hold nothing and are left out silently.
+    Whatever is not a text is left out with a warning that names it: a file that cannot be read, is empty or has NUL
+    bytes (binary, or UTF-16); a row without text.  Rows with an empty text are left out silently.
 
     Args:
-        path: a file of any suffix; a folder, searched with all below it as by `Walk`; or a saved data set.
-        max_unreadable: more than so many are an error.
+        path: a file with any suffix; a folder, searched with its subfolders as by `Walk`; or a saved data set.
+        max_unreadable: more unreadable texts than this are an error.
         suffixes: which files of a folder count; add ``".py"`` to learn a code base.
         split: of a saved data set with splits; None takes all, one after another, named ``split[row]``.
         notes: gets a line for everything that was left out.
@@ -63,15 +63,15 @@ def read_texts(
 def read_text_sets(
     path: str | Path, max_unreadable: int = 10, *, eval_split: str | None = None, notes: list[str]
 ) -> tuple[bytes, bytes | None]:
-    """The text to train on, and the text to evaluate on; None where the data have no such set.
+    """The text to train on, and the text to evaluate on, which is None if the data have no such set.
 
-    Sets are the splits of a saved data set, or folders and files at the top of a folder, that are named so: see
-    `choose_sets`.  Where no folder and no file there has the name of an evaluation set, all is one text.
+    Sets are the splits of a saved data set, or the folders and files at the top of a folder, with the names of sets:
+    see `choose_sets`.  If no folder or file there has the name of an evaluation set, everything is one text.
 
     Args:
         path: as for `read_texts`.
-        max_unreadable: in each set, more than so many are an error.
-        eval_split: the set to evaluate on, where there are several.
+        max_unreadable: in each set, more unreadable texts than this are an error.
+        eval_split: the set to evaluate on, if there are several.
         notes: gets lines on what the sets are and what was left out.
 
     Raises:
@@ -102,12 +102,12 @@ def read_text_sets(
 
 
 def _named(path: Path) -> dict[str, str]:
-    """The folders and texts at the top of a folder, by their names without a suffix; nothing for a file.
+    """The folders and texts at the top of a folder, by their names without a suffix; empty for a file.
 
     ``wiki.train.txt`` is named ``train``.
 
     Raises:
-        ValueError: two of one name.
+        ValueError: two of them have the same name of a set.
     """
     if not path.is_dir():
         return {}

@@ -17,17 +17,17 @@ GlueName = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
 
 
 class GlueTask(NamedTuple):
-    """How a task is written.
+    """How the files of a task are laid out.
 
     Attributes:
-        folder: as released.
-        texts: columns of the TSV file.
-        label: its column.
-        classes: the labels there, in the order of their numbers; nothing for numbers that are regressed.
-        saved: the columns of texts in a saved data set, where they are named otherwise.
+        folder: name of its folder in the release.
+        texts: columns of the TSV file with the texts.
+        label: its column with the labels.
+        classes: the labels there, in the order of their numbers; empty for a regression.
+        saved: the columns of texts in a saved data set, if they have other names there.
         header: the columns of a file that does not name them.
-        names: of the classes, where the labels are numbers.
-        held: endings of the evaluation sets' names: ``dev_matched.tsv``, split ``validation_matched``.
+        names: of the classes, if the labels are numbers.
+        held: endings of the evaluation sets' names, as in ``dev_matched.tsv`` or the split ``validation_matched``.
     """
 
     folder: str
@@ -66,18 +66,17 @@ _Rows = Iterator[tuple[str, dict[str, Any] | str]]  # where a row stands, and it
 
 
 def read_glue(folder: Path, name: GlueName, max_unreadable: int = 10) -> TextSets:
-    """Training and development sets of a task; MNLI has two of these, of which the matched one counts.
+    """Training and development sets of a task; MNLI has two development sets, of which the matched one counts.
 
     Lines without the columns that the header has, without a label or with an empty text are left out, counted and
-    named: no text is ever paired with an empty one.  Quotes are letters like any other, and only a line feed ends a
-    line.
+    named: no text is ever paired with an empty one.  Quotes are ordinary characters, and only a line feed ends a line.
 
     Args:
-        folder: holds a folder for the task, named as released (``SST-2``) or as here (``sst2``), with ``train.tsv``
-            and ``dev.tsv``; or with what Hugging Face's ``save_to_disk`` has written, with splits ``train`` and
-            ``validation``.  RTE's may be that of SuperGLUE.
+        folder: holds a folder for the task, named as in the release (``SST-2``) or as here (``sst2``), with
+            ``train.tsv`` and ``dev.tsv``; or with what Hugging Face's ``save_to_disk`` has written, with splits
+            ``train`` and ``validation``.  RTE may also be SuperGLUE's.
         name: of the task.
-        max_unreadable: in each set, more than so many broken lines are an error.
+        max_unreadable: in each set, more broken lines than this are an error.
 
     Raises:
         FileNotFoundError: there is no such folder, or a file of it is missing.
@@ -97,7 +96,7 @@ def read_glue(folder: Path, name: GlueName, max_unreadable: int = 10) -> TextSet
 
 
 def _place(folder: Path, name: str) -> Path:
-    """The task's folder, whatever its capitals and hyphens."""
+    """The task's folder, regardless of capitals, hyphens and underscores in its name."""
     if folder.is_dir():
         for place in sorted(folder.iterdir()):
             if place.name.casefold().replace("-", "").replace("_", "") == name and place.is_dir():
@@ -154,7 +153,7 @@ def _rows_of_saved(place: Path, task: GlueTask) -> Callable[[tuple[str, str]], _
 
 
 def _word(label: Any, names: Sequence[str] | None, task: GlueTask) -> str:
-    """A label of a data set as the files have it: classes by their names, where these are known."""
+    """A label of a saved data set as the TSV files write it; classes go by their names, if these are known."""
     classes = task.classes
     if not classes or not isinstance(label, int) or not 0 <= label < len(classes):
         return str(label)
@@ -179,7 +178,7 @@ def _collect(task: GlueTask, rows: _Rows, name: str, bound: int, notes: list[str
 
 
 def _label(word: str, task: GlueTask) -> float | str:
-    """The number of a class, or the number that is regressed; or what is wrong with it."""
+    """The number of a class, or the number to predict in a regression; or what is wrong with the label."""
     if task.classes:
         return task.classes.index(word) if word in task.classes else f"its label is {word[:20]!r}"
     try:

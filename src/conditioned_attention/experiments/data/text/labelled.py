@@ -1,4 +1,4 @@
-"""Texts, or pairs of them, with a label each; and how what cannot be read of them is counted and named."""
+"""Labelled texts or pairs of texts, and how those that cannot be read are counted and named."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from conditioned_attention.experiments.data.split import TUNING, hold_out
 
 @dataclass
 class LabelledTexts:
-    """Texts, or pairs of them, that are added one by one.
+    """Labelled texts, or pairs of texts, that are added one by one.
 
     Attributes:
-        firsts: the texts, or the first ones of pairs.
-        seconds: the second ones of pairs; nothing where there are none.
-        labels: numbers of classes from 0 on, or what is to be regressed.
-        documents: what each text is a part of; nothing where they are not known to be parts.
+        firsts: the texts, or the first texts of pairs.
+        seconds: the second texts of pairs; empty if there are no pairs.
+        labels: numbers of classes from 0 on, or the numbers to predict in a regression.
+        documents: what each text is a part of; empty if this is not known.
     """
 
     firsts: list[str] = field(default_factory=list)
@@ -32,14 +32,14 @@ class LabelledTexts:
         return len(self.labels)
 
     def add(self, texts: Sequence[str], label: float, document: str | None = None) -> None:
-        """One text, or a pair."""
+        """Adds one text, or one pair."""
         self.firsts.append(texts[0])
         self.seconds += texts[1:]
         self.labels.append(label)
         self.documents += [] if document is None else [document]
 
     def part(self, indices: Sequence[int]) -> LabelledTexts:
-        """These of them, in this order."""
+        """The texts with these indices, in this order."""
         return LabelledTexts(
             [self.firsts[i] for i in indices],
             [self.seconds[i] for i in indices] if self.seconds else [],
@@ -48,17 +48,17 @@ class LabelledTexts:
         )
 
     def drawn(self, count: int) -> LabelledTexts:
-        """So many of them, drawn always in the same way."""
+        """``count`` texts, drawn at random but always in the same way."""
         return self.part(np.random.RandomState(0).permutation(len(self))[:count].tolist())
 
 
 class TextSets(NamedTuple):
-    """What is trained and scored on.
+    """The sets of texts that a model is trained and scored on.
 
     Attributes:
         train: the training set.
-        held: evaluation sets by name; what counts is the score on the first.
-        classes: names of the labels; nothing where numbers are regressed.
+        held: evaluation sets by name; the score on the first one counts.
+        classes: names of the labels; empty for a regression.
         notes: what a report should say.
     """
 
@@ -68,20 +68,20 @@ class TextSets(NamedTuple):
     notes: list[str]
 
     def for_tuning(self) -> TextSets:
-        """A tenth of the training set, of each class alike, in place of the evaluation sets; of whole documents."""
+        """Replaces the evaluation sets by a tenth of the training set, of each class alike and in whole documents."""
         classes = [int(label) for label in self.train.labels] if self.classes else [0] * len(self.train)
         rest, held = hold_out(classes, TUNING, self.train.documents or None)
         return self._replace(train=self.train.part(rest), held={next(iter(self.held)): self.train.part(held)})
 
 
 def count_broken(name: str, broken: Mapping[str, str], good: int, bound: int, notes: list[str]) -> None:
-    """Warns of what is left out of a set, and notes each of it.
+    """Warns of the broken texts that are left out of a set, and notes each of them.
 
     Args:
         name: of the set.
-        broken: what is wrong, by the place where it stands, such as ``"line 3"``.
-        good: how many could be read.
-        bound: more than so many broken ones are an error.
+        broken: what is wrong, by the place of the text, such as ``"line 3"``.
+        good: how many texts could be read.
+        bound: more broken texts than this are an error.
         notes: gets a line for each.
 
     Raises:

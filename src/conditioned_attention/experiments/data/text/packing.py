@@ -1,4 +1,4 @@
-"""Text as blocks of equally many tokens, in one file on disk that is built once and read as memory."""
+"""Text as blocks of equally many tokens, in one file on disk that is built once and memory-mapped."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _DOCUMENTS = 1024  # encoded at a time
-_NEIGHBOURS, _PARTS = 32, 10  # blocks that stay on one side of a split; one part of so many is held out
-_SAVED = 16  # batches of documents after which what is done is noted
+_NEIGHBOURS, _PARTS = 32, 10  # neighbouring blocks that stay on one side of a split; one part in so many is held out
+_SAVED = 16  # batches of documents after which progress is saved
 _COUNTED = 1 << 16  # blocks that are counted at a time
 _TOKENS, _TOKENIZER, _ABOUT, _PROGRESS = "tokens.bin", "tokenizer.json", "about.json", "progress.json"
 
 
 class About(TypedDict):
-    """What blocks are made of: tokens of each, of how many kinds, and how many documents there were.
+    """What blocks are made of: tokens per block, size of the vocabulary, and number of documents.
 
-    ``duplicates`` were left out of these; None if nobody looked for them.
+    ``duplicates`` counts the duplicate documents that were left out; None if they were not looked for.
     """
 
     length: int
@@ -48,14 +48,14 @@ class _Progress(TypedDict):
 
 
 class Blocks(Dataset[Tensor]):
-    """Blocks of tokens (S, N) in a file of little-endian whole numbers; none of them is held in memory.
+    """Blocks of tokens (S, N) in a file of little-endian integers; none of them is held in memory.
 
-    Handed out as whole batches (B, N), int64, by `__getitems__`.
+    `__getitems__` returns whole batches (B, N), int64.
 
     Args:
-        file: the tokens, one block behind the other.
+        file: the tokens, one block after another.
         length: N.
-        vocabulary: every token is below it; the file has 16 bits a token where that is enough, else 32.
+        vocabulary: every token is below it; the file has 16 bits per token if that is enough, else 32.
         rows: which blocks; default all, in their order.
     """
 
@@ -64,7 +64,7 @@ class Blocks(Dataset[Tensor]):
         self.rows = np.arange(len(self._tokens())) if rows is None else rows
 
     def _tokens(self) -> np.ndarray[Any, Any]:
-        # Opened for each batch, since a worker would be sent the tokens themselves.
+        # Opened for each batch: an open file would be sent to a worker with all its tokens.
         return np.memmap(self.file, dtype_of(self.vocabulary), "r").reshape(-1, self.length)
 
     def __len__(self) -> int:
@@ -77,11 +77,13 @@ class Blocks(Dataset[Tensor]):
         return torch.from_numpy(self._tokens()[self.rows[np.asarray(indices)]].astype(np.int64))
 
     def part(self, indices: np.ndarray[Any, Any]) -> Blocks:
-        """These blocks of them."""
+        """The blocks with these indices."""
         return Blocks(self.file, self.length, self.vocabulary, self.rows[indices])
 
     def split(self, *, tuning: bool = False) -> tuple[Blocks, Blocks]:
-        """(training set, evaluation set): of every ten times 32 blocks the last 32, with ``tuning`` the sixth ones.
+        """(training set, evaluation set): the latter has the last 32 of every 320 blocks, with ``tuning`` the sixth 32.
+
+        With ``tuning`` the last 32 are in neither set.
 
         Raises:
             ValueError: too few blocks for both.
@@ -97,14 +99,14 @@ class Blocks(Dataset[Tensor]):
         return self.part(np.flatnonzero(train)), self.part(np.flatnonzero(held))
 
     def most_first(self, token: int) -> Blocks:
-        """The same, those with the most of a token first; where they have as many, in their order."""
+        """The same blocks, with those first that have the most of a token; ties keep their order."""
         tokens = self._tokens()
         parts = [self.rows[begin : begin + _COUNTED] for begin in range(0, len(self), _COUNTED)]
         counts = np.concatenate([(tokens[part] == token).sum(1) for part in parts])
         return self.part(np.argsort(-counts, kind="stable"))
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many blocks, how long, of how many different tokens, and checksums of the file and of which blocks."""
+        """The number of blocks, their length, the vocabulary, and checksums of the file and of the rows."""
         return {
             "items": len(self),
             "length": self.length,
@@ -115,7 +117,7 @@ class Blocks(Dataset[Tensor]):
 
 
 def dtype_of(vocabulary: int) -> np.dtype[Any]:
-    """Of the tokens in a file."""
+    """The dtype of the tokens in a file."""
     return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
 
 
@@ -129,17 +131,17 @@ def packed(
 ) -> tuple[Blocks, Tokenizer]:
     """The documents as blocks, and the tokenizer; built at the first call, and read from ``folder`` afterwards.
 
-    Documents follow each other without padding, each as the tokenizer's template has it, and are cut every ``length``
-    tokens; what is left at the end is less than a block.  A thousand documents are in memory at a time.  The folder
-    appears when it is complete; of several processes that build it one is the first, and all read what that one built.
+    Documents follow each other without padding, each encoded with the tokenizer's template, and are cut every
+    ``length`` tokens; an incomplete block at the end is dropped.  A thousand documents are in memory at a time.  The
+    folder appears when it is complete; if several processes build it, all read what the first one has built.
 
     Args:
-        folder: has a name of its own for every text and every setting: its content is taken to be that.
-        documents: gives them, anew and the same at every call: once for the tokenizer and once for the blocks.
-        tokenizer: makes one of them.
-        length: tokens of a block.
-        resumable: a later call goes on where one was interrupted, behind the tokens that are written; documents are
-            read again up to there, but not encoded.  Several processes wait for the one that builds.
+        folder: must have a different name for every text and every setting, since an existing one is used as it is.
+        documents: returns the same documents at every call: once for the tokenizer and once for the blocks.
+        tokenizer: makes a tokenizer from the documents.
+        length: number of tokens in a block.
+        resumable: a later call continues an interrupted one after the tokens that are written; documents are read again
+            up to there, but not encoded.  Other processes wait for the one that builds.
 
     Raises:
         ValueError: the length is below 2, or the text fills no block.
@@ -158,7 +160,7 @@ def packed(
 
 
 def about_blocks(folder: Path) -> About:
-    """What `packed` noted of a folder."""
+    """What `packed` has noted about a folder."""
     about: About = read_json(folder / _ABOUT, About)
     return about
 
@@ -189,7 +191,7 @@ def _build_on(folder: Path, documents: Documents, make: Callable[[Iterable[str]]
 
 
 def _fill(folder: Path, documents: Documents, make: Callable[[Iterable[str]], Tokenizer], length: int) -> None:
-    """Writes tokenizer, tokens and what they are, or what is missing of it."""
+    """Writes the tokenizer, the tokens and the notes about them, as far as they are missing."""
     from tokenizers import Tokenizer
 
     if not (folder / _TOKENIZER).is_file():
@@ -207,7 +209,7 @@ def _fill(folder: Path, documents: Documents, make: Callable[[Iterable[str]], To
 def _write(
     folder: Path, tokenizer: Tokenizer, documents: Iterable[str], length: int, dtype: np.dtype[Any]
 ) -> _Progress:
-    """Writes all whole blocks behind those that are there already; returns how far it came."""
+    """Appends all whole blocks to those that are written already; returns the progress."""
     file, kept = folder / _TOKENS, folder / _PROGRESS
     done = read_json(kept, _Progress) if kept.is_file() else _Progress(documents=0, blocks=0, rest=[])
     blocks, rest, count = done["blocks"], np.array(done["rest"], dtype), done["documents"]

@@ -1,4 +1,4 @@
-"""Labelled texts that packages bring along: sentiment, rated by people, and pairs of WordNet's definitions."""
+"""Labelled texts that come with packages: sentiment, rated by people, and pairs of WordNet's definitions."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ HOW_TO_GET_RATED = (
 
 
 def read_rated(path: Path, name: Rated, target: Target, max_unreadable: int = 10) -> TextSets:
-    """Short texts with a mean of twenty people's ratings from -4 to 4, of which a fixed fifth is held out.
+    """Short texts with the mean of twenty people's ratings from -4 to 4; a fixed fifth is held out.
 
-    Sentences of one article or review stay on one side.
+    Sentences of the same article or review are always in the same set.
 
     Args:
         path: ``vaderSentiment-3.3.2.tar.gz``, ``hutto_ICWSM_2014.tar.gz``, or a folder with one of them or their files.
         name: ``"movies"`` (10,605 texts), ``"tweets"`` (4,200), ``"news"`` (5,190) or ``"products"`` (3,708).
-        target: ``"sign"`` asks whether the rating is above 0, and leaves out those of 0; ``"mean"`` is the rating.
-        max_unreadable: more than so many broken lines are an error.
+        target: ``"sign"`` asks whether the rating is above 0, and leaves out texts rated 0; ``"mean"`` is the rating.
+        max_unreadable: more broken lines than this are an error.
 
     Raises:
         FileNotFoundError: the file is not there; the message says how to get it.
@@ -81,7 +81,7 @@ def _rating(cells: list[str]) -> float | str:
 
 
 def _content(path: Path, file: str) -> bytes:
-    """The bytes of a file in a folder, or in an archive, or in one in that."""
+    """The bytes of a file in a folder, in an archive, or in an archive within an archive."""
     if path.is_dir():
         inside = [path / file, path / _INNER, *sorted(path.glob("vaderSentiment-*.tar.gz"))]
         path = next((one for one in inside if one.is_file()), path / file)
@@ -101,8 +101,9 @@ def _content(path: Path, file: str) -> bytes:
 def read_hypernyms(folder: Path) -> TextSets:
     """Pairs of WordNet's nouns with their definitions: is the first a kind of the second?
 
-    Each noun is there once with its hypernym, or, half of them, with that of another noun, unless that is the noun or
-    above it too, however far; a fixed fifth of the nouns is held out, and hypernyms are in both sets.
+    Each noun occurs once as the first: half of the nouns with their own hypernym (the noun that they are a kind of),
+    the others with another noun's, or with their own if that is the noun itself or any of its hypernyms, however far
+    above it.  A fixed fifth of the nouns is held out; hypernyms are in both sets.
 
     Args:
         folder: with WordNet's ``data.noun``.
@@ -141,7 +142,7 @@ def _with_all_above(noun: str, kinds_of: Mapping[str, list[str]]) -> set[str]:
 
 
 def _nouns(data: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Of every noun its offset, ``word: definition``, and the offsets of its hypernyms."""
+    """For every noun its offset, ``word: definition``, and the offsets of its hypernyms."""
     for line in data.split("\n"):
         if line.startswith(" ") or "|" not in line:
             continue

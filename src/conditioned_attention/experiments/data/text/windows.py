@@ -1,4 +1,4 @@
-"""Text as bytes, cut into windows: what is in the standard library, WordNet's definitions, or any files."""
+"""Text as bytes, cut into windows: the help texts of the standard library, WordNet's definitions, or any files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ HOW_TO_GET_WORDNET = (
 
 
 class ByteWindows(Dataset[Tensor]):
-    """Windows of bytes (S, L + 1), uint8: L bytes to read, each with the next one to guess.
+    """Windows of bytes (S, L + 1), uint8: L bytes to read, and for each the next one to predict.
 
-    Handed out as whole batches (B, L + 1), int64, by `__getitems__`.
+    `__getitems__` returns whole batches (B, L + 1), int64.
     """
 
     vocabulary = 256
@@ -45,7 +45,7 @@ class ByteWindows(Dataset[Tensor]):
         return self.windows[torch.as_tensor(indices)].long()
 
     def part(self, indices: np.ndarray[Any, Any]) -> ByteWindows:
-        """These windows of them."""
+        """The windows with these indices."""
         return ByteWindows(self.windows[torch.from_numpy(indices)])
 
     def fingerprint(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class ByteWindows(Dataset[Tensor]):
 
 
 def windows_of(text: bytes, context: int) -> ByteWindows:
-    """All windows of a text; what is left at its end is less than one.
+    """All windows of a text; an incomplete one at its end is dropped.
 
     Raises:
         ValueError: the text is shorter than one window.
@@ -69,8 +69,8 @@ def windows_of(text: bytes, context: int) -> ByteWindows:
 def split_windows(text: bytes, context: int, *, tuning: bool = False) -> tuple[ByteWindows, ByteWindows]:
     """(training set, evaluation set) of one text.
 
-    The text is cut into blocks of 32 windows of ``context`` bytes, and every tenth block is the evaluation set.  With
-    ``tuning`` every tenth block of the others is, and the evaluation set itself is not touched.
+    The text is cut into blocks of 32 windows of ``context`` bytes, and every tenth block is for evaluation.  With
+    ``tuning`` another block of every ten takes its place, and the evaluation set itself is not touched.
 
     Raises:
         ValueError: the text is too short for both.
@@ -103,14 +103,14 @@ def _cut(text: bytes, context: int) -> Tensor:
 
 
 def standard_library_text() -> bytes:
-    """0.46 MB of English: the topics of Python's own help, as the installed Python has them."""
+    """0.46 MB of English text: the topics of Python's own help, as in the installed Python."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics)).encode()
 
 
 def wordnet_glosses(folder: Path) -> bytes:
-    """WordNet's 117,659 definitions with their examples, a line each: 9.3 MB.
+    """WordNet's 117,659 definitions with their examples, one line each: 9.3 MB.
 
     Raises:
         FileNotFoundError: a file is missing; the message says how to get it.

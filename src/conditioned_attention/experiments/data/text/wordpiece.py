@@ -1,4 +1,4 @@
-"""WordPiece trained on the text at hand, as JonasGeiping/cramming does; the same text gives the same vocabulary."""
+"""WordPiece trained on the text at hand, as in JonasGeiping/cramming; the same text gives the same vocabulary."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<cls>", "<sep>", "<mask>")  # ids 0 to 6
 PAD, _, _, _, CLS, SEP, MASK = range(len(SPECIAL))
 
-# The trainer numbers pieces within words as it meets them in a table without order, and ties go by number.
+# Reserved, since the trainer would number these pieces in the random order of a hash table, and breaks ties by number.
 _WITHIN_WORDS = tuple(f"##{chr(code)}" for code in range(33, 127))
 
 
 def train_wordpiece(texts: Iterable[str], vocabulary: int = 32768) -> Tokenizer:
-    """A tokenizer of lowercase ASCII words and pieces of them, with `SPECIAL` at ids 0 to 6.
+    """Trains a tokenizer of lowercase ASCII words and pieces of them, with `SPECIAL` at ids 0 to 6.
 
     One text is encoded as ``text <sep>``, two as ``<cls> first <sep> second <sep>``; ``decode`` puts pieces together.
 
     Args:
         texts: to train it on.
-        vocabulary: at most so many pieces; a small text has fewer: ask ``get_vocab_size()``.
+        vocabulary: largest number of pieces; a small text gives fewer: see ``get_vocab_size()``.
 
     Raises:
         ValueError: ``vocabulary`` has no room for the special tokens and the letters.
@@ -72,9 +72,9 @@ def _with_rules(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def for_classifiers(tokenizer: Tokenizer) -> Any:
-    """The same for transformers, with ``<cls>`` before a single text too, since that is what a classifier reads.
+    """The same tokenizer for transformers, with ``<cls>`` before a single text too, because a classifier reads it.
 
-    The authors get it by a second text that is empty, and so with a second ``<sep>`` behind.
+    The authors get it by passing an empty second text, and so have a second ``<sep>`` at the end.
 
     >>> made = for_classifiers(train_wordpiece(["A cat sat on a mat. The cat sat."]))
     >>> made.convert_ids_to_tokens(made("The cat")["input_ids"])
