@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-_WIDTH = 80  # of a terminal that nobody has made wider
+_WIDTH = 80  # of a terminal of the usual size
 
 EXAMPLES = {
     "compare": (
@@ -30,13 +30,13 @@ EXAMPLES = {
 
 
 def with_examples(command: str, about: str) -> str:
-    """What a command's page says on top."""
+    """The text at the top of a command's help page: what it does, and examples."""
     lines = [f"$ conditioned-attention {command} {example}" for example in EXAMPLES.get(command, ())]
     return "\n".join([about, "", "Examples:", *map(_broken, lines)]) if lines else about
 
 
 def _broken(line: str) -> str:
-    """A command on as many lines as it takes, which a shell reads as one."""
+    """Breaks a long command into lines that a shell reads as one."""
     found = textwrap.wrap(line, _WIDTH - 2, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
     return " \\\n".join(found)
 
@@ -45,7 +45,7 @@ _asking: list[Any] = []
 
 
 def _optional(info: PrimitiveTypeInfo) -> Any:
-    """``--folder PATH`` instead of ``--folder {None}|PATH``; None may be given all the same."""
+    """Shows ``--folder PATH`` instead of ``--folder {None}|PATH``; None can still be given."""
     if type(None) not in get_args(info.type) or info.type in _asking:
         return None
     _asking.append(info.type)

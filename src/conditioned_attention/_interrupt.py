@@ -6,29 +6,29 @@ the command or one of its workers.
 
 from __future__ import annotations
 
-import os  # no more than this, as Ctrl-C may come meanwhile
+import os  # only a few modules, as Ctrl-C may come while they are imported
 import signal
 import sys
 from contextlib import suppress
 
 
 def imported() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt again."""
+    """Makes Ctrl-C raise KeyboardInterrupt again; called when everything is imported."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _is_command() -> bool:
     called = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
-    if called == "-m":  # while the package of a `python -m` is imported, that stands for the name of its file
+    if called == "-m":  # instead of a file's name, while `python -m` imports the package
         words = sys.orig_argv
         return "-m" in words[:-1] and words[words.index("-m") + 1] == "conditioned_attention"
     return called in ("conditioned-attention", "conditioned-attention.exe", "conditioned-attention-script.py")
 
 
 def _leave(*_: object) -> None:
-    """At once: nothing has begun, and an exception in the middle of an import may be taken for another one."""
-    if "--multiprocessing-fork" not in sys.orig_argv:  # of several processes one has the word
+    """Exits at once: nothing has begun, and an exception in the middle of an import may be taken for another one."""
+    if "--multiprocessing-fork" not in sys.orig_argv:  # only one of several processes says so
         os.write(2, b"\nstopped\n")
     os._exit(130)
 

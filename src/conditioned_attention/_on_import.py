@@ -20,13 +20,13 @@ def on_import(name: str, action: Callable[[ModuleType], None]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Lets the other finders find the module, and steps in only behind its execution: until it has once succeeded."""
+    """Lets the other finders find the module, and acts after it has been executed; leaves after the first success."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
         self.name, self.action, self.asking = name, action, False
 
     def succeeded(self, module: ModuleType) -> None:
-        """The module has been imported."""
+        """Called when the module has been imported: leaves ``sys.meta_path`` and runs the action."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         self.action(module)
@@ -47,7 +47,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """The module's own loader, and then something else."""
+    """Runs the module's own loader, and then a function."""
 
     def __init__(self, loader: Loader, then: Callable[[ModuleType], None]) -> None:
         self.loader, self.then = loader, then

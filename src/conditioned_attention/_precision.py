@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """The numbers in float64; on the CPU where their device has no float64, as Apple's mps."""
+    """The same numbers in float64; on the CPU if their device has no float64, such as Apple's mps."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

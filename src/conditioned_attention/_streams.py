@@ -24,16 +24,17 @@ _SPELT = {
 
 
 def survive(*, quiet: bool = False) -> None:
-    """Makes `sys.stdout` and `sys.stderr` ones that can always be written to.
+    """Makes sure that `sys.stdout` and `sys.stderr` can always be written to.
 
-    What a terminal cannot print is spelt out (κ becomes kappa), and names of files that are not UTF-8 are printed byte
-    by byte, as they are.  What cannot be written because the disk is full or the reader has left is dropped, which is
-    said once on standard error.  A stream that was closed when the program began takes everything, and keeps nothing.
+    Characters that a terminal cannot print are spelt out (κ becomes kappa), and names of files that are not UTF-8 are
+    printed byte by byte, as they are.  Output that cannot be written because the disk is full or the reader has left is
+    dropped, which is reported once on standard error.  A stream that was closed when the program began accepts
+    everything and keeps nothing.
 
-    Streams that somebody else has put there keep where they go.
+    Streams that other code has put there keep their destination.
 
     Args:
-        quiet: a lost stream is not mentioned.
+        quiet: do not report a lost stream.
     """
     codecs.register_error(_PLAIN_LETTERS, _in_plain_letters)
     for name, number in (("stdout", 1), ("stderr", 2)):
@@ -47,7 +48,7 @@ def survive(*, quiet: bool = False) -> None:
 
 
 def lost(stream: Any) -> OSError | None:
-    """Why a stream of `survive` can no longer be written to; None if it can, or if its reader has had enough."""
+    """Why a stream of `survive` can no longer be written to; None if it can, or if only its reader has left."""
     with suppress(ValueError):  # it is closed
         stream.flush()
     raw = getattr(stream, "buffer", None)
@@ -57,21 +58,21 @@ def lost(stream: Any) -> OSError | None:
 
 
 class _Kept(io.FileIO):
-    """A descriptor whose writes do not fail: from the first one that would on, nothing is written.
+    """A file descriptor whose writes do not fail: after the first one that would, nothing more is written.
 
     Attributes:
-        lost: the reason.
+        lost: the reason; None as long as everything is written.
     """
 
     def __init__(self, number: int, quiet: bool) -> None:
         super().__init__(number, "wb", closefd=False)
         self.lost: OSError | None = None
-        self.quiet = quiet or number == 2  # of standard error there is nobody to tell
+        self.quiet = quiet or number == 2  # a loss of standard error cannot be reported
 
     def write(self, data: Any, /) -> int:
         if self.lost is None:
             try:
-                while (written := super().write(data)) is None:  # it does not block, and a terminal is slow
+                while (written := super().write(data)) is None:  # it does not block, and a slow terminal is not ready
                     select.select([], [self.fileno()], [])
                 return written
             except OSError as error:
@@ -94,7 +95,7 @@ def _kept(stream: io.TextIOWrapper, number: int, quiet: bool) -> io.TextIOWrappe
 
 
 def _nowhere(number: int) -> io.TextIOWrapper:
-    """A stream that keeps nothing; its descriptor is taken, or the next file that is opened would become it."""
+    """A stream that keeps nothing; its descriptor is occupied, since the next file to be opened would get it."""
     try:
         os.fstat(number)
     except OSError:
@@ -106,12 +107,12 @@ def _nowhere(number: int) -> io.TextIOWrapper:
 
 
 def _errors(stream: Any) -> str:
-    """Ours, unless the user has asked for something else (``PYTHONIOENCODING=ascii:ignore``)."""
+    """Our error handler, unless the user has chosen another one (``PYTHONIOENCODING=ascii:ignore``)."""
     return _PLAIN_LETTERS if stream.errors in ("strict", "surrogateescape", "backslashreplace") else str(stream.errors)
 
 
 def _in_plain_letters(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For `codecs`: the next letter that has no code is spelt out."""
+    """The error handler for `codecs`: spells out the next character that cannot be encoded."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter, following = error.object[error.start], error.start + 1
@@ -122,6 +123,6 @@ def _in_plain_letters(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def meanwhile(words: str) -> None:
-    """What goes on while nothing else is said; to people only, never into a file or a pipe."""
+    """Says on a terminal what is going on while there is no other output; never in a file or a pipe."""
     if sys.stderr is not None and sys.stderr.isatty():
         print(f"{words} …", file=sys.stderr)

@@ -14,9 +14,9 @@ _WITHIN = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)  # and not "conditio
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """`warnings.warn` for the first line outside this library, and outside the calls that torch's modules make for it.
+    """`warnings.warn` for the first line outside this library and outside ``torch.nn.modules``, which may call it.
 
-    While torch.compile traces there is no such line, and nothing is said.
+    While torch.compile traces there is no such line, and no warning is given.
     """
     if torch.compiler.is_compiling():
         return
@@ -29,5 +29,5 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def is_ours(message: Warning | str) -> bool:
-    """Whether `warn` has said it."""
+    """Whether a warning was given by `warn`."""
     return getattr(message, "ours", False)

@@ -19,8 +19,8 @@ from conditioned_attention.preconditioner import HeadTransform, RowNorm, check_p
 class HeadRMSNorm(HeadTransform):
     """Root-mean-square norm of each head's row, without gain: ``output · √D / ‖row‖``, with its ordinary gradient.
 
-    Its forward is that of the preconditioner times √D, so both have the same condition numbers; what differs is the
-    scale, and that the gradient passes through the norm.
+    Its forward is that of the preconditioner times √D, so both have the same condition numbers; they differ in the
+    scale, and in that the gradient passes through the norm.
 
     Args:
         eps: added to the mean square of the row, as in ``torch.nn.functional.rms_norm``.
@@ -39,10 +39,10 @@ class HeadRMSNorm(HeadTransform):
 
 @dataclass(frozen=True)
 class PowerNorm(HeadTransform):
-    """``output -> C^α · output`` times √D if ``scaled``, C of the output's rows and without gradient.
+    """``output -> C^α · output``, times √D if ``scaled``; C is that of the output's rows, and gets no gradient.
 
-    With α < 1 rows keep part of what their norms say: ``‖row‖^(1-α)``.  With α = 1 and ``scaled`` it is head-wise
-    RMSNorm in forward and the preconditioner in backward.
+    With α < 1 rows keep a part of their norms: ``‖row‖^(1-α)``.  With α = 1 and ``scaled`` it is head-wise RMSNorm in
+    the forward pass and the preconditioner in the backward pass.
 
     Args:
         alpha: the power of C, in (0, 1].
@@ -75,7 +75,7 @@ class PowerNorm(HeadTransform):
 class ConstantGain(HeadTransform):
     """``output -> gain · output``: one number for all rows of a layer, such as the mean of C at the start of training.
 
-    Does C help because of its scale alone?  The variant ``constant_gain`` measures the mean.
+    It tests whether C helps because of its scale alone; the variant ``constant_gain`` measures that mean.
 
     Args:
         gain: the factor.
@@ -94,9 +94,9 @@ class ConstantGain(HeadTransform):
 
 @dataclass(frozen=True)
 class QKNorm(HeadTransform):
-    """Queries and keys of every head to root mean square 1, without gain; the heads themselves are left alone.
+    """Norms queries and keys of every head to root mean square 1, without gain; the heads themselves are left alone.
 
-    Logits are then at most √D in size.  Without a gain the norm commutes with rotary positions.
+    Logits are then at most √D in size.  Without a gain the norm commutes with rotary position embeddings.
 
     Args:
         eps: added to the mean square, as in ``torch.nn.functional.rms_norm``.
@@ -122,10 +122,10 @@ class QKNorm(HeadTransform):
 
 @dataclass(frozen=True)
 class PreconditionedQKNorm(QKNorm):
-    """`QKNorm`, and the heads' rows to unit length by C without gradient: both methods on one head.
+    """`QKNorm` and the preconditioner on one head: C, without gradient, also brings the head's rows to unit length.
 
     Args:
-        eps: of both: added to the mean square of queries and keys, and the smallest row norm that C divides by.
+        eps: for both: added to the mean square of queries and keys, and the smallest row norm that C divides by.
     """
 
     kind: ClassVar[str] = "preconditioned_qk_norm"

@@ -25,25 +25,25 @@ _RIDGE = 1e-12
 
 
 def d_optimal_weights(output: Tensor, steps: int, *, eps: float = 1e-6) -> Tensor:
-    """Weights p of a head's rows, for which ``diag(√(n p)) · C · output`` has a smaller complexity measure μ.
+    """Computes weights p of a head's rows with which ``diag(√(n p)) · C · output`` has a smaller complexity measure μ.
 
     Each step is ``p_i ← p_i · u_iᵀ M⁻¹ u_i / k`` with unit rows u_i and ``M = Uᵀ diag(p) U``, from uniform p, which is
     the paper's C: the multiplicative algorithm for D-optimal designs (Silvey, Titterington and Torsney 1978).  No step
-    raises μ, and only one that changes nothing does not lower it (docs/mathematics.md).
+    raises μ, and every step that changes p lowers it (docs/mathematics.md).
 
-    Where the rows do not span all d columns, M is singular and μ infinite; M + 1e-12 I stands for it, and the steps
-    lower the same product over the directions that there are.  So a singular value below 1e-6 √n counts as none, and μ
-    itself is sure to fall only while κ is well below 1e6.  For n ≤ d uniform weights are the best already, and
-    are returned as they are.  A row of zero has no direction: it keeps the weight 1/n, so that its factor is 1 as in C,
-    and the others share the rest.
+    If the rows do not span all d columns, M is singular and μ infinite; M + 1e-12 I replaces it, and the steps lower
+    the same product over the directions that exist.  So a singular value below 1e-6 √n counts as absent, and μ itself
+    is certain to fall only if κ is well below 1e6.  For n ≤ d uniform weights are already optimal, and are returned as
+    they are.  A zero row has no direction: it keeps the weight 1/n, so that its factor is 1 as in C, and the others
+    share the rest.
 
     Args:
         output: (..., n, d), heads; any floating-point dtype.  Everything is computed in float64.
-        steps: how many, 0 or more.
+        steps: number of steps, 0 or more.
         eps: the smallest row norm that is divided by.
 
     Returns:
-        (..., n), float64: not negative, with the sum 1; no gradient flows through them.  NaN for a head that is not
+        (..., n), float64: not negative, with sum 1; no gradient flows through them.  NaN for a head that is not
         finite.
 
     Raises:
@@ -94,14 +94,14 @@ def check_steps(steps: int) -> None:
 
 @dataclass(frozen=True)
 class DOptimal(HeadTransform):
-    """``output -> diag(√(n p)) · C · output`` with p of `d_optimal_weights`; no gradient flows through the factors.
+    """``output -> diag(√(n p)) · C · output`` with p from `d_optimal_weights`; no gradient flows through the factors.
 
-    With 0 steps, and for heads of no more rows than columns, it is the preconditioner.  **A row's factor depends on the
-    other rows**: under a causal mask later tokens would change earlier ones, and padded rows count.  So attention that
-    is known to be causal or masked is refused.
+    With 0 steps, and for heads with no more rows than columns, it is the preconditioner.  **A row's factor depends on
+    the other rows**: under a causal mask later tokens would change earlier ones, and padded rows count.  Attention
+    that is known to be causal or masked is therefore refused.
 
     Args:
-        steps: of `d_optimal_weights`.
+        steps: number of steps of `d_optimal_weights`.
         eps: smallest row norm that is divided by; float16 uses at least 6.1e-5.
     """
 

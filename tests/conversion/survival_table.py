@@ -201,7 +201,7 @@ These run without C and say nothing, because nothing of ours is there when they 
   `from_pretrained` (which lists the guard as UNEXPECTED), or by `torch.distributed.checkpoint`, which reads the keys
   that the model asks for and no others; there, give `apply_conditioning(model, folder)` the folder first;
 - `DefaultLoadPlanner(allow_partial_load=True)`, which leaves what is missing as it is, into a model that is
-  conditioned otherwise;
+  conditioned differently;
 - an adapter loaded without `apply_conditioning(model)` afterwards; PEFT puts no field of ours into
   adapter_config.json where `task_type` is None, which is a warning when the model is converted, or when its
   state_dict is made;

@@ -290,7 +290,7 @@ def test_a_projection_that_is_replaced_by_another_module():
     model = corrected()
     attention = model.model.layers[0].self_attn
     attention.q_proj = nn.Linear(32, 32, bias=False)
-    with pytest.raises(RuntimeError, match=r"since then another torch.*Linear.*in the place of that of q_proj\.weight"):
+    with pytest.raises(RuntimeError, match=r"since then the module of q_proj\.weight, now a torch.*Linear"):
         output(model, **INPUTS)
     restore(model)
     output(model, **INPUTS)

@@ -83,7 +83,7 @@ def test_a_warning_where_peft_does_not_let_it(base, tmp_path):
     with pytest.warns(UserWarning, match=CANNOT):
         later.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(base(), tmp_path).eval()
-    with pytest.raises(ValueError, match="no config in the model remembers"):
+    with pytest.raises(ValueError, match="no config in the model, nor that of an adapter"):
         apply_conditioning(loaded)
     apply_conditioning(loaded, conditioning(later))
     assert torch.equal(logits(loaded), logits(later.eval()))

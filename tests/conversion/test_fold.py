@@ -91,7 +91,7 @@ def test_a_weight_of_a_module_without_c_is_refused(roles):
     layers = model.model.layers
     layers[1].self_attn.v_proj.weight = layers[0].self_attn.v_proj.weight
     spectral_condition(model, STRENGTH, include="*.0.*", roles=roles)
-    with pytest.raises(ValueError, match=r"is model\.layers\.1\.self_attn\.v_proj\.weight as well, which C is no part"):
+    with pytest.raises(ValueError, match=r"is model\.layers\.1\.self_attn\.v_proj\.weight as well, which has no C"):
         fold(model)
     layers[1].self_attn.v_proj.weight = nn.Parameter(layers[0].self_attn.v_proj.weight.detach().clone())
     model.extra = nn.Linear(32, 16, bias=False)

@@ -135,7 +135,7 @@ def test_a_part_that_is_saved_out_of_the_whole(tmp_path):
 def test_a_part_that_was_converted_by_itself_says_so_when_the_whole_is_saved(tmp_path):
     whole = clip()
     precondition(whole.vision_model)
-    with pytest.warns(UserWarning, match="vision_model was converted by itself"):
+    with pytest.warns(UserWarning, match="vision_model was converted on its own"):
         whole.save_pretrained(tmp_path)
     loaded = type(whole).from_pretrained(tmp_path).eval()
     apply_conditioning(loaded)

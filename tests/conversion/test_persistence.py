@@ -150,7 +150,7 @@ def test_plain_state_dict_with_the_data_beside_it():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (None, "no config in the model remembers"),
+        (None, "no config in the model, nor that of an adapter"),
         ({"format": 2, "transforms": []}, "format 1"),
         ({"format": 1, "transforms": ["row_norm"]}, "format 1"),
         ({"format": 1, "transforms": [{"kind": "row_norm"}]}, "format 1"),
@@ -261,7 +261,7 @@ def test_guard(name, tmp_path):
             model.load_state_dict(build(name).state_dict(), strict=strict)
     other = build(name)
     precondition(other, guard=True, eps=1e-4)  # a record of the same length
-    with pytest.raises(RuntimeError, match=r"conditioned otherwise(.|\n)*'eps': 1e-05"):
+    with pytest.raises(RuntimeError, match=r"conditioned differently(.|\n)*'eps': 1e-05"):
         other.load_state_dict(state)
 
     restore(model)

@@ -292,7 +292,7 @@ def test_what_stands_beside_and_is_not_known_is_refused():
     module = find_sites(tiny("bert"))[0].module
     assert isinstance(recognise(module), Projections)
     module.mixer = nn.Linear(2, 2)
-    assert recognise(module) == "has mixer beside query, key, value, of which it is not known what they do"
+    assert recognise(module) == "has mixer beside query, key, value, whose effect is unknown"
 
 
 def test_names_count_for_classes_of_transformers_alone():

@@ -158,7 +158,7 @@ def test_a_model_of_ones_own_task_is_given(tmp_path):
             ShakenDigits(), dataclasses.replace(TRAINING, ema_beside=None), find_variant("preconditioned"), 0, tmp_path
         )
     )
-    with pytest.raises(ValueError, match="a task of one's own has built this model"):
+    with pytest.raises(ValueError, match="a custom task built this model"):
         load_run(tmp_path)
     task = ShakenDigits()
     model = load_run(tmp_path, model=task.build_model())

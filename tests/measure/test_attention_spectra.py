@@ -76,7 +76,7 @@ def test_no_more_rows_than_a_block_exist_at_one_time(monkeypatch):
     [
         ((torch.ones(1, 2, 3, 4), "k"), {}, TypeError, "key must be a floating-point tensor, got str"),
         ((torch.ones(2, 3, 4), torch.ones(2, 3, 4)), {}, ValueError, r"query must be \(B, H, N, D\)"),
-        ((torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 5)), {}, ValueError, "must agree but in N"),
+        ((torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 5)), {}, ValueError, "must differ in N alone"),
         ((torch.ones(1, 2, 3, 4),) * 2, {"leading": 4}, ValueError, "leading must be from 1 to 3"),
         ((torch.ones(1, 2, 3, 4),) * 2, {"block": 0}, ValueError, "block must be at least 1"),
     ],

@@ -99,5 +99,7 @@ def test_keys_of_another_width():
         def forward(self, x):
             return self.attention(x, x[..., :12], x[..., :12])
 
-    with pytest.raises(ValueError, match="attention: queries, keys and values here come of inputs of different widths"):
+    with pytest.raises(
+        ValueError, match="attention: queries, keys and values are computed from inputs of different widths"
+    ):
         jacobian_records(Cross(), torch.randn(1, 5, 16))

@@ -111,7 +111,7 @@ def test_what_cannot_be(projections, error, words):
         (None, "was registered without its projections"),
         ({"query": "qkv"}, "has no weight 'query'"),
         ({"qkv": ("qkv", (32, 32, 16))}, "96 rows, which are not 1 × (32, 32, 16)"),
-        (lambda module: {"qkv": ("qkv", (30, 33, 33))}, "do not come out even for 4 heads"),
+        (lambda module: {"qkv": ("qkv", (30, 33, 33))}, "cannot be divided evenly among 4 heads"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_reason(projections, words):

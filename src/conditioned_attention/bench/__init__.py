@@ -1,1 +1,1 @@
-"""What conditioning, and this library around it, costs; always as ratios within one run."""
+"""Measures what conditioning, and this library around it, costs; always as ratios within one run."""

@@ -1,4 +1,4 @@
-"""Block shapes of the Triton kernels, each timed beside the table's own: what the launcher's table is made from."""
+"""Times block shapes of the Triton kernels beside those in the launcher's table, which is made from the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SHAPES = {  # queries, keys, warps, stages
 }  # fmt: skip
 CANDIDATES = {kernel: tuple(Blocks(*shape) for shape in shapes) for kernel, shapes in _SHAPES.items()}
 
-# Of what comes out, beside the table's own blocks: rounding of half precision, far below a mistake.
+# Relative error of results against those of the table's own blocks: half precision's rounding, far below a mistake.
 _TOLERANCE = 0.05
 
 
@@ -64,9 +64,9 @@ class BlocksRow:
     """One shape of one kernel's blocks in one case.
 
     Attributes:
-        case, kernel: which; ``attend`` is timed in forward, the others in backward with the rest as in the table.
+        case, kernel: what was timed: ``attend`` in forward, the others in backward, where the rest is as in the table.
         queries, keys, warps, stages: as in `launch.Blocks`.
-        status, note: ``"measured"``, ``"failed"`` (shared memory, mostly) or ``"wrong"``, and why.
+        status, note: ``"measured"``, ``"failed"`` (mostly for lack of shared memory) or ``"wrong"``, and why.
         ratio, p20, p80: time over that of the table's own shape, median and percentiles of the rounds' ratios.
         milliseconds: of one call, median of the rounds.
     """
@@ -98,7 +98,7 @@ def run_blocks(cases: Sequence[Case], settings: BlocksSettings, folder: Path) ->
 
 
 def measure_blocks(case: Case, kernel: str, candidates: Sequence[Blocks], settings: BlocksSettings) -> list[BlocksRow]:
-    """One row a shape, the table's own first."""
+    """One row per shape, the table's own first."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     work = _work(case, kernel, device, dtype)
     table = fused_launch._SINGLE if dtype == torch.float32 else fused_launch._HALF
@@ -119,7 +119,7 @@ def measure_blocks(case: Case, kernel: str, candidates: Sequence[Blocks], settin
 
 
 def _work(case: Case, kernel: str, device: torch.device, dtype: torch.dtype) -> Callable[[], tuple[Tensor, ...]]:
-    """A call that launches the kernel, and its results."""
+    """A function that launches the kernel and returns its results."""
     drawn = case.inputs(device, dtype)
     inputs = Inputs(*(tensor.detach() for tensor in (drawn.query, drawn.key, drawn.value)))
     options = Options(case.causal, case.query[3] ** -0.5, 0.0, 0, 1e-6, "output", "stopped")
@@ -131,7 +131,7 @@ def _work(case: Case, kernel: str, device: torch.device, dtype: torch.dtype) -> 
 
 @contextmanager
 def _instead(table: dict[int, Any], width: int, kernel: str, blocks: Blocks) -> Iterator[None]:
-    """While it lasts the table has these blocks for one kernel."""
+    """Puts these blocks for one kernel into the table for the time of the context."""
     before, i = table[width], KERNELS.index(kernel)
     table[width] = (*before[:i], blocks, *before[i + 1 :])
     try:
@@ -158,7 +158,7 @@ def _judge(
 def _sample(
     work: Callable[[], object], instead: Callable[[], AbstractContextManager[Any]], calls: int, device: torch.device
 ) -> float:
-    """Seconds of one call, from so many in a row."""
+    """Seconds of one call, from so many calls in a row."""
 
     def all_calls() -> None:
         for _ in range(calls):
@@ -169,5 +169,5 @@ def _sample(
 
 
 def find_blocks_cases(names: Sequence[str]) -> list[Case]:
-    """The cases of these names, `CASES` for none; raises ValueError for one that is unknown."""
+    """The cases with these names, or `CASES` if none are given; raises ValueError for an unknown name."""
     return by_name(names or CASES, GPU_CASES, "case")

@@ -20,7 +20,7 @@ from conditioned_attention.choices import Choices
 
 @dataclass(frozen=True)
 class Inputs:
-    """What attention is called with, and the gradient (B, H, N, D) that backward starts from."""
+    """The arguments of attention, and the gradient (B, H, N, D) from which backward starts."""
 
     query: Tensor
     key: Tensor
@@ -34,11 +34,11 @@ class Inputs:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The arguments that want a gradient."""
+        """The arguments that require a gradient."""
         return [tensor for tensor in self.arguments if tensor is not None and tensor.requires_grad]
 
     def double(self) -> Inputs:
-        """Copies in float64 that require the same gradients; a mask of truth values stays one."""
+        """Copies in float64 that require the same gradients; a boolean mask stays one."""
         mask = None if self.mask is None else _double(self.mask)
         return Inputs(_double(self.query), _double(self.key), _double(self.value), mask, _double(self.upstream))
 
@@ -52,7 +52,7 @@ class Case(Choices):
     """One shape of attention and where it comes from.
 
     Attributes:
-        name: as in tables and on the command line.
+        name: its name in tables and on the command line.
         query: (B, H, N, D).
         about: the source, in words.
         keys: M, if it is not N.
@@ -75,13 +75,13 @@ class Case(Choices):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of ``scaled_dot_product_attention``, which are ours as well."""
+        """Keyword arguments of ``scaled_dot_product_attention``, which our functions take too."""
         scale = 1.0 if self.channels else None
         return {"is_causal": self.causal, "scale": scale, "enable_gqa": self.key_heads is not None}
 
     @property
     def shape(self) -> str:
-        """Everything that sets the cost, in a few signs."""
+        """Everything that determines the cost, in a few signs."""
         extras = [f"{self.keys} keys"] if self.keys else []
         extras += [f"{self.key_heads} key heads"] if self.key_heads else []
         extras += ["causal"] if self.causal else []
@@ -89,7 +89,7 @@ class Case(Choices):
         return ", ".join(["×".join(map(str, self.query)), *extras])
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> Inputs:
-        """Random tensors; the same ones every time, drawn on the device, for large ones would take a CPU seconds."""
+        """Random tensors, the same every time; drawn on the device, since large ones would take a CPU seconds."""
         generator = torch.Generator(device).manual_seed(0)
         batch, heads, n, width = self.query
         m, key_heads = self.keys or n, self.key_heads or heads
@@ -101,7 +101,7 @@ class Case(Choices):
         return Inputs(query, key, value, self._mask(generator, (batch, heads, n, m), dtype), upstream)
 
     def _draw(self, generator: torch.Generator, *size: int, unit: bool = False) -> Tensor:
-        """(B, H, N, D) as a view of (B, N, H, D), or of (B, D, H, N) for channels: what a projection's output is."""
+        """Draws (B, H, N, D) as a view of (B, N, H, D), or of (B, D, H, N) for channels, as projections give it."""
         batch, heads, n, width = size
         randn = partial(torch.randn, generator=generator, device=generator.device)
         if self.channels:
@@ -121,7 +121,7 @@ class Case(Choices):
         return None
 
     def merge_heads(self, output: Tensor) -> Tensor:
-        """(B, H, N, E) -> tokens × all heads, as a model hands it to its output projection."""
+        """(B, H, N, E) -> tokens × all heads, as a model passes it to its output projection."""
         tokens = output.permute(0, 3, 1, 2) if self.channels else output.transpose(1, 2)
         return tokens.reshape(*tokens.shape[:2], -1)
 
@@ -169,7 +169,7 @@ GPU_CASES = {
 
 
 def by_name(names: Iterable[str], known: Mapping[str, Known], kind: str) -> list[Known]:
-    """The known things of these names, once each, all for none; raises ValueError for a name that is unknown."""
+    """The known things with these names, once each, or all if no name is given; raises ValueError for unknown names."""
     names = list(dict.fromkeys(names)) or list(known)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -181,6 +181,6 @@ find_cases = partial(by_name, known=CASES, kind="case")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The different names in the order of `GPU_CASES` and `CASES`, whatever was measured first; unknown ones last."""
+    """The different names in the order of `GPU_CASES` and `CASES`, not that of measurement; unknown ones last."""
     order = {name: place for place, name in enumerate([*GPU_CASES, *CASES])}
     return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))

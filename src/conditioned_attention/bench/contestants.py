@@ -1,4 +1,4 @@
-"""Who competes: plain attention, what a user would write, the nearest control, and ours."""
+"""The contestants: plain attention, what a user would write, the nearest control, and our implementations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from conditioned_attention.reference import preconditioned_attention as referenc
 PLAIN = "plain"
 
 
-# PyTorch's kernels behind `scaled_dot_product_attention`, and what its warnings call them.
+# PyTorch's kernels behind `scaled_dot_product_attention`, and their names in its warnings.
 BACKENDS = {
     "flash": (SDPBackend.FLASH_ATTENTION, "Flash"),
     "cuDNN": (SDPBackend.CUDNN_ATTENTION, "CuDNN"),
@@ -39,11 +39,11 @@ class Contestant:
     """One way to compute attention on a case's inputs.
 
     Attributes:
-        name: as in tables.
+        name: its name in tables.
         attend: (query, key, value, mask) -> (B, H, N, E).
-        oracle: the same in float64, which it is judged by.
-        note: what the tables say beside it; it reads the inputs, since ``auto`` picks by them.
-        surroundings: what it runs in, entered outside the clock; ValueError from there is a refusal.
+        oracle: what it is compared with, called in float64.
+        note: makes its remark in the tables; it gets the inputs, because the choice of ``auto`` depends on them.
+        surroundings: makes the context in which it runs, entered outside the clock; a ValueError from it is a refusal.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Contestant:
 
 
 def contestants(case: Case, compiled: bool, gpu: bool = False) -> list[Contestant]:
-    """Everyone who can take part in a case, plain attention first; an implementation in `functional` does by itself.
+    """All contestants in a case, plain attention first; every implementation in `functional` is one.
 
-    On a GPU `BACKENDS` by themselves too, no RMSNorm, and of the compiled ones the three lines.  ``lean`` then has
-    cuDNN's attention switched off, whose operators it does not take: otherwise it would be refused wherever that is
-    PyTorch's own pick.
+    On a GPU there is also each of `BACKENDS` by itself, but no RMSNorm, and only the three lines are compiled.  There
+    ``lean`` runs with cuDNN's attention switched off, whose operators it does not support: otherwise it would be
+    refused wherever PyTorch picks cuDNN.
     """
     plain: Attend = partial(F.scaled_dot_product_attention, **case.options)
     reference: Attend = partial(reference_attention, **case.options)
@@ -89,7 +89,7 @@ def contestants(case: Case, compiled: bool, gpu: bool = False) -> list[Contestan
 
 @contextmanager
 def _only(name: str) -> Iterator[None]:
-    """One of PyTorch's backends and no other; raises ValueError with its reasons where it cannot run."""
+    """Allows only one of PyTorch's backends; raises ValueError with PyTorch's reasons if it cannot run."""
     backend, called = BACKENDS[name]
     with warnings.catch_warnings(record=True) as said, sdpa_kernel(backend):
         warnings.simplefilter("always")
@@ -103,7 +103,7 @@ def _only(name: str) -> Iterator[None]:
 
 
 def _reasons(called: str, said: Sequence[str]) -> str:
-    """What PyTorch's warnings have against one backend: those after the line that names it, up to the next name."""
+    """PyTorch's reasons against one backend: the warnings after the line that names it, up to the next name."""
     found, mine = [], False
     for message in (message.partition(" (Triggered internally")[0] for message in said):
         if message.endswith("kernel not used because:"):

@@ -1,7 +1,7 @@
-"""The tests of the kernels on a GPU, then every case on it and a training step, within minutes: ``make bench-gpu``.
+"""Tests the kernels on a GPU, then measures every case on it and a training step, within minutes: ``make bench-gpu``.
 
-``python -m conditioned_attention.bench.gpu FOLDER`` needs torch and rich, and no network: pytest and hypothesis for the
-tests and timm for the training step, which are otherwise named as missing.
+``python -m conditioned_attention.bench.gpu FOLDER`` needs torch and rich, and no network.  The tests also need pytest
+and hypothesis, and the training step timm; without these they are reported as missing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TESTS = (
     "tests/attention/test_cuda_operators.py",
     "tests/attention/test_operator.py::test_on_a_gpu",
 )
-# After the cases of a GPU: first what they lack, masks that are learned or hide keys, grouped queries, and channels.
+# After the cases of a GPU, first those that differ: masks that are learned or hide keys, grouped queries, channels.
 _OTHERS = ("swin_bias", "bert", "gpt_grouped", "xcit")
 _DECODE = Case("decode", (16, 32, 1, 128), "a token a sequence, against a cache", keys=8192, key_heads=8)
 _NOT_REACHED = "not reached; a second run goes on here"
@@ -88,11 +88,11 @@ class Plan:
 
 
 class _DeviceLost(RuntimeError):
-    """The device answers this process no more; the message is the name of the unit that broke it."""
+    """The device no longer responds to this process; the message is the name of the unit that broke it."""
 
 
 class Unit(NamedTuple):
-    """A model or a case: whether an earlier run has finished it, and its measurement, which prints a table."""
+    """A model or a case to measure: whether an earlier run finished it, and its measurement, which prints a table."""
 
     name: str
     finished: bool
@@ -100,7 +100,7 @@ class Unit(NamedTuple):
 
 
 def plan_for_cuda(settings: GpuSettings) -> Plan:
-    """Everything, in bfloat16: ViT-B at batch 64, the cases of `GPU_CASES`, then those of the other benchmarks."""
+    """The whole plan, in bfloat16: ViT-B at batch 64, the cases of `GPU_CASES`, then those of the other benchmarks."""
     on: Any = {"device": "cuda", "dtype": "bfloat16"}
     two: Any = {"variants": ("baseline", "preconditioned"), "implementations": ("composed", "fused")}
     usual: Any = {"contestants": "gpu", "compiled": settings.compiled, "sample_milliseconds": 10.0}
@@ -108,7 +108,7 @@ def plan_for_cuda(settings: GpuSettings) -> Plan:
     return Plan(
         tests=_TESTS if settings.tests else (),
         limits=lambda: measure_limits(torch.device("cuda"), torch.bfloat16),
-        # twice the rounds: a step is to be known to less than a percent
+        # twice the rounds, since a step must be known to better than one per cent
         step=StepSettings(rounds=2 * settings.rounds, batch_size=64, **two, **on),
         models=(MODELS[MODEL],),
         operator=OperatorSettings(rounds=settings.rounds, **usual, **on),
@@ -117,18 +117,18 @@ def plan_for_cuda(settings: GpuSettings) -> Plan:
 
 
 def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> int:
-    """Tests and measures, prints as it goes, and leaves operator.csv, step.csv, gpu.json, tests.txt and summary.md.
+    """Tests and measures, prints as it goes, and writes operator.csv, step.csv, gpu.json, tests.txt and summary.md.
 
-    Returns 0, or 1 if the tests did not pass or a measurement failed; what there was no time for is no failure.  Raises
-    ValueError for no CUDA device, or a folder that holds measurements with other settings or of another environment.
-    Where a kernel breaks the device for this process, a new one takes its place and leaves out what broke it.
+    Returns 0, or 1 if the tests did not pass or a measurement failed; running out of time is not a failure.  Raises
+    ValueError if there is no CUDA device, or if the folder holds measurements with other settings or from another
+    environment.  If a kernel breaks the device for this process, a new process continues and leaves out what broke it.
     """
     settings.check()
     plan = _without_chosen(plan_for_cuda(settings) if plan is None else plan, settings.without)
     plan.operator.check()
     plan.step.check()
     end = time.monotonic() + 60 * settings.minutes
-    torch.set_num_threads(plan.operator.threads)  # now: the environment that a second run is compared with has it
+    torch.set_num_threads(plan.operator.threads)  # here, since the environment to compare contains it
     claim(folder)
     where, file = environment(), folder / ABOUT
     earlier = read_json(file, GpuAbout) if file.exists() else GpuAbout(tests="not run", limits={}, not_measured={})
@@ -160,7 +160,7 @@ def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> in
 
 
 def _going_on(settings: GpuSettings, folder: Path, minutes: float, lost: str) -> list[str]:
-    """The command that measures what is left, without another unit."""
+    """The command that measures what is left, without the unit that broke the device."""
     options = ["--minutes", str(max(minutes, 0.01)), "--rounds", str(settings.rounds), "--no-tests"]
     options += [] if settings.compiled else ["--no-compiled"]
     options += ["--without", *settings.without, lost]
@@ -168,7 +168,7 @@ def _going_on(settings: GpuSettings, folder: Path, minutes: float, lost: str) ->
 
 
 def _without_chosen(plan: Plan, names: Sequence[str]) -> Plan:
-    """The plan without these models and cases; raises ValueError for a name that is in it nowhere."""
+    """The plan without these models and cases; raises ValueError for a name that is not in the plan."""
     valid = [*(model.name for model in plan.models), *(case.name for case in plan.cases)]
     unknown = [name for name in names if name not in valid]
     if unknown:
@@ -178,7 +178,7 @@ def _without_chosen(plan: Plan, names: Sequence[str]) -> Plan:
 
 
 def _without_unavailable(plan: Plan, availability: dict[str, str]) -> tuple[dict[str, str], Plan]:
-    """The plan with implementations that can run at all; what is left out, and why."""
+    """What cannot run at all, with the reasons, and the plan without those implementations."""
     out = {name: availability[name] for name in plan.step.implementations if availability[name] != "available"}
     kept = tuple(name for name in plan.step.implementations if name not in out)
     missing = {f"{model.name}, {name}": why for model in plan.models for name, why in out.items()}
@@ -186,7 +186,7 @@ def _without_unavailable(plan: Plan, availability: dict[str, str]) -> tuple[dict
 
 
 def _units(plan: Plan, folder: Path, about: dict[str, Any]) -> list[Unit]:
-    """Models, then cases; raises ValueError if the folder's earlier measurements are of something else."""
+    """The units: models, then cases; raises ValueError if the folder holds measurements of something else."""
     models = {row.model for row in begin(folder / "step.csv", StepRow, plan.step)}
     cases = {row.case for row in begin(folder / "operator.csv", OperatorRow, plan.operator)}
 
@@ -205,7 +205,7 @@ def _units(plan: Plan, folder: Path, about: dict[str, Any]) -> list[Unit]:
 def _measure(
     units: Sequence[Unit], end: float, missing: dict[str, str], save: Callable[[], None], device: torch.device
 ) -> None:
-    """Each unit that there is time for, if it takes as long as the one before; ``missing`` loses what was measured."""
+    """Measures units as long as there is time for one like the last; removes what was measured from ``missing``."""
     last = 0.0
     save()
     for unit in units:
@@ -227,7 +227,7 @@ def _measure(
 
 
 def run_tests(tests: Sequence[str], log: Path, seconds: float) -> str:
-    """Runs pytest in a process of its own; "passed", "FAILED" or why not, in a line.  Its output goes to ``log``."""
+    """Runs pytest in its own process; returns "passed", "FAILED" or why not, in a line.  Its output goes to ``log``."""
     if not (_ROOT / "tests").is_dir():
         return "not run: there are no tests beside this package; it is no checkout"
     lacking = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
@@ -251,7 +251,7 @@ def run_tests(tests: Sequence[str], log: Path, seconds: float) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends pytest with its workers, which would run beside what is timed; asked first, it prints what has failed."""
+    """Ends pytest and its workers, which would disturb the timing; interrupted first, it prints what has failed."""
     for word, patience in ((signal.SIGINT, 10.0), (signal.SIGKILL, None)):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, word)
@@ -260,7 +260,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: as `run_gpu`; 2 for wrong input, no CUDA device among it; 130 after Ctrl-C."""
+    """Runs the command; returns as `run_gpu` does, 2 for wrong input or without a CUDA device, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m conditioned_attention.bench.gpu", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the results go; a second run goes on there")
     parser.add_argument("--minutes", type=float, default=GpuSettings.minutes, help="for everything")

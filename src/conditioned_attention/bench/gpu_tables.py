@@ -1,4 +1,4 @@
-"""Tables of a GPU's measurements: over the fastest backend, and achieved rates beside the device's limits."""
+"""Tables of measurements on a GPU: times over the fastest backend's, and achieved rates beside the device's limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBER = 2  # bytes of a bfloat16
 
 
 class GpuAbout(TypedDict):
-    """``gpu.json``, as far as it is read."""
+    """The keys of ``gpu.json`` that are read."""
 
     tests: str
     limits: dict[str, float]
@@ -30,7 +30,10 @@ class GpuAbout(TypedDict):
 
 
 def print_gpu_case(rows: Sequence[OperatorRow], limits: Limits) -> None:
-    """One case: each contestant in every mode, over plain attention and over the fastest backend; rates of the last."""
+    """Prints one case: each contestant's times over plain attention and the fastest backend in every mode, and rates.
+
+    The rates and the columns after them are those of the last mode.
+    """
     modes = list(dict.fromkeys(row.mode for row in rows))
     header = ["", *(f"{mode} {over}" for mode in modes for over in ("× plain", "× fastest")), f"{modes[-1]}, ms"]
     header += ["TFLOP/s", "GB/s", "error", "gradient error", "floats a row", "peak ×", ""]

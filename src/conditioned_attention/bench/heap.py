@@ -1,4 +1,4 @@
-"""The C library's heap, told to keep what it has been given, so that page faults do not drown what is measured."""
+"""Makes the C library's heap keep freed memory, so that page faults do not drown what is measured."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory() -> bool:
-    """For the rest of the process, freed memory is used again and not given back; False where that is unknown.
+    """Keeps freed memory for reuse by the process instead of returning it; False where that is not possible.
 
-    glibc returns large blocks to the system and gets them back page by page, 1.3 µs a page on a virtual machine;
-    whether it does depends on the history of the heap.  One tensor more or less then decides by chance over more time
-    than the arithmetic that is compared, for plain attention as well.
+    glibc returns large blocks to the system and gets them back page by page, at 1.3 µs per page on a virtual machine;
+    whether it does so depends on the history of the heap.  One tensor more or less can then, by chance, make a larger
+    difference in time than the arithmetic that is compared, for plain attention as well.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

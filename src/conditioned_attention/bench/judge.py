@@ -1,7 +1,7 @@
-"""Correctness first: output and gradients of a contestant against float64, before anything is timed.
+"""Checks a contestant's output and gradients against float64 before anything is timed.
 
-A contestant is run on the very inputs that it is timed on.  Where all of them would be too large in float64, some heads
-of some batches are compared (`part_of`), and of the others it is seen that every number is finite.
+A contestant runs on the same inputs on which it is timed.  If all of them would be too large in float64, some heads of
+some batches are compared (`part_of`), and the others are only checked to be finite.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Verdict:
     """Whether a contestant may be timed.
 
     Attributes:
-        status: ``"measured"``; ``"refused"``, it raised ValueError; ``"wrong"``, its numbers are not the oracle's;
-            ``"failed"``, it raised anything else.
-        note: why not, or what the contestant says of itself.
+        status: ``"measured"``, ``"refused"`` (it raised ValueError), ``"wrong"`` (its numbers are not the oracle's) or
+            ``"failed"`` (it raised anything else).
+        note: why it may not be timed, or the contestant's own remark.
         output_error, gradient_error: largest error over the largest entry of the oracle's tensor; of the gradients
             (query's, key's, value's, a learned bias's) the worst.
     """
@@ -41,10 +41,10 @@ class Verdict:
 
 
 def judge(contestants: Sequence[Contestant], inputs: Inputs, budget: int = BUDGET) -> dict[str, Verdict]:
-    """A verdict for every contestant, on what it will be timed on; plain attention, the first, sets the bounds.
+    """Judges every contestant on the inputs that it will be timed on; plain attention, the first, sets the bounds.
 
     Inputs whose attention weights take more than ``budget`` bytes in float64 are compared in part.  Raises RuntimeError
-    if plain attention itself is wrong, so that there is nothing to measure against.
+    if plain attention itself is wrong, because there is then nothing to compare with.
     """
     part = part_of(inputs, budget)
     compared = inputs if part is None else part.inputs(inputs)
@@ -89,7 +89,7 @@ def _judge_one(
 
 
 def _results(attend: Attend, inputs: Inputs) -> list[Tensor]:
-    """Output, then the gradients."""
+    """The output of one call, then its gradients."""
     output = attend(*inputs.arguments)
     if output.shape != inputs.upstream.shape:
         raise RuntimeError(f"output has shape {tuple(output.shape)}, expected {tuple(inputs.upstream.shape)}")
@@ -105,7 +105,7 @@ def _error(mine: Tensor, true: Tensor, part: Part | None) -> float:
 
 
 def answers(device: torch.device) -> bool:
-    """Whether a device computes at all: after a fault in one kernel CUDA refuses all that the process asks later."""
+    """Whether a device still computes: after a fault in one kernel CUDA refuses all later work of the process."""
     try:
         return bool(torch.ones(1, device=device).add(1).item() == 2)
     except RuntimeError:
@@ -113,5 +113,5 @@ def answers(device: torch.device) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Of its text; empty if it says nothing."""
+    """The first line of an error's text; empty if it has none."""
     return (str(error).strip().splitlines() or [""])[0]

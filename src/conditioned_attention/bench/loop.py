@@ -1,4 +1,4 @@
-"""The training loop of this library beside a bare PyTorch loop: the same model, data, optimizer and schedule."""
+"""Compares this library's training loop with a bare PyTorch loop: same model, data, optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from conditioned_attention.profiling.clock import interleave, paired_ratio
 
 
 def measure_loop(rounds: int = 12, threads: int = 1, epochs: int = 4) -> dict[str, Any]:
-    """Seconds of the demo's training (monitor off) in our loop and in a bare one, which take turns.
+    """Times the demo's training (monitor off) in our loop and in a bare one, which take turns.
 
     Both build the model, train ``epochs`` epochs with clipping and a cosine schedule, and evaluate after each; ours
-    writes its logs and a checkpoint at the end besides.
+    also writes its logs, and a checkpoint at the end.
 
     Returns:
         Medians in seconds, the median ratio of a round with its 20th and 80th percentile, the median ratio of

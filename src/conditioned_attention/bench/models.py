@@ -21,13 +21,13 @@ class StepModel:
     """A model, its data and its loss.
 
     Attributes:
-        name: as in tables and on the command line.
+        name: its name in tables and on the command line.
         about: the model, in words.
-        batch_size: of a step, unless another is asked for.
-        layers: how many blocks, unless another number is asked for.
+        batch_size: samples in a step, unless another number is requested.
+        layers: number of blocks, unless another number is requested.
         build: number of blocks -> the model.
         batch: batch size -> random data.
-        loss: of the model on the data.
+        loss: (model, data) -> the loss.
         left_alone: patterns of the names of attention modules that no variant changes.
     """
 
@@ -42,7 +42,7 @@ class StepModel:
 
     @property
     def shape(self) -> str:
-        """The model, the size of a batch and how many blocks, in words."""
+        """The model, its batch size and its number of blocks, in words."""
         return f"{self.about}, batch {self.batch_size}, {self.layers} layer{'s' * (self.layers > 1)}"
 
     def of_size(self, batch_size: int | None, layers: int | None) -> StepModel:
@@ -51,7 +51,7 @@ class StepModel:
 
 
 def _timm(name: str, *stages: int) -> Callable[[int], nn.Module]:
-    """Builds timm's model of this name; of its four ``stages`` the third is the deep one, unless there are none."""
+    """A function that builds timm's model of this name; with ``stages``, its blocks are in the third of four stages."""
 
     def build(layers: int) -> nn.Module:
         import timm
@@ -63,7 +63,7 @@ def _timm(name: str, *stages: int) -> Callable[[int], nn.Module]:
 
 
 def _volo(layers: int) -> Any:
-    from timm.models.volo import VOLO  # what volo_d1_224 says, which takes no other depth
+    from timm.models.volo import VOLO  # as in volo_d1_224, which takes no other depth
 
     return VOLO([4, 4, layers, 2], embed_dims=[192, 384, 384, 384], num_heads=[6, 12, 12, 12])
 
@@ -83,7 +83,7 @@ def _vit_blocks(layers: int) -> nn.Module:
 
 
 def _tokens(batch_size: int) -> Batch:
-    return (torch.randn(batch_size, 197, 768).requires_grad_(),)  # as inside a model, where blocks come before
+    return (torch.randn(batch_size, 197, 768).requires_grad_(),)  # as inside a model, after other blocks
 
 
 def _square(model: nn.Module, batch: Batch) -> Tensor:
@@ -109,7 +109,7 @@ def _language(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _arena(name: str, task: str, length: int, classes: int, *, vocabulary: int = 512, pairs: bool = False) -> StepModel:
-    """The Nyströmformer of the Long Range Arena at one of its tasks, with padding behind, on a small batch."""
+    """The Nyströmformer of the Long Range Arena on one of its tasks, with padding at the end, on a small batch."""
 
     def build(layers: int) -> nn.Module:
         from conditioned_attention.experiments.models.lra_encoder import LRAEncoder
@@ -125,7 +125,7 @@ def _arena(name: str, task: str, length: int, classes: int, *, vocabulary: int =
 
 
 def _padded(batch_size: int, length: int) -> Tensor:
-    """Ids of which a quarter to all are tokens, and the rest padding."""
+    """Random ids, of which a quarter to all are tokens and the rest is padding."""
     counts = torch.randint(length // 4, length + 1, (batch_size, 1))
     return torch.randint(1, 16, (batch_size, length)) * (torch.arange(length) < counts)
 
@@ -166,6 +166,6 @@ MODELS = {
         _vision("volo_d1", "VOLO-D1, 224 pixels, without its outlooks", 8, _volo, ("network.0.*",)),
     )
 }
-QUICK = tuple(MODELS)[:5]  # what is measured unless others are asked for
+QUICK = tuple(MODELS)[:5]  # what is measured by default
 
 find_models = partial(by_name, known=MODELS, kind="model")

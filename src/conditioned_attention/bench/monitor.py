@@ -1,4 +1,4 @@
-"""What watching costs: a measurement of the condition monitor beside the training steps that it stands between."""
+"""Measures the cost of the condition monitor: one of its measurements beside the training steps around it."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class MonitorSettings(ModelSettings):
 
 @dataclass(frozen=True)
 class MonitorRow:
-    """One model.
+    """The cost of monitoring one model.
 
     Attributes:
-        model, shape: which.
-        heads: that are measured, in all layers.
+        model, shape: the model that was measured.
+        heads: the number of heads that are measured, in all layers.
         share: time of a measurement over that of ``every`` training steps, median of the rounds.
-        p20, p80: percentiles of it.
+        p20, p80: percentiles of that share.
         step_milliseconds, measurement_milliseconds: medians of the rounds.
-        step_peak_bytes, measurement_peak_bytes: the most that each allocates beyond what is there.
+        step_peak_bytes, measurement_peak_bytes: the most that each allocates beyond what exists before.
         rounds_step, rounds_measurement: milliseconds of each round.
     """
 
@@ -84,7 +84,7 @@ def run_monitor(models: Sequence[StepModel], settings: MonitorSettings, folder: 
 
 
 def measure_monitor(model: StepModel, settings: MonitorSettings) -> list[MonitorRow]:
-    """One row: steps and measurements in turns, on one model that trains."""
+    """One row for one model: its training steps and the monitor's measurements take turns."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     model = model.of_size(settings.batch_size, settings.layers)
     with torch.random.fork_rng():

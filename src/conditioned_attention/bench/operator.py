@@ -1,4 +1,4 @@
-"""Attention on tensors: every contestant on the same inputs, judged, then timed in turns, and its memory."""
+"""Measures attention on tensors: all contestants are judged on the same inputs, then timed in turns, with memory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ Mode = Literal["forward", "backward", "both"]
 
 _WARMUP = 2
 
-# Forwards before the clock of a backward starts.  A GPU still busy with its forward would hide the launches of the
-# backward, and the longer the forward the more; so it is waited for, and then a single backward would be all launches.
+# How many forwards run before the clock of their backwards starts.  A GPU that is still busy with a forward would hide
+# launches of the backward, the more the longer the forward takes, so the clock waits for it.  The time of a single
+# backward would then be mostly that of its launches.
 _GRAPHS = {"cpu": 1, "cuda": 8}
 
 
@@ -68,17 +69,17 @@ class OperatorSettings(Settings):
 
 @dataclass(frozen=True)
 class OperatorRow:
-    """One contestant in one mode of one case.
+    """The measurements of one contestant in one mode of one case.
 
     Attributes:
-        case, shape, mode, contestant: which.
-        status, note: as in `Verdict`; whoever was not measured has no times.
+        case, shape, mode, contestant: what was measured.
+        status, note: as in `Verdict`; a contestant that was not measured has no times.
         ratio, p20, p80: time over plain attention's, median and percentiles of the rounds' ratios.
         milliseconds: of one call, median of the rounds.
-        repetitions: calls a sample.
+        repetitions: calls per sample.
         output_error, gradient_error: as in `Verdict`.
-        held_bytes, held_ratio: different storages held for backward through an output projection, inputs and weights
-            not counted, and over plain attention's.
+        held_bytes, held_ratio: bytes of the different storages held for backward through an output projection, inputs
+            and weights not counted, and their ratio to plain attention's.
         extra_floats_a_row: 4-byte numbers held beyond plain attention, for each row of each head.
         peak_bytes, peak_ratio: the most that forward and backward through the projection had allocated at a time.
         rounds_milliseconds: of one call, each round; rows of one case and mode are paired by position.
@@ -119,9 +120,9 @@ def run_operator(cases: Sequence[Case], settings: OperatorSettings, folder: Path
 def measure_case(
     case: Case, settings: OperatorSettings, competing: Sequence[Contestant] | None = None
 ) -> list[OperatorRow]:
-    """Rows of one case, by mode, then by contestant; ``competing`` replaces the usual contestants (plain first)."""
+    """Measures one case: rows by mode, then contestant; ``competing`` replaces the usual contestants (plain first)."""
     if settings.compiled:
-        torch.compiler.reset()  # or the shapes of earlier cases count as recompilations
+        torch.compiler.reset()  # otherwise the shapes of earlier cases count as recompilations
     device = torch.device(settings.device)
     inputs = case.inputs(device, getattr(torch, settings.dtype))
     if competing is None:
@@ -143,7 +144,7 @@ def measure_case(
 def _times(
     mode: Mode, competing: Sequence[Contestant], inputs: Inputs, settings: OperatorSettings
 ) -> tuple[dict[str, list[float]], int]:
-    """Seconds a call by contestant and round, and how many calls a sample makes: for all the same."""
+    """Seconds per call by contestant and round, and the number of calls in a sample, which is the same for all."""
     plain = partial(_sample, mode, competing[0], inputs)
     plain(1)
     fastest = min(plain(1) for _ in range(3))
@@ -154,7 +155,7 @@ def _times(
 
 
 def _sample(mode: Mode, contestant: Contestant, inputs: Inputs, repetitions: int) -> float:
-    """Seconds of one call, from so many calls in a row on the same inputs: a cache holds what fits into it."""
+    """Seconds of one call, from so many calls in a row on the same inputs: what fits into a cache is in it."""
     watch, attend = Stopwatch(inputs.query.device), contestant.attend
     with torch.set_grad_enabled(mode != "forward"), contestant.surroundings():
         if mode == "backward":
@@ -165,21 +166,21 @@ def _sample(mode: Mode, contestant: Contestant, inputs: Inputs, repetitions: int
                 output = attend(*inputs.arguments)
                 if mode == "both":
                     torch.autograd.grad(output, inputs.leaves, inputs.upstream)
-                del output  # or the next one would need memory of its own beside it
+                del output  # otherwise the next one would need memory of its own beside it
             watch.stop()
     return watch.seconds() / repetitions
 
 
 def _repeat_backward(attend: Attend, inputs: Inputs, repetitions: int, watch: Stopwatch, graphs: int) -> None:
-    """Backward of so many forwards, ``graphs`` of which are made at a time, outside the clock.
+    """Times so many backwards, whose forwards run outside the clock, ``graphs`` of them at a time.
 
-    Always a new graph: a compiled one cannot be walked twice.
+    Every backward has a new graph, because a compiled one cannot be walked twice.
     """
     for done in range(0, repetitions, graphs):
         outputs = [attend(*inputs.arguments) for _ in range(min(graphs, repetitions - done))]
         watch.wait()
         watch.start()
-        while outputs:  # each graph goes with its output, as in training
+        while outputs:  # each graph is freed with its output, as in training
             torch.autograd.grad(outputs.pop(), inputs.leaves, inputs.upstream)
         watch.stop()
 
@@ -187,8 +188,8 @@ def _repeat_backward(attend: Attend, inputs: Inputs, repetitions: int, watch: St
 def _memory(case: Case, competing: Sequence[Contestant], inputs: Inputs) -> dict[str, dict[str, Any]]:
     """Held and peak bytes by contestant, measured through the projection that follows attention in a model.
 
-    The projection matters: it keeps its input, so whoever keeps the output for backward pays nothing for it, and
-    whoever keeps another tensor of that size pays in full.
+    The projection matters because it keeps its input: a contestant that keeps the output for backward pays nothing for
+    it, and one that keeps another tensor of that size pays in full.
     """
     query = inputs.query
     width = case.merge_heads(inputs.upstream).shape[-1]

@@ -1,6 +1,6 @@
-"""A part of a case: some heads of some batches, which are compared with float64 where all of them would not fit.
+"""A part of a case: some heads of some batches, which are compared with float64 if all of them would not fit.
 
-Attention in float64 takes several tensors of N × M numbers a head; for 16 thousand tokens one of them is 2 GiB.
+Attention in float64 needs several tensors of N × M numbers per head; for 16 thousand tokens one of them is 2 GiB.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conditioned_attention.bench.cases import Inputs
 
-# Of one such tensor.  The cases for a CPU stay below it, and are compared whole.
+# Bytes of one such tensor.  The cases for a CPU stay below it, and are compared whole.
 BUDGET = 2**30
 
 
@@ -24,7 +24,7 @@ class Part:
 
     Attributes:
         batches, key_heads: their positions.
-        groups: G, of all key heads.
+        groups: G, the number of all key heads.
     """
 
     batches: list[int]
@@ -32,7 +32,7 @@ class Part:
     groups: int
 
     def cut(self, tensor: Tensor) -> Tensor:
-        """Of (B or 1, H, G or 1, ., .); what all batches or heads share stays whole."""
+        """Cuts the part out of a tensor with B or 1 batches and H, G or 1 heads; what is shared stays whole."""
         batches, heads = tensor.shape[:2]
         if batches > 1:
             tensor = tensor[self.batches]
@@ -49,10 +49,10 @@ class Part:
 
 
 def part_of(inputs: Inputs, budget: int = BUDGET) -> Part | None:
-    """As many batches and heads as float64 weights of at most ``budget`` bytes belong to, at least one head.
+    """As many batches and heads as have float64 weights of at most ``budget`` bytes together, at least one head.
 
-    None for all of them, and also where a mask gets a gradient, to which every batch contributes.  The last batch and
-    the last head are always among them: numbers that overflow do so there first.
+    None stands for all of them, also if a mask gets a gradient, to which every batch contributes.  The last batch and
+    the last head are always included: numbers that overflow do so there first.
     """
     batches, heads, n, _ = inputs.query.shape
     groups, m = inputs.key.shape[1:3]
@@ -64,5 +64,5 @@ def part_of(inputs: Inputs, budget: int = BUDGET) -> Part | None:
 
 
 def _spread(size: int, count: int) -> list[int]:
-    """So many positions, the last one and others evenly over the rest."""
+    """``count`` positions: the last one, and others evenly over the rest."""
     return torch.linspace(size - 1, 0, min(size, count)).round().int().tolist()

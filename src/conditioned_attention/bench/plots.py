@@ -1,4 +1,4 @@
-"""The picture of operator.csv: time over plain attention, case by case."""
+"""Draws operator.csv: time over plain attention, case by case."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _COMPILED = ", compiled"
 # A compiled contestant has the colour of what is compiled, and an open mark.
 _SAME = {"ours": "auto"}
-# A call of microseconds may take several times plain attention's; a scale for it would hide all other differences.
+# A call of microseconds may take several times as long as plain attention; a scale for it would hide all others.
 _LIMIT = 1.6
 
 
 def write_plot(csv: Path) -> Path:
-    """Draws the CSV again, as a PNG beside it with the same name."""
+    """Draws a CSV as a PNG beside it with the same name, which replaces an earlier one."""
     from matplotlib.figure import Figure
 
     rows = [row for row in read_rows(csv, OperatorRow) if row.contestant != PLAIN and row.ratio is not None]

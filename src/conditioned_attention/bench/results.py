@@ -1,7 +1,7 @@
-"""The files of a benchmark: NAME.csv with one row a measurement, and NAME.json with how and where it was measured.
+"""The files of a benchmark: NAME.csv with one row per measurement, and NAME.json with how and where it was measured.
 
-Rows come in groups: those of a case, or of a model.  The CSV is written anew, whole, after each group, so a run that is
-stopped keeps what it has measured; the same command goes on with the groups that are missing.
+Rows come in groups, such as those of a case or of a model.  The whole CSV is rewritten after each group, so a run that
+is stopped keeps what it has measured, and the same command continues with the missing groups.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def measure_missing(
     Args:
         file: the CSV; no other process may use its folder meanwhile.
         cls: dataclass of its rows.
-        settings: a dataclass; everything that sets the numbers, but not which groups were asked for.
-        groups: by name, what measures them.
+        settings: a dataclass; everything that affects the numbers, but not which groups were requested.
+        groups: the functions that measure the groups, by name.
         key: the name of the group that a row belongs to.
 
     Raises:
-        ValueError: the file holds measurements with other settings or of another environment.
+        ValueError: the file holds measurements with other settings or from another environment.
     """
     with working_folder(file.parent):
         rows = begin(file, cls, settings)
@@ -54,7 +54,7 @@ def measure_missing(
 
 
 def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
-    """The rows of an earlier run, with arguments and errors as there; writes the JSON beside the CSV."""
+    """Reads the rows of an earlier run, and writes the JSON beside the CSV; arguments and errors: `measure_missing`."""
     now = json.loads(json.dumps(finite({"settings": dataclasses.asdict(settings), "environment": environment()})))
     rows = read_rows(file, cls) if file.exists() else []
     if rows and (different := changes(read_json(file.with_suffix(".json")), now)):
@@ -64,7 +64,7 @@ def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
 
 
 def write_rows(file: Path, rows: Sequence[Any]) -> None:
-    """Writes rows, instances of one dataclass, as CSV; None is an empty cell, a list its numbers with spaces."""
+    """Writes rows, instances of one dataclass, as CSV; None becomes an empty cell, a list its numbers with spaces."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(field.name for field in dataclasses.fields(rows[0]))
@@ -73,7 +73,7 @@ def write_rows(file: Path, rows: Sequence[Any]) -> None:
 
 
 def read_rows(file: Path, cls: type[Row]) -> list[Row]:
-    """The rows that `write_rows` wrote; raises FileNotFoundError for no file and ValueError for another one."""
+    """Reads the rows that `write_rows` wrote; raises FileNotFoundError for no file and ValueError for another one."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}; 'conditioned-attention bench {file.stem}' writes it")
     kinds = get_type_hints(cls)
@@ -88,7 +88,7 @@ def read_rows(file: Path, cls: type[Row]) -> list[Row]:
 
 
 def time_columns(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
-    """What rows say of times, one a round, beside those of the baseline in the same rounds."""
+    """The columns of a row that hold times, one per round, and ratios to the baseline's in the same rounds."""
     ratio = paired_ratio(seconds, base)
     return {
         "ratio": ratio.median,
@@ -113,14 +113,14 @@ class _Environment(TypedDict):
 
 
 class About(TypedDict):
-    """What the page says of a measurement of attention or of training steps: from the JSON beside the CSV."""
+    """What tables say about how attention or training steps were measured, from the JSON beside the CSV."""
 
     settings: _Settings
     environment: _Environment
 
 
 def read_about(file: Path) -> Any:
-    """Settings and environment of a CSV, from the JSON beside it."""
+    """Reads the settings and the environment of a CSV from the JSON beside it."""
     return read_json(file.with_suffix(".json"), About)
 
 

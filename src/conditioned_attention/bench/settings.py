@@ -1,4 +1,4 @@
-"""What the settings of the benchmarks have in common."""
+"""What the settings of all benchmarks have in common."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ModelSettings(Settings):
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raises ValueError, with their names, if any is below 1; None stands for what was not asked for."""
+    """Raises ValueError, with the names of the counts, if any is below 1; None stands for a count that is not set."""
     if min(count for count in counts.values() if count is not None) < 1:
         *first, last = counts
         *numbers, number = counts.values()

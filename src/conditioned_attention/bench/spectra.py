@@ -1,4 +1,4 @@
-"""How long singular values take, decomposed or estimated, and how far κ is off, on matrices whose κ is known."""
+"""Measures time and error of singular values, decomposed or estimated, on matrices whose κ is known."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class SpectraRow:
 
     Attributes:
         shape: matrices × rows × columns.
-        kappa: that they have, by construction.
+        kappa: the κ of the matrices, by construction.
         route: ``svd`` or ``randomised``; version 0.1 had ``gram`` as well, the eigenvalues of AᵀA.
         ratio, p20, p80: time over that of ``svd``, median and percentiles of the rounds' ratios.
-        milliseconds: a matrix, median of the rounds.
+        milliseconds: per matrix, median of the rounds.
         error: the largest relative error of κ.
         rounds_milliseconds: of each round, for all matrices.
     """
@@ -79,7 +79,7 @@ def _name(shape: tuple[int, int, int]) -> str:
 
 
 def measure_spectra(shape: tuple[int, int, int], kappa: float, rounds: int) -> list[SpectraRow]:
-    """One row a route, ``svd`` first."""
+    """One row per route, ``svd`` first."""
     matrices = with_kappa(shape, kappa)
     routes: dict[str, Callable[[], Tensor]] = {"svd": lambda: spectrum(matrices).kappa}
     if shape[2] >= _LARGE:
@@ -96,12 +96,12 @@ def measure_spectra(shape: tuple[int, int, int], kappa: float, rounds: int) -> l
 
 
 def with_kappa(shape: tuple[int, int, int], kappa: float) -> Tensor:
-    """Matrices in float64 with singular values from 1 down to 1/κ, evenly in the logarithm, and random directions."""
+    """Matrices in float64 with singular values from 1 down to 1/κ, even in their logarithms, and random directions."""
     count, n, d = shape
     generator = torch.Generator().manual_seed(0)
     left, _ = torch.linalg.qr(torch.randn(1, n, d, dtype=torch.float64, generator=generator))
     right, _ = torch.linalg.qr(torch.randn(1, d, d, dtype=torch.float64, generator=generator))
-    turned = torch.randn(count, d, generator=generator, dtype=torch.float64).sign()  # each matrix one of its own
+    turned = torch.randn(count, d, generator=generator, dtype=torch.float64).sign()  # each matrix has its own
     values = torch.logspace(0, -math.log10(kappa), min(n, d), dtype=torch.float64)
     made: Tensor = (left * turned[:, None, :] * values) @ right.mT
     return made

@@ -1,4 +1,4 @@
-"""Whole training steps: a plain model beside the same model converted, in turns, with their memory."""
+"""Measures whole training steps of a plain model and of the same model converted, in turns, with their memory."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class StepSettings(ModelSettings):
 
 @dataclass(frozen=True)
 class StepRow:
-    """One variant of one model.
+    """The training step of one variant of one model.
 
     Attributes:
-        model, shape, variant: which; the first variant of a model is the baseline.
+        model, shape, variant: what was measured; the first variant of a model is the baseline.
         note: what the conversion did; the baseline's says which implementation failed, and how.
         ratio, p20, p80: time of a step over the baseline's, median and percentiles of the rounds' ratios.
         milliseconds: of a step, median of the rounds.
@@ -84,7 +84,7 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Trainee:
-    """A model under way: one step of it, what it holds and what it is."""
+    """A model in training: what it is, a function that makes one step, and what it holds in memory."""
 
     note: str
     network: nn.Module
@@ -104,7 +104,7 @@ def run_step(models: Sequence[StepModel], settings: StepSettings, folder: Path) 
 
 
 def measure_model(model: StepModel, settings: StepSettings) -> list[StepRow]:
-    """One row a variant, the baseline first."""
+    """One row per variant, the baseline first."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     model = model.of_size(settings.batch_size, settings.layers)
     with torch.random.fork_rng():

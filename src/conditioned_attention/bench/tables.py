@@ -1,4 +1,4 @@
-"""Tables: of one case on a terminal, and of docs/cost.md, both made from the rows of the CSV files."""
+"""Makes tables from the rows of the CSV files: of one case for the terminal, and those of docs/cost.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MEMORY = ("composed", "lean")
 
 
 def print_case(rows: Sequence[OperatorRow]) -> None:
-    """One case: who took how long, in every mode, and what it holds."""
+    """Prints one case: each contestant's time in every mode, its errors, and its memory."""
     modes = list(dict.fromkeys(row.mode for row in rows))
     header = ["", *(f"{mode} ×" for mode in modes), f"{modes[-1]}, ms", "error", "gradient error"]
     header += ["held ×", "floats a row", "peak ×", ""]
@@ -43,7 +43,7 @@ def print_case(rows: Sequence[OperatorRow]) -> None:
 
 
 def print_steps(rows: Sequence[StepRow]) -> None:
-    """One model: what a training step takes with each variant."""
+    """Prints one model: the time and memory of a training step with each variant."""
     header = ["", "step ×", "ms", "peak ×", "held ×", "held, MiB", ""]
     lines = []
     for row in rows:
@@ -53,13 +53,13 @@ def print_steps(rows: Sequence[StepRow]) -> None:
 
 
 def print_spectra(rows: Sequence[SpectraRow]) -> None:
-    """One shape and κ: each route."""
+    """Prints one shape and κ: the time and error of each route."""
     lines = [[row.route, _ratio(row), f"{row.milliseconds:.3g}", f"{row.error:.1e}"] for row in rows]
     print_table(f"{rows[0].shape}, κ = {rows[0].kappa:g}", ["", "time ×", "ms a matrix", "error of κ"], lines)
 
 
 def print_blocks(rows: Sequence[BlocksRow]) -> None:
-    """One kernel in one case: each block shape, the fastest first, those that could not be timed last."""
+    """Prints one kernel in one case: each block shape, the fastest first and those that could not be timed last."""
     lines = []
     for row in sorted(rows, key=lambda row: row.ratio or math.inf):
         shape = f"{row.queries} × {row.keys}, {row.warps} warps, {row.stages} stages"
@@ -68,7 +68,7 @@ def print_blocks(rows: Sequence[BlocksRow]) -> None:
 
 
 def print_monitor(row: MonitorRow, every: int) -> None:
-    """One model: what a measurement takes, beside a training step."""
+    """Prints one model: the time and memory of a measurement, beside those of a training step."""
     header = ["", "ms", "peak, MiB", f"share of {every} steps"]
     share = f"{row.share:.2%} ({row.p20:.2%}–{row.p80:.2%})"
     step = ["training step", milliseconds(row.step_milliseconds), f"{row.step_peak_bytes / 2**20:.0f}", ""]
@@ -78,27 +78,27 @@ def print_monitor(row: MonitorRow, every: int) -> None:
 
 
 def markdown_table(csv: Path) -> str:
-    """The table of docs/cost.md of an ``operator.csv`` or a ``step.csv``, with a line on how it was measured."""
+    """The table in docs/cost.md for an ``operator.csv`` or a ``step.csv``, with a line on how it was measured."""
     if csv.stem == "step":
         return _markdown_of_steps(read_rows(csv, StepRow), read_about(csv))
     return _markdown_of_cases(read_rows(csv, OperatorRow), read_about(csv))
 
 
 def readme_text(folder: Path) -> str:
-    """What stands between the two marks of docs/cost.md: the tables of the files that ``folder`` holds."""
+    """The text between the two marks of docs/cost.md: the tables of the files that ``folder`` holds."""
     files = [file for name in ("operator.csv", "step.csv") if (file := folder / name).exists()]
     return "\n\n".join(markdown_table(file) for file in files) or NOT_MEASURED
 
 
 def put_between_marks(file: Path, text: str) -> None:
-    """Replaces what stands between `BEGIN` and `END` in a Markdown file; raises as `split_at_marks`."""
+    """Replaces the text between `BEGIN` and `END` in a Markdown file; raises as `split_at_marks` does."""
     before, middle, after = split_at_marks(file)
     if middle != text:
         write_text(file, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def split_at_marks(file: Path) -> tuple[str, str, str]:
-    """What stands before, between and after the marks; raises ValueError unless each is there once, in this order."""
+    """The text before, between and after the marks; raises ValueError unless each is there once, in this order."""
     content = file.read_text()
     before, _, rest = content.partition(BEGIN)
     middle, _, after = rest.partition(END)
@@ -108,7 +108,7 @@ def split_at_marks(file: Path) -> tuple[str, str, str]:
 
 
 def _markdown_of_cases(rows: Sequence[OperatorRow], about: dict[str, Any]) -> str:
-    """One line a case, of the mode that covers most: both, or whatever was measured."""
+    """One line per case, of the mode that covers most: both, or whichever was measured."""
     mode = max((row.mode for row in rows), key=["backward", "forward", "both"].index)
     cells = {(row.case, row.contestant): row for row in rows if row.mode == mode}
     shown = [name for name in _SHOWN if any(contestant == name for _, contestant in cells)]
@@ -143,7 +143,7 @@ def _markdown_of_steps(rows: Sequence[StepRow], about: dict[str, Any]) -> str:
 
 
 def _ratio(row: OperatorRow | StepRow | SpectraRow | BlocksRow | None, digits: int = 3) -> str:
-    """Time over the baseline's, whose own is exactly 1; what became of it where there is none."""
+    """Time over the baseline's, as text; exactly 1 for the baseline, and the status of what was not timed."""
     if row is None:
         return "-"
     if row.ratio is None or row.p20 is None or row.p80 is None:

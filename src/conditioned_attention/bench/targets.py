@@ -1,4 +1,4 @@
-"""What the fused kernels are to reach on a GPU, whether they do, and which implementation is the fastest where."""
+"""The targets of the fused kernels on a GPU, whether they are met, and which implementation is fastest in each case."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from conditioned_attention.profiling.clock import PairedRatio, paired_ratio
 TIME, FLOATS, STEP_TIME, STEP_MEMORY = 1.02, 1.0, 1.01, 1.002
 MODEL = "vit_b"
 STEPS = ("preconditioned", "preconditioned, fused")
-# Tensors of a few bytes, such as the seed that flash attention keeps, over all rows.
+# Floats a row for tensors of a few bytes, such as the seed that flash attention keeps.
 _ROUNDING = 0.01
 
 
 def fastest_backend(rows: Iterable[OperatorRow], case: str, mode: str) -> OperatorRow | None:
-    """The backend of the smallest median in a case and mode; plain attention where none could run by itself."""
+    """The backend with the smallest median in a case and mode; plain attention if no backend could run by itself."""
     measured = [row for row in rows if (row.case, row.mode, row.status) == (case, mode, "measured")]
     backends = [row for row in measured if row.contestant in BACKENDS]
     candidates = backends or [row for row in measured if row.contestant == PLAIN]
@@ -27,7 +27,7 @@ def fastest_backend(rows: Iterable[OperatorRow], case: str, mode: str) -> Operat
 
 
 def over_fastest(row: OperatorRow, rows: Iterable[OperatorRow]) -> PairedRatio | None:
-    """Time over that of `fastest_backend` among ``rows``, round by round; None for what was not measured."""
+    """Time over that of `fastest_backend` among ``rows``, round by round; None for a row that was not measured."""
     fastest = fastest_backend(rows, row.case, row.mode)
     if fastest is None or row.status != "measured":
         return None
@@ -35,7 +35,7 @@ def over_fastest(row: OperatorRow, rows: Iterable[OperatorRow]) -> PairedRatio |
 
 
 def target_lines(rows: Sequence[OperatorRow], steps: Sequence[StepRow]) -> list[str]:
-    """One sentence a target: met or missed, and by how much at worst."""
+    """One sentence per target: whether it is met or missed, and the worst case."""
     fused = [row for row in rows if row.contestant == "fused" and row.mode == "both" and row.status == "measured"]
     ratios = {row.case: ratio.median for row in fused if (ratio := over_fastest(row, rows)) is not None}
     floats = {row.case: row.extra_floats_a_row for row in fused if row.extra_floats_a_row is not None}
@@ -67,7 +67,7 @@ def _verdict(
 
 
 def rule_lines(rows: Sequence[OperatorRow]) -> list[str]:
-    """Each case's implementations from the fastest to the slowest, forward and backward: what "auto" should do."""
+    """Each case's implementations from the fastest to the slowest, forward and backward: what "auto" should choose."""
     lines = []
     for case in in_order(row.case for row in rows):
         mine = [row for row in rows if row.case == case and row.mode == "both" and row.contestant in IMPLEMENTATIONS]

@@ -1,4 +1,4 @@
-"""How much a case computes and moves, whoever computes it, and what a device can do at most of either.
+"""How much a case computes and moves, whatever the implementation, and the limits of a device for both.
 
 Shapes: B batch, H heads (G key heads under grouped queries), N queries, M keys, D head width.
 """
@@ -14,7 +14,7 @@ import torch
 from conditioned_attention.bench.cases import Case
 from conditioned_attention.profiling.clock import seconds_of
 
-# Forward is two products of matrices and backward five, as flash attention counts them: logits are computed again.
+# Forward has two matrix products and backward five, as flash attention counts: logits are computed again.
 _OVER_FORWARD = {"forward": 1.0, "backward": 2.5, "both": 3.5}
 
 
@@ -22,7 +22,7 @@ def flops(case: Case, mode: str) -> float:
     """Floating-point operations of attention: 4 · B · H · D for each pair of a query and a key that it attends to.
 
     Backward counts 2.5 times, both 3.5 times as many.  Under a causal mask query i attends to keys 0..i; pairs that
-    another mask hides count, because kernels do not pass over them.
+    another mask hides count, because kernels do not skip them.
 
     >>> flops(Case("", (1, 2, 10, 8), "", keys=6), "forward") == 4 * 2 * 8 * 60
     True
@@ -35,10 +35,10 @@ def flops(case: Case, mode: str) -> float:
 
 
 def least_bytes(case: Case, mode: str, number: int) -> int:
-    """What must move through memory at least, every tensor once, for numbers of so many bytes.
+    """The bytes that must at least move through memory: every tensor once, with numbers of ``number`` bytes.
 
     Forward reads q, k and v and writes o; backward reads q, k, v, o and do and writes dq, dk and dv; a mask is read
-    both times, and a learned one's gradient written.  The statistics of the rows, 4 bytes each, are left out.
+    both times, and the gradient of a learned one is written.  The statistics of the rows, 4 bytes each, are left out.
     """
     batch, heads, n, width = case.query
     m, groups = case.keys or n, case.key_heads or heads
@@ -51,7 +51,7 @@ def least_bytes(case: Case, mode: str, number: int) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device was measured to do at most.
+    """The measured limits of a device.
 
     Attributes:
         flops_per_second: in a product of two square matrices in the benchmark's dtype.
@@ -63,7 +63,7 @@ class Limits:
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype, size: int = 8192, megabytes: int = 1024) -> Limits:
-    """Of products of ``size`` × ``size`` matrices, and copies of so many MiB, of random numbers: 5 samples' fastest."""
+    """Times products of ``size`` × ``size`` matrices, and copies of so many MiB, all random: the fastest of 5 times."""
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     source = torch.randn(megabytes * 2**18, device=device)
     target = torch.empty_like(source)
@@ -72,7 +72,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype, size: int = 8192, m
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds a call, of 10 in a row; the first sample does not count."""
+    """Seconds per call in the fastest sample of 10 calls in a row; the first sample does not count."""
 
     def sample() -> None:
         for _ in range(10):

@@ -62,8 +62,8 @@ def find_additions(model: nn.Module, plans: Sequence[tuple[Site, Projections]]) 
                 continue
             if (ours := next((a for a in found if _shared(a.weight, weight)), None)) is not None:
                 raise ValueError(
-                    f"the weight of {ours.name} is {f'{name}.{parameter}'.lstrip('.')} as well, which C is no part of: "
-                    f"{_untie(parameter)}"
+                    f"the weight of {ours.name} is {f'{name}.{parameter}'.lstrip('.')} as well, which has no C and "
+                    f"would get it: {_untie(parameter)}"
                 )
     return found
 

@@ -27,11 +27,11 @@ class Change(ABC):
 
     @abstractmethod
     def do(self, sites: Sequence[Site]) -> None:
-        """Does it to all of them, or to none and raises."""
+        """Makes the change to all of these modules, or raises and makes it to none."""
 
     @abstractmethod
     def undo(self, sites: Sequence[Site]) -> None:
-        """Takes it back."""
+        """Undoes the change."""
 
     def how(self, site: Site) -> str | None:
         """How the module is changed, for the report; None for the way its heads are reached."""

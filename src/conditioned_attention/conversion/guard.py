@@ -108,7 +108,7 @@ def _compare(
     unexpected: list[str],
     errors: list[str],
 ) -> None:
-    """A hook before a guarded module loads a state_dict: adds an error if that was conditioned differently or not."""
+    """A hook before a guarded module loads a state_dict: an error if it was conditioned differently, or not at all."""
     refresh_guards(module)
     sites = all_names(module, find_sites(module))
     ours = {bare_name(name): {_word(settings) for settings in settings_of(site)} for name, site in sites.items()}
@@ -116,8 +116,8 @@ def _compare(
     brought = {bare_name(name) for name, site in sites.items() if _brings(state_dict, prefix, site.module, module)}
     if any(said.get(name, ours.get(name, set())) != ours.get(name, set()) for name in {*said, *ours}):
         errors.append(
-            "this checkpoint was conditioned otherwise than the model that loads it: call restore(model), "
-            f"apply_conditioning(model, state_dict), and load it then.  It says {record_in(state_dict)}"
+            "this checkpoint was conditioned differently from the model that loads it: call restore(model), then "
+            f"apply_conditioning(model, state_dict), then load it.  Its record: {record_in(state_dict)}"
         )
     elif any(words and name in brought and name not in said for name, words in ours.items()):
         errors.append(

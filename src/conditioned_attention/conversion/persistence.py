@@ -80,7 +80,7 @@ def apply_conditioning(
     loose = given is None or given.loose
     if not plans:
         raise ValueError(
-            f"no data given, and no config in the model remembers a {CONFIG_KEY!r} entry, nor does that of an adapter"
+            f"no data given, and no config in the model, nor that of an adapter, contains a {CONFIG_KEY!r} entry"
         )
     with settled(model), ExitStack() as undo:
         planned = [pair for part, said in plans for pair in _plan(part, said, loose=loose, partial=partial)]
@@ -170,9 +170,9 @@ class Asked:
         _bring_up_to_date(module)
         if prefix and unknown_around(module):
             warn(
-                f"{prefix.rstrip('.')} was converted by itself, so the config of a model around it does not say so: "
-                "what save_pretrained of that writes would run plain until apply_conditioning. Convert the whole with "
-                "include= instead, or call conditioning(whole) and keep what it returns"
+                f"{prefix.rstrip('.')} was converted on its own, so the config of the model around it does not record "
+                "this: a checkpoint that save_pretrained writes of that model would run unconditioned until "
+                "apply_conditioning. Convert the whole model with include= instead, or keep conditioning(whole model)"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

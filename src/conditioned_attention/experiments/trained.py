@@ -47,7 +47,7 @@ def load_run(
     state = _state_of(folder, weights, step)
     if model is None:
         if about["built_of"] is None:
-            raise ValueError(f"{folder}: a task of one's own has built this model; give a fresh one as model")
+            raise ValueError(f"{folder}: a custom task built this model; pass a fresh one as model")
         model = build_again(about["built_of"])
     apply_conditioning(model, about["conditioning"])
     _load(model, state, folder)
@@ -60,8 +60,8 @@ def about_model(folder: Path) -> dict[str, Any]:
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
         raise ValueError(
-            f"{folder} has no {ABOUT}: it is no run's folder, or an earlier version's. The same 'train', called again "
-            "there, writes it, and trains nothing anew"
+            f"{folder} has no {ABOUT}: it is not the folder of a run, or an earlier version wrote it. Calling the same "
+            "'train' there again writes the file without training anything again"
         )
     found: dict[str, Any] = read_json(folder / ABOUT, Model)
     return found

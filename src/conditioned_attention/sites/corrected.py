@@ -122,9 +122,7 @@ class _Look:
                 continue
             if not is_added(owner, correction):
                 cls = f"{type(owner).__module__}.{type(owner).__qualname__}"
-                raise _lost(
-                    attention, f"another {cls}, or another class, has come in the place of that of {projection.name}"
-                )
+                raise _lost(attention, f"the module of {projection.name}, now a {cls}, or its class has been replaced")
 
     def _close(self, attention: nn.Module) -> None:
         """Raises RuntimeError unless a state_dict has brought the corrections."""
@@ -142,5 +140,5 @@ class _Look:
 def _lost(attention: nn.Module, what: str) -> RuntimeError:
     return RuntimeError(
         f"this {type(attention).__qualname__} was given to spectral_condition, and since then {what}. Undo that, or "
-        "call restore(model); to have it with C, call fold(model) before it"
+        "call restore(model); to keep C, call fold(model) before that change"
     )

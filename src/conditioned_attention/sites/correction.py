@@ -18,7 +18,7 @@ SUFFIX = "_correction"  # of the buffer beside a weight whose correction cannot 
 
 @dataclass(frozen=True)
 class Correction:
-    """Computes C for one weight from its settings, and from the module that owns the weight, at any time.
+    """Computes C for one weight, from its settings and from the module that owns the weight at the time.
 
     Attributes:
         projection: which rows of which weight are queries, keys and values.

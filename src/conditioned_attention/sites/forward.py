@@ -35,7 +35,7 @@ def forward_of(module: nn.Module) -> Any:
 
 
 def end_of(module: nn.Module, forward: Any) -> Any:
-    """The function of the module's method that a forward on the instance wraps in the end; itself if it wraps none."""
+    """The function of the module's method that a forward on the instance wraps; the forward itself if it wraps none."""
     *_, last = _layers(module, forward)
     return last.__func__ if _is_bound(module, last) else forward
 
@@ -113,12 +113,12 @@ class MustReach:
         if compiled or _has_proxy(output):  # compiled code leaves no trace; what torch.fx traces calls the module later
             return
         raise RuntimeError(
-            f"{self.missing} in the forward of this {type(module).__qualname__}, {name_of(forward_of(module))}; so it "
-            f"runs plain, although it was converted: {self.advice}, or call restore(model)"
+            f"{self.missing} in the forward of this {type(module).__qualname__}, {name_of(forward_of(module))}, so it "
+            f"would run unconditioned although it was converted: {self.advice}, or call restore(model)"
         )
 
 
-def demand(module: nn.Module, missing: str, advice: str = "take that forward off") -> None:
+def demand(module: nn.Module, missing: str, advice: str = "remove that forward") -> None:
     """Makes the module raise from now on if its heads do not pass its transform."""
     module.__dict__[_REACHED] = Reached()
     module._forward_hooks[HOOK_KEY] = MustReach(missing, advice)

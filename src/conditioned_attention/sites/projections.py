@@ -164,7 +164,7 @@ class Projections:
         key_heads = rows["k"] // width if width else 0
         widths = {"q": width, "k": width, "v": rows["v"] // key_heads if key_heads else 0}
         if width * self.heads != rows["q"] or key_heads * width != rows["k"] or key_heads * widths["v"] != rows["v"]:
-            raise ValueError(f"rows for {rows} do not come out even for {self.heads} heads")
+            raise ValueError(f"rows for {rows} cannot be divided evenly among {self.heads} heads")
         return widths
 
 

@@ -114,13 +114,13 @@ def projections_of(module: nn.Module) -> Projections | str | None:
     for path, rows in places.items():
         owner, parameter = _place(module, path)
         if parameter is None:
-            return f"has no weight {path!r}, which register_attention was told"
+            return f"has no weight {path!r}, which was registered by register_attention"
         weights.append(weight_at(owner, rows, heads, parameter))
     found = Projections(tuple(weights), heads)
     try:
         found.head_widths(module)
     except (ValueError, KeyError) as error:
-        return f"does not have the projections that register_attention was told: {error}"
+        return f"does not have the projections that were registered by register_attention: {error}"
     return found
 
 

@@ -18,7 +18,7 @@ HOOK_KEY = -2
 
 
 class NoAttention(str):
-    """The reason why a module is attention in name only, without heads softmax(q kᵀ) v, so that nothing is left out."""
+    """The reason why a module is attention in name only: without heads softmax(q kᵀ) v there is nothing to convert."""
 
     __slots__ = ()
 

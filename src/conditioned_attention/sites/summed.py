@@ -44,16 +44,18 @@ _thread = _Thread()
 
 
 def add(owner: nn.Module, correction: Correction) -> None:
-    """From now on the module computes with W + C for this weight."""
+    """Makes the module compute with W + C for this weight from now on."""
     parameter = correction.projection.parameter
     corrections = owner.__dict__.setdefault(_CORRECTIONS, {})
     if corrections.setdefault(parameter, correction) != correction:
-        raise ValueError(f"two attention modules share this {type(owner).__qualname__} and want it corrected otherwise")
+        raise ValueError(
+            f"two attention modules want different corrections of the {type(owner).__qualname__} they share"
+        )
     owner.__class__ = _summed(bare_class(owner), tuple(corrections))  # type: ignore[arg-type]
 
 
 def take_off(owner: nn.Module, parameter: str) -> None:
-    """The module computes with W again."""
+    """Makes the module compute with W again."""
     corrections = owner.__dict__.get(_CORRECTIONS, {})
     corrections.pop(parameter, None)
     if not corrections:

@@ -1,1 +1,1 @@
-"""Files and folders that are written whole or not at all."""
+"""Stores data in files and folders, which are written whole or not at all."""

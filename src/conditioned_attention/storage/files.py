@@ -1,4 +1,4 @@
-"""Files that survive: written whole or not at all."""
+"""Files that survive a crash, because they are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Annotated, Any
 
 from conditioned_attention.storage.schema import Rule, check
 
-UNFINISHED = ".conditioned-attention.tmp"  # how names of files and folders end that are being written: nobody else's do
+UNFINISHED = ".conditioned-attention.tmp"  # how names of unfinished files and folders end: nobody else's do
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, finds the old content or the new, never a part.
+    """Writes a file so that a reader, even after a crash, finds the old content or the new, never a part.
 
-    Of a name that is not UTF-8, as names of files may be, the odd bytes are spelt out (``\\udce9``).
+    In names that are not UTF-8, as names of files may be, the invalid bytes are spelt out (``\\udce9``).
     """
     write_bytes(path, spelt(text).encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """`write_text` for bytes."""
+    """Writes bytes as `write_text` writes text."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError on the way out says which file it was about: that of a full disk does not know."""
+    """Adds the name of a file to an OSError that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -52,7 +52,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def readable(name: str) -> str:
-    """The name of a file for people: letters, even where it is not UTF-8."""
+    """The name of a file as readable text, even if it is not UTF-8."""
     return os.fsencode(name).decode(errors="replace")
 
 
@@ -62,23 +62,23 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path, schema: Any = Any) -> Any:
-    """The data of a JSON file; numbers that JSON does not have (NaN, Infinity) are null, as where we write.
+    """Reads the data of a JSON file; numbers that JSON does not have (NaN, Infinity) are null, as in what we write.
 
     Raises:
         ValueError: the file is damaged, or holds something that the schema (see `storage.schema`) does not allow; the
-            message names file, key, what came and what is valid.
+            message names the file, the key, what was found and what is valid.
     """
     try:
         text = path.read_bytes()
         data = parsed(text)
-    except (ValueError, RecursionError) as error:  # also what is not UTF-8, or brackets without end
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, or endless brackets
         raise ValueError(f"{path} is damaged: it holds no JSON ({error})") from error
     check_read(text, data, schema, str(path))
     return data
 
 
 def parsed(text: bytes) -> Any:
-    """The data of a JSON text, with null for numbers that are not finite; else ValueError or RecursionError."""
+    """The data of a JSON text, with null for numbers that are not finite; raises ValueError or RecursionError."""
     return json.loads(text, parse_constant=lambda name: None)
 
 
@@ -104,7 +104,7 @@ Writable = Annotated[Any, Rule(_writable, "whole letters of Unicode and numbers 
 
 
 def spelt(text: str) -> str:
-    """A text of whole letters: bytes of a file's name that are no UTF-8 are written out.
+    """A text of whole characters: bytes of a file's name that are not UTF-8 are spelt out.
 
     >>> spelt("a" + chr(0xDCFF))
     'a\\\\udcff'
@@ -113,7 +113,7 @@ def spelt(text: str) -> str:
 
 
 def finite(data: Any) -> Any:
-    """The same data as we store and read them: numbers that JSON cannot hold are None, texts are of whole letters."""
+    """The data as we store and read them: numbers that JSON cannot hold are None, and texts are those of `spelt`."""
     if isinstance(data, str):
         return spelt(data)
     if isinstance(data, float):
@@ -126,7 +126,7 @@ def finite(data: Any) -> Any:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the unfinished files of processes that were killed; for the folder's only user."""
+    """Removes the unfinished files of processes that were killed; only for a process that has the folder to itself."""
     for path in folder.glob(f".*{UNFINISHED}") if folder.is_dir() else []:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

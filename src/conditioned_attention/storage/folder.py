@@ -1,4 +1,4 @@
-"""A folder of runs: one process at a time works in it, and it holds runs of one thing."""
+"""Folders of runs: one process at a time works in a folder, and all its runs have the same settings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from conditioned_attention.storage.files import finite, read_json, write_json
 from conditioned_attention.storage.ownership import checkpoints_in, claim
 
-FINGERPRINT = "data_fingerprint"  # the setting that says what the data are, and not how they were asked for
-_ABSENT = "as in earlier versions"  # what a setting is that was not written: see `settings.added`
+FINGERPRINT = "data_fingerprint"  # the setting that identifies the data, not how they were requested
+_ABSENT = "as in earlier versions"  # the words for a setting that was not written: see `settings.added`
 
 
 @contextmanager
 def working_folder(folder: str | Path | None) -> Iterator[Path]:
-    """The folder, claimed and locked against a second process; the lock goes with the process that holds it.
+    """Claims a folder and locks it against a second process; the lock ends with the process that holds it.
 
     Raises:
-        ValueError: somebody else's folder, see `claim`.
-        RuntimeError: another process works in it.
+        ValueError: the folder is somebody else's, see `claim`.
+        RuntimeError: another process is working in it.
     """
     from filelock import FileLock, Timeout
 
@@ -40,22 +40,22 @@ def working_folder(folder: str | Path | None) -> Iterator[Path]:
 
 
 def check_settings(folder: Path, settings: Any) -> None:
-    """Writes what is run into a folder; raises ValueError if it already holds runs of something else."""
+    """Writes the settings of what is run into a folder; raises ValueError if it holds runs of something else."""
     if (folder / "begun.json").exists():
         raise ValueError(f"{folder} is the folder of a single run; choose another folder")
     file, now = folder / "settings.json", json.loads(json.dumps(finite(settings)))
-    if not file.exists() or not _has_runs(folder):  # an attempt that came to nothing does not claim the folder
+    if not file.exists() or not _has_runs(folder):  # an attempt without any result does not reserve the folder
         write_json(file, settings)
         return
     there = read_json(file)
     if different := changes(there, now):
         raise ValueError(f"{folder} holds runs of other settings ({different}); choose another folder")
-    if there != now:  # it did not say yet what its data are
+    if there != now:  # an earlier version did not write what the data are
         write_json(file, {**there, **now})
 
 
 def says_its_data(settings: Any) -> bool:
-    """Whether settings have a `FINGERPRINT`, those of tuned learning rates within the settings of their runs."""
+    """Whether settings have a `FINGERPRINT`; those of tuning have it within the settings of their runs."""
     return isinstance(settings, dict) and (FINGERPRINT in settings or says_its_data(settings.get("runs")))
 
 
@@ -74,9 +74,9 @@ def _has_runs(folder: Path) -> bool:
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every key at which two pieces of plain data differ, with both values; in words where one does not have it.
+    """Every key at which two pieces of plain data differ, with both values; a missing one is given in words.
 
-    Where one of them does not say what its data are (`FINGERPRINT`), that is no difference: earlier versions did not.
+    If one of them does not say what its data are (`FINGERPRINT`), that is no difference: earlier versions did not.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(key for key in b if key not in a)]:

@@ -1,4 +1,4 @@
-"""Logs of one JSON object a line: the one way in which they are written and read, also after a crash."""
+"""Logs with one JSON object per line, and how all of them are written and read, also after a crash."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from conditioned_attention.storage.files import check_read, finite, naming, pars
 class JsonLines:
     """A log with one JSON object a line.
 
-    A process that is killed while it writes leaves half a line.  Whoever goes on begins a new one behind it, and
-    readers pass over it: it costs that line alone, wherever it stands.
+    A process that is killed while it writes leaves half a line.  The next writer begins a new line after it, and
+    readers skip it, so that only this line is lost, wherever it is.
 
     Args:
-        path: of the file.
-        schema: what each row is, see `storage.schema`; checked where rows are read.
+        path: path of the file.
+        schema: the schema of each row, see `storage.schema`; it is checked when rows are read.
     """
 
     def __init__(self, path: Path, schema: Any = dict[str, Any]) -> None:
@@ -36,11 +36,11 @@ class JsonLines:
             file.write(lines.encode())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows one by one, so that a log of any length may be read; none if there is no file.
+        """Yields the rows one by one, so that a log of any length can be read; none if there is no file.
 
         Raises:
-            ValueError: a line that is not the beginning of an object, so that this is no such log; or a row that the
-                schema does not allow.
+            ValueError: a line is not even the beginning of an object, so this is not such a log; or the schema does
+                not allow a row.
         """
         if not self.path.exists():
             return
@@ -58,7 +58,7 @@ class JsonLines:
         return list(self)
 
     def last(self, tail: int = 1 << 16) -> dict[str, Any]:
-        """The last row, found from the end, so that the log may be long; empty if there is none in ``tail`` bytes."""
+        """The last row, searched from the end because logs may be long; empty if there is none in ``tail`` bytes."""
         if not self.path.exists():
             return {}
         with self.path.open("rb") as file:
@@ -72,7 +72,7 @@ class JsonLines:
         return {}
 
     def cut_after(self, step: int) -> None:
-        """Drops the rows of later steps: what a resumed run will write again."""
+        """Drops the rows of later steps, which a resumed run will write again."""
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self if row["step"] <= step))
 
 

@@ -1,6 +1,6 @@
-"""Whose a folder is: nothing is written into one that somebody else has filled, nor deleted from it.
+"""Tells our folders from those that somebody else has filled: nothing is written into these or deleted from them.
 
-Every folder that is worked in gets a mark first.  Folders of versions that left none are known by what their files say.
+Every folder gets a mark before it is used.  Folders of versions that left no mark are recognised by their files.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _SETTINGS_OF_TUNING = {"grid", "runs"}
 
 
 def claim(folder: Path) -> None:
-    """Makes a folder ours, with its mark; it is made if it is not there.
+    """Marks a folder as ours, and creates it if it does not exist.
 
     Raises:
-        ValueError: it holds something, and nothing of ours.
+        ValueError: it is not empty, and holds nothing of ours.
     """
     check_ours(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / MARK
-    if not mark.exists():  # at once and not by way of another name: a second process may look meanwhile
+    if not mark.exists():  # directly and not by way of another name: a second process may look meanwhile
         mark.write_text(_WORDS, encoding="utf-8")
 
 
 def check_ours(folder: Path) -> None:
-    """Raises ValueError if a folder holds something, and nothing of ours; nothing is written."""
+    """Raises ValueError if a folder is not empty and holds nothing of ours; writes nothing."""
     if not folder.is_dir():
         return
     names = set(os.listdir(folder))
@@ -91,6 +91,6 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in the folder of a run, oldest first: folders of exactly the name that a run gives them."""
+    """The checkpoints in the folder of a run, oldest first: only folders with a name as runs give it."""
     found = [(match[1], path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))]
     return [path for _, path in sorted((int(step), path) for step, path in found) if path.is_dir()]

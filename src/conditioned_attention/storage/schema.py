@@ -1,8 +1,8 @@
-"""What a stored file may hold: checked where it is read, so that an edit by hand is an error that names its place.
+"""Says what stored files may hold; this is checked on reading, so that errors name the place of a wrong edit by hand.
 
-A schema is a type: a `TypedDict`, ``list[X]``, ``dict[str, X]``, ``X | None``, ``float`` (whole ones too, finite),
+A schema is a type: a `TypedDict`, ``list[X]``, ``dict[str, X]``, ``X | None``, ``float`` (finite, also whole),
 ``int``, ``str``, ``bool``, `Any`, or one of these with a `Rule`: ``Annotated[int, Rule(…)]``.  Keys that a `TypedDict`
-does not name may hold anything: a later version may write more.
+does not name may hold anything, since a later version may write more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LARGEST = 2**63 - 1
 
 
 class Rule(NamedTuple):
-    """What a value must fulfil beyond its type, and the words for what is valid then."""
+    """A condition on a value beyond its type, and the words for what is valid."""
 
     holds: Callable[[Any], bool]
     words: str
@@ -28,7 +28,7 @@ Count = Annotated[int, Rule(lambda n: 0 <= n <= _LARGEST, "a whole number from 0
 
 
 class Misfit(Exception):
-    """A value that its schema does not allow; the way to it grows while the error travels up."""
+    """Raised for a value that its schema does not allow; the path to it grows as the error propagates upwards."""
 
     def __init__(self, came: str, valid: str) -> None:
         super().__init__(came, valid)
@@ -60,7 +60,7 @@ _Check = Callable[[Any], None]
 
 @cache
 def _check_of(schema: Any) -> _Check:
-    """The function that raises `Misfit`; made once, as logs have millions of rows."""
+    """The function that checks a schema and raises `Misfit`; made once, as logs have millions of rows."""
     if is_typeddict(schema):
         return _object(schema)
     origin, parts = get_origin(schema), get_args(schema)
@@ -120,7 +120,7 @@ def _ruled(inner: _Check, rule: Rule) -> _Check:
 
 
 def _either(schema: Any) -> _Check:
-    """Of several: the error is that of the part which the value resembles most, by how deep it got."""
+    """The check for one of several schemas; the error is that of the one which the value resembles most, by depth."""
     checks = [_check_of(part) for part in get_args(schema)]
 
     def check(value: Any) -> None:

@@ -13,25 +13,25 @@ _DEFAULT: Any = object()
 
 
 def added(default: Any, *, before: Any = _DEFAULT) -> Any:
-    """A field that earlier versions did not have.
+    """Declares a field that earlier versions did not have.
 
-    While it has the value that says what they did it is left out of what is written, so that their folders go on.
+    As long as it has the value that stands for what they did, it is not written, so their folders can be continued.
 
     Args:
-        default: of the field.
-        before: what earlier versions did, where that is not the default.  A folder without the field then goes on with
-            this value, and is refused with the default.
+        default: the default of the field.
+        before: the value that stands for what earlier versions did, if that is not the default.  A folder without the
+            field can then be continued with this value, and is refused with the default.
     """
     return dataclasses.field(default=default, metadata={_BEFORE: default if before is _DEFAULT else before})
 
 
 def place(default: Any = dataclasses.MISSING) -> Any:
-    """A field that says where data lie, or how they are read, and sets no number: it is never written."""
+    """Declares a field that says where data are or how they are read; it affects no number and is never written."""
     return dataclasses.field(default=default, metadata={_PLACE: True})
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass, nested ones too, as JSON would give them back; without those of `added` and `place`.
+    """The fields of a dataclass, nested ones too, as JSON would return them, but for what `added` and `place` omit.
 
     >>> @dataclasses.dataclass
     ... class Settings:
@@ -53,16 +53,16 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def places_of(settings: Any) -> dict[str, Any]:
-    """The fields of `place`, as plain data; paths are absolute."""
+    """The fields declared by `place`, as plain data; paths are absolute."""
     found = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if _PLACE in f.metadata}
     return {name: str(v.expanduser().absolute()) if isinstance(v, Path) else v for name, v in found.items()}
 
 
 def from_plain(cls: type[Any], data: Mapping[str, Any]) -> Any:
-    """The dataclass that `plain` has written; a field of `added` that is not there has what earlier versions did.
+    """Rebuilds the dataclass that `plain` turned into data; a missing field of `added` stands for earlier versions.
 
     Raises:
-        TypeError: a field that the class does not have, or one that is needed and is not there.
+        TypeError: there is a field that the class does not have, or a required one is missing.
 
     >>> @dataclasses.dataclass
     ... class Settings:

@@ -24,7 +24,7 @@ BROKEN = {
     13: (square(13, 1, 1, 0, 0, 9, bbox=[0, 0, 0, 9]), "is no box"),
     14: (square(14, 1, 1, 0, 0, 9, bbox=[0, float("nan"), 9, 9]), "is no box"),
     15: (square(15, 1, 1, 0, 0, 9, bbox=[72, 3, 9, 9]), "lies beside its picture of 72 × 64"),
-    16: (square(16, 1, 1, 0, 0, 9, segmentation=[[1, 2, 3, 4]]), "polygons are none"),
+    16: (square(16, 1, 1, 0, 0, 9, segmentation=[[1, 2, 3, 4]]), "polygons are invalid"),
     17: (square(17, 1, 1, 0, 0, 9, segmentation={"size": [64, 64], "counts": [64 * 64]}), r"of the size \[64, 64\]"),
     18: (square(18, 1, 1, 0, 0, 9, segmentation={"size": [64, 72], "counts": [9, 9]}), "its runs make 18 pixels"),
     19: (square(19, 1, 1, 0, 0, 9, segmentation={"size": [64, 72], "counts": "zz"}), "its mask is damaged"),
@@ -32,7 +32,7 @@ BROKEN = {
     21: ({"id": 21, "image_id": "1"}, "no image_id and category_id"),
     22: (square(22, 1, 1, 0, 0, 9, area="large"), "area 'large' is no number"),
     23: (square(23, 1, 1, 0, 0, 9, bbox=[0, 0, 9, 10**400]), "is no box"),
-    24: (square(24, 1, 1, 0, 0, 9, segmentation=[[0, 0, 9, 0, 9, 10**400]]), "polygons are none"),
+    24: (square(24, 1, 1, 0, 0, 9, segmentation=[[0, 0, 9, 0, 9, 10**400]]), "polygons are invalid"),
 }
 
 
@@ -277,4 +277,4 @@ def test_what_is_missing_says_how_to_get_it(tmp_path):
     with pytest.raises(ValueError, match="too few cut-outs of bar, ring"):
         read_cutouts(write_cutouts(tmp_path / "few", each=2))
     Image.new("RGB", (30, 30)).save(write_cutouts(tmp_path / "cutouts") / "disc" / "opaque.png")
-    assert "disc/opaque.png (ValueError: nothing in it is transparent" in read_cutouts(tmp_path / "cutouts").notes[0]
+    assert "disc/opaque.png (ValueError: it has no transparent pixels" in read_cutouts(tmp_path / "cutouts").notes[0]

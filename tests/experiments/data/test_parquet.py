@@ -67,7 +67,7 @@ def test_a_snapshot_of_the_hub(snapshot, tmp_path):
         "train-00000-of-00002.parquet[3]",
         "train-00001-of-00002.parquet[1]",
     )
-    assert source.notes == ["trained on train, evaluated on validation", "left out, files by their suffix: 1 .md"]
+    assert source.notes == ["trained on train, evaluated on validation", "left out, other files by suffix: 1 .md"]
     assert not list(tmp_path.rglob("*.arrow")), "labels are looked at before anything is copied"
     with pytest.warns(UserWarning, match="are copied, once, to") as said:
         assert source.read(7).size == (8, 8)
@@ -132,7 +132,7 @@ def test_sets_and_files_that_are_not_clear(tmp_path):
         parquet_images(files("b", "large/train/0000", "small/train/0000", "small/test/0000"))
     with pytest.raises(ValueError, match=r"train/test-0.parquet names train and test: one of them"):
         parquet_images(files("c", "train/test-0"))
-    with pytest.raises(ValueError, match="beside them extra, which no name says the purpose of"):
+    with pytest.raises(ValueError, match="but also extra, whose names do not say what they are for"):
         parquet_images(files("d", "train-0", "test-0", "extra-00000-of-00002"))
     with pytest.raises(ValueError, match="has no training set, only the parquet files of cats, dogs"):
         parquet_images(files("e", "cats-0", "dogs-0"))
@@ -146,7 +146,9 @@ def test_files_that_are_damaged_or_have_no_labels(tmp_path):
     write(tmp_path / "data" / "train-0.parquet", 0, 100)
     held = tmp_path / "data" / "test-0.parquet"
     rows(100, 30, lambda _: -1).to_parquet(str(held))
-    with pytest.raises(ValueError, match=r"30 of 30 rows of .*test-0\.parquet have no label .*-1 stands for none"):
+    with pytest.raises(
+        ValueError, match=r"30 of 30 rows of .*test-0\.parquet have no label .*-1 marks a missing label"
+    ):
         parquet_images(tmp_path)
     rows(100, 30).rename_column("label", "class").to_parquet(str(held))
     with pytest.raises(ValueError, match=r"test-0\.parquet has no column 'label': the columns are image .*, class"):
@@ -157,7 +159,7 @@ def test_files_that_are_damaged_or_have_no_labels(tmp_path):
     with pytest.raises(ValueError, match=r"test-0\.parquet has label 10 in column 'label', and 10 classes"):
         parquet_images(tmp_path)
     os.truncate(held, 1000)
-    with pytest.raises(ValueError, match=r"test-0\.parquet cannot be read as a parquet file, it is damaged or none"):
+    with pytest.raises(ValueError, match=r"test-0\.parquet cannot be read: it is damaged, or not a parquet file"):
         parquet_images(tmp_path)
     write(held, 100, 30)
     data = bytearray(held.read_bytes())

@@ -134,7 +134,7 @@ def test_names_of_splits(tmp_path):
     source = saved_images(save(tmp_path / "a", Training=rows(0, 100), Testing=rows(100, 30)))
     assert (len(source.train), len(source.evaluation)) == (100, 30)
     path = save(tmp_path / "b", train=rows(0, 100), test=rows(100, 30), extra=rows(130, 40))
-    with pytest.raises(ValueError, match="has train, test, and beside them extra, which no name says the purpose of"):
+    with pytest.raises(ValueError, match="has train, test, but also extra, whose names do not say what they are for"):
         saved_images(path)
     chosen = saved_images(path, eval_split="test")
     assert chosen.notes == ["trained on train, evaluated on test", "left out, other splits: extra"]
@@ -145,7 +145,10 @@ def test_names_of_splits(tmp_path):
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        (lambda t: int(t) - 1, r"11 of 100 rows of split 'train' have no label in column 'label' \(-1 stands for none"),
+        (
+            lambda t: int(t) - 1,
+            r"11 of 100 rows of split 'train' have no label in column 'label' \(-1 marks a missing label",
+        ),
         (lambda t: "" if t == 3 else str(t), r"12 of 100 rows of split 'train' have no label in column 'label'$"),
     ],
 )

@@ -46,7 +46,7 @@ def test_what_is_no_text_is_left_out_by_name(folder):
     with pytest.warns(UserWarning, match=r"left out: 4 of 8 items cannot be read: binary.txt \(it has NUL bytes"):
         texts = read_texts(folder, notes=notes)
     assert [name for name, _ in texts] == ["a.md", "b/deeper/LICENSE.TXT", "c.rst", "later.txt"]
-    assert notes.pop(0) == "left out, files by their suffix: 1 .py"
+    assert notes.pop(0) == "left out, other files by suffix: 1 .py"
     assert [note.split("unreadable: ")[1].split(" (")[0] for note in notes] == [
         "binary.txt", "empty.txt", "gone.txt", "wide.txt",
     ]  # fmt: skip
@@ -63,7 +63,7 @@ def test_links_and_thumbnails(folder, tmp_path):
     notes = []
     assert read_texts(folder, notes=notes) == before
     assert notes[:2] == [
-        "left out, links to folders that are read already, or lie above: b/up",
+        "left out, links to folders that are already part of the data or contain them: b/up",
         "left out, folders that systems make: @eaDir",
     ]
 
@@ -105,7 +105,7 @@ def test_a_folder_whose_sets_are_not_clear(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no training set, named train or training, only chapter, test"):
         read_text_sets(tmp_path, notes=[])
     write(tmp_path, train="one")
-    with pytest.raises(ValueError, match="has train, test, and beside them chapter, which no name says the purpose of"):
+    with pytest.raises(ValueError, match="has train, test, but also chapter, whose names do not say what they are for"):
         read_text_sets(tmp_path, notes=[])
     notes = []
     monkeypatch.setenv("HOME", str(tmp_path.parent))

@@ -134,7 +134,7 @@ def test_the_papers_numbers_stand_beside_the_measured_ones(tmp_path, monkeypatch
     text = (tmp_path / "table1.txt").read_text()
     assert "Table 1 of arXiv 2603.27153" in (tmp_path / "digits" / "report.html").read_text()
     assert said.endswith(text)
-    assert f"Options besides: {TINY}; " in text
+    assert f"Further options: {TINY}; " in text
     cells = measured(ITEMS["table1"], tmp_path)["digits"]
     lines = [line for line in text.splitlines() if line.startswith(("Digits", "Cells", "κ"))]
     first, second, third = ([cell.strip() for cell in line.split("  ") if cell] for line in lines)

@@ -78,7 +78,7 @@ def test_names_of_the_sets(digits, name, training):
 def test_other_sets_are_left_out_only_where_one_is_chosen(digits):
     write_digits(digits / "extra", 520, 60)
     (digits / "docs").mkdir()
-    with pytest.raises(ValueError, match=r"has train, val, and beside them extra, which no name says the purpose of"):
+    with pytest.raises(ValueError, match=r"has train, val, but also extra, whose names do not say what they are for"):
         image_folder(digits)
     source = image_folder(digits, "VAL")
     assert len(source.evaluation) == 120
@@ -168,7 +168,7 @@ def test_what_else_is_left_out_is_said(digits):
         (digits / "train" / "4" / name).touch()
     assert image_folder(digits).notes[1:] == [
         "left out, images beside the folders of classes: train/loose.png",
-        "left out, files by their suffix: 1 without any, 2 .heic, 1 .txt",
+        "left out, other files by suffix: 1 without a suffix, 2 .heic, 1 .txt",
     ]
 
 
@@ -233,11 +233,17 @@ def _remove(folder):
             lambda d: (d / "train").rename(d / "train2"),
             "has no training set, named train or training, only train2, val",
         ),
-        (lambda d: [f.rename(d / f"t{f.name}") for f in (d / "train").iterdir()], "has train, val, and beside them t0"),
+        (lambda d: [f.rename(d / f"t{f.name}") for f in (d / "train").iterdir()], "has train, val, but also t0"),
         (lambda d: [shutil.rmtree(f) for f in (d / "train").iterdir()], "train has no class folders"),
-        (lambda d: (d / "train" / "7").rename(d / "more"), "has train, val, and beside them more, which no name says"),
-        (lambda d: (d / "val").rename(d / "Training"), "has Training and train: one of them can be the training set"),
-        (lambda d: _move(d, d.parent / "a" / "cat"), "cat would be a class, and holds train, val, as a data set does"),
+        (lambda d: (d / "train" / "7").rename(d / "more"), "has train, val, but also more, whose names do not say"),
+        (
+            lambda d: (d / "val").rename(d / "Training"),
+            "has several training sets, Training and train; there can be only one",
+        ),
+        (
+            lambda d: _move(d, d.parent / "a" / "cat"),
+            "cat would be read as a class, but it contains train, val, the name of a set",
+        ),
     ],
 )
 def test_a_wrong_tree(digits, change, words):

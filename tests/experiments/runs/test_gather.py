@@ -114,7 +114,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(merged):
 
 def test_runs_in_the_wrong_place(merged):
     shutil.move(run_folder(merged, "baseline", 3), run_folder(merged, "baseline", 4))
-    with pytest.raises(ValueError, match=r"is baseline with seed 3, which belongs into .*seed-3"):
+    with pytest.raises(ValueError, match=r"is baseline with seed 3, which belongs in .*seed-3"):
         gather(merged)
 
 

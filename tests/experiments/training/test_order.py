@@ -353,7 +353,7 @@ class Open(WithState):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (Forgetful, "other samples come"),
+        (Forgetful, "it gives other samples"),
         (Moved, "KeyError: 'shard'"),
         (Open, "TypeError: cannot pickle '_thread.lock'"),
     ],
@@ -363,7 +363,7 @@ def test_a_state_that_does_not_lead_back_is_not_trusted(caplog, data, reason):
     some(going, 6)
     resumed.start_at(18, going.place)
     assert torch.equal(some(resumed, 3), some(going, 3))
-    assert f"does not lead to where it was ({reason}" in caplog.text
+    assert f"does not restore its position ({reason}" in caplog.text
 
 
 @pytest.mark.parametrize("items", [lambda i: lambda: i, lambda i: {i}])
@@ -404,7 +404,7 @@ def test_streams_of_datasets(tmp_path, buffer, workers, caplog):
             resumed.start_at(step * BATCH, going.place)
             assert torch.equal(some(resumed, 40 - 2 * step), expected[step * BATCH :])
         assert torch.equal(some(going, 2), expected[step * BATCH : (step + 1) * BATCH])
-    assert ("does not lead to where it was" in caplog.text) == (buffer > 0)
+    assert ("does not restore its position" in caplog.text) == (buffer > 0)
 
 
 def test_an_empty_stream_is_an_error():

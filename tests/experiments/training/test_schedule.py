@@ -63,7 +63,7 @@ def test_they_go_with_the_cosine():
 
 def test_one_cycle_of_a_single_step_up_is_refused():
     """PyTorch divides by zero there."""
-    with pytest.raises(ValueError, match="cannot warm up in exactly one step, here of 4: give two"):
+    with pytest.raises(ValueError, match="cannot warm up in exactly one of 4 steps: use at least two"):
         rates(Training(schedule="one_cycle", warmup_steps=1), 4)
 
 

@@ -56,7 +56,7 @@ def test_a_cosine_from_a_given_rate():
 def test_warmup_in_steps_where_the_schedule_counts_otherwise():
     assert rates(10_000, steps=100, warmup_steps=10)[1000] == pytest.approx(1.0)
     stream = Training(order="streamed", seconds=5.0)
-    with pytest.raises(ValueError, match=r"warmup_steps=10 has no share of a run .*: give warmup"):
+    with pytest.raises(ValueError, match=r"warmup_steps=10 needs the number of steps.*: give warmup"):
         rates(10_000, steps=stream.steps(None), warmup_steps=10)
 
 

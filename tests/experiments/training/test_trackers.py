@@ -153,8 +153,8 @@ def test_a_failing_call_loses_this_tracker_alone(tmp_path, stand_in, caplog, cal
     assert len(good.rows) == 5
     assert len(bad.rows) == {"start": 0, "log": 2, "finish": 5}[call]
     assert warnings_of(caplog) == [
-        "wandb is lost (ConnectionError: the server went away); the run goes on without it, and all its numbers are "
-        f"in {tmp_path / 'train.jsonl'}"
+        "wandb has stopped working (ConnectionError: the server went away); the run continues without it, and all its "
+        f"numbers are in {tmp_path / 'train.jsonl'}"
     ]
     assert call == "start" or bad.calls[-1] == "finish", "its run there is not left open"
 
@@ -169,7 +169,7 @@ def test_a_hanging_call_loses_this_tracker_alone(tmp_path, stand_in, caplog, mon
     assert time.monotonic() - began < 10, "it hangs for a minute"
     assert len(good.rows) == 5
     (warning,) = warnings_of(caplog)
-    assert warning.startswith("wandb is lost (a call has not returned for 0.5 s)")
+    assert warning.startswith("wandb has stopped working (a call has not returned for 0.5 s)")
     hanging.released.set()
 
 
@@ -221,7 +221,7 @@ def test_real_tensorboard_that_cannot_write_does_not_stop_the_run(tmp_path, capl
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     run(tmp_path, ["tensorboard"])
     (warning,) = warnings_of(caplog)
-    assert "tensorboard is lost (FileExistsError" in warning
+    assert "tensorboard has stopped working (FileExistsError" in warning
 
 
 def test_real_mlflow_without_its_server_does_not_stop_the_run(tmp_path, caplog, monkeypatch):
@@ -230,7 +230,7 @@ def test_real_mlflow_without_its_server_does_not_stop_the_run(tmp_path, caplog, 
     monkeypatch.setattr(module, "_START_SECONDS", 1)
     run(tmp_path, ["mlflow"])
     (warning,) = warnings_of(caplog)
-    assert "mlflow is lost (a call has not returned for 1 s)" in warning
+    assert "mlflow has stopped working (a call has not returned for 1 s)" in warning
 
 
 def test_real_wandb_without_a_login_does_not_stop_the_run(tmp_path):
@@ -248,7 +248,7 @@ print("the end")
         capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert "the end" in done.stdout, done.stderr
-    assert "wandb is lost (RuntimeError: no API key; 'wandb login'" in done.stderr
+    assert "wandb has stopped working (RuntimeError: no API key; 'wandb login'" in done.stderr
 
 
 # --- real trackers, killed and resumed ---

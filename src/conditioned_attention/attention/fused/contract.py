@@ -22,7 +22,7 @@ _WIDEST = 256  # the largest head width whose blocks fit into a multiprocessor
 def refusal(transform: HeadTransform, arguments: Arguments) -> str | None:
     """Why this implementation cannot run for these arguments; None if it can."""
     if type(transform) is not RowNorm:  # a subclass may do anything
-        return "C of this library, and nothing else, is worked into the kernels"
+        return "the kernels compute C of this library, and no other transform of heads"
     return (
         refuses_machine(arguments.query.device)
         or _refuses_surroundings()

@@ -155,12 +155,12 @@ def as_scanned(
         decoded = decode(encoded)
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise RuntimeError(
-            f"{name} could be read when the data were scanned and cannot be now ({reason_of(error)}); with the file "
-            "back in place the run goes on where it was"
+            f"{name} could be read when the data were scanned, but cannot be read now ({reason_of(error)}); restore "
+            "the file, and the run resumes where it stopped"
         ) from error
     if checksum is not None and zlib.crc32(encoded) != checksum:
         raise RuntimeError(
-            f"{name} has changed since the data were scanned; with the file as it was the run goes on where it was"
+            f"{name} has changed since the data were scanned; restore the file, and the run resumes where it stopped"
         )
     return decoded
 

@@ -87,7 +87,7 @@ def choose_sets(names: Iterable[str], eval_split: str | None, where: str) -> Set
             f"{where} has no training set, named {' or '.join(TRAINING_SETS)}, only {listed(names)}{asked}"
         )
     if len(training) > 1:
-        raise ValueError(f"{where} has {' and '.join(training)}: one of them can be the training set")
+        raise ValueError(f"{where} has several training sets, {' and '.join(training)}; there can be only one")
     if not training:
         return Sets(None, None, [])
     if eval_split is not None:
@@ -100,9 +100,9 @@ def choose_sets(names: Iterable[str], eval_split: str | None, where: str) -> Set
         raise ValueError(f"{where} has {' and '.join(held)}; choose one with eval_split")
     if others:
         raise ValueError(
-            f"{where} has {listed(training + held)}, and beside them {listed(others)}, which no name says the purpose "
-            f"of (an evaluation set is named {', '.join(EVALUATION_SETS)}); choose the evaluation set with eval_split, "
-            "or move away what is none"
+            f"{where} has {listed(training + held)}, but also {listed(others)}, whose names do not say what they are "
+            f"for (an evaluation set is named {', '.join(EVALUATION_SETS)}); choose the evaluation set with "
+            "eval_split, or move away what is not a set"
         )
     return Sets(training[0], held[0] if held else None, [])
 

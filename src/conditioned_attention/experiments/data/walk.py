@@ -74,13 +74,13 @@ class Walk:
     def left_out(self) -> list[str]:
         """What has been left out so far, one line per kind."""
         kinds = {
-            "links to folders that are read already, or lie above": self._links,
+            "links to folders that are already part of the data or contain them": self._links,
             "folders that systems make": self._generated,
         }
         lines = [f"left out, {kind}: {listed(names)}" for kind, names in kinds.items() if names]
         if self._others:
-            counts = ", ".join(f"{n} {suffix or 'without any'}" for suffix, n in sorted(self._others.items()))
-            lines.append(f"left out, files by their suffix: {counts}")
+            counts = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(self._others.items()))
+            lines.append(f"left out, other files by suffix: {counts}")
         return lines
 
     def _files(self, folder: str) -> Iterator[File]:

@@ -96,7 +96,7 @@ class PretrainedDecoder:
 
         found: Any = AutoTokenizer.from_pretrained(self.folder)
         if not hasattr(found, "backend_tokenizer"):
-            raise ValueError(f"the tokenizer in {self.folder} is none of the library tokenizers (no tokenizer.json)")
+            raise ValueError(f"the tokenizer in {self.folder} is not one of the tokenizers library (no tokenizer.json)")
         return found.backend_tokenizer
 
     @cached_property

@@ -181,5 +181,5 @@ class FromRun:
         return self.classifier.build(labels)
 
     def identity(self) -> dict[str, Any]:
-        """Returns nothing, since the run records where its weights come from."""
+        """Returns an empty dictionary, since the run records where its weights come from."""
         return {}

@@ -38,7 +38,7 @@ class StepCount:
 
     Attributes:
         parameters, trainable: how many numbers; shared ones count once.
-        forward_flops, backward_flops: of matrix products, convolutions and attention; a multiplication and an
+        forward_flops, backward_flops: FLOPs of matrix products, convolutions and attention; a multiplication and an
             addition count as two.
         operations: operations of forward and backward that compute something; views are not counted.
         weight_bytes: bytes of parameters and buffers.

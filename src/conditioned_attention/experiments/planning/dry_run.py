@@ -38,7 +38,7 @@ class DryRun:
     def asked(self) -> bool:
         """Whether this is a dry run; if not, raises ValueError for options that only a dry run has."""
         if not self.dry_run and self != DryRun():
-            raise ValueError("--gpu, --gpus, --utilisation and --json say what a dry run is to tell: add --dry-run")
+            raise ValueError("--gpu, --gpus, --utilisation and --json are options of a dry run: add --dry-run")
         return self.dry_run
 
     def __call__(
@@ -165,7 +165,7 @@ def _sentences(rows: Sequence[Estimate], seeds: int, tuning: int) -> list[str]:
         "recomputation, evaluation and measurement.  Memory: what is held, without temporaries, "
         f"{'float32' if first.precision == 'no' else f'under {first.precision} autocast, weights in float32'}."
     )
-    lines += _gpu_sentences(rows) if first.gpu else [f"--gpu NAME tells the hours on one of {', '.join(GPUS)}."]
+    lines += _gpu_sentences(rows) if first.gpu else [f"--gpu NAME estimates the hours on one of {', '.join(GPUS)}."]
     lines += _timing_sentences(rows)
     return lines
 
@@ -196,11 +196,11 @@ def _gpu_sentences(rows: Sequence[Estimate]) -> list[str]:
             f"and at least {1e6 * OPERATION_SECONDS:g} µs for each of the {first.operations:,} operations of a "
             "micro-batch; neither is measured.  At the least: all of the peak, or of the memory's bandwidth."
         ]
-        lines += ["What the GPUs tell each other is not counted."] * (first.gpus > 1)
+        lines += ["Communication between GPUs is not counted."] * (first.gpus > 1)
         lines += ["The blocks' forward is computed a second time, in the hours alone."] * bool(first.recomputed_flops)
         if first.sharded:
             lines.append(
-                "Weights, gradients and optimizer are shared by the GPUs; blocks in use are put together besides."
+                "Weights, gradients and optimizer are sharded over the GPUs; the blocks in use are gathered besides."
             )
     for row in rows:
         if not row.fits:

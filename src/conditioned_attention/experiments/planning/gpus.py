@@ -12,10 +12,10 @@ class GPU:
     """One GPU's peak rates, dense (without structured sparsity) and with products summed in float32, as in PyTorch.
 
     Attributes:
-        bf16, fp16: tensor cores, TFLOP/s; None if they do not support the type.
-        fp32: outside the tensor cores, TFLOP/s.  PyTorch computes float32 there unless TF32 is switched on.
+        bf16, fp16: rate of the tensor cores, TFLOP/s; None if they do not support the type.
+        fp32: rate outside the tensor cores, TFLOP/s.  PyTorch computes float32 there unless TF32 is switched on.
         memory: GB on the card, as the data sheet counts them.
-        bandwidth: of that memory, GB/s.
+        bandwidth: bandwidth of that memory, GB/s.
     """
 
     bf16: float | None

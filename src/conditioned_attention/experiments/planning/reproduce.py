@@ -137,7 +137,7 @@ def report(item: Item, folder: Path, recipes: Sequence[str] = (), options: str =
     units = sorted({COLUMNS[row.measure] for row in item.rows} - {"final"})
     lines = [f"{item.place} of arXiv {item.paper}: {item.shows}"]
     lines += [f"Measured: '{unit}', as the report of each recipe explains it." for unit in units]
-    lines += [f"Options besides: {options}; where they change the recipe, it is another experiment."] * bool(options)
+    lines += [f"Further options: {options}; if they change the recipe, this is another experiment."] * bool(options)
     tables = [(HEADER, beside(item, measured(item, folder))), elsewhere(item)]
     lines += [line for header, rows in tables if rows for line in ("", aligned(header, rows))] + [""]
     return "\n".join([*lines, *(f"Open: {question}" for question in item.open_questions)])

@@ -64,7 +64,7 @@ def _results(folder: Path) -> dict[Path, dict[str, Any]]:
         result = read_run(file)
         place = run_folder(folder, result["variant"], result["seed"])
         if place != file.parent:
-            raise ValueError(f"{file} is {result['variant']} with seed {result['seed']}, which belongs into {place}")
+            raise ValueError(f"{file} is {result['variant']} with seed {result['seed']}, which belongs in {place}")
         found[file] = result
     return found
 

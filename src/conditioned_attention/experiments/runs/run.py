@@ -149,7 +149,7 @@ def reason_of(path: Path) -> str | None:
     file = path / "error.txt"
     if not file.exists():
         return None
-    return next(iter(file.read_text("utf-8", "replace").splitlines()), "an error.txt without words")
+    return next(iter(file.read_text("utf-8", "replace").splitlines()), "error.txt is empty")
 
 
 def run_job(train: Train, job: Job, update: Callable[[], None] = lambda: None) -> bool:

@@ -63,7 +63,7 @@ class TextModel(Protocol):
     """Settings of a pretrained model."""
 
     def build(self, labels: int) -> nn.Module:
-        """The model with a fresh head for so many logits; it takes what `EncodedTexts` gives."""
+        """The model with a fresh head for so many logits; it takes what `EncodedTexts` gives and outputs ``logits``."""
 
     def identity(self) -> dict[str, Any]:
         """Which pretrained model it is, as plain data."""

@@ -33,11 +33,11 @@ class TrainingBatches(Iterator[Any]):
         self.start_at(0)
 
     def start_at(self, samples: int, place: Place | None = None) -> None:
-        """Makes the next batch begin after so many samples.
+        """Makes the next batch begin after this many samples.
 
         Args:
             samples: samples that all processes have taken since the beginning of the run.
-            place: the value of the attribute then; without it a stream is read from the beginning of the run.
+            place: what the attribute was at that point; without it a stream is read from the beginning of the run.
         """
         self._keys.start, self.place = samples, place
         if isinstance(self._items, StreamedItems):

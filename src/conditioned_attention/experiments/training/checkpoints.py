@@ -129,7 +129,7 @@ class Checkpoints:
             load_state(self.accelerator, path)
             self._check_random_states(path, position["processes"])
             extra = torch.load(path / "extra.pt", weights_only=True) if (path / "extra.pt").exists() else None
-        except Exception as error:  # files that do not fit fail in as many ways as there are readers
+        except Exception as error:  # which exception it is depends on the reader of the file that does not fit
             raise RuntimeError(
                 f"the checkpoint {path} cannot be loaded ({type(error).__name__}: {error}); its files are as they were "
                 "written, so it belongs to another model or version. Choose another folder, or remove it to start anew"

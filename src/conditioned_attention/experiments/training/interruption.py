@@ -21,7 +21,7 @@ class Stop:
         return self.signal is not None
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """Notes a signal, as its handler; a second Ctrl-C is obeyed at once."""
+        """Handles a signal by noting it; a second Ctrl-C is obeyed at once."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number

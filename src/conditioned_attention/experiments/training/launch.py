@@ -163,9 +163,8 @@ def _tell_of_environment() -> None:
     _told.update(found)
     shown = ", ".join(f"{name}={value}" for name, value in found.items())
     warn(
-        f"{shown} in the environment, of 'accelerate launch' or "
-        "left over from elsewhere: Accelerate may heed it, and nothing in the run's settings says so; unset it unless "
-        "it is meant"
+        f"the environment has {shown}, from 'accelerate launch' or elsewhere: Accelerate may use it, and the run's "
+        "settings do not record it; unset it unless you want it"
     )
 
 

@@ -314,7 +314,7 @@ class _Run:
             self.keeper.best.offer(scores["score"], here.step, self.evaluated_model, self.task.metric)
         if self.done:
             row |= self._ended()
-        here.history.append(finite(row))  # as a checkpoint gives it back
+        here.history.append(finite(row))  # in the form in which a checkpoint gives it back
         self.shown.log("eval", row)
         here.losses, here.loss_count = {}, 0
         return here.history[-1]

@@ -84,7 +84,7 @@ def _adam(settings: Optimization) -> dict[str, Any]:
 
 
 def _timm(groups: list[dict[str, Any]], settings: Optimization) -> torch.optim.Optimizer:
-    """Builds an optimizer of timm; the groups say what decays, as timm itself would decide by the model."""
+    """Builds an optimizer of timm; the groups say which weights decay."""
     with needs("timm"):
         optimizers: Any = import_module("timm.optim")
     valid = optimizers.list_optimizers()

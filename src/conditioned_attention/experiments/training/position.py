@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.02  # of the time, at most, that goes into checkpoints
+SHARE = 0.02  # largest share of the time that goes into checkpoints
 
 
 class Pace:

@@ -40,14 +40,14 @@ def build_schedule(
     if settings.warmup_steps is not None:
         if steps == sys.maxsize:
             raise ValueError(
-                f"warmup_steps={settings.warmup_steps} has no share of a run whose steps only the clock counts: "
-                "give warmup, a share, or max_steps or tokens beside seconds"
+                f"warmup_steps={settings.warmup_steps} needs the number of steps, which is unknown where only seconds "
+                "limits the run: give warmup, a share, instead, or max_steps or tokens beside seconds"
             )
         warmup = round(settings.warmup_steps * ticks / (steps or ticks))
     if settings.schedule == "one_cycle":
         share = settings.warmup if settings.warmup_steps is None else warmup / ticks
-        if share * ticks == 1:  # PyTorch's divides by what it counts between the first step and the last of these
-            raise ValueError(f"schedule='one_cycle' cannot warm up in exactly one step, here of {ticks}: give two")
+        if share * ticks == 1:  # PyTorch's OneCycleLR divides by the number of warm-up steps minus one
+            raise ValueError(f"schedule='one_cycle' cannot warm up in exactly one of {ticks} steps: use at least two")
         if share > 1:
             raise ValueError(
                 f"warmup_steps={settings.warmup_steps} are more than the run has, {steps or ticks}, and "

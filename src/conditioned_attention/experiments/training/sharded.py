@@ -1,4 +1,4 @@
-"""Checkpoints of a run that shards its model (FSDP2), in the same files as of other runs, so that both can resume."""
+"""Checkpoints of runs that shard their model (FSDP2), in the same files as others, so that either can load them."""
 
 from __future__ import annotations
 

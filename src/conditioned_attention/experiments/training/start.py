@@ -103,7 +103,7 @@ class StartWeights:
         named = {f"{inside}{name}": weight for name, weight in self.weights.items()} | self.weights
         fitting = {k: w for k, w in named.items() if k in there and there[k].shape == w.shape}
         model.load_state_dict(fitting, strict=False)
-        # tied weights are stored once, and have all of their names again when they are loaded
+        # tied weights are stored under one name, and loading it sets all of them
         storages = {there[name].data_ptr() for name in fitting}
         return {name for name, tensor in there.items() if name in fitting or tensor.data_ptr() in storages}
 
@@ -126,7 +126,7 @@ def weights_in(checkpoint: Path, which: Weights = "run") -> dict[str, Tensor]:
         extra = torch.load(checkpoint / "extra.pt", weights_only=True, map_location="cpu")
     average = extra.get("average", {} if extra.keys() & {"beside", "best"} else extra)
     if which == "average" and not (average := average or extra.get("beside", {})):
-        raise ValueError(f"weights='average': {checkpoint} holds none; ema or ema_beside is what a run keeps one by")
+        raise ValueError(f"weights='average': {checkpoint} has none; only runs with ema or ema_beside keep one")
     if average:
         return {name.removeprefix("module."): w for name, w in average.items() if name.startswith("module.")}
     if (checkpoint / "model.safetensors").exists():

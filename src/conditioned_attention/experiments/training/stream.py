@@ -1,4 +1,4 @@
-"""Reads a data set in order from any position, where it has no indices and perhaps no length."""
+"""Reads a data set that has no indices, and perhaps no length, in order from any position."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ class StreamedItems(Dataset[Any]):
                 self.number, self.taken = place["number"], place["taken"]
                 if _digest(self._take(place["count"])) == place["digest"]:
                     return
-                reason = "other samples come, as with a shuffle buffer, which is not part of it"
+                reason = "it gives other samples, as with a shuffle buffer, which the state does not include"
             except Exception as error:  # a data set that cannot be copied, a state of another version
                 reason = f"{type(error).__name__}: {error}"
             logger.warning(
-                "the state of the training stream does not lead to where it was (%s): the %d samples of its epoch are "
-                "read again",
+                "the saved state of the training stream does not restore its position (%s): the %d samples of this "
+                "epoch are read again",
                 reason,
                 place["taken"],
             )
@@ -84,7 +84,7 @@ class StreamedItems(Dataset[Any]):
     def _open(self, epoch: int, state: Any = None) -> None:
         self.source = self.data
         if state is not None:
-            self.source = copy.deepcopy(self.data)  # otherwise the original would go there whenever it is iterated
+            self.source = copy.deepcopy(self.data)  # the original would go to that state whenever it is iterated anew
             self.source.load_state_dict(state)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
@@ -133,6 +133,6 @@ def _digest(items: Sequence[Any]) -> str | None:
     try:
         for item in items:
             _Pickler(file).dump(item)  # one by one: what items share depends on where reading began
-    except Exception:  # items fail in as many ways as there are classes
+    except Exception:  # which exception it is depends on the classes of the items
         return None
     return hashlib.blake2b(file.getvalue(), digest_size=16).hexdigest()

@@ -35,8 +35,8 @@ _WAITING_ROWS = 10_000
 
 # Defaults, for what no class takes as an argument; a variable that the user has set stays.
 _ENVIRONMENT = {
-    "WANDB_INIT_TIMEOUT": "15",  # without a server the exit of the process waits for these two, by default 90 s
-    "WANDB_FINISH_TIMEOUT": "20",  # and for ever
+    "WANDB_INIT_TIMEOUT": "15",  # without a server, the process waits for these two at its exit: by default 90 s here
+    "WANDB_FINISH_TIMEOUT": "20",  # and for ever here
     "WANDB_CONSOLE": "off",  # it would put itself between the process and its terminal
     # The jitter of retries comes from Python's global generator, which belongs to the run's random transforms.
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
@@ -102,7 +102,7 @@ class Trackers(AbstractContextManager["Trackers", None]):
         try:
             write_json(self.folder / "trackers.json", self.identity)
         except OSError as error:
-            logger.warning("trackers.json cannot be written (%s); a run that is continued starts anew there", error)
+            logger.warning("trackers.json cannot be written (%s); if resumed, the run is a new one for trackers", error)
 
     def _read_identity(self) -> dict[str, Any]:
         new, path = {"id": secrets.token_hex(4)}, self.folder / "trackers.json"
@@ -133,7 +133,7 @@ class Trackers(AbstractContextManager["Trackers", None]):
         for thread in [thread for thread in self._threads if thread.trouble(seconds)]:
             self._threads.remove(thread)
             logger.warning(
-                "%s is lost (%s); the run goes on without it, and all its numbers are in %s",
+                "%s has stopped working (%s); the run continues without it, and all its numbers are in %s",
                 thread.name, thread.lost, self.folder / "train.jsonl",
             )  # fmt: skip
 

@@ -56,7 +56,7 @@ class Variant:
         Args:
             model: a freshly built model.
             batch: some inputs, for changes that depend on what the model does with them.
-            initialise: False leaves out changes that act on the initial weights only, for a model that has been trained.
+            initialise: False leaves out changes that act only on initial weights, for a model that has been trained.
 
         Returns:
             The report of the last conversion, or None if there was none.

@@ -79,7 +79,7 @@ class Unchanged:
         elif step - self.since >= 2 and not self.said:
             self.said = True
             warn_user(
-                f"step {step}: all numbers are those of step {self.since}, to the last bit: what it watches was "
-                "not trained in between; was the monitor made of another copy of the model than the one that trains?",
+                f"step {step}: all numbers are those of step {self.since}, to the last bit, so the watched model was "
+                "not trained in between; does the monitor watch another copy of the model than the one that trains?",
                 RuntimeWarning,
             )

@@ -209,7 +209,7 @@ class ConditionMonitor:
         self._kept.append(new)
 
     def _warn_of_earlier(self, step: int) -> None:
-        """Warns, before a new training writes its first record, if the file holds an earlier one: they would be mixed."""
+        """Warns, before a new training writes its first record, if records of an earlier one would be mixed with it."""
         begins, self._written = step == 0 and not self._written, True
         if begins and self.path is not None and self.path.exists() and (self.path.is_dir() or self.path.stat().st_size):
             warn_user(

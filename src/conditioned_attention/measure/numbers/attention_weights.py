@@ -156,7 +156,7 @@ def _check(query: Tensor, key: Tensor, leading: int | None, block: int) -> None:
         if tensor.dim() != 4 or 0 in tensor.shape:
             raise ValueError(f"{name} must be (B, H, N, D) and not empty, got shape {tuple(tensor.shape)}")
     if query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:
-        raise ValueError(f"query and key must agree but in N, got shapes {tuple(query.shape)} and {tuple(key.shape)}")
+        raise ValueError(f"query and key must differ in N alone, got {tuple(query.shape)} and {tuple(key.shape)}")
     most = min(query.shape[2], key.shape[2])
     if leading is not None and not 1 <= leading <= most:
         raise ValueError(f"leading must be from 1 to {most}, the smaller of N and M, got {leading}")

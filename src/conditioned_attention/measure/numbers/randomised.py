@@ -96,7 +96,10 @@ def estimate_condition(
 
 
 def _steps(k: int, share: float, failure: float) -> int:
-    """The number of Lanczos steps that miss the largest of k eigenvalues by more than a share with this probability."""
+    """How many Lanczos steps are needed to find the largest of k eigenvalues to within ``share``.
+
+    They miss it by more with a probability of at most ``failure``.
+    """
     return math.ceil((math.log(1.648 * math.sqrt(k) / failure) / math.sqrt(share) + 1) / 2)
 
 

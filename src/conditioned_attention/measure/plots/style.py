@@ -116,7 +116,7 @@ def panels(axes: Sequence[Axes] | None, number: int, theme: ThemeName, size: tup
 
 
 def named_on_the_first(axes: Sequence[Axes], *, numbers: bool = True) -> None:
-    """Leaves the name of the vertical axis, and its ``numbers``, on the first of several panels where it is the same."""
+    """Names the vertical axis, and shows its ``numbers``, only on the first of several panels that share it."""
     for ax in axes[1:]:
         ax.set_ylabel("")
         if numbers:

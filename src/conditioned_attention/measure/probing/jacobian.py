@@ -75,8 +75,8 @@ def _records(
         w_q, w_k, w_v = heads["q"][h], heads["k"][h // shared], heads["v"][h // shared]
         if any(w.shape[1] != x.shape[1] for w in (w_q, w_k, w_v)):
             raise ValueError(
-                f"{site.name or 'the model'}: queries, keys and values here come of inputs of different widths, and "
-                "the formula of the Jacobian is of one input"
+                f"{site.name or 'the model'}: queries, keys and values are computed from inputs of different widths "
+                "here, and the formula of the Jacobian is of one input"
             )
         ours = (x @ w_q.t() @ (x @ w_k.t()).t() / w_q.shape[0] ** 0.5).softmax(-1) @ (x @ w_v.t())
         if ours.shape != expected[h].shape or (ours - expected[h]).norm() > _SLACK * ours.norm():

@@ -86,7 +86,7 @@ def apart(names: tuple[str, ...], module: Any, *, heads: int = 0, beside: tuple[
             return f"{name} is a {type(getattr(module, name)).__name__}, which is not one matrix"
     unknown = [name for name in _with_parameters(module) if name not in (*names, *beside, *_BESIDE)]
     if unknown:
-        return f"has {', '.join(unknown)} beside {', '.join(names)}, of which it is not known what they do"
+        return f"has {', '.join(unknown)} beside {', '.join(names)}, whose effect is unknown"
     weights = tuple(Projection(path, role) for path, role in zip(paths.values(), "qkv") if path is not None)
     rows, width = weights[0].rows(module)["q"].count, _first(module, _WIDTHS)
     heads = heads or heads_of(module) or (rows // width if width else 0)

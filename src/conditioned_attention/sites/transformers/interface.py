@@ -79,7 +79,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
 
 
 class Interface(Mechanism):
-    """The way by another implementation name in the config, with the transform on the module."""
+    """Reaches the heads by another implementation name in the config, and keeps the transform on the module."""
 
     name: ClassVar[str] = "interface"
 
@@ -323,7 +323,7 @@ _FUNCTIONS = {base: partial(_conditioned, base) for base in _BASES}
 
 
 class _Registered:
-    """Is copied and pickled with a conditioned module, so that in the copy its configs and the functions are known."""
+    """Is copied and pickled with a conditioned module; in the copy it registers the functions and the configs again."""
 
     def __init__(self, module: nn.Module | None = None, configs: Sequence[Any] = ()) -> None:
         self._module, self._configs = module if module is None else ref(module), configs

@@ -27,7 +27,7 @@ def test_columns_quotes_and_broken_lines(tmp_path):
         "new_aan_pairs.eval.tsv: 5 broken lines are left out: line 3 has 4 columns, not 5; line 4 has the label 'yes', "
         "not 0 or 1; line 5 has 6 columns, not 5; line 6 has an empty text; line 7 has 1 columns, not 5",
         "new_aan_pairs.eval.tsv, second texts: 1 texts of more than 5 bytes are cut",
-        "new_aan_pairs.eval.tsv, second texts: 1 texts are not all UTF-8; what is not counts as U+FFFD",
+        "new_aan_pairs.eval.tsv, second texts: 1 texts contain invalid UTF-8, which is read as U+FFFD",
     ]
     assert data.part(1, 2).fingerprint()["items"] == 2
     assert data.part(0, 1).fingerprint() != data.part(1, 1).fingerprint()

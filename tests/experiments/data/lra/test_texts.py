@@ -76,7 +76,7 @@ def test_any_folder_and_its_broken_texts(tmp_path):
         "left out, unreadable: spam/1.txt (it has NUL bytes: binary, or UTF-16)",
         "no test set: a fixed fifth of the texts is held out",
     ]
-    assert data.notes[3].endswith(": 1 texts are not all UTF-8; what is not counts as U+FFFD")
+    assert data.notes[3].endswith(": 1 texts contain invalid UTF-8, which is read as U+FFFD")
     with pytest.raises(ValueError, match="At most max_unreadable=1 are left out"):
         read_labelled(tmp_path, 100, 128, max_unreadable=1)
 
@@ -87,7 +87,7 @@ def test_what_is_no_data_set_is_named(tmp_path):
     write_reviews(tmp_path)
     (tmp_path / "test" / "neutral").mkdir()
     (tmp_path / "test" / "neutral" / "1.txt").write_text("x")
-    with pytest.raises(ValueError, match="test has classes that the training set has not: neutral"):
+    with pytest.raises(ValueError, match="test has classes that are missing from the training set: neutral"):
         read_labelled(tmp_path, 9, 9)
     lonely = tmp_path / "test" / "neutral"
     with pytest.raises(ValueError, match="neutral has 0 classes of texts, nothing: nothing to tell apart"):

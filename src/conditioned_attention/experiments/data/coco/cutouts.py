@@ -93,7 +93,7 @@ def _seen(file: Path) -> np.ndarray:
         pixels = np.asarray(picture.convert("RGBA"))
     rows, columns = np.nonzero(pixels[:, :, 3] > _OPAQUE)
     if len(rows) < _FEWEST or len(rows) == pixels[:, :, 3].size:
-        raise ValueError("nothing in it is transparent, or next to nothing is seen")
+        raise ValueError("it has no transparent pixels, or hardly any visible ones")
     return pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 

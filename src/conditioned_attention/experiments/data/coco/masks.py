@@ -16,7 +16,7 @@ _FEWEST = 6  # numbers of a polygon: three points
 def why_no_mask(shape: Any, height: int, width: int) -> str:
     """Why a ``segmentation`` is not a valid mask for a picture of this size; empty if it is one."""
     if isinstance(shape, list):
-        return "" if shape and all(map(_polygon, shape)) else "its polygons are none"
+        return "" if shape and all(map(_polygon, shape)) else "its polygons are invalid"
     if not isinstance(shape, dict) or not {"size", "counts"} <= shape.keys():
         return "it has no mask"
     if shape["size"] != [height, width]:

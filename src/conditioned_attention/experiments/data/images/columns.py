@@ -60,7 +60,7 @@ def label_values(values: Sequence[Any], feature: Any, column: str, where: str) -
     """
     bare = [value for value in values if value in (None, "") or (isinstance(value, int) and value < 0)]
     if bare:
-        negative = "" if bare[0] in (None, "") else f" ({bare[0]} stands for none; classes are numbered from 0)"
+        negative = "" if bare[0] in (None, "") else f" ({bare[0]} marks a missing label; classes are numbered from 0)"
         raise ValueError(f"{len(bare)} of {len(values)} rows of {where} have no label in column {column!r}{negative}")
     if _is_class_label(feature):
         if beyond := [value for value in values if value >= len(feature.names)]:

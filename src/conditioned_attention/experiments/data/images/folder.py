@@ -112,8 +112,8 @@ def _classes(walk: Walk, folders: Sequence[str]) -> dict[str, dict[str, str]]:
         for place in found.values():
             if inner := [name for name in walk.folders(os.path.join(folder, place)) if names_a_set(name)]:
                 raise ValueError(
-                    f"{walk.root / folder / place} would be a class, and holds {', '.join(inner)}, as a data set does; "
-                    f"name that folder, or put sets above classes: {inner[0]}/{place}/"
+                    f"{walk.root / folder / place} would be read as a class, but it contains {', '.join(inner)}, the "
+                    f"name of a set; pass that folder itself, or put the sets above the classes: {inner[0]}/{place}/"
                 )
     return classes
 

@@ -141,7 +141,7 @@ def _set_of(path: str) -> str:
     *folders, name = Path(path).with_suffix("").parts
     found = [word for word in [*folders, *re.split("[-_. ]", name)] if names_a_set(word)]
     if len({word.casefold() for word in found}) > 1:
-        raise ValueError(f"{path} names {' and '.join(found)}: one of them can be the set that it is of")
+        raise ValueError(f"{path} contains the names of several sets, {' and '.join(found)}; it can belong to one")
     return found[0] if found else re.sub(r"[-_. ]?\d+(-of-\d+)?$", "", name) or (folders[-1] if folders else name)
 
 
@@ -180,9 +180,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         with parquet.ParquetFile(path) as file:
             yield file, datasets.Features.from_arrow_schema(file.schema_arrow)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a parquet file, it is damaged or none ({reason_of(error)})"
-        ) from error
+        raise ValueError(f"{path} cannot be read: it is damaged, or not a parquet file ({reason_of(error)})") from error
 
 
 def _labels(path: Path, image_column: str, label_column: str) -> Sequence[Any]:

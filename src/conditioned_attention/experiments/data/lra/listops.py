@@ -57,7 +57,7 @@ class ListOpsTrees:
             )
         if not 1 <= self.longer_than < self.shorter_than - 1:
             raise ValueError(
-                "longer_than must be at least 1, and a number lie between it and shorter_than, got "
+                "longer_than must be at least 1, and shorter_than at least longer_than + 2, got "
                 f"{self.longer_than} and {self.shorter_than}"
             )
 

@@ -61,7 +61,7 @@ class PathfinderScenes:
             )
         if self.seed_distance < 2 or self.side < 4 * self.seed_distance + 4:
             raise ValueError(
-                "seed_distance must be at least 2, and side at least four times that and 4, got "
+                "seed_distance must be at least 2, and side at least 4 · seed_distance + 4, got "
                 f"{self.seed_distance} and {self.side}"
             )
         if not self.continuity >= 1:

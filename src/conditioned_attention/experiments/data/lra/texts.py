@@ -32,7 +32,7 @@ class ByteSequences:
     >>> texts.sequences([0, 1], 4, {})[0][0]
     tensor([ 98, 196, 170,   0])
     >>> texts.notes("two")
-    ['two: 1 texts of more than 3 bytes are cut', 'two: 1 texts are not all UTF-8; what is not counts as U+FFFD']
+    ['two: 1 texts of more than 3 bytes are cut', 'two: 1 texts contain invalid UTF-8, which is read as U+FFFD']
     """
 
     def __init__(self, cut: int) -> None:
@@ -51,7 +51,7 @@ class ByteSequences:
         self._lengths.append(min(len(text), self.cut))
 
     def sequences(self, labels: Iterable[int], padded: int, origin: Mapping[str, Any]) -> TokenSequences:
-        """All texts as sequences, with a label each."""
+        """All texts as sequences, with a label each.  Call it once: it counts up the bytes themselves."""
         tokens = np.frombuffer(self._bytes, np.uint8)
         tokens += 1  # in place: Retrieval has a gigabyte of them
         numbers = np.fromiter(labels, np.int64)
@@ -60,7 +60,7 @@ class ByteSequences:
     def notes(self, name: str) -> list[str]:
         """What a report should say about the texts."""
         cut = [f"{name}: {self._longer} texts of more than {self.cut} bytes are cut"] * bool(self._longer)
-        return cut + [f"{name}: {self._odd} texts are not all UTF-8; what is not counts as U+FFFD"] * bool(self._odd)
+        return cut + [f"{name}: {self._odd} texts contain invalid UTF-8, which is read as U+FFFD"] * bool(self._odd)
 
 
 class LabelledTexts(NamedTuple):
@@ -106,7 +106,9 @@ def read_labelled(
     if len(classes) < 2:
         raise ValueError(f"{folder} has {len(classes)} classes of texts, {listed(classes)}: nothing to tell apart")
     if other := sorted({label for texts in read.values() for _, label in texts} ^ set(classes)):
-        raise ValueError(f"{folder / str(sets.evaluation)} has classes that the training set has not: {listed(other)}")
+        raise ValueError(
+            f"{folder / str(sets.evaluation)} has classes that are missing from the training set: {listed(other)}"
+        )
     train = test = read[sets.train]
     if sets.evaluation is None:
         rest, held = hold_out([classes.index(label) for _, label in train], EVALUATION)
