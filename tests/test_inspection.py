@@ -171,7 +171,7 @@ def test_models_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         load_model(str(tmp_path))
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="say --unpickle if you trust the file"):
+    with pytest.raises(ValueError, match="pass --unpickle if you trust the file"):
         load_model(str(tmp_path / "state.pt"))
     with pytest.raises(ValueError, match="holds a OrderedDict and not a module"):
         load_model(str(tmp_path / "state.pt"), unpickle=True)
@@ -210,7 +210,7 @@ def test_command(tmp_path, capsys):
     assert call("inspect", "vit_tiny_patch16_224", "--structure", "--input", "x.pt") == 2
     assert "takes no --input" in capsys.readouterr().err
     assert call("inspect", str(tmp_path / "nothing")) == 2
-    assert "is no timm model, no folder and no file" in capsys.readouterr().err
+    assert "is neither a timm model nor an existing folder or file" in capsys.readouterr().err
 
 
 @contextmanager

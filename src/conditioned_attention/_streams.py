@@ -79,7 +79,7 @@ class _Kept(io.FileIO):
                 self.lost = error
                 if not self.quiet:
                     reason = "its reader has left" if error.errno == errno.EPIPE else error.strerror
-                    print(f"warning: standard output is lost ({reason}); the command goes on", file=sys.stderr)
+                    print(f"warning: cannot write to standard output ({reason}); continuing", file=sys.stderr)
         return memoryview(data).nbytes
 
 

@@ -64,7 +64,7 @@ def test_everything_is_measured_printed_and_kept(tmp_path, capsys, monkeypatch):
 def test_what_there_is_no_time_for_is_named(tmp_path, capsys):
     assert run_gpu(GpuSettings(minutes=1e-9), tmp_path, PLAN) == 0
     assert set(about(tmp_path)["not_measured"]) == {"tiny", "other"}
-    assert "- not measured: other: not reached; a second run goes on here" in capsys.readouterr().out
+    assert "- not measured: other: not reached in time; a second run continues here" in capsys.readouterr().out
     with pytest.raises(ValueError, match="minutes must be positive, got 0"):
         run_gpu(GpuSettings(minutes=0), tmp_path, PLAN)
 
@@ -129,7 +129,7 @@ def test_where_a_kernel_breaks_the_device_a_new_process_goes_on_without_it(tmp_p
     assert 4.5 < now["settings"].pop("minutes") < 5
     assert now["settings"] == {"rounds": 3, "tests": False, "compiled": False, "without": ["tiny"]}
     assert {row.case for row in read_rows(tmp_path / "operator.csv", OperatorRow)} == {"other"}
-    assert "after tiny the device answers no more" in capsys.readouterr().err
+    assert "the device stopped responding after tiny" in capsys.readouterr().err
     assert gpu_module.main([str(tmp_path), "--without", "tinny"]) == 2
     assert "without names 'tinny'; valid are tiny, other" in capsys.readouterr().err
 

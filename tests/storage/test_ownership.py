@@ -178,7 +178,7 @@ def test_a_page_of_somebody_else_is_not_written_over(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("report.html").write_text("<title>thesis</title>")
     for output in (None, tmp_path / "report.html"):
-        with pytest.raises(ValueError, match=r"report\.html is there, and is no page of conditioned-attention"):
+        with pytest.raises(ValueError, match=r"report\.html exists and is not a page of conditioned-attention"):
             write_reports(read_subjects(folders), folders, output)
     assert Path("report.html").read_text() == "<title>thesis</title>"
     Path("report.html").unlink()

@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_named_with_its_place(change, words):
 
 def test_the_whole_may_be_wrong(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"a\.json: the whole is a list, \[1\]; valid is an object$"):
+    with pytest.raises(ValueError, match=r"a\.json: the content is a list, \[1\]; valid is an object$"):
         read_json(tmp_path / "a.json", Outer)
     (tmp_path / "a.jsonl").write_text('{"score": 1}\n{"seed": 2}\n')
     log = JsonLines(tmp_path / "a.jsonl", Outer)

@@ -47,7 +47,7 @@ _TESTS = (
 # After the cases of a GPU, first those that differ: masks that are learned or hide keys, grouped queries, channels.
 _OTHERS = ("swin_bias", "bert", "gpt_grouped", "xcit")
 _DECODE = Case("decode", (16, 32, 1, 128), "a token a sequence, against a cache", keys=8192, key_heads=8)
-_NOT_REACHED = "not reached; a second run goes on here"
+_NOT_REACHED = "not reached in time; a second run continues here"
 _FAILED = "failed: "
 
 
@@ -152,7 +152,11 @@ def run_gpu(settings: GpuSettings, folder: Path, plan: Plan | None = None) -> in
     try:
         _measure(units, end, missing, save, torch.device(plan.operator.device))
     except _DeviceLost as lost:
-        print(f"after {lost} the device answers no more; a new process goes on without it", file=sys.stderr, flush=True)
+        print(
+            f"the device stopped responding after {lost}; a new process leaves it out",
+            file=sys.stderr,
+            flush=True,
+        )
         os.execv(sys.executable, _going_on(settings, folder, (end - time.monotonic()) / 60, str(lost)))
     print(gpu_page(folder))
     failed = any(why.startswith(_FAILED) for why in missing.values())

@@ -27,8 +27,8 @@ Mode = Literal["forward", "backward", "both"]
 _WARMUP = 2
 
 # How many forwards run before the clock of their backwards starts.  A GPU that is still busy with a forward would hide
-# launches of the backward, the more the longer the forward takes, so the clock waits for it.  The time of a single
-# backward would then be mostly that of its launches.
+# launches of the backward, the more the longer the forward takes, so the clock starts after it.  The time of a single
+# backward would then be mostly that of its launches, so several are timed together.
 _GRAPHS = {"cpu": 1, "cuda": 8}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _COMPILED = ", compiled"
 # A compiled contestant has the colour of what is compiled, and an open mark.
 _SAME = {"ours": "auto"}
-# A call of microseconds may take several times as long as plain attention; a scale for it would hide all others.
+# A call of microseconds may take several times plain attention's time; its scale would hide all other differences.
 _LIMIT = 1.6
 
 

@@ -58,7 +58,7 @@ def begin(file: Path, cls: type[Row], settings: Any) -> list[Row]:
     now = json.loads(json.dumps(finite({"settings": dataclasses.asdict(settings), "environment": environment()})))
     rows = read_rows(file, cls) if file.exists() else []
     if rows and (different := changes(read_json(file.with_suffix(".json")), now)):
-        raise ValueError(f"{file} was measured otherwise ({different}); choose another folder or remove the file")
+        raise ValueError(f"{file} was measured differently ({different}); choose another folder or remove the file")
     write_json(file.with_suffix(".json"), now)
     return rows
 

@@ -96,7 +96,7 @@ def measure_spectra(shape: tuple[int, int, int], kappa: float, rounds: int) -> l
 
 
 def with_kappa(shape: tuple[int, int, int], kappa: float) -> Tensor:
-    """Matrices in float64 with singular values from 1 down to 1/κ, even in their logarithms, and random directions."""
+    """Matrices in float64 with log-spaced singular values from 1 down to 1/κ, and random directions."""
     count, n, d = shape
     generator = torch.Generator().manual_seed(0)
     left, _ = torch.linalg.qr(torch.randn(1, n, d, dtype=torch.float64, generator=generator))

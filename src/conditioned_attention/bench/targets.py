@@ -14,7 +14,7 @@ from conditioned_attention.profiling.clock import PairedRatio, paired_ratio
 TIME, FLOATS, STEP_TIME, STEP_MEMORY = 1.02, 1.0, 1.01, 1.002
 MODEL = "vit_b"
 STEPS = ("preconditioned", "preconditioned, fused")
-# Floats a row for tensors of a few bytes, such as the seed that flash attention keeps.
+# Floats per row that are allowed for tensors of a few bytes, such as the seed that flash attention keeps.
 _ROUNDING = 0.01
 
 

@@ -55,7 +55,7 @@ def _from_timm(name: str, pretrained: bool, weights: bool) -> nn.Module:
     if not timm.is_model(short):
         near = timm.list_models(f"*{short}*")[:5]
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"{name!r} is no timm model, no folder and no file{hint}")
+        raise ValueError(f"{name!r} is neither a timm model nor an existing folder or file{hint}")
     with torch.random.fork_rng([]), nullcontext() if weights else torch.device("meta"):
         torch.manual_seed(0)  # the same name is the same model
         model: nn.Module = timm.create_model(short, pretrained=pretrained and weights)
@@ -83,7 +83,7 @@ def _from_folder(folder: Path, weights: bool) -> nn.Module:
 
 def _from_file(path: Path, unpickle: bool) -> nn.Module:
     if not unpickle:
-        raise ValueError(f"{path}: a saved module runs code when it is loaded; say --unpickle if you trust the file")
+        raise ValueError(f"{path}: a saved module runs code when it is loaded; pass --unpickle if you trust the file")
     try:
         model = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # no such format, or a class that is not there

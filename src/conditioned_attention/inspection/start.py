@@ -77,12 +77,12 @@ def advice(inspection: Inspection, name: str, losses: Mapping[str, float] | None
     if "converts" not in conversions or "already conditioned" in conversions:
         return []
     lines = [
-        "if these weights were trained without C, to convert them changes what the model computes (docs/fine_tuning.md)"
+        "if these weights were trained without C, conversion changes what the model computes (docs/fine_tuning.md)"
     ]
     if losses is not None:
         told = ", ".join(f"{what} {loss:.2f}" for what, loss in losses.items())
         lines.append(f"loss on the second half of the input before any training, in nats a token: {told}")
-    lines.append("calibrate(model, batch) after precondition(model) scales W_O so that it starts nearer to what it was")
+    lines.append("calibrate(model, batch) after precondition(model) scales W_O so that it starts closer to what it was")
     if losses is not None or (Path(name) / "config.json").is_file():
         variants = "baseline preconditioned preconditioned_calibrated spectral"
         lines.append(

@@ -62,7 +62,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path, schema: Any = Any) -> Any:
-    """Reads the data of a JSON file; numbers that JSON does not have (NaN, Infinity) are null, as in what we write.
+    """Reads the data of a JSON file; numbers that JSON does not have (NaN, Infinity) become None, as in `finite`.
 
     Raises:
         ValueError: the file is damaged, or holds something that the schema (see `storage.schema`) does not allow; the
@@ -78,7 +78,7 @@ def read_json(path: Path, schema: Any = Any) -> Any:
 
 
 def parsed(text: bytes) -> Any:
-    """The data of a JSON text, with null for numbers that are not finite; raises ValueError or RecursionError."""
+    """The data of a JSON text, with None for numbers that are not finite; raises ValueError or RecursionError."""
     return json.loads(text, parse_constant=lambda name: None)
 
 

@@ -1,4 +1,4 @@
-"""Logs with one JSON object per line, and how all of them are written and read, also after a crash."""
+"""Writes and reads logs with one JSON object per line, also after a crash; all logs go through this."""
 
 from __future__ import annotations
 

@@ -91,6 +91,6 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in the folder of a run, oldest first: only folders with a name as runs give it."""
+    """The checkpoints in the folder of a run, oldest first: only folders with names that runs give them."""
     found = [(match[1], path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))]
     return [path for _, path in sorted((int(step), path) for step, path in found) if path.is_dir()]

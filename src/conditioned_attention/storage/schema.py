@@ -1,4 +1,4 @@
-"""Says what stored files may hold; this is checked on reading, so that errors name the place of a wrong edit by hand.
+"""Schemas of stored files, checked on reading, so that a wrong edit by hand is an error that names its place.
 
 A schema is a type: a `TypedDict`, ``list[X]``, ``dict[str, X]``, ``X | None``, ``float`` (finite, also whole),
 ``int``, ``str``, ``bool``, `Any`, or one of these with a `Rule`: ``Annotated[int, Rule(…)]``.  Keys that a `TypedDict`
@@ -52,7 +52,7 @@ def check(data: Any, schema: Any, place: str) -> None:
     try:
         _check_of(schema)(data)
     except Misfit as misfit:
-        raise ValueError(f"{place}: {misfit.path or 'the whole'} is {misfit.came}; valid is {misfit.valid}") from None
+        raise ValueError(f"{place}: {misfit.path or 'the content'} is {misfit.came}; valid is {misfit.valid}") from None
 
 
 _Check = Callable[[Any], None]

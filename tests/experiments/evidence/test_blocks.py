@@ -113,7 +113,7 @@ def test_one_that_scatters_unlike_the_others_is_left_out_and_named():
     without = blocked_test({name: of for name, of in named(y).items() if name != "v3"})
     assert (without.p_values, without.left_out) == (test.p_values, {})
     sentences = test.sentences(UP, 2)
-    assert "1 of 6 variants differ from v0; better: v5 (" in sentences[0]
+    assert "1 of 6 variants differ significantly from v0; better: v5 (" in sentences[0]
     assert f"could have seen a difference of {test.detectable:.2f} or more (with probability 80 %)" in sentences[0]
     assert sentences[1].endswith("their paired t tests stand alone: v3 scatters unlike the others.")
     worse = test.sentences(Metric("loss", higher_is_better=False), 2)
@@ -168,5 +168,5 @@ def test_the_published_table_on_fashion_mnist():
     assert data["blocked"]["trusted"]
     assert data["blocked"]["p_values"] == test.p_values
     assert [row["p (blocked)"] for row in data["tests"] if row["variant"] == "spectral_published"] == ["-"]
-    assert "9 of 15 variants differ from baseline; better: spectral (+0.86, p = 0.014)" in str(result)
+    assert "9 of 15 variants differ significantly from baseline; better: spectral (+0.86, p = 0.014)" in str(result)
     assert "p (blocked)" in str(result)

@@ -400,7 +400,7 @@ def test_a_single_run_finished_or_under_way(chromium, real, tmp_path, capsys):
     assert found.page.inner_text("h1") == "What was trained"
     assert "preconditioned (each head's rows to unit length" in text
     assert "2 epochs, 44 optimizer steps on digits." in text
-    assert "nothing is said on whether it helps" in text
+    assert "this does not show whether it helps" in text
     assert re.search(r"Median κ of the heads: .* at step 0, .* at step 44; then \d+% of the heads", text)
     assert found.page.evaluate("Number(document.documentElement.dataset.charts)") == 7
     write_reports(read_subjects([running]), [running])

@@ -175,7 +175,7 @@ def test_runs_that_were_measured_at_other_steps_have_a_sentence_in_place_of_a_li
     subject = Subject("small", Comparison(runs, Metric("points"), environment={}))
     charts = {chart.key: chart for chart in charts_of(subject, heads, palette_of(list(heads)))}
     assert [one["variant"] for one in charts["heat"].heat["variants"]] == ["together"]
-    words = "No step at which the heads of all runs were measured, and so no line in the charts of their κ: apart."
+    words = "No κ curve for these, as there is no step at which the heads of all runs were measured: apart."
     assert words in page([Section(subject, list(charts.values()), heads)])
     assert not {"kappa", "heat"} & {
         c.key for c in charts_of(subject, {"apart": heads["apart"]}, palette_of(["apart", "together"]))

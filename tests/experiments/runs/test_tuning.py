@@ -63,14 +63,14 @@ def test_of_equal_rates_the_lower():
 def test_a_best_rate_at_the_edge_of_the_grid_is_said(tmp_path, grid, word):
     tuning = tune(peaks_at_a_rate, ["baseline"], grid, folder=tmp_path, progress=False)
     assert tuning.warnings() == [
-        f"baseline: the best learning rate, 0.004, is the {word} of the grid: widen it before believing a difference."
+        f"baseline: the best learning rate, 0.004, is the {word} of the grid; widen it before trusting a difference."
     ]
 
 
 def test_a_baseline_at_the_edge_is_said_to_concern_every_difference(tmp_path):
     first, both = tune(peaks_at_a_rate, BOTH, GRID[:4], folder=tmp_path, progress=False).warnings()
     assert first.startswith("baseline: the best learning rate, 0.004, is the highest of the grid")
-    assert both == "All are compared with baseline: with its rate at an edge every difference may be one of tuning."
+    assert both == "All are compared with baseline, whose best rate is at an edge: any difference may be due to tuning."
     (other,) = tune(peaks_at_a_rate, BOTH, GRID[1:], folder=tmp_path / "other", progress=False).warnings()
     assert other.startswith("preconditioned: the best learning rate, 0.001, is the lowest"), "the baseline's is inside"
 
@@ -122,8 +122,8 @@ def test_a_rate_that_was_lost_by_accident_is_named_and_may_be_tried_again(tmp_pa
     tuning = tune(train, ["baseline"], GRID, folder=tmp_path, progress=False)
     assert tuning.rates() == {"baseline": 2e-3}
     assert tuning.warnings() == [
-        "baseline: the learning rate 0.004 had no part in the choice, because a run failed (OSError: No space left on "
-        "device); if that was an accident, remove tuning.json and call again."
+        "baseline: the learning rate 0.004 was excluded because a run failed (OSError: No space left on device); if "
+        "that was an accident, delete tuning.json and run the command again."
     ]
     (tmp_path / "room").touch()
     (tmp_path / "tuning.json").unlink()
@@ -139,7 +139,7 @@ def test_a_variant_that_no_rate_suits_has_no_rate_and_says_why(tmp_path):
     tuning = tune(train, BOTH, GRID, folder=tmp_path, progress=False)
     assert tuning.rates() == {"baseline": 8e-3}
     assert tuning.failures() == {
-        "preconditioned": "no learning rate of the grid came through; the first, 0.0005 with seed 1000000: "
+        "preconditioned": "every learning rate of the grid failed; the first, 0.0005 with seed 1000000: "
         "FloatingPointError: nan at 0.0005"
     }
     tune(train, ["baseline", "head_rmsnorm"], GRID, folder=tmp_path, progress=False)
@@ -262,7 +262,7 @@ def test_seeds_of_tuning_are_refused_for_the_comparison(tmp_path):
 
 def test_no_rate_for_the_baseline_is_an_error_that_names_it(tmp_path):
     recipe = Tiny(dataclasses.replace(Tiny().training, epochs=1, clip=None, schedule="constant"))
-    with pytest.raises(RuntimeError, match=r"baseline: no learning rate of the grid came through; the first, 1e\+30"):
+    with pytest.raises(RuntimeError, match=r"baseline: every learning rate of the grid failed; the first, 1e\+30"):
         compare_recipe(recipe, ["baseline"], 1, tmp_path, tune=[1e30], progress=False)
 
 

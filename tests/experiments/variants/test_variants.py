@@ -252,7 +252,7 @@ def test_constant_gains_of_a_bare_module_and_without_a_batch():
     x = torch.randn(2, 7, 32)
     attention = nn.MultiheadAttention(32, 4, batch_first=True)
     assert VARIANTS["constant_gain"].apply(attention, (x, x, x)).converted == [""]
-    with pytest.raises(ValueError, match=r"the mean of C is that on a batch: call apply\(model, batch\)"):
+    with pytest.raises(ValueError, match=r"the mean of C is computed from inputs: call apply\(model, batch\)"):
         VARIANTS["constant_gain"].apply(build("timm_vit"))
 
 
@@ -266,10 +266,10 @@ def test_a_layer_that_the_batch_does_not_reach_has_no_mean():
             return self.used(x, x, x)[0]
 
     model = Half()
-    with pytest.raises(ValueError, match="there is no mean of C for\nidle: the batch does not reach it"):
+    with pytest.raises(ValueError, match="no mean of C could be computed for\nidle: the batch does not reach it"):
         VARIANTS["constant_gain"].apply(model, torch.randn(2, 7, 32))
     model.idle = LiteMLA(32, 32)
-    with pytest.raises(ValueError, match="there is no mean of C for\nidle: LiteMLA is linear attention"):
+    with pytest.raises(ValueError, match="no mean of C could be computed for\nidle: LiteMLA is linear attention"):
         VARIANTS["constant_gain"].apply(model, torch.randn(2, 7, 32))
     assert conditioning(model)["transforms"] == []
 
@@ -303,7 +303,7 @@ def test_calibrated_starts_scale_the_output_projections_alone():
     again = build("gpt2")
     VARIANTS["preconditioned_calibrated"].apply(again, initialise=False)
     assert all(torch.equal(value, before[key]) for key, value in again.state_dict().items())
-    with pytest.raises(ValueError, match=r"the scales of the heads are those on a batch: call apply\(model, batch\)"):
+    with pytest.raises(ValueError, match=r"scales of the heads are computed from inputs: call apply\(model, batch\)"):
         VARIANTS["preconditioned_calibrated"].apply(plain)
 
 

@@ -1,7 +1,7 @@
-"""Tests all variants against the baseline at once, with seeds as blocks and one spread from all runs, not one a pair.
+"""Tests all variants against the baseline at once, with seeds as blocks and a spread from all runs, not one per pair.
 
 A paired t test of five seeds estimates its spread with four degrees of freedom.  If all variants scatter alike, the
-residuals of k variants on n seeds have (k − 1)(n − 1), and far smaller differences become significant.
+residuals of k variants on n seeds have (k − 1)(n − 1), and far smaller differences can be significant.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class BlockedTest:
         if not self.trusted:
             return [
                 f"The scores of the variants do not scatter alike (Bartlett's check on {self.seeds} seeds, "
-                f"p = {self.unequal:.2g}), so no common spread is to be trusted: the paired t tests stand alone."
+                f"p = {self.unequal:.2g}), so a common spread cannot be assumed and only the paired t tests apply."
             ]
         found: dict[str, list[str]] = {"better": [], "worse": []}
         for name, p in self.p_values.items():
@@ -80,8 +80,8 @@ class BlockedTest:
                 found[word].append(f"{name} ({d:+.{digits}f}, {chance})")
         lists = "; ".join(f"{word}: {', '.join(names)}" for word, names in found.items() if names)
         count, n = sum(map(len, found.values())), len(self.p_values)
-        shown = f"{count} of {n} variants differ from {self.baseline}; {lists}"
-        none = f"none of {n} variants is shown to differ from {self.baseline}"
+        shown = f"{count} of {n} variants differ significantly from {self.baseline}; {lists}"
+        none = f"none of {n} variants differs significantly from {self.baseline}"
         told = [
             f"All at once, with the {self.seeds} seeds as blocks (Dunnett's test, {self.df} degrees of freedom), "
             f"{shown if count else none}. It could have seen a difference of {self.detectable:.{digits}f} or more "
@@ -156,7 +156,7 @@ def _residuals(y: Numbers) -> Numbers:
 
 
 def _unequal(y: Numbers) -> float:
-    """The p-value of Bartlett's check on residuals; those of few variants are correlated: it rejects too seldom."""
+    """The p-value of Bartlett's check on residuals; those of few variants correlate, so it rejects too seldom."""
     from scipy import stats
 
     spreads = _residuals(y)

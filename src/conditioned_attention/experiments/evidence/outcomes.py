@@ -25,9 +25,9 @@ def saturated(rows: list[Summary], metric: Metric) -> bool:
 
 
 def mean_score(history: History) -> float:
-    """The mean of all evaluations of a run, which are at the same epochs for all variants; nan if one is not finite.
+    """The mean over all evaluations of a run; nan if one is not finite, or if there is only one.
 
-    It is also nan if there is only one evaluation.
+    The evaluations are the same for every variant.
     """
     return statistics.fmean(scores(history)) if len(history) > 1 else math.nan
 

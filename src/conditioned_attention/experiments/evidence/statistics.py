@@ -65,7 +65,7 @@ class Interval:
     def pairs_to_show(self) -> float:
         """How many pairs with this spread would show a true difference as large as the measured one.
 
-        With probability 0.8; inf beyond 1,000 pairs, nan without an interval.
+        They show it with probability 0.8.  The number is inf beyond 1,000, and nan without an interval.
         """
         from scipy import stats
 
@@ -158,7 +158,7 @@ def epochs(history: History) -> list[float]:
 
 
 def finite_or_nan(value: float | None) -> float:
-    """The number for computations: nan if it is not finite, or if it is None, by which files stand for that."""
+    """The number for computations: nan if it is not finite, or if it is None, which stands for that in files."""
     return math.nan if value is None or not math.isfinite(value) else float(value)
 
 
@@ -277,9 +277,9 @@ def many_compared(rows: Sequence[Summary]) -> str:
         return ""
     left = [f"{name} (p = {p:.2g})" for name, p in adjusted.items() if p < 0.05]
     return (
-        f"{len(adjusted)} variants were compared with {rows[0].variant}: that an interval among them leaves out zero "
-        f"by chance has a probability of up to {1 - 0.95 ** len(adjusted):.0%}. With Holm's correction "
-        + (f"these still differ: {', '.join(left)}." if left else "none of them is shown to differ.")
+        f"{len(adjusted)} variants were compared with {rows[0].variant}: the probability that at least one interval "
+        f"excludes zero by chance is up to {1 - 0.95 ** len(adjusted):.0%}. After Holm's correction "
+        + (f"these still differ significantly: {', '.join(left)}." if left else "none of them differs significantly.")
     )
 
 

@@ -15,7 +15,7 @@ _Log10 = Annotated[Number, Rule(lambda x: x is None or abs(x) <= 308, "a number 
 _Share = Annotated[Number, Rule(lambda x: x is None or 0 <= x <= 1, "a number from 0 to 1, or null")]
 _Positive = Annotated[Number, Rule(lambda x: x is None or x > 0, "a positive number or null")]
 _Rate = Annotated[float, Rule(lambda lr: 0 < lr < math.inf, "a positive number")]
-_Head = Annotated[int, Rule(lambda i: 0 <= i < 1 << 12, "a whole number from 0 to 4095")]  # as many get room in arrays
+_Head = Annotated[int, Rule(lambda i: 0 <= i < 1 << 12, "a whole number from 0 to 4095")]  # an array has that size
 
 
 class Metric(TypedDict):

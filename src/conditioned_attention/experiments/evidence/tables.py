@@ -53,13 +53,13 @@ def outcomes_explained(header: Sequence[str]) -> str:
     """A sentence that explains those columns of `outcome_table` that are in a header."""
     names = " ".join(header)
     found = {
-        "over the run": "the mean over all evaluations of a run says who learned faster",
-        "evaluation loss": "the evaluation loss at the end says who is surer",
+        "over the run": "the mean over all evaluations of a run shows which variant learned faster",
+        "evaluation loss": "the evaluation loss at the end shows which one is more confident",
         "AP": "AP is average precision",
         "p (blocked)": "p (blocked) is as above, for each number by itself",
     }
     words = [text for part, text in found.items() if part in names]
-    begin = "The same runs by other numbers, which tell them apart where final scores are close to their limit"
+    begin = "The same runs by other numbers, which still differ where final scores are close to their limit"
     return f"{begin}: {'; '.join(words)}."
 
 

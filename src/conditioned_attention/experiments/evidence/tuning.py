@@ -75,7 +75,7 @@ class Tuning:
                 continue
             lr, trial = next(iter(self.trials[variant].items()))
             seed, reason = trial.reason()
-            found[variant] = f"no learning rate of the grid came through; the first, {lr:g} with seed {seed}: {reason}"
+            found[variant] = f"every learning rate of the grid failed; the first, {lr:g} with seed {seed}: {reason}"
         return found
 
     def warnings(self) -> list[str]:
@@ -90,21 +90,21 @@ class Tuning:
                 accidents = [why for why in trial.failures.values() if not why.startswith("FloatingPointError")]
                 if accidents:
                     found.append(
-                        f"{variant}: the learning rate {rate:g} had no part in the choice, because a run failed "
-                        f"({accidents[0]}); if that was an accident, remove tuning.json and call again."
+                        f"{variant}: the learning rate {rate:g} was excluded because a run failed ({accidents[0]}); "
+                        "if that was an accident, delete tuning.json and run the command again."
                     )
             grid = list(self.trials[variant])
             edges = [word for word, edge in (("lowest", grid[0]), ("highest", grid[-1])) if lr == edge]
             if edges:
                 at_edge.setdefault(f"{lr:g}, is the {' and '.join(edges)}", []).append(variant)
         found += [
-            f"{', '.join(names)}: the best learning rate, {edge} of the grid: widen it before believing a difference."
+            f"{', '.join(names)}: the best learning rate, {edge} of the grid; widen it before trusting a difference."
             for edge, names in at_edge.items()
         ]
         first = next(iter(self.trials), "")
         if len(self.trials) > 1 and any(first in names for names in at_edge.values()):
             found.append(
-                f"All are compared with {first}: with its rate at an edge every difference may be one of tuning."
+                f"All are compared with {first}, whose best rate is at an edge: any difference may be due to tuning."
             )
         return found
 

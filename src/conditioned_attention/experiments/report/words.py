@@ -88,7 +88,7 @@ def description(subject: Subject, heads: Mapping[str, Sequence[Heads]] | None = 
             sentences += conditioning(list(by_seed.values()), (heads or {}).get(summary.variant, ()))
         else:
             sentences.append(f"{summary.variant}: no evaluation yet.")
-    return [*sentences, "One variant only: nothing is compared, so nothing is said on whether it helps."]
+    return [*sentences, "There is only one variant and no comparison, so this does not show whether it helps."]
 
 
 def _trained(subject: Subject, summary: Summary) -> str:
@@ -154,7 +154,7 @@ def _kappa(log10: float) -> str:
 def not_drawn(heads: Mapping[str, Sequence[Heads]]) -> list[str]:
     """A sentence that names the variants whose condition numbers are in no chart, if there are any."""
     apart = [variant for variant, runs in heads.items() if not len(common_steps(runs)[0])]
-    words = "No step at which the heads of all runs were measured, and so no line in the charts of their κ: {}."
+    words = "No κ curve for these, as there is no step at which the heads of all runs were measured: {}."
     return [words.format(", ".join(apart))] if apart else []
 
 

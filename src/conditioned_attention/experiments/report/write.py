@@ -71,7 +71,7 @@ def write_reports(subjects: Sequence[Subject], folders: Sequence[Path], output: 
 def check_page(file: Path) -> None:
     """Raises ValueError if the file exists and is not a page of this library."""
     if file.exists() and _TITLE not in file.read_bytes()[: 1 << 16]:
-        raise ValueError(f"{file} is there, and is no page of conditioned-attention; name another with output")
+        raise ValueError(f"{file} exists and is not a page of conditioned-attention; choose another file with output")
 
 
 def _write_own(subject: Subject, folder: Path, heads: Mapping[str, list[Heads]]) -> None:

@@ -77,7 +77,7 @@ class _Dense(nn.Module):
 
 
 def _pooled(level: Tensor, pool: Any, count: int) -> Tensor:
-    """Stands for pooling: ``count`` pieces of the pooled size from each picture of a batch."""
+    """Stands in for pooling: ``count`` pieces of the pooled size from each picture of a batch."""
     height, width = pool.output_size
     corner = level[:, :, :height, :width]
     return corner.repeat_interleave(count, 0)

@@ -14,7 +14,7 @@ from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
 
 class InContextRegression(Task):
-    """In-context regression by the mean squared error at every x, scored by that of the last x over the dimension.
+    """In-context regression by the mean squared error at every x, scored by that at the last x over the dimension.
 
     A model that always predicts 0 scores 1.  Evaluations also have ``ridge``, the score of the best estimator on the
     same sequences, which no model beats on average.

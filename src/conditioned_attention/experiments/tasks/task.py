@@ -66,7 +66,7 @@ class Task(ABC):
 
     @abstractmethod
     def eval_data(self) -> Dataset[Any]:
-        """The set on which a run is scored while it trains, and never trained."""
+        """The set on which a run is scored while it trains; it never trains on it."""
 
     def test_data(self) -> Dataset[Any] | None:
         """The set on which a run is scored once, at its end; None if there is only `eval_data`, and for tuning."""

@@ -33,7 +33,7 @@ class Launch:
             them again (activation checkpointing): about a third more time for much less memory, and the same numbers.
         trackers: where to show the numbers besides the run's folder: any
             of ``"tensorboard"``, ``"wandb"``, ``"mlflow"`` and ``"trackio"``.
-        name: name of the run in trackers, before its variant and seed; default the task's.
+        name: name of the run in trackers, before its variant and seed; default the recipe's, or the task's class.
         loader_workers: processes that prepare batches; 0 for none.
         log_every: optimizer steps between lines of the training log.
         checkpoint_seconds: a checkpoint is written at the first optimizer step after this many seconds, or after fifty

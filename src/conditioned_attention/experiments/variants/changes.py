@@ -142,7 +142,7 @@ class CalibratedStart(OrthogonalStart):
 
     def apply(self, model: nn.Module, batch: Any = None) -> None:
         if batch is None:
-            raise ValueError("the scales of the heads are those on a batch: call apply(model, batch) with some inputs")
+            raise ValueError("the scales of the heads are computed from inputs: call apply(model, batch) with some")
         with convert(model, self.transform, **self._modules):
             calibrate(model, batch)
 
@@ -155,7 +155,7 @@ class MeanOfC(Change):
 
     def apply(self, model: nn.Module, batch: Any = None) -> ConversionReport:
         if batch is None:
-            raise ValueError("the mean of C is that on a batch: call apply(model, batch) with some inputs")
+            raise ValueError("the mean of C is computed from inputs: call apply(model, batch) with some")
         gains = {
             call.module: (1 / row_norm(call.before, RowNorm.eps)).mean().item() for call in head_outputs(model, batch)
         }
@@ -164,7 +164,7 @@ class MeanOfC(Change):
             f"{site.name}: {site.reason or 'the batch does not reach it'}" for site in sites if site.name not in gains
         ]
         if idle:
-            raise ValueError("there is no mean of C for\n" + "\n".join(idle))
+            raise ValueError("no mean of C could be computed for\n" + "\n".join(idle))
         reports = [convert(model, ConstantGain(gains[site.name]), include=site.name, strict=True) for site in sites]
         return ConversionReport(tuple(row for report in reports for row in report.rows if row.status == "converted"))
 
