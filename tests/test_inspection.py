@@ -166,7 +166,9 @@ def test_models_by_name(tmp_path):
     assert type(load_model("vit_tiny_patch16_224", weights=False)).__name__ == "VisionTransformer"
     one, two = (load_model("test_vit").patch_embed.proj.weight for _ in range(2))
     assert torch.equal(one, two), "random weights, but always the same"
-    with pytest.raises(ValueError, match=r"no timm model, no folder and no file; did you mean .*vit_tiny"):
+    with pytest.raises(
+        ValueError, match=r"neither a timm model nor an existing folder or file; did you mean .*vit_tiny"
+    ):
         load_model("vit_tiny_patch16")
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         load_model(str(tmp_path))

@@ -179,7 +179,10 @@ def test_another_forward_after_the_conversion_raises():
     for attention in attentions(model):
         attention.forward = MethodType(own_attention, attention)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"no attention function .* LlamaAttention, .*own_attention; so it runs"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"no attention function .* LlamaAttention, .*own_attention, so it would run unconditioned",
+        ):
             output(model)
     with pytest.raises(ValueError, match="own_attention"):
         precondition(model)

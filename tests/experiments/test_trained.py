@@ -166,7 +166,7 @@ def test_a_model_of_ones_own_task_is_given(tmp_path):
     with torch.no_grad():
         scorer.update(model, task.eval_data()[:], lambda both: both)
     assert scorer.compute()["score"] == rows[-1]["score"]
-    with pytest.raises(ValueError, match="holds none; ema or ema_beside"):
+    with pytest.raises(ValueError, match="has none; only runs with ema or ema_beside"):
         load_run(tmp_path, weights="average", model=task.build_model())
 
 

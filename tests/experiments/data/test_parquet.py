@@ -130,7 +130,7 @@ def test_sets_and_files_that_are_not_clear(tmp_path):
     assert chosen.labels[50:] == DIGITS.target[100:150].tolist()
     with pytest.raises(ValueError, match=r"parquet files of train in large/train, small/train: these may be several"):
         parquet_images(files("b", "large/train/0000", "small/train/0000", "small/test/0000"))
-    with pytest.raises(ValueError, match=r"train/test-0.parquet names train and test: one of them"):
+    with pytest.raises(ValueError, match=r"train/test-0.parquet contains the names of several sets, train and test"):
         parquet_images(files("c", "train/test-0"))
     with pytest.raises(ValueError, match="but also extra, whose names do not say what they are for"):
         parquet_images(files("d", "train-0", "test-0", "extra-00000-of-00002"))

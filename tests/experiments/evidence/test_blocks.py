@@ -127,7 +127,7 @@ def test_where_the_baseline_is_the_odd_one_the_paired_tests_stand():
     assert not test.trusted
     (sentence,) = test.sentences(UP, 2)
     assert sentence.startswith("The scores of the variants do not scatter alike (Bartlett's check on 5 seeds, p = ")
-    assert sentence.endswith("so no common spread is to be trusted: the paired t tests stand alone.")
+    assert sentence.endswith("so a common spread cannot be assumed and only the paired t tests apply.")
     runs = {name: {s: [{"score": v}] for s, v in of.items()} for name, of in named(y).items()}
     result = Comparison(runs, UP, environment={})
     assert sentence in result.verdicts()

@@ -68,7 +68,7 @@ def test_variables_that_are_left_over_are_said_once(monkeypatch, untold, recwarn
     Launch().accelerator("no", 1)
     assert len(recwarn) == 0
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
-    with pytest.warns(UserWarning, match="ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7 in the environment, of"):
+    with pytest.warns(UserWarning, match="the environment has ACCELERATE_GRADIENT_ACCUMULATION_STEPS=7, from"):
         accelerator = Launch().accelerator("no", 1)
     assert accelerator.gradient_accumulation_steps == 1, "settings count"
     recwarn.clear()
