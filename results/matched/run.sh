@@ -57,6 +57,6 @@ batch-16-tuned) vary --batch-size 16 --tune-seeds 3 "$@" ;;                     
 
 recall) compare recall "$OF_RECALL" --seeds 5 --tune 1e-3 2e-3 4e-3 --tune-seeds 2 "$@" ;;
 in-context-regression) compare in_context_regression "$FIVE" --seeds 5 --tune 1e-3 2e-3 "$@" ;;
-burgers) compare burgers "$SEVEN head_rmsnorm" --points 32 --epochs 60 --seeds 5 --tune 5e-4 1e-3 2.5e-3 6e-3 --tune-seeds 2 "$@" ;;
+burgers) compare burgers "$SEVEN head_rmsnorm" --points 32 --epochs 60 --seeds 3 --tune 5e-4 1e-3 2.5e-3 6e-3 --tune-seeds 2 "$@" ;;
 *) echo "unknown comparison $name; see the list in $0" >&2 && exit 2 ;;
 esac
