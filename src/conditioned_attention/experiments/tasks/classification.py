@@ -65,13 +65,14 @@ class Classification(Task):
         return _Accuracy(len(self.classes), self.logits)
 
     def probe(self) -> Any:
-        return _first_inputs(self._eval)
+        return first_inputs(self._eval)
 
     def calibration(self) -> Any:
-        return _first_inputs(self._train)
+        return first_inputs(self._train)
 
 
-def _first_inputs(data: Any) -> Tensor:
+def first_inputs(data: Any) -> Tensor:
+    """The inputs of the first eight samples, stacked."""
     return torch.stack([data[i][0] for i in range(min(8, len(data)))])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from conditioned_attention.experiments.evidence.metric import Metric
+from conditioned_attention.experiments.tasks.classification import first_inputs
 from conditioned_attention.experiments.tasks.task import Evaluator, Task
 
 
@@ -50,14 +51,10 @@ class FieldToField(Task):
         return _RelativeError()
 
     def probe(self) -> Tensor:
-        return _first_inputs(self._eval)
+        return first_inputs(self._eval)
 
     def calibration(self) -> Tensor:
-        return _first_inputs(self._train)
-
-
-def _first_inputs(data: Any) -> Tensor:
-    return torch.stack([data[i][0] for i in range(min(8, len(data)))])
+        return first_inputs(self._train)
 
 
 class _RelativeError:
