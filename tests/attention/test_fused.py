@@ -437,7 +437,7 @@ def test_compiles_for_a_gpu_and_fits(capability, kilobytes, tmp_path):
     assert {line[0] for line in lines} == {"attend", "attend_in_parts", "merge", *of_backward}
     for kernel, shared, stack, case in lines:
         assert int(shared) <= kilobytes * 1024, (kernel, case)
-        if capability == 90:
+        if capability == 90 or case == "dropout, 128 wide":  # whose own blocks are there for this
             assert int(stack) <= 192, (kernel, case)  # registers that did not fit: 48 of a thread's 255
 
 
