@@ -28,7 +28,7 @@ from conditioned_attention.experiments.runs.run import (
     run_folder,
     single_job,
 )
-from conditioned_attention.experiments.runs.tune import AtRates, settings_of_tuning
+from conditioned_attention.experiments.runs.tune import AtRates, set_aside, settings_of_tuning
 from conditioned_attention.experiments.runs.tune import tune as find_rates
 from conditioned_attention.experiments.tasks.task import Task, number_of
 from conditioned_attention.experiments.training.launch import Launch
@@ -296,6 +296,13 @@ def _compare_tuned(
         warn(warning)
     if how["progress"]:
         print("learning rates tuned on validation data:", ", ".join(f"{lr:g} for {name}" for name, lr in rates.items()))
+    with working_folder(folder):
+        moved = set_aside(folder, rates)
+    for name, lr in moved.items():
+        warn(
+            f"{name}: its runs at the learning rate {lr:g}, which was the best of a smaller grid, were moved to "
+            f"{folder / 'other-rates'}; they are made again at {rates[name]:g}"
+        )
     left, own = [v for v in variants if v.name in rates], {name: {"lr": lr} for name, lr in rates.items()}
     result = compare(AtRates(training, rates), left, seeds, folder=folder, variant_settings=own, **how)
     failures = {f"{name}, tuning": reason for name, reason in failures.items()}

@@ -13,6 +13,7 @@ from conditioned_attention.storage.files import finite, read_json, write_json
 from conditioned_attention.storage.ownership import checkpoints_in, claim
 
 FINGERPRINT = "data_fingerprint"  # the setting that identifies the data, not how they were requested
+_GRID = {"rates", "seeds"}  # see `tuning.grid_of`
 _ABSENT = "as in earlier versions"  # the words for a setting that was not written: see `settings.added`
 
 
@@ -77,8 +78,12 @@ def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, An
     """Every key at which two pieces of plain data differ, with both values; a missing one is given in words.
 
     If one of them does not say what its data are (`FINGERPRINT`), that is no difference: earlier versions did not.
+    Nor is it one if the second has a grid of tuning that contains the first's: a grid only decides on learning rates,
+    and the rate of a run is a setting of its own.
     """
     if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() == b.keys() == _GRID and {*a["rates"]} <= {*b["rates"]} and a["seeds"] <= b["seeds"]:
+            return
         for key in [*a, *(key for key in b if key not in a)]:
             said = key != FINGERPRINT or (key in a and key in b)
             if said and a.get(key) != b.get(key):

@@ -20,7 +20,7 @@ from conditioned_attention.experiments.report.subjects import Subject
 from conditioned_attention.experiments.report.terminal import print_table
 from conditioned_attention.experiments.report.write import read_report, to_json, write_report
 from conditioned_attention.experiments.runs.gather import gather
-from conditioned_attention.experiments.runs.tune import AtRates, tune
+from conditioned_attention.experiments.runs.tune import AtRates, set_aside, tune
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.loops import peaks_at_a_rate
@@ -63,7 +63,8 @@ def test_of_equal_rates_the_lower():
 def test_a_best_rate_at_the_edge_of_the_grid_is_said(tmp_path, grid, word):
     tuning = tune(peaks_at_a_rate, ["baseline"], grid, folder=tmp_path, progress=False)
     assert tuning.warnings() == [
-        f"baseline: the best learning rate, 0.004, is the {word} of the grid; widen it before trusting a difference."
+        f"baseline: the best learning rate, 0.004, is the {word} of the grid; widen it before trusting a difference: "
+        "the same command with more rates tries only the new ones."
     ]
 
 
@@ -186,6 +187,7 @@ def tuned(tmp_path_factory):
     return folder, recipe, compare_recipe(recipe, BOTH, 2, folder, tune=(1e-6, 3e-3, 1e6), cost=False, progress=False)
 
 
+@pytest.mark.slow
 def test_a_real_comparison_at_tuned_rates(tuned):
     folder, _, result = tuned
     assert result.tuning.rates() == {"baseline": 3e-3, "preconditioned": 3e-3}
@@ -200,13 +202,7 @@ def test_a_real_comparison_at_tuned_rates(tuned):
         assert run["environment"]["torch"]
 
 
-def test_tuning_sees_no_sample_of_the_evaluation_set(tuned):
-    folder, _, _ = tuned
-    results = [(path.parts[-5], json.loads(path.read_text())) for path in folder.glob("**/result.json")]
-    steps = {(name, result["history"][-1]["step"]) for name, result in results}
-    assert steps == {("tuning", 72), (folder.name, 84)}, "12 epochs of 189 and of 210 images, 30 a step"
-
-
+@pytest.mark.slow
 def test_reports_show_what_was_tried_and_chosen(tuned, capsys):
     folder, _, result = tuned
     write_report(result, folder)
@@ -223,7 +219,8 @@ def test_reports_show_what_was_tried_and_chosen(tuned, capsys):
     assert "1 failed: FloatingPointError" in printed
 
 
-def test_more_variants_may_come_later_but_no_more_rates(tuned):
+@pytest.mark.slow
+def test_more_variants_may_come_later_but_no_fewer_rates(tuned):
     folder, recipe, before = tuned
     variants = [*BOTH, "head_rmsnorm"]
     with pytest.warns(UserWarning, match="head_rmsnorm: the best learning rate, 1e-06, is the lowest of the grid"):
@@ -236,6 +233,38 @@ def test_more_variants_may_come_later_but_no_more_rates(tuned):
         compare_recipe(recipe, BOTH, 1, folder, progress=False)
 
 
+def test_a_wider_grid_tries_the_new_rates_alone_and_makes_runs_at_a_new_best_again(tmp_path):
+    recipe = Tiny(dataclasses.replace(Tiny().training, epochs=2, evaluate_every=2, schedule="constant"))
+    how = {"folder": tmp_path, "cost": False, "progress": False}
+    with pytest.warns(UserWarning, match="the same command with more rates tries only the new ones"):
+        before = compare_recipe(recipe, ["baseline"], 1, tune=(1e-6, 1e-5), **how)
+    old = before.tuning.chosen("baseline")
+    tried = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tuning/runs/*/*/result.json")}
+    assert len(tried) == 2
+    with pytest.warns(UserWarning, match=f"its runs at the learning rate {old:g}, which was the best"):
+        after = compare_recipe(recipe, ["baseline"], 1, tune=(3e-3, 1e-2, 1e-6, 1e-5), tune_seeds=2, **how)
+    new = after.tuning.chosen("baseline")
+    assert new in (3e-3, 1e-2)
+    assert list(after.tuning.trials["baseline"]) == [1e-6, 1e-5, 3e-3, 1e-2]
+    assert {len(trial.scores) for trial in after.tuning.trials["baseline"].values()} == {2}
+    assert {path: path.stat().st_mtime_ns for path in tried} == tried, "none is tried twice"
+    assert set(rates_of(tmp_path / "runs" / "baseline" / "seed-0")) == {new}
+    assert gather(tmp_path).runs == after.runs != before.runs
+    results = {path.parts[-5]: json.loads(path.read_text()) for path in tmp_path.glob("**/runs/*/*/result.json")}
+    steps = {name: result["history"][-1]["step"] for name, result in results.items()}
+    assert steps["tuning"] == 12, "2 epochs of 189 images, 30 a step: tuning sees no image of the evaluation set"
+    assert steps[tmp_path.name] == 14, "2 epochs of 210 images"
+    assert gather(tmp_path).settings["tuning"] == {"rates": [1e-6, 1e-5, 3e-3, 1e-2], "seeds": 2}
+    with pytest.raises(ValueError, match=r"tuning\.seeds: 2 there, 1 now"):
+        compare_recipe(recipe, ["baseline"], 1, tune=(3e-3, 1e-2, 1e-6, 1e-5), **how)
+    assert set_aside(tmp_path, {"baseline": old}) == {"baseline": new}, "as if a yet wider grid had chosen it again"
+    assert set(rates_of(tmp_path / "runs" / "baseline" / "seed-0")) == {old}
+    assert set_aside(tmp_path, {"baseline": old}) == {}
+    with pytest.raises(ValueError, match=f"at the learning rate {old}, but .* has chosen {new}; continue the comp"):
+        gather(tmp_path)
+
+
+@pytest.mark.slow
 def test_a_run_elsewhere_takes_the_rate_of_a_copied_tuning(tuned, tmp_path):
     """What another machine needs is small: no runs, and no settings.json but that of the tuning."""
     folder, recipe, _ = tuned

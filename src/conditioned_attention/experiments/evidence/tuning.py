@@ -34,6 +34,11 @@ class Trial:
     failures: dict[int, str]
 
     @property
+    def seeds(self) -> set[int]:
+        """The seeds that were tried."""
+        return {*self.scores, *self.failures}
+
+    @property
     def mean(self) -> float | None:
         """Mean score over seeds; None if a run failed or has no finite score, so that the rate cannot be chosen."""
         whole = self.scores and not self.failures and all(map(math.isfinite, self.scores.values()))
@@ -98,7 +103,8 @@ class Tuning:
             if edges:
                 at_edge.setdefault(f"{lr:g}, is the {' and '.join(edges)}", []).append(variant)
         found += [
-            f"{', '.join(names)}: the best learning rate, {edge} of the grid; widen it before trusting a difference."
+            f"{', '.join(names)}: the best learning rate, {edge} of the grid; widen it before trusting a difference: "
+            "the same command with more rates tries only the new ones."
             for edge, names in at_edge.items()
         ]
         first = next(iter(self.trials), "")

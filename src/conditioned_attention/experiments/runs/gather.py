@@ -109,7 +109,10 @@ def _tuning(folder: Path, settings: Any, found: Mapping[Path, Mapping[str, Any]]
         made, chosen = (result.get("variant_settings") or {}).get("lr"), rates.get(result["variant"])
         if chosen is None or made != chosen:
             other = folder / "tuning" / "tuning.json"
-            raise ValueError(f"{file} was made at the learning rate {made}, but {other} has chosen {chosen}")
+            raise ValueError(
+                f"{file} was made at the learning rate {made}, but {other} has chosen {chosen}; continue the "
+                "comparison, which makes such runs again, or move them away"
+            )
     return tuning
 
 

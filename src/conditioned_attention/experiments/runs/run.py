@@ -85,7 +85,7 @@ def check_origin(job: Job) -> None:
     Another run is one of another variant, seed, setting or metric; the folder may have been copied from elsewhere.
     Only a result counts, or a checkpoint that the run would resume from.  Nothing is written.
     """
-    found = _made_before(job.path)
+    found = made_before(job.path)
     if found is None:
         check_ours(job.path)
         return
@@ -102,12 +102,12 @@ def check_origin(job: Job) -> None:
 def check_metric(folder: Path, metric: Metric) -> None:
     """Raises ValueError if a folder of runs holds a run of another metric, whatever its variant and seed."""
     for place in sorted(folder.glob("runs/*/seed-*")):
-        there = (_made_before(place) or {}).get("metric")
+        there = (made_before(place) or {}).get("metric")
         if there and (different := changes(there, dataclasses.asdict(metric))):
             raise ValueError(f"{place} holds a run of another metric ({different}); choose another folder")
 
 
-def _made_before(path: Path) -> dict[str, Any] | None:
+def made_before(path: Path) -> dict[str, Any] | None:
     """Returns what a run's folder records about its run; None if no run has finished there or can be resumed."""
     if (path / "result.json").exists():
         return read_run(path / "result.json")
@@ -176,7 +176,7 @@ def carry_out(train: Train, job: Job, update: Callable[[], None] = lambda: None)
     Raises:
         Exception: whatever ``train`` raises; the reason is in ``error.txt`` too.
     """
-    before, about = _made_before(job.path), {"variant": job.variant.name, "seed": job.seed, **job.sets}
+    before, about = made_before(job.path), {"variant": job.variant.name, "seed": job.seed, **job.sets}
     about |= _signature(job, before)
     log = JsonLines(job.path / "metrics.jsonl", Row)
     log.path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.statistics import final_score
 from conditioned_attention.experiments.evidence.tuning import FIRST_SEED, Trial, Tuning, grid_of, read_tuning
 from conditioned_attention.experiments.runs.compare import run_missing
-from conditioned_attention.experiments.runs.run import name_of_run
+from conditioned_attention.experiments.runs.run import made_before, name_of_run
 from conditioned_attention.experiments.variants.catalogue import find_variants
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import write_json
@@ -52,8 +53,8 @@ def tune(
 ) -> Tuning:
     """Tries every rate for every variant with the same seeds, and stores the results in ``tuning.json``.
 
-    A choice once made stays: variants that already have a rate in ``tuning.json`` are not tried again, so that runs
-    that have finished at that rate remain comparable.
+    What is in ``tuning.json`` is not tried again.  A later call may ask for more variants, rates or seeds, and tries
+    what is missing.
 
     Args:
         train: as for `compare`, with the learning rate as a third argument; its score is computed on validation data.
@@ -80,7 +81,10 @@ def tune(
     # variants for which no rate worked are tried again if they are asked for, and kept as they are otherwise
     trials = {name: by_rate for name, by_rate in known.trials.items() if name in rated or name not in asked}
     names = {
-        f"{v.name}-lr-{lr!r}": (v, lr) for lr in grid["rates"] for v in chosen if v.name not in trials
+        f"{v.name}-lr-{lr!r}": (v, lr)
+        for lr in grid["rates"]
+        for v in chosen
+        if not (lr in trials.get(v.name, {}) and trials[v.name][lr].seeds.issuperset(tuning_seeds))
     }  # one rate after the other, so that a first impression of all variants comes early
     if names:
         found = run_missing(
@@ -93,8 +97,49 @@ def tune(
             scores = {seed: final_score(history) for seed, history in found.runs[name].items()}
             failures = {seed: found.failures[name_of_run(name, seed)] for seed in tuning_seeds if seed not in scores}
             trials.setdefault(variant.name, {})[lr] = Trial(scores, failures)
+        trials = {name: dict(sorted(by_rate.items())) for name, by_rate in trials.items()}
         write_json(folder / "tuning.json", Tuning(trials, metric).to_json())
     return Tuning({variant.name: trials[variant.name] for variant in chosen}, metric)
+
+
+def set_aside(folder: Path, rates: Mapping[str, float]) -> dict[str, float]:
+    """Moves runs at a rate that is no longer the best into ``other-rates``, and fetches those at the best from there.
+
+    A wider grid may choose another rate for a variant whose runs have finished at an earlier choice.
+
+    Args:
+        folder: of the comparison.
+        rates: the rate chosen for each variant.
+
+    Returns:
+        For each variant with runs that were moved away, the rate that they had.
+
+    Raises:
+        RuntimeError: another process is working on such a run.
+    """
+    moved = {}
+    for name, lr in rates.items():
+        for place in sorted((folder / "runs" / name).glob("seed-*")):
+            at = ((made_before(place) or {}).get("variant_settings") or {}).get("lr", lr)
+            if at != lr:
+                with working_folder(place):
+                    _move(place, _other_rate(folder, name, at))
+                moved[name] = at
+        for place in sorted(_other_rate(folder, name, lr).glob("seed-*")):
+            there = folder / "runs" / name / place.name
+            if made_before(there) is None:  # a failed attempt at most
+                shutil.rmtree(there, ignore_errors=True)
+                _move(place, there.parent)
+    return moved
+
+
+def _other_rate(folder: Path, variant: str, lr: float) -> Path:
+    return folder / "other-rates" / f"{variant}-lr-{lr!r}"
+
+
+def _move(place: Path, into: Path) -> None:
+    into.mkdir(parents=True, exist_ok=True)
+    place.rename(into / place.name)
 
 
 def settings_of_tuning(grid: dict[str, Any], settings: Any) -> dict[str, Any]:
