@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them: examples as code, and a public name in backticks as a link to where it is told."""
+"""Docstrings as the site shows them: examples as code, a public name in backticks as a link to its description."""
 
 import re
 
@@ -13,7 +13,7 @@ PUBLIC = {
     for package in (experiments, measure, conditioned_attention)  # a name of two packages is shown under the last
     for name in package.__all__
 }
-TOGETHER = re.compile(r"^ +\w+(?:, \w+)+(?=:)", re.MULTILINE)  # names that are told together
+TOGETHER = re.compile(r"^ +\w+(?:, \w+)+(?=:)", re.MULTILINE)  # names that are described together
 NAME = re.compile(r"(?<!`)`([A-Za-z_]+)`(?!`)")
 
 

@@ -5,8 +5,9 @@
 
 A cell is the mean of the paired differences and half the width of the 95 % interval that holds for all variants of the
 comparison at once (Dunnett's, seeds as blocks); with a dagger it is that of the paired t test alone, because the
-variant scatters unlike the others.  **Bold**: told from plain attention, by that test or, with a dagger, after Holm's
-correction.  The last column is the difference that the design would have shown in four of five repetitions.
+variant scatters unlike the others.  **Bold**: significantly different from plain attention, by that test or, with a
+dagger, after Holm's correction.  The last column is the difference that the design would have shown in four of five
+repetitions.
 """
 
 import json
