@@ -1,8 +1,10 @@
-"""Set-up of the tests: uninitialised memory poisoned, one thread per worker."""
+"""Set-up of the tests: uninitialised memory poisoned, one thread per worker, few cases of the long families."""
 
 import gc
 import math
 import os
+import zlib
+from collections import defaultdict
 
 # Two workers share two cores: NumPy's threads and those of processes of tests would only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +48,25 @@ def seeded():
 def pytest_configure():
     gc.disable()  # while the tests are collected
     torch.manual_seed(0)  # of what modules draw as they are imported
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What looks at pages in a browser is slow; of a family with the mark `one_in(n)`, all but one case in n are.
+
+    Which ones depends on their names alone, so that it is the same today and tomorrow and in each worker, and so that
+    a family that varies two things has cases of each.  On a GPU all cases run, and so does what is `slow_on_a_cpu`.
+    """
+    gpu, families = torch.cuda.is_available(), defaultdict(list)
+    for item in items:
+        if "chromium" in item.fixturenames or (item.get_closest_marker("slow_on_a_cpu") and not gpu):
+            item.add_marker(pytest.mark.slow)
+        if (mark := item.get_closest_marker("one_in")) and not item.get_closest_marker("slow"):
+            families[item.path, item.originalname, *mark.args].append(item)
+    for (_, _, n), cases in families.items() if not gpu else ():
+        cases.sort(key=lambda case: zlib.crc32(case.name.encode()))
+        for case in cases[-(-len(cases) // n) :]:
+            case.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish():

@@ -46,6 +46,7 @@ class ByHand(HeadTransform, recorded=False):
         return self.inner(output, weights) * self.scale[:, None, None]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "transform"), [*((name, RowNorm()) for name in KINDS), ("llama", PowerNorm(0.5))])
 def test_it_is_the_least_squares_scale_of_every_head(name, transform):
     model, batch = double(name)

@@ -31,6 +31,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_bare_call_helps_and_the_version_is_told(capsys):
     assert call() == 0
     said = capsys.readouterr().out
@@ -115,6 +116,7 @@ def test_compare_then_report_then_more_seeds(tmp_path, capsys):
     assert "training.lr: 0.001 there, 0.5 now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_tunes_and_shares_the_seeds_out(tmp_path, capsys):
     base = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", "--no-cost", *QUICK, "--seeds", "1"]
     assert call(*base, "--tune", "1e-3", "1e-2", "--first-seed", "4") == 0
@@ -152,6 +154,7 @@ def test_sigterm_says_how_to_go_on(tmp_path):
     assert list(tmp_path.glob("runs/*/*/checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_warning_is_a_line(tmp_path):
     for name in ("good.txt", "better.txt"):
         (tmp_path / name).write_text("It was the best of times, it was the worst of times. " * 200)
@@ -183,6 +186,7 @@ def test_train_goes_on(tmp_path, capsys):
     assert contents(tmp_path) == before, "what was refused has changed nothing"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -224,6 +228,7 @@ def test_wrong_input_exits_with_2_and_says_why(arguments, words, capsys, tmp_pat
     assert words in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_bench_measures_goes_on_and_fills_the_readme(tmp_path, capsys):
     quick = ["--output", str(tmp_path), "--batch-size", "1", "--rounds", "1"]
     operator = ["bench", "operator", "--no-compiled", "--sample-milliseconds", "0.1", *quick, "--cases"]

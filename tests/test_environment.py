@@ -76,6 +76,7 @@ def run(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_torchvision_for_another_torch_is_one_line_with_the_command_that_mends_it(run):
     commands = [
         "env",

@@ -29,6 +29,7 @@ def test_all_of_them_are_run_and_short():
         assert f"[{file.name}]({file.name})" in page
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", SAYS)
 def test_example(name, tmp_path):
     (said,) = run_alone([(EXAMPLES / f"{name}.py").read_text()], tmp_path)

@@ -17,6 +17,7 @@ PAGE = (DOCS / "gallery.md").read_text()
 NAMES = re.findall(r'src="pictures/(.*?)-light\.png"', PAGE)
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path):
     """On a comparison of the same variants that has hardly begun to train."""
     recipe = Digits(training=Training(epochs=1, tokens=64))
@@ -42,6 +43,7 @@ def test_a_picture_has_two_pixels_for_one_of_the_page():
     assert PAGE.count("<img ") == PAGE.count('<img width="') == len(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", THEMES)
 def test_pictures_are_light_and_dark(theme):
     ground = [int(THEMES[theme].background[i : i + 2], 16) for i in (1, 3, 5)]

@@ -119,6 +119,7 @@ class Graphs(list):
         return graph.forward
 
 
+@pytest.mark.slow
 def test_a_compiled_function_follows_it_without_a_break():
     graphs = Graphs()
     q = torch.randn(1, 2, 5, 8)

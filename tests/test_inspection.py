@@ -57,6 +57,7 @@ class UnknownAttention(nn.Linear):
     """Its name is all that says what it is."""
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_numbers_are_the_monitors_and_the_model_is_left_alone(name):
     model = build(name)
@@ -130,6 +131,7 @@ def test_sound_of_a_form_that_no_config_tells():
     assert "input_features" not in synthetic_input(model)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "build_model", [*(lambda n=n: build(n) for n in MODELS if "torch" not in n), whisper, wav2vec2, speech_to_text]
 )
@@ -398,6 +400,7 @@ def test_the_command_names_the_worst_heads(tmp_path, capsys):
     assert "there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_numbers(tmp_path, capsys):
     model = build("timm_vit")
     inspection = inspect_model(model, images(), spectral=0.5)

@@ -91,6 +91,7 @@ def tensors(sharing, layout, batch, n, m, widths):
     return (k, k, k) if sharing == "self" and len(set(widths)) == 1 else (q, k, v)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("layout", ["unbatched", "batch", "tokens"])
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.filterwarnings("ignore:Support for mismatched", "ignore:key_padding_mask has type")
@@ -349,6 +350,7 @@ def test_copies_saves_and_functional_calls(rows, tmp_path):
     assert torch.equal(called[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_compiles_without_a_graph_break(need_weights):
     ours = MultiheadAttention(8, 2, batch_first=True)
@@ -396,6 +398,7 @@ def assert_evaluation_is_training(model, keep, *args, **kwargs):
     return trained
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("nested", [False, True])

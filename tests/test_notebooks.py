@@ -34,6 +34,7 @@ def test_there_are_notebooks():
     assert [path.stem for path in NOTEBOOKS] == ["convert_and_watch_a_vit", "what_the_theorem_says"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_a_notebook_prints_what_is_stored(name, tmp_path):
     """As a program, which starts sooner than a kernel."""

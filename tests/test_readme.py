@@ -49,6 +49,7 @@ def test_python_of_the_readme_runs(tmp_path):
     assert "head_rmsnorm: " in compared
 
 
+@pytest.mark.slow
 def test_python_of_the_page_on_conversion_runs(tmp_path):
     first, mine, *_, guarded, _ = run_alone(blocks_of(CONVERSION), tmp_path)
     assert first.count("converted") == 12
@@ -56,10 +57,12 @@ def test_python_of_the_page_on_conversion_runs(tmp_path):
     assert re.search(r"^2 +MyAttention +hook +converted", mine, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_python_of_the_page_on_spectral_conditioning_runs(tmp_path):
     assert "W + C" in run_alone(blocks_of(SPECTRAL), tmp_path)[0]
 
 
+@pytest.mark.slow
 def test_python_of_the_page_on_monitoring_runs(tmp_path):
     *_, printed = run_alone(blocks_of(MONITORING), tmp_path)
     assert len(read_records(tmp_path / "0/conditions.jsonl")) == 3 * 2 * 4
@@ -91,6 +94,7 @@ def test_costs_of_the_page_on_monitoring_are_those_measured():
         assert errors == [f"{svd.error:.1e}", f"{gram.error:.1e}"]
 
 
+@pytest.mark.slow
 def test_python_of_the_page_on_mathematics_runs_and_prints_its_table(tmp_path):
     printed = run_alone(blocks_of(MATHEMATICS), tmp_path)[6].splitlines()
     assert len(printed) == 10
@@ -171,6 +175,7 @@ PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "do
 COMMANDS = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "line",
     re.findall(r"^(?:conditioned-attention|torchrun .* -m conditioned_attention) (?!.*…)(.*)$", COMMANDS, re.MULTILINE),

@@ -43,6 +43,7 @@ def run(tmp_path, arguments, where="/dev/null", encoding="utf-8"):
     return process.wait(), said.read_text(errors="surrogateescape")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_the_verdict_reaches_every_terminal(tmp_path, encoding):
     shutil.copytree(OF_0_1, tmp_path / "runs")
@@ -70,7 +71,12 @@ def test_letters_are_spelt_out_one_by_one(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("where", "words"), [("/dev/full", "No space left"), ("left", "reader has left"), ("closed", "")]
+    ("where", "words"),
+    [
+        pytest.param("/dev/full", "No space left", marks=pytest.mark.slow),
+        ("left", "reader has left"),
+        pytest.param("closed", "", marks=pytest.mark.slow),
+    ],
 )
 def test_training_goes_on_without_an_output(tmp_path, where, words):
     status, complaints = run(tmp_path, [*TRAIN, tmp_path / "run"], where)
@@ -116,6 +122,7 @@ def slowly(arguments):
     main(arguments)
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_slow(tmp_path):
     process = Forked(tmp_path / "said", slowly, ["env"])
     assert process.wait() == 0, process.said.read_text()

@@ -59,6 +59,7 @@ def assert_right(tensors, name="", **options):
     assert_good(ours, plain, run(lambda *t: alone(*t, kept, **options), [t.double() for t in tensors]), name)
 
 
+@pytest.mark.one_in(3)
 @every_impl
 @pytest.mark.parametrize(
     "options", [{}, {"causal": True}, {"causal": True, "window": 9, "gradient": "through"}], ids=str
@@ -74,6 +75,7 @@ def test_rows_of_zero_where_there_are_no_keys(impl):
     torch.testing.assert_close(y[:38].norm(dim=-1), torch.ones(38, 2, device=DEVICE))
 
 
+@pytest.mark.one_in(2)
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_kernels_in_half_precision_from_the_weights(dtype):
@@ -81,6 +83,7 @@ def test_kernels_in_half_precision_from_the_weights(dtype):
     assert_right(tensors, dtype, rows="weights", gradient="through", ours={"impl": "fused", **LONG})
 
 
+@pytest.mark.slow_on_a_cpu
 @needs_kernels
 def test_kernels_with_dropout():
     q, k, v = draw()
@@ -101,6 +104,7 @@ def test_kernels_take_starts_that_do_not_lie_side_by_side():
     assert torch.equal(apart, packed(q, k, v, impl="fused"))
 
 
+@pytest.mark.slow_on_a_cpu
 @needs_kernels
 def test_kernels_compile_without_a_graph_break():
     tensors = draw()

@@ -152,6 +152,7 @@ def _availability(implementation: str) -> str:
     return "available"
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

@@ -46,7 +46,13 @@ THROUGH = {
 cases = pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=case.name, marks=pytest.mark.slow if case.name in SLOW and not GPU else ())
+        pytest.param(
+            case,
+            id=case.name,
+            marks=()
+            if case.name == "fully masked rows"  # it alone notices one of the listed faults
+            else [pytest.mark.one_in(8), *([pytest.mark.slow] if case.name in SLOW and not GPU else [])],
+        )
         for case in CASES
     ],
 )
@@ -84,6 +90,7 @@ def test_gradient_through_the_norm(case):
     assert_good(ours, plains, oracle, case.name)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("n", "m"), [(70, 70), (40, 100), (100, 40)])
 def test_causal_over_several_blocks(n, m):
     """Blocks that every query sees, that some see in part, and that none sees; two heads share their keys."""
@@ -227,6 +234,7 @@ def test_explain_says_what_it_is_and_why_auto_does_not_take_it():
     assert "no measurement" in explain(Q, Q, Q).refused["fused"]
 
 
+@pytest.mark.slow_on_a_cpu
 @pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
 def test_operators_are_registered_rightly(masked):
     q, k, v = (SMALL.clone().requires_grad_() for _ in range(3))
@@ -240,6 +248,7 @@ def test_operators_are_registered_rightly(masked):
     torch.library.opcheck(fused.backward_operator, (results[0], *inputs, *results, *options, of_mask))
 
 
+@pytest.mark.slow_on_a_cpu
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_a_graph_break(dynamic):
     bias = torch.randn(5, 5, device=DEVICE)
@@ -324,6 +333,7 @@ def test_activation_checkpointing_drops_the_same_weights_again(reentrant):
     assert torch.equal(checkpointed, gradient(lambda block, q: block(q)))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("saved", ["attention", "everything", "nothing"])
 def test_selective_checkpointing(saved):
     attention = [torch.ops.conditioned_attention.fused_forward.default]
@@ -341,6 +351,7 @@ def test_selective_checkpointing(saved):
     assert torch.equal(checkpointed, gradient(lambda block, q: block(q)))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("wanted", [[0], [1], [2], [3], [0, 3]])
 def test_some_of_the_gradients(wanted):
     q, k, v, bias = *torch.randn(3, 1, 2, 9, 16, device=DEVICE), torch.randn(2, 9, 9, device=DEVICE)

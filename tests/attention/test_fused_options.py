@@ -63,6 +63,7 @@ def survivors(b, h, n, m, seed, dropout_p=P):
     return (fused_(q, k, v, dropout_p=dropout_p) != 0).float() / (1 - dropout_p)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("rows", "gradient", "dtype"),
     [
@@ -83,6 +84,7 @@ def test_dropout_is_the_same_forward_and_backward(rows, gradient, dtype):
     assert_right(tensors, 7, f"{rows}, {gradient}", mask, rows=rows, gradient=gradient, causal=True, kept=kept)
 
 
+@pytest.mark.slow_on_a_cpu
 def test_dropout_of_a_learned_mask():
     tensors = draw((2, 2, 20, 16), (2, 2, 40, 16), (2, 2, 40, 16))
     (mask,) = draw((1, 2, 20, 40))
@@ -107,6 +109,7 @@ def test_dropout_draws_from_pytorchs_generator():
     assert (fused_(q, k, v, dropout_p=1.0) == 0).all()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_draws_the_same_dropout_again(use_reentrant):
     tensors = draw(*[(1, 2, 9, 16)] * 3)
@@ -142,6 +145,7 @@ def test_a_window_of_any_size(window, causal):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow_on_a_cpu
 def test_window_under_a_learned_mask_with_dropout():
     tensors = draw((1, 2, 50, 16), (1, 2, 50, 16), (1, 2, 50, 16))
     (mask,) = draw((1, 1, 50, 50))
@@ -195,7 +199,7 @@ FEW = {
     "a bias of the heads": {"n": 2, "mask": draw((1, 4, 1, KEYS))[0]},
     "rows of the weights, through": {"n": 1, "rows": "weights", "gradient": "through"},
 }
-FEW_SLOW = {"one query", "float16, odd widths"}
+FEW_SLOW = {"one query", "three queries, bfloat16", "float16, odd widths"}
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -213,6 +217,7 @@ def test_few_queries_take_the_keys_in_parts(name, monkeypatch):
     assert parts == [3]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("width", "rows"), [(16, 64), (128, 32)])
 def test_heads_that_share_keys_are_rows_of_one_block(width, rows, monkeypatch):
     """As far as the table goes, so that the keys are read once; 40 rows."""
@@ -229,6 +234,7 @@ def test_heads_that_share_keys_are_rows_of_one_block(width, rows, monkeypatch):
     assert seen == [rows]
 
 
+@pytest.mark.slow_on_a_cpu
 @pytest.mark.usefixtures("small_parts")
 def test_parts_and_whole_are_the_same_attention(monkeypatch):
     """With dropout, where each weight must meet the same fate, and a query that sees nothing."""

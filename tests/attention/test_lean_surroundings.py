@@ -73,6 +73,7 @@ def test_autocast(dtype):
         torch.testing.assert_close(a, b, rtol=0, atol=8 * torch.finfo(dtype).eps * b.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gradient", "dtype", "dynamic"),
     [
@@ -94,6 +95,7 @@ def test_compiles_without_a_graph_break(gradient, dtype, dynamic):
         torch.testing.assert_close(compiled(q, k, v), attend(q, k, v), rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["auto", "lean", "composed"])
 def test_compiles_no_more_often_than_plain_attention(impl, monkeypatch):
     from torch._dynamo.testing import CompileCounter
@@ -140,6 +142,7 @@ def overwrites_mask(q, k, v, mask):
     return y
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("function", [overwrites_output, overwrites_query, overwrites_cache, overwrites_mask])
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
 def test_what_is_kept_may_not_be_overwritten(function, backend):
@@ -200,6 +203,7 @@ def test_registered_operators(dtype, layout, kv_heads, masked):
             torch.library.opcheck(operator, arguments, test_utils=what)
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(
     ("dtype", "layout", "kv_heads", "masked"),
     pairwise([torch.float32, torch.bfloat16], list(ORDERS), [4, 2], [False, True]),

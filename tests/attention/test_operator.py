@@ -350,6 +350,7 @@ def test_meta_tensors():
         assert preconditioned_attention(q, q, q, mask, rows=rows).shape == q.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "dynamic"), [("output", False), ("weights", True)])
 def test_compiles_without_a_graph_break(rows, dynamic):
     q, k, v = torch.randn(3, 2, 4, 9, 8)

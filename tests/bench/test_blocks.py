@@ -18,6 +18,7 @@ SETTINGS = BlocksSettings(rounds=1, calls=1, device=DEVICE, dtype="float16")
 TINY = Case("tiny", (1, 1, 20, 16), "", causal=True)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kernel", blocks.KERNELS)
 def test_each_shape_takes_its_turn_and_the_table_is_left_as_it_was(kernel, monkeypatch):
     before, launched = dict(fused_launch._HALF), []
@@ -46,6 +47,7 @@ def test_wrong_numbers_are_not_timed(monkeypatch):
     assert rows[1].milliseconds is None
 
 
+@pytest.mark.slow
 def test_a_second_run_measures_nothing_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(blocks, "CANDIDATES", dict.fromkeys(blocks.KERNELS, (Blocks(32, 32, 4, 1),)))
     first = [row for rows in run_blocks([TINY], SETTINGS, tmp_path) for row in rows]

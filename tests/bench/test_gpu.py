@@ -140,6 +140,7 @@ def without(package):
     return lambda name, *more: None if name == package else original(name, *more)
 
 
+@pytest.mark.slow
 def test_kernels_are_tested_first(tmp_path, monkeypatch):
     """And a failure is no reason not to measure, but the status says so."""
     monkeypatch.setattr(gpu_module.importlib.util, "find_spec", without("xdist"))  # its workers take seconds to start
@@ -152,6 +153,7 @@ def test_kernels_are_tested_first(tmp_path, monkeypatch):
     assert "assert 1 == 2" in (tmp_path / "bench" / "tests.txt").read_text()
 
 
+@pytest.mark.slow
 def test_tests_that_pass_or_take_too_long_or_are_not_there(tmp_path, monkeypatch):
     commands, real = [], subprocess.Popen
 
@@ -202,6 +204,7 @@ def test_the_plan_for_a_gpu():
     assert "def test_on_a_gpu(" in (ROOT / plan.tests[-1].partition("::")[0]).read_text()
 
 
+@pytest.mark.slow
 def test_no_cuda_device_is_said_in_a_line_and_little_is_needed_to_say_so(tmp_path):
     """With what a machine with a GPU may lack made unimportable."""
     code = """

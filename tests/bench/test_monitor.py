@@ -16,6 +16,7 @@ from tests.bench.tiny import MODEL
 QUICK = MonitorSettings(rounds=3, every=10, samples=2)
 
 
+@pytest.mark.slow
 def test_the_share_is_that_of_a_measurement_in_so_many_steps(tmp_path, monkeypatch):
     (row,) = run_monitor([MODEL], QUICK, tmp_path)
     assert row.heads == 12

@@ -24,6 +24,7 @@ def measured(tmp_path_factory):
     return rows, folder
 
 
+@pytest.mark.slow
 def test_a_model_and_its_conversions(measured):
     rows, folder = measured
     assert [row.variant for row in rows] == ["baseline", "preconditioned", "head_rmsnorm"]
@@ -42,6 +43,7 @@ def test_held_memory_is_what_the_conversion_adds(measured):
     assert rows["head_rmsnorm"].held_bytes - rows["baseline"].held_bytes == 4 * 197 * 12 * (64 + 1)
 
 
+@pytest.mark.slow
 def test_batch_and_layers_can_be_chosen():
     only = ("baseline", "preconditioned")
     row = measure_model(MODEL, dataclasses.replace(QUICK, rounds=1, batch_size=2, layers=2, variants=only))[1]
@@ -49,6 +51,7 @@ def test_batch_and_layers_can_be_chosen():
     assert row.note == "2 of 2 attention modules converted"
 
 
+@pytest.mark.slow
 def test_an_implementation_that_fails_leaves_the_others_their_numbers(monkeypatch):
     """One that refuses is an error of whoever asked for it."""
     real = step_module._with_implementation
@@ -67,6 +70,7 @@ def test_an_implementation_that_fails_leaves_the_others_their_numbers(monkeypatc
         measure_model(MODEL, dataclasses.replace(quick, implementations=("fused",)))
 
 
+@pytest.mark.slow
 def test_an_implementation_can_be_asked_for_and_runs():
     """What composed holds beside lean is the output once more: 197 rows of 12 heads of 64."""
     rules = functional._AUTO
@@ -106,6 +110,7 @@ PAPER = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", PAPER)
 def test_both_methods_reach_all_of_a_model_of_the_paper(name):
     model = MODELS[name]

@@ -107,6 +107,7 @@ def assert_exact(config):
     assert_same(output(merged, **INPUTS), expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", sorted(ADDING))
 def test_adapters_that_add_are_exact(kind):
     assert_exact(TUNERS[kind](target_modules=TARGETS, **OPTIONS.get(kind, {})))
@@ -136,6 +137,7 @@ def test_lora_that_takes_the_place_of_the_parameter():
         output(wrapped, **INPUTS)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", sorted({*TUNERS} - ADDING))
 def test_other_adapters_are_refused_when_they_are_made(kind):
     config = TUNERS[kind](target_modules=TARGETS, **OPTIONS.get(kind, {}))

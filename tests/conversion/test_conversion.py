@@ -29,6 +29,7 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.one_in(2)
 @each_model
 def test_output_and_gradients_are_those_of_the_outside_oracle(name):
     model = build(name)
@@ -45,6 +46,7 @@ def test_output_and_gradients_are_those_of_the_outside_oracle(name):
         assert (gradient - oracle_gradients[key]).abs().max() <= 1e-5 * largest, key
 
 
+@pytest.mark.one_in(2)
 @each_model
 def test_restore_gives_the_plain_model_back_bit_for_bit_after_training(name):
     model, untouched = build(name), build(name)
@@ -70,6 +72,7 @@ def test_restore_gives_the_plain_model_back_bit_for_bit_after_training(name):
     assert restore(model).names("restored") == []
 
 
+@pytest.mark.one_in(3)
 @each_model
 def test_copies_are_conditioned_too(name):
     model = build(name)
@@ -151,6 +154,7 @@ def test_a_traced_model_is_refused():
     assert restore(both).names("restored") == ["1.blocks.0.attn", "1.blocks.1.attn"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "clip", "vit"])
 def test_sdpa_and_eager_agree(name):
     """Masks reach both, as booleans or as numbers, and weights are the ones that are multiplied."""

@@ -85,6 +85,7 @@ ARITHMETIC = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ARITHMETIC)
 def test_arithmetic_cannot_hurt_it(name):
     model = guarded(eps=1e-5)

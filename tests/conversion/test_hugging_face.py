@@ -66,6 +66,7 @@ def assert_conditioned(model, forward):
     return report
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("model_type", "changes"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "")
 def test_models_are_those_of_the_outside_oracle(model_type, changes):
     assert_conditioned(tiny(model_type, **changes), call)
@@ -115,6 +116,7 @@ def test_heads_that_are_pruned_after_conversion(model_type, counted):
     assert (call(converted) == plain).all()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_are_those_of_the_outside_oracle(name):
     module, arguments = attention(name)
@@ -123,6 +125,7 @@ def test_modules_are_those_of_the_outside_oracle(name):
     assert_conditioned(module, lambda module: first_tensor(module(*arguments)))
 
 
+@pytest.mark.slow
 def test_every_class_of_the_tables_is_one_of_transformers():
     for path in (*table._HOOKED, *table._SWAPPED, *table._REFUSED):
         module, _, name = path.rpartition(".")
@@ -337,6 +340,7 @@ def test_exports_with_the_guard():
     torch.testing.assert_close(exported(**x)[0], model(**x)[0])
 
 
+@pytest.mark.slow
 def test_the_guard_raises_in_compiled_models_too():
     model = build("vit")
     precondition(model)
@@ -418,6 +422,7 @@ def causal(model_type="llama", **changes):
     return model
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("model_type", "cache"),
     [("llama", "dynamic"), ("llama", "static"), ("gemma2", "dynamic"), ("gemma2", "static"), ("gptj", "dynamic")],
@@ -474,6 +479,7 @@ def test_trainer(tmp_path):
     assert conditioning(model)["transforms"][0]["kind"] == RowNorm.kind
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("model_type", ["bert", "squeezebert", "convbert", "roformer", "nystromformer"])
 def test_save_and_load(model_type, tmp_path):
     model = tiny(model_type)
@@ -498,6 +504,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("model_type", [name for names in FAMILIES.values() for name in names.split()])
 def test_families(model_type, monkeypatch):
     """From default configs, on the meta device."""

@@ -42,6 +42,7 @@ def seeds():
         yield pytest.param(seed, marks=pytest.mark.slow if compiled in draw(seed)[1] else ())
 
 
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("seed", [*seeds()])
 def test_a_model_is_what_it_says_whatever_is_done_to_it(seed):
     name, operations = draw(seed)

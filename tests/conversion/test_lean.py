@@ -36,6 +36,7 @@ def outcome(model):
     return [result.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", sorted(set(MODELS) - WITHOUT_LEAN))
 def test_same_as_the_outside_oracle_and_one_float_a_row_more(name, rows_of_lean):
     model = build(name)

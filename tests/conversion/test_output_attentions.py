@@ -10,7 +10,7 @@ from conditioned_attention import apply_conditioning, precondition, restore
 from tests.models import tokens
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_config_that_asks_for_attentions(compiled, tmp_path):
     """transformers lets it name eager and nothing else, when it is saved and when it is loaded."""
     plain = _eager_bert(output_attentions=True)

@@ -76,6 +76,7 @@ TOWERS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_tower_of_a_checkpoint(name, tmp_path):
     """transformers builds it from a dictionary inside of config.json: that has to say what was done to it."""
@@ -186,6 +187,7 @@ HALVES = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", HALVES)
 def test_a_part_with_the_config_of_the_whole(name, tmp_path):
     """The record speaks of more than there is: an error that says what works, and that works."""
@@ -212,6 +214,7 @@ def test_partial_has_to_have_something():
         apply_conditioning(build("llama"), conditioning(precondition(m := build("bert")) and m), partial=True)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("which", ["encoder", "decoder", "both"])
 def test_an_encoder_decoder_model_of_converted_parts(which, tmp_path):
     """Its attention keeps another config object than the model around it shows."""

@@ -19,6 +19,7 @@ from conditioned_attention.conversion import convert
 from tests.models import build, output
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "clip", "vit"])
 def test_hugging_face_checkpoint_remembers(name, tmp_path):
     model = build(name)
@@ -71,6 +72,7 @@ import conditioned_attention
 UNKNOWN = 'attn_implementation="conditioned_attention"` is not supported'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", [OURS_FIRST, pytest.param(OURS_LAST, marks=pytest.mark.slow)])
 def test_in_a_new_process_a_checkpoint_says_what_to_do(imports, tmp_path):
     model = build("llama")

@@ -107,6 +107,7 @@ def assert_computes_with_the_correction(model, forward):
     assert (forward(model) == plain).all()
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(("model_type", "changes"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "")
 def test_models(model_type, changes):
     model = tiny(model_type, **changes)

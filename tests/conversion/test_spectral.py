@@ -47,6 +47,7 @@ def assert_same(a, b):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("per_head", "correction"), [(False, rectangular_identity), (True, identity_of_each_head)])
 @pytest.mark.parametrize("name", MODELS)
 def test_it_computes_with_w_plus_lambda_identity(name, per_head, correction):
@@ -72,6 +73,7 @@ def test_the_polar_correction(name, per_head):
         assert all(r.kappa > 2 >= r.kappa_corrected for r in projection_records(model))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("correction", "made"), [("identity", rectangular_identity), ("polar", polar)])
 @pytest.mark.parametrize("roles", ["qk", "v"])
 @pytest.mark.parametrize("name", ["timm_vit", "vit", "gpt2", "llama", "torch_mha"])
@@ -474,6 +476,7 @@ def take_out(kind, module):
     undo(module) if undo is torch.nn.utils.remove_spectral_norm else undo(module, "weight")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["timm_vit", "llama"])
 @pytest.mark.parametrize("kind", SET_BY_HOOKS)
 def test_a_weight_that_a_hook_sets_gets_c(kind, name):
@@ -523,6 +526,7 @@ def test_a_weight_that_is_replaced_later_is_no_silent_w(kind, name):
     assert_same(output(model), output(plain))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["timm_vit", "llama"])
 @pytest.mark.parametrize("kind", REPLACED)
 def test_a_weight_that_is_replaced_before_is_refused(kind, name):

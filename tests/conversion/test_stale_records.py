@@ -60,6 +60,7 @@ def operate(model, how, layers):
     return changed
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("include", [None, "*layers.1.*", "*layers.2.*"])
 @pytest.mark.parametrize("how", [how for how in SURGERY if how != "doubled, the same"])  # which transformers refuses
 def test_layers_of_a_hugging_face_model(how, include, tmp_path):
@@ -76,6 +77,7 @@ def test_layers_of_a_hugging_face_model(how, include, tmp_path):
     assert conditioning(loaded) == conditioning(model)
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("change", [precondition, lambda model, **names: spectral_condition(model, 0.5, **names)])
 @pytest.mark.parametrize("include", [None, "blocks.1.*", "blocks.2.*"])
 @pytest.mark.parametrize("how", SURGERY)

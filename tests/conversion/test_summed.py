@@ -86,6 +86,7 @@ def in_threads(call, threads, calls):
     return results
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("kind", "options", "calls"),
     [
@@ -295,6 +296,7 @@ def test_a_shared_attention_module_is_corrected_once():
     assert conditioning(model)["transforms"][0]["modules"] == ["blocks.0.attn", "blocks.1.attn"]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("first", ["conversion", "offload"])
 @pytest.mark.parametrize("kind", ["called: Llama", "called, one weight: timm ViT", "transposed: GPT-2"])
 @torch.no_grad()
@@ -312,6 +314,7 @@ def test_weights_that_are_moved_in_each_call(kind, first):
     assert_same(run(model, kind), run(build(kind), kind))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["called, one weight: timm ViT", "read: torchvision Swin"])
 @torch.no_grad()

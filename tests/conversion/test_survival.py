@@ -560,7 +560,8 @@ def cells():
     for thing, function in THINGS.items():
         for name in SURVIVORS if function is not None else ():
             slow = name not in QUICK[function] if function in QUICK else name in _SECOND
-            yield pytest.param(thing, name, marks=pytest.mark.slow if slow else ())
+            quick = () if function in (compiled_method, quantized_and_restored) else pytest.mark.one_in(12)
+            yield pytest.param(thing, name, marks=pytest.mark.slow if slow else quick)
 
 
 @pytest.mark.parametrize(("thing", "name"), cells())
@@ -569,6 +570,7 @@ def test_survives(thing, name):
         THINGS[thing](name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in _ELSEWHERE else pytest.mark.slow) for name in SURVIVORS]
 )

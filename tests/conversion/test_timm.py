@@ -56,6 +56,7 @@ def run(module, args, kwargs):
     return result.detach(), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("case", CASES)
 def test_hooked_classes_agree_with_the_outside_oracle(case):
     module, args, kwargs = build(case)
@@ -66,6 +67,7 @@ def test_hooked_classes_agree_with_the_outside_oracle(case):
     agrees_with_the_oracle(module, args, kwargs)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models_agree_with_the_outside_oracle(name):
     entry, size, options, number = MODELS[name]
@@ -101,6 +103,7 @@ def test_every_hooked_class_has_a_case():
     assert {".".join(name.split(".")[-2:]) for name in (*table._HOOKED, *table._CHOSEN)} <= tested
 
 
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_attention_of_a_family_is_overlooked(family):
     """By the look of the source: whatever says softmax is converted, optional, or refused with a reason of its own."""
@@ -114,6 +117,7 @@ def test_every_family_is_walked():
     assert sum(len(survey(family).findings) for family in ("swin_transformer", "xcit")) == 3, "the walk found nothing"
 
 
+@pytest.mark.slow
 def test_every_class_of_timm_that_says_softmax_is_in_the_table():
     """Also those that no model holds unless it is asked for."""
     found = {
@@ -132,6 +136,7 @@ def test_every_name_in_the_table_is_a_class_of_timm():
         assert issubclass(getattr(importlib.import_module(module), cls), nn.Module)
 
 
+@pytest.mark.slow
 def test_the_page_is_what_is_found_today():
     if f"timm {timm.__version__};" not in PAGE.read_text():
         pytest.skip("docs/timm.md is about another version of timm")
@@ -202,6 +207,7 @@ def test_what_only_calls_itself_attention_does_not_stand_in_the_way():
         precondition(SpatialAttn())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["cait_xxs24_224", "efficientformerv2_s0", "iformer_t", "levit_128s", "vit_tiny_patch16_224"]
 )

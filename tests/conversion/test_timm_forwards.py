@@ -196,6 +196,7 @@ def assert_differ(one, other):
     assert (a - b).abs().max() > 0.01 * b.abs().max(), "the comparison would be vacuous"
 
 
+@pytest.mark.one_in(3)
 @each_path
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_without_c_it_is_the_forward_of_timm(name, fused, training):
@@ -242,6 +243,7 @@ def test_autocast_rounds_where_timm_does(name):
     assert (ours == plain).all()
 
 
+@pytest.mark.one_in(3)
 @each_path
 def test_rows_of_the_output(name, fused):
     module = prepare(name, fused)
@@ -268,6 +270,7 @@ def test_the_same_modules_are_called_as_in_timm(name, fused):
     assert {called for called, _ in ours} == {called for called, _ in expected}
 
 
+@pytest.mark.one_in(8)
 @each_path
 def test_hooks_that_change_something_have_their_effect(name, fused):
     module = prepare(name, fused)
@@ -302,6 +305,7 @@ def test_maps_are_extracted_as_from_the_plain_model(method):
     assert not torch.allclose(last, last_of_plain, rtol=1e-3), "the comparison would be vacuous"
 
 
+@pytest.mark.one_in(3)
 @each_case
 def test_rows_of_the_weights(name):
     module = prepare(name, fused=False)

@@ -104,6 +104,7 @@ def assert_equal(ours, expected, rtol=1e-9):
         assert (ours[name] - tensor).abs().max() <= rtol * size, name
 
 
+@pytest.mark.one_in(2)
 @each_model
 def test_output_and_gradients_are_those_of_the_outside_oracle(name):
     model, x = build(name)
@@ -201,6 +202,7 @@ def test_rows_of_the_weights(name):
     assert (plain - oracle["output"]).abs().max() > 0.01 * plain.abs().max()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["swin", "swin_v2", "maxvit", "swin3d", "mvit_v2"])
 def test_features_can_be_extracted(name):
     """torch.fx traces the converted model as it does torchvision's."""
@@ -214,6 +216,7 @@ def test_features_can_be_extracted(name):
     torch.testing.assert_close(extracted, seen[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["swin_v2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("maxvit", "swin3d", "mvit_v2"))]
 )
@@ -227,6 +230,7 @@ def test_compiles_without_a_graph_break(name):
     assert_equal({key.removeprefix("_orig_mod."): tensor for key, tensor in compiled.items()}, expected)
 
 
+@pytest.mark.one_in(3)
 @each_model
 def test_an_ensemble_by_vmap(name):
     """Stacked parameters: PyTorch's attention takes no stacked bias that wants a gradient, so C's does without."""
@@ -249,6 +253,7 @@ def test_an_ensemble_by_vmap(name):
         torch.testing.assert_close(gradients[name][0], gradient)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("autocast", [True, False])
 def test_bfloat16(name, autocast):

@@ -5,6 +5,7 @@ import pytest
 from tests.experiments.hunt import follow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [*range(2), 5121, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 40))]
 )

@@ -95,6 +95,7 @@ def reload(root):
     (root / "found.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_exported_models_are_the_trained_ones_in_a_new_process(runs):
     for name in NAMES:
         assert call("export", str(runs / name), "--output", str(runs / f"{name}.exported")) == 0

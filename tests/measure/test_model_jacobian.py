@@ -14,6 +14,7 @@ from tests.models import build, inputs, output, tokens, vectors
 DIGITS = torch.tensor(load_digits().images[:2], dtype=torch.float32).unsqueeze(1) / 8 - 1
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("strength", [None, 0.5])
 @pytest.mark.parametrize("wrt", ["query", "key", "value"])
 def test_one_head_of_a_vit_on_a_digit(wrt, strength):

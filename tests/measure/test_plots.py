@@ -109,12 +109,14 @@ def rendered(name, theme):
     return axes, render(axes[0].figure)
 
 
+@pytest.mark.one_in(4)
 @EACH
 def test_text_does_not_overlap_and_is_not_cut(name):
     axes, _ = rendered(name, "light")
     check_texts(axes[0].figure)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("name", "theme"), [*((name, "light") for name in PICTURES), *((name, "dark") for name in DARK_TOO)]
 )
@@ -305,6 +307,7 @@ def test_the_cross_is_of_the_matrix_that_is_shown():
     assert [*crosses, len(plot_heat_map(conditioned).collections)] == [1, 0, 0]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("draw", [plot_heat_maps, plot_before_after])
 def test_panels_share_their_colours(draw):
     axes = draw(run())
@@ -383,6 +386,7 @@ def test_matrices_that_have_no_spectrum_are_left_out():
         plot_spectra(bad)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("picture", ["curves", "heads", "layers"])
 def test_runs_side_by_side_have_common_scales(picture):
     runs = {"one": run(), "ten times": run(factor=10.0), "old": without_new_fields(run())}

@@ -108,6 +108,7 @@ def test_float64_tells_apart_what_is_at_the_floor_of_float32():
     assert monitor_of(exact, batch=images().double()).measure(0) == double
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("how", ["submodule", "in place"])
 def test_compiled_parts_run_as_they_were_written_and_are_not_compiled_again(how):
     plain = monitor_of().measure(0)

@@ -74,6 +74,7 @@ def assert_records(records, weights, correction):
         assert (record.kappa_corrected, record.smallest_corrected) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("preconditioned", [False, True])
 @pytest.mark.parametrize(
     ("options", "correction"), [({"strength": 0.7}, rectangular_identity), ({"correction": "polar"}, polar)]

@@ -197,6 +197,7 @@ def test_the_largest_of_all_processes_counts(monkeypatch):
         torch.testing.assert_close(attention.qkv.weight, torch.cat([factor, factor, torch.ones(32)])[:, None] * before)
 
 
+@pytest.mark.slow
 def test_it_runs_compiled():
     model, plain = steep("timm_vit"), steep("timm_vit")
     for each in (model, plain):

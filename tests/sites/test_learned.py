@@ -66,6 +66,7 @@ def trained(model, learned, steps=3):
     return model
 
 
+@pytest.mark.one_in(3)
 @each_kind
 @each_model
 def test_at_the_start_it_is_a_control_without_parameters(name, learned):
@@ -77,6 +78,7 @@ def test_at_the_start_it_is_a_control_without_parameters(name, learned):
     assert torch.allclose(output(model), plain, rtol=1e-4, atol=1e-4) is (learned in (GATE, POWER))
 
 
+@pytest.mark.one_in(3)
 @each_kind
 @each_model
 def test_parameters_stand_in_the_state_dict_get_gradients_and_train(name, learned):
@@ -94,6 +96,7 @@ def test_parameters_stand_in_the_state_dict_get_gradients_and_train(name, learne
         assert (parameter - before[key]).abs().max() > 0, key
 
 
+@pytest.mark.one_in(3)
 @each_kind
 @pytest.mark.parametrize("name", FEW)
 def test_restore_takes_them_off(name, learned):
@@ -111,6 +114,7 @@ def test_restore_takes_them_off(name, learned):
     assert len(parameters(model, learned)) == MODELS[name][1], "and on again"
 
 
+@pytest.mark.one_in(3)
 @each_kind
 @pytest.mark.parametrize("name", FEW)
 def test_copies_pickles_files_and_records(name, learned):
@@ -140,6 +144,7 @@ def test_copies_pickles_files_and_records(name, learned):
     }  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @each_kind
 @pytest.mark.parametrize("name", FEW)
 def test_converting_again_changes_nothing(name, learned):
@@ -165,6 +170,7 @@ def test_converting_again_under_another_implementation_keeps_what_was_learned(le
     assert_same(output(model)[mask], truth[mask])
 
 
+@pytest.mark.one_in(2)
 @each_kind
 @each_model
 def test_projections_are_still_known(name, learned):
@@ -175,6 +181,7 @@ def test_projections_are_still_known(name, learned):
     assert projection_records(model) == records != []
 
 
+@pytest.mark.one_in(3)
 @each_kind
 @pytest.mark.parametrize("name", FEW)
 def test_for_the_length_of_a_block(name, learned):
@@ -185,6 +192,7 @@ def test_for_the_length_of_a_block(name, learned):
     assert torch.equal(output(model), output(build(name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "learned"), [pytest.param("timm_vit", GAIN, marks=pytest.mark.slow), ("torch_encoder", GATE)]
 )

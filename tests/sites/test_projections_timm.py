@@ -149,11 +149,13 @@ def subject(name):
     return Subject(module, args, keywords)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in CASCADED | NOT_AFFINE])
 def test_values(name):
     assert_values(subject(name).linear())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in CASCADED | ONE_PLACE])
 def test_keys(name):
     it = subject(name).linear()
@@ -181,6 +183,7 @@ def first_feature_is_kept(module, name):
             module.cls_token[:, 0] = 1
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in CHANNELS])
 def test_heads(name):
     it = subject(name)
@@ -201,11 +204,13 @@ def test_every_head_of_a_cascade_has_a_weight():
     assert len(subject("Cascaded").projections.weights) == 4
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", CASES)
 def test_corrected(name):
     assert_corrected(subject(name))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("Diff")])
 def test_corrected_and_converted(name):
     it = subject(name)

@@ -55,6 +55,7 @@ def reader(request, monkeypatch):
     on_interface._readings.clear()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", TELLING)
 def test_telling_classes(name, reader):
     said = verdicts(load(name))

@@ -75,6 +75,7 @@ def test_a_folder_of_somebody_else_is_refused_before_anything_is_written(tmp_pat
     assert everything(tmp_path) == before
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("use", USES)
 def test_a_new_and_an_empty_folder_are_taken_and_gone_on_with(tmp_path, use):
     for folder in (tmp_path / "new" / "deeper", tmp_path):

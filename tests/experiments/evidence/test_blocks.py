@@ -44,6 +44,7 @@ def test_critical_values_are_those_of_dunnetts_table(df):
     assert ours == pytest.approx(TABLE[df], abs=0.006)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "variants"), [(5, 4), (3, 9)])
 def test_p_values_are_those_of_the_multivariate_t(seeds, variants):
     """And the spread is that of the linear model, solved by least squares."""
@@ -77,6 +78,7 @@ def test_critical_values_for_one_variant_are_those_of_t(df):
     assert critical_value(1, df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_family_wise_error_and_power_by_simulation():
     """Nine variants, five seeds, those that Bartlett's check thins out included.
 
@@ -158,6 +160,7 @@ def test_where_there_is_nothing_to_test():
     assert Comparison(runs, UP, environment={}).blocked() is None, "of two it is the paired t test"
 
 
+@pytest.mark.slow
 def test_the_published_table_on_fashion_mnist():
     """Nine variants differ where Holm's correction of five pairs tells two; λ = 10 would have blurred them all."""
     result = read_report(RESULTS / "fashion_variants")

@@ -111,6 +111,7 @@ def test_they_are_shown_where_scores_are_close_to_their_limit(final, metric, sho
     assert "over the run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_results_and_page_always_have_them_and_the_terminal_on_request(tmp_path, capsys):
     write_report(comparison(90.0), tmp_path)
     data = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)

@@ -234,6 +234,7 @@ def test_infinities_that_cancel_out_do_not_stop_the_mean():
     assert row.best.n == 0
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["digits_d_optimal", "fashion_variants", "next_byte_variants"])
 def test_committed_numbers_come_out_again(name, tmp_path):
     """Intervals, p-values by Holm, medians and words, of results that were put together long ago.

@@ -145,6 +145,7 @@ def test_saved_loaded_and_spectrally_corrected(tmp_path):
     torch.testing.assert_close(plain(x).last_hidden_state, loaded.model(x).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_compiled_and_checkpointed():
     model, x = build(), ids()
     precondition(model)

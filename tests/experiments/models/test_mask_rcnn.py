@@ -218,6 +218,7 @@ def test_boxes_are_in_single_precision_where_all_else_is_not():
         assert not len(boxes) or (boxes.bfloat16().float() != boxes).any()
 
 
+@pytest.mark.slow
 def test_it_learns_a_picture_by_heart_and_finds_what_is_in_it():
     torch.manual_seed(0)
     model = TINY.build(3)

@@ -142,6 +142,7 @@ def roles(settings, model):
     )
 
 
+@pytest.mark.one_in(3)
 @each_family
 @pytest.mark.parametrize("init", ["width", "library", 0.03])
 def test_factors_act_on_what_they_name(settings, init):

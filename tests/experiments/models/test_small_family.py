@@ -36,6 +36,7 @@ def attention(model, side, channels=1):
     return found
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("side", "tokens", "few"), [(28, 49, 16), (32, 64, 16), (64, 64, 16)])
 @each_family
 def test_tokens_and_heads(family, side, tokens, few):
@@ -64,6 +65,7 @@ def test_linear_layers_start_by_their_width_and_all_else_as_in_timm(family):
     assert by_width[first].std().item() == pytest.approx(0.02 * math.sqrt(768 / width), rel=0.05)
 
 
+@pytest.mark.one_in(2)
 @each_family
 def test_what_is_compared_applies_or_says_why_not(family):
     x = torch.randn(2, 1, 28, 28)

@@ -99,6 +99,7 @@ def test_attention_with_dropout_is_counted_the_same_fused_and_not(gpu):
     assert (count.activation_bytes < weights) == gpu  # only an unfused one holds a number a pair of tokens
 
 
+@pytest.mark.slow
 def test_a_layer_of_torch_is_fused_too():
     """nn.MultiheadAttention calls attention out of sight; without C it holds less than with it."""
 
@@ -126,6 +127,7 @@ def test_views_are_no_operations():
     assert count.operations == 2 + 3
 
 
+@pytest.mark.slow
 def test_vit_base_has_the_published_number_of_operations():
     """17.6 billion multiply-adds and 86.6 million parameters (timm's and torchvision's tables)."""
     from timm.models.vision_transformer import VisionTransformer
@@ -136,6 +138,7 @@ def test_vit_base_has_the_published_number_of_operations():
     assert count.backward_flops / count.forward_flops == pytest.approx(2, rel=0.005)
 
 
+@pytest.mark.slow
 def test_gpt2_agrees_with_the_formula_and_counts_the_tied_head_once():
     d, n, layers, words = 768, 256, 12, 50257
     count = count_step(toy(lambda: gpt2(layers), language_loss), BASELINE, torch.zeros(2, n, dtype=torch.int64))
@@ -164,6 +167,7 @@ HOLDING = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(20)
 @pytest.mark.parametrize(
     ("variant", "precision"),
     [pytest.param(name, "no", marks=() if name in HOLDING else pytest.mark.slow) for name in VARIANTS]
@@ -184,6 +188,7 @@ def test_activations_are_those_of_a_real_step(variant, precision):
     )
 
 
+@pytest.mark.slow
 def test_counting_leaves_no_trace():
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     estimate(TinyDigits(), Training(epochs=1, batch_size=30), ["baseline", "preconditioned"])
@@ -192,6 +197,7 @@ def test_counting_leaves_no_trace():
     assert type(timm_vit().patch_embed.proj.weight.data) is torch.Tensor
 
 
+@pytest.mark.slow
 def test_a_run_is_its_steps(tmp_path):
     """Steps, samples and the checkpoint against a run; the file has a few headers besides."""
     settings = Training(epochs=3, batch_size=50, accumulation=2, ema_beside=0.9)
@@ -234,6 +240,7 @@ def test_hours_on_a_gpu_are_the_slowest_of_what_bounds_them():
     assert row.least_gpu_seconds < row.gpu_seconds
 
 
+@pytest.mark.slow
 def test_float32_uses_no_tensor_cores_and_old_ones_have_no_bf16():
     assert GPUS["H100"].flops_a_second("no") == 67e12
     assert GPUS["T4"].flops_a_second("bf16") is None
@@ -242,6 +249,7 @@ def test_float32_uses_no_tensor_cores_and_old_ones_have_no_bf16():
     assert row.gpu_seconds is None
 
 
+@pytest.mark.slow
 def test_average_budgets_and_tokens():
     settings = Training(epochs=30, batch_size=30, ema=0.999, seconds=1e-3, tokens=20 * 30 * 8)
     task = TinyDigits()
@@ -254,6 +262,7 @@ def test_average_budgets_and_tokens():
     assert row.timing.seconds * 20 > 1e-3
 
 
+@pytest.mark.slow
 def test_too_large_says_what_helps(capsys):
     settings = Training(epochs=1, batch_size=64, precision="no")
     (row,) = estimate(TinyDigits(), settings, ["baseline"], gpu="RTX 3090", measure=False)
@@ -270,6 +279,7 @@ def test_too_large_says_what_helps(capsys):
     assert "AdamW" not in printed, "it may be another optimizer"
 
 
+@pytest.mark.slow
 def test_several_gpus_share_a_batch_and_with_fsdp2_the_weights():
     settings, how = Training(epochs=1, batch_size=60, precision="bf16"), {"gpu": "A100-80", "measure": False}
     (one,), (two,), (sharded,) = (
@@ -284,6 +294,7 @@ def test_several_gpus_share_a_batch_and_with_fsdp2_the_weights():
         estimate(TinyDigits(), settings, ["baseline"], gpus=7)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_memory_of_blocks_that_are_computed_again(dropout):
     """What lies between the blocks, and one block; of real blocks as backward of the last one meets them."""
@@ -352,6 +363,7 @@ def call(*arguments):
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_the_commands_say_it_and_write_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["--epochs", "1", "--layers", "1", "--hidden-size", "16", "--heads", "4"]

@@ -47,6 +47,7 @@ def test_every_recipe_and_variant_exists_or_the_row_says_that_it_does_not():
             assert bool(why_not(item, row)) == (row.recipe is None or not known)
 
 
+@pytest.mark.slow
 def test_every_command_parses_to_what_the_row_names():
     asked = {}
     for item in ITEMS.values():
@@ -65,6 +66,7 @@ def test_every_command_parses_to_what_the_row_names():
             assert (command.what.models, command.what.settings.variants) == ((recipe,), ("baseline", item.variant))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("script", "name", "recipe"),
     [
@@ -117,6 +119,7 @@ def test_the_list_has_every_row(capsys):
     assert len(said.splitlines()) == 2 * len(ITEMS) - 1 + sum(len(item.rows) for item in ITEMS.values())
 
 
+@pytest.mark.slow
 def test_the_papers_numbers_stand_beside_the_measured_ones(tmp_path, monkeypatch, capsys):
     rows = (
         Row("Digits", "digits", "80.2", "81.4"),

@@ -77,6 +77,7 @@ def test_a_function_is_set_by_its_number_and_the_same_on_every_grid():
     assert np.unique(functions[:, 0]).size == 5
 
 
+@pytest.mark.slow
 def test_the_solution_does_not_depend_on_step_or_grid():
     functions = initial_functions(range(8))
     solved = solve(functions)
@@ -257,6 +258,7 @@ def test_where_functions_are_kept_is_no_setting(small):
     assert "cache_dir" not in settings_of(small)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(cache, tmp_path, capsys):
     sizes = ["--points", "16", "--samples", "32", "--eval-samples", "8", "--cache-dir", str(cache)]
     model = ["--hidden-size", "16", "--layers", "1", "--heads", "1", "--projections", "diagonal"]
@@ -266,6 +268,7 @@ def test_from_the_command_line(cache, tmp_path, capsys):
     assert call("compare", "burgers", *sizes, *model, "--dry-run") == 0
 
 
+@pytest.mark.slow
 def test_its_cost_is_estimated(small):
     (row,) = estimate(small.task(), small.training, ["baseline"], measure=False)
     assert row.steps == 48

@@ -145,6 +145,7 @@ def test_wrong_models(changes, words):
 # Training
 
 
+@pytest.mark.slow
 def test_it_learns_says_what_a_byte_costs_and_goes_on(tmp_path):
     asked = recipe(tmp_path)
     task = asked.task()
@@ -223,6 +224,7 @@ def test_curves_begin_before_the_first_step(tmp_path):
     assert found == pytest.approx(rows[-1]["score"], rel=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("at", [0, 1])
 def test_an_interrupted_run_is_measured_once_before_the_first_step(tmp_path, at):
     asked = fine_tune(tmp_path, training=dataclasses.replace(SHORT, evaluate_first=True, monitor_every=0.5))
@@ -308,6 +310,7 @@ def test_a_plan_of_a_real_size():
     assert row.gpu_hours > 1
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_text():
     asked = LlamaRecipe(text="files", vocabulary=300, model=Llama(context=64, hidden_size=32, layers=1, heads=2))
     task = asked.stand_in()
@@ -320,6 +323,7 @@ def test_a_plan_needs_no_text():
     assert apart.parameters == row.parameters, "as if they were not apart"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("variant", ["baseline", "preconditioned", "head_rmsnorm", "qk_norm"])
 @pytest.mark.parametrize("model", [SMALL.model, GPT(context=16, hidden_size=32, layers=2, heads=2)])
 @torch.no_grad()

@@ -253,6 +253,7 @@ def unbroken(tmp_path_factory):
     return folder, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_killed_while_it_evaluates_it_goes_on_to_the_bit(unbroken, tmp_path, number):
     data, rows = unbroken
@@ -265,6 +266,7 @@ def test_killed_while_it_evaluates_it_goes_on_to_the_bit(unbroken, tmp_path, num
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_pictures_of_what_was_found_beside_the_truth(unbroken):
     picture = Image.open(unbroken[0] / "run" / "truth_and_detections.png")
     assert picture.size == (4 * (256 + 4) + 4, 3 * (256 + 4) + 4), "two pairs in each row, five in all"

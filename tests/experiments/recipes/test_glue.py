@@ -130,6 +130,7 @@ def _saved(folder):
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_rule_is_learnt_and_the_model_comes_back_in_another_process(files, tmp_path):
     folder = train_recipe(recipe(files), VARIANTS["preconditioned"], 0, folder=tmp_path / "run", show=len)
     last = read_run(folder / "result.json")["history"][-1]

@@ -53,6 +53,7 @@ def model_of(of):
         return of._model().build(of.image_size, 3, 1000)
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_variant_of_the_papers_goes_on_it(name):
     model = model_of(recipe(name))
@@ -66,6 +67,7 @@ def test_every_variant_of_the_papers_goes_on_it(name):
         assert find_variant("spectral").apply_structure(model_of(recipe(name))).converted == report.converted
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_drop_path_is_that_of_timm(name):
     timm_name, _, _, options = PUBLISHED[name]
@@ -82,6 +84,7 @@ def rates_of(model):
     return [module.drop_prob for module in model.modules() if type(module).__name__ == "DropPath"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_groups_of_decay_are_those_of_timm(name):
     of = recipe(name)
@@ -302,6 +305,7 @@ def test_smoothing_without_mixing():
     torch.testing.assert_close(task.loss(model, batch), expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "option", "counts"), [("xcit_s12", "class_attention", (14, 12)), ("volo_d1", "outlooks", (20, 16))]
 )

@@ -170,6 +170,7 @@ def test_it_learns(tmp_path):
     assert rows[-1]["ridge"] < 1e-6
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     short = dataclasses.replace(SMALL, samples=1280)
     expected = list(rows_of(tmp_path / "whole", short, "preconditioned"))
@@ -179,6 +180,7 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     assert without_time(rows_of(tmp_path / "broken", short, "preconditioned")) == without_time(expected)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys):
     sizes = ["--dimension", "2", "--points", "4", "--noise", "0.1", "--samples", "64", "--eval-samples", "16"]
     model = ["--context", "8", "--hidden-size", "16", "--layers", "1", "--heads", "1", "--batch-size", "32"]
@@ -187,6 +189,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert call("compare", "in_context_regression", *sizes, *model, "--dry-run") == 0
 
 
+@pytest.mark.slow
 def test_its_cost_is_estimated():
     (row,) = estimate(SMALL.task(), SMALL.training, ["baseline"], measure=False)
     assert (row.steps, row.tokens) == (200, 12_800 * 12)

@@ -49,6 +49,7 @@ def test_it_learns_and_says_something(tmp_path):
     assert len(told) > 20
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     """The weights of the first and the last layer are one tensor, and the checkpoint holds it once."""
     expected = list(rows_of(tmp_path / "whole"))
@@ -185,6 +186,7 @@ def test_wrong_models(model, words):
 # Budgets, which this task is the first to need
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_ends_in_time_with_the_schedule_at_its_end(tmp_path):
     training = dataclasses.replace(SMALL.training, epochs=1000, tokens=None, seconds=1.2, final_lr=0.1, clip=None)
     rows = list(rows_of(tmp_path, dataclasses.replace(SMALL, training=training)))

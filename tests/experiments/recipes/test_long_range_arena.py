@@ -112,6 +112,7 @@ def whole(tmp_path_factory):
     return folder, six(folder)
 
 
+@pytest.mark.slow
 def test_it_goes_on_to_the_bit(whole, tmp_path, monkeypatch):
     """With dropout, padding, micro-batches, a first beta that moves, and the weights of the best evaluation."""
     folder, rows = tmp_path / "run", whole[1]
@@ -134,6 +135,7 @@ def test_it_goes_on_to_the_bit(whole, tmp_path, monkeypatch):
         assert mine.read_bytes() == expected.read_bytes(), name
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near(whole, tmp_path):
     six(tmp_path / "run", precision="bf16")
     half, full = ([row["loss"] for row in logged(folder)] for folder in (tmp_path / "run", whole[0]))

@@ -69,6 +69,7 @@ def test_fashion_has_a_name_and_pixels_of_its_own(tmp_path, monkeypatch):
     assert task.eval_data().fingerprint()["pixels of"] == "fashion_mnist"
 
 
+@pytest.mark.slow
 def test_black_pixels_are_padding_unless_asked_for(tmp_path):
     write_cifar10(tmp_path / "data", black=16)
     sizes = {

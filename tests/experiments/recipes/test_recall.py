@@ -130,6 +130,7 @@ def test_it_learns(tmp_path):
     assert rows[-1]["eval_loss"] < 0.1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     short = dataclasses.replace(SMALL, samples=640)
     expected = list(rows_of(tmp_path / "whole", short, "preconditioned"))
@@ -139,6 +140,7 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     assert without_time(rows_of(tmp_path / "broken", short, "preconditioned")) == without_time(expected)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys):
     sizes = ["--vocabulary", "12", "--pairs", "2", "--length", "12", "--samples", "64", "--eval-samples", "16"]
     model = ["--context", "12", "--hidden-size", "16", "--layers", "1", "--heads", "1"]
@@ -147,6 +149,7 @@ def test_from_the_command_line(tmp_path, capsys):
     assert call("compare", "recall", *sizes, *model, "--dry-run") == 0
 
 
+@pytest.mark.slow
 def test_its_cost_is_estimated():
     rows = estimate(RecallRecipe().task(), RecallRecipe().training, ["baseline", "preconditioned"])
     assert {row.variant: (row.steps, row.tokens) for row in rows} == dict.fromkeys(

@@ -141,6 +141,7 @@ class Counted(Tiny):
         return super().task(tuning=tuning)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*widen it")
 def test_a_task_is_built_once_a_process(tmp_path):
     """2 variants × 2 seeds × 2 rates, and the cost of each variant."""

@@ -179,6 +179,7 @@ def reported(tmp_path_factory):
     return folder, result
 
 
+@pytest.mark.slow
 def test_report_of_a_recipe(reported):
     folder, result = reported
     data = json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
@@ -194,6 +195,7 @@ def test_report_of_a_recipe(reported):
     assert str(read_report(folder)) == str(result)
 
 
+@pytest.mark.slow
 def test_a_variant_that_cannot_be_built_costs_the_others_nothing(tmp_path):
     class Unbuildable(Variant):
         def apply(self, model, batch=None, **kwargs):
@@ -212,6 +214,7 @@ def test_a_variant_that_cannot_be_built_costs_the_others_nothing(tmp_path):
     assert "broken    0      -" in str(result)
 
 
+@pytest.mark.slow
 def test_page_is_self_contained_and_says_what_the_table_says(reported):
     folder, result = reported
     page = (folder / "report.html").read_text()
@@ -221,6 +224,7 @@ def test_page_is_self_contained_and_says_what_the_table_says(reported):
     assert "arXiv 2603.27153" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["score.png", "kappa.png"])
 def test_pictures_show_both_variants(reported, name):
     pixels = np.asarray(Image.open(reported[0] / name).convert("RGB")).reshape(-1, 3)

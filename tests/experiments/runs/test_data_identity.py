@@ -94,6 +94,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", CHANGES)
 def test_data_that_changed_are_refused_wherever_runs_are_kept(digits, tmp_path, monkeypatch, name):
     change, words = CHANGES[name]
@@ -131,6 +132,7 @@ def test_the_same_data_elsewhere_are_the_same(digits, tmp_path):
     assert recipe(digits).task(tuning=True).fingerprint() != fingerprint(digits)
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf_8_are_told(digits, tmp_path, capsys):
     for part in ("train", "val"):
         os.rename(os.fsencode(digits / part / "9"), os.fsencode(digits / part) + b"/\xff")
@@ -240,6 +242,7 @@ def test_a_worker_that_reads_other_data_than_its_parent_says_so(digits, tmp_path
         pickle.loads(sent).task  # noqa: B018
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_its_data_are(name, digits, tmp_path):
     """And has training inputs in the form of those that are watched, for variants that look at some."""
@@ -303,6 +306,7 @@ def test_texts_by_their_bytes(tmp_path):
     assert chosen.task().fingerprint()["evaluation"] != first["evaluation"]
 
 
+@pytest.mark.slow
 def test_functions_and_sequences_by_their_settings(tmp_path):
     found = [
         Burgers(points=points, samples=samples, eval_samples=3, cache_dir=tmp_path).task(tuning=tuning).fingerprint()

@@ -40,6 +40,7 @@ def refusal(folder, file, text):
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
@@ -54,6 +55,7 @@ def test_an_edit_is_read_or_refused_by_name(folder, data):
     assert not error or str(file) in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "path", "value", "words"),
     [
@@ -74,6 +76,7 @@ def test_the_words(folder, place, path, value, words):
     assert re.search(words, error), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["null", "NaN", "Infinity", "-Infinity"])
 @pytest.mark.filterwarnings("error")
 def test_scores_that_are_not_finite_are_counted_as_such(folder, word):
@@ -88,6 +91,7 @@ def test_scores_that_are_not_finite_are_counted_as_such(folder, word):
         edits.use(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("epoch", [KeyError, None])
 def test_rows_without_an_epoch_are_counted(folder, epoch):

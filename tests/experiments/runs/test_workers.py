@@ -60,6 +60,7 @@ def test_workers_that_cannot_start_are_not_started_for_ever(tmp_path):
     assert reasons.count("not run") == 40 - len(started)
 
 
+@pytest.mark.slow
 def test_many_runs_have_the_numbers_of_one_process(tmp_path, capsys):
     began = time.monotonic()
     result = compare(loops.scores, seeds=60, folder=tmp_path, workers=2, progress=True)

@@ -83,6 +83,7 @@ def test_it_changes_nothing_of_the_run(tmp_path, whole):
     assert not torch.equal(weights["head.weight"], extra["beside"]["module.head.weight"])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_it(tmp_path, whole):
     folder, expected = whole
     going = train(ShakenDigits(), WITH, BOTH, 0, tmp_path, OFTEN)

@@ -74,6 +74,7 @@ def assert_trained_alike(folder, other):
             assert row[key] == pytest.approx(expected[key], rel=1e-4), key
 
 
+@pytest.mark.slow
 def test_two_ranks_train_what_one_process_trains(alone, tmp_path, monkeypatch):
     two_ranks(monkeypatch, tmp_path, "quiet", "ddp")
     assert_close(history(tmp_path), alone[1])
@@ -84,6 +85,7 @@ def test_two_ranks_train_what_one_process_trains(alone, tmp_path, monkeypatch):
     assert {path.name for path in newest.glob("random_states_*")} == {"random_states_0.pkl", "random_states_1.pkl"}
 
 
+@pytest.mark.slow
 def test_two_ranks_train_on_padded_sequences_what_one_process_trains(tmp_path, monkeypatch):
     """In micro-batches, by the weights of the best evaluation, which both have."""
     rows = ranks.run(tmp_path / "one", "lists")
@@ -92,6 +94,7 @@ def test_two_ranks_train_on_padded_sequences_what_one_process_trains(tmp_path, m
     assert_trained_alike(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_weights_and_one_process_goes_on(tmp_path, monkeypatch):
     """FSDP2 through Accelerate, with C and λ I; its checkpoints are those of one process, and the other way round."""
     one, two = tmp_path / "one", tmp_path / "two"

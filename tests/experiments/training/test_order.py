@@ -111,6 +111,7 @@ ALL = {
 IN_WORKERS = {"repeated", "streamed, sharding itself"}  # processes take a second to start
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("case", "workers"),
     [
@@ -179,6 +180,7 @@ class Streamed(ShakenDigits):
         return Flow(super().train_data())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["repeated", "stored", "streamed"])
 def test_a_run_in_any_order_goes_on_to_the_bit(kind, tmp_path):
     task = Streamed() if kind == "streamed" else ShakenDigits()
@@ -254,10 +256,14 @@ def test_every_copy_has_its_own_augmentation():
 LARGE = 3 * order.IN_MEMORY + 7
 
 
+@pytest.mark.slow
 def test_a_large_permutation_is_one():
     found = permutation(LARGE, 0, 0)(np.arange(LARGE))
     assert np.array_equal(np.bincount(found), np.ones(LARGE))
     assert np.array_equal(permutation(LARGE, 0, 0)(np.arange(1000, 1010)), found[1000:1010])
+
+
+def test_a_permutation_that_is_not_kept_in_memory_is_one():
     for length in (order.IN_MEMORY + 1, 1025**2, 1025**2 + 1):  # a rectangle that is full, and one almost empty row
         assert np.array_equal(np.sort(permutation(length, 1, 2)(np.arange(length))), np.arange(length))
 
@@ -282,6 +288,7 @@ def test_a_large_permutation_has_no_structure_to_be_seen():
         assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / count**0.5
 
 
+@pytest.mark.slow
 def test_a_large_data_set_needs_no_memory():
     """8.5 million samples took 0.9 GiB as a list of tuples."""
     tracemalloc.start()
@@ -380,6 +387,7 @@ def test_a_state_that_cannot_be_checked_or_kept_is_not_used(items):
     assert going.place == {"number": 6, "epoch": 0, "taken": 6}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("buffer", [0, 8])
 def test_streams_of_datasets(tmp_path, buffer, workers, caplog):

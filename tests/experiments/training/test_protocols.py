@@ -76,6 +76,7 @@ def test_how_often_one_looks_changes_nothing_of_what_is_trained(tmp_path):
     assert logs[0] == logs[1]
 
 
+@pytest.mark.slow
 def test_a_loss_of_several_components_is_their_sum_and_each_is_logged(tmp_path):
     class Two(TinyDigits):
         def loss(self, model, batch):
@@ -137,6 +138,7 @@ def equal(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("ema", [None, 0.5])
 def test_the_best_weights_are_tested_once_and_stay(tmp_path, ema):
     settings = dataclasses.replace(SHORT, evaluate_steps=4, select="best", ema=ema)
@@ -159,6 +161,7 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
     assert rows[-1]["selected_step"] == 8
 
 
+@pytest.mark.slow
 def test_the_last_weights_are_tested_unless_the_best_are_asked_for(tmp_path):
     task = WithTestSet()
     rows = run(task, tmp_path, dataclasses.replace(SHORT, evaluate_steps=4))
@@ -218,6 +221,7 @@ def test_a_start_is_part_of_what_a_run_is(tmp_path):
         run(TinyDigits(), tmp_path / "run", settings)
 
 
+@pytest.mark.slow
 def test_a_start_that_is_not_there_or_does_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
         run(TinyDigits(), tmp_path / "run", dataclasses.replace(SHORT, start_from=str(tmp_path / "nowhere")))
@@ -233,6 +237,7 @@ def test_a_start_that_is_not_there_or_does_not_fit(tmp_path):
         run(Other(), tmp_path / "run", dataclasses.replace(SHORT, start_from=str(tmp_path / "first")))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["identity_init", "orthogonal_init", "spectral_polar"])
 def test_what_is_made_from_the_start_is_not_made_again_from_trained_weights(tmp_path, name):
     """λ I folded into the start, weights drawn anew, and a correction that is kept beside the weights."""
@@ -276,6 +281,7 @@ def test_batches_that_grow_go_on_exactly_after_a_kill(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_one_rate_an_epoch(tmp_path):
     settings = dataclasses.replace(SHORT, epochs=3, schedule="triangle", warmup=0.0, final_lr=0.0, schedule_per="epoch")
     list(train(TinyDigits(), settings, BASELINE, 0, tmp_path, dataclasses.replace(OFTEN, log_every=1)))
@@ -283,6 +289,7 @@ def test_one_rate_an_epoch(tmp_path):
     assert rates == pytest.approx([1.0] * 6 + [2 / 3] * 7 + [1 / 3] * 7 + [0.0])  # logged behind the step
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_and_is_measured_as_it_is_written(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **kwargs: compiled.append(self))
@@ -314,6 +321,7 @@ def test_checkpoints_take_a_fiftieth_of_the_time(monkeypatch):
     assert cheap.due()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_version_0_1_is_gone_on_from(tmp_path):
     """Its position counts no micro-batches, has one loss, and its average lies alone in extra.pt."""
     settings = dataclasses.replace(SHORT, accumulation=2, ema=0.9)

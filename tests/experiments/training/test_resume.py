@@ -69,6 +69,7 @@ def unbroken(tmp_path_factory):
     return folder, run(folder)
 
 
+@pytest.mark.slow
 def test_whoever_stops_between_two_rows_leaves_a_checkpoint(tmp_path, unbroken):
     folder, rows = unbroken
     seldom = dataclasses.replace(OFTEN, checkpoint_seconds=1e6)
@@ -119,6 +120,7 @@ def kill_at(monkeypatch, place, count):
     monkeypatch.setattr(owner, name, dies)
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(
     ("place", "count"),
     [
@@ -149,6 +151,7 @@ def test_killed(tmp_path, monkeypatch, unbroken, place, count):
     assert_same_run(tmp_path, unbroken[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["one_cycle", pytest.param("constant", marks=pytest.mark.slow)])
 def test_killed_again_and_again(tmp_path, monkeypatch, schedule):
     whole = tmp_path / "whole"
@@ -162,6 +165,7 @@ def test_killed_again_and_again(tmp_path, monkeypatch, schedule):
     assert_same_run(broken, whole)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_rare_and_a_kill_goes_back_to_the_last(tmp_path, monkeypatch, unbroken):
     with monkeypatch.context() as patch:
         kill_at(patch, "after a step", 13)
@@ -217,6 +221,7 @@ def wait_for(process, condition):
     assert process.running(), process.said.read_text()
 
 
+@pytest.mark.slow
 def test_sigkill(unbroken, tmp_path):
     process = child(tmp_path)
     wait_for(process, lambda: list(tmp_path.glob("checkpoint-*")))
@@ -226,6 +231,7 @@ def test_sigkill(unbroken, tmp_path):
     assert_same_run(tmp_path, unbroken[0])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_sigterm_and_ctrl_c_write_a_checkpoint(unbroken, tmp_path, number, code):
     process = child(tmp_path, checkpoint_seconds=1e9)
@@ -240,6 +246,7 @@ def test_sigterm_and_ctrl_c_write_a_checkpoint(unbroken, tmp_path, number, code)
     assert_same_run(tmp_path, unbroken[0])
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_an_evaluation(unbroken, tmp_path):
     class Impatient(ShakenDigits):
         def evaluator(self):
@@ -255,6 +262,7 @@ def test_stopped_in_the_middle_of_an_evaluation(unbroken, tmp_path):
     assert_same_run(tmp_path, unbroken[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpoint", "rows"), [(4, 1), (STEPS, 4)])
 def test_a_signal_while_a_checkpoint_is_written_is_not_forgotten(unbroken, tmp_path, monkeypatch, checkpoint, rows):
     """The one after the evaluation of step 4, when the loop hands out a row; and the last of the run."""
@@ -299,6 +307,7 @@ def damaged_copy(unbroken, folder, which, what):
     return found
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "what", ["model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "extra.pt", "position.json"]
 )
@@ -356,6 +365,7 @@ def until_the_disk_is_full(folder, most):
     list(rows)
 
 
+@pytest.mark.slow
 def test_a_full_disk(unbroken, tmp_path):
     """The operating system refuses to write a file beyond a limit that lies in the middle of the optimizer's state."""
     sizes = [file.stat().st_size for file in sorted(unbroken[0].glob("checkpoint-*"))[-1].iterdir()]
@@ -404,6 +414,7 @@ def test_what_somebody_has_edited_is_refused_by_name(tmp_path, unbroken, name, p
         run(folder)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("text", ["[]", '{"model.safetensors": null}', "[" * 100_000, '{"a": [1e999, 0]}', "\0", ""])
 def test_a_list_of_files_that_somebody_has_edited_is_damage(tmp_path, unbroken, text):
     folder = Path(shutil.copytree(unbroken[0], tmp_path / "copy"))

@@ -64,6 +64,7 @@ def unbroken(images, tmp_path_factory):
     return folder, run(images, folder, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "number", "newest"),
     [

@@ -159,6 +159,7 @@ def test_a_failing_call_loses_this_tracker_alone(tmp_path, stand_in, caplog, cal
     assert call == "start" or bad.calls[-1] == "finish", "its run there is not left open"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("call", ["start", "log", "finish"])
 def test_a_hanging_call_loses_this_tracker_alone(tmp_path, stand_in, caplog, monkeypatch, call):
     for seconds in ("_START_SECONDS", "_CALL_SECONDS", "_END_SECONDS"):
@@ -338,6 +339,7 @@ def read_wandb(folder):
 READERS = {"tensorboard": read_tensorboard, "wandb": read_wandb, "mlflow": read_mlflow, "trackio": read_trackio}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_run_that_was_killed_goes_on_in_the_same_place_and_has_each_point_once(tmp_path, monkeypatch, name):
     pytest.importorskip(name)

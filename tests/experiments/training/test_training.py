@@ -57,12 +57,14 @@ def test_rows_and_files_of_a_run(unbroken):
     assert len(list(folder.glob("checkpoint-*"))) == 2
 
 
+@pytest.mark.slow
 def test_samples_that_do_not_fill_a_step_are_left_out(tmp_path):
     """13 micro-batches of 16 with accumulation 2: the thirteenth alone would be a step of half the size."""
     rows = finish(tmp_path, batch_size=32)
     assert [row["step"] for row in rows] == [6, 12, 18]
 
 
+@pytest.mark.slow
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     claim(tmp_path)
     (tmp_path / f".checkpoint-00000001{UNFINISHED}").mkdir()

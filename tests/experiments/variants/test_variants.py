@@ -80,6 +80,7 @@ def growth(measured, step):
     return math.sqrt(squares[step] / squares[0])
 
 
+@pytest.mark.one_in(6)
 @each_variant
 def test_it_trains_a_vision_transformer_on_digits(name, tmp_path):
     assert_trains_a_step(TinyDigits(), name, tmp_path)
@@ -90,6 +91,7 @@ def next_byte(text):
     return NextToken((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in NOT_CAUSAL])
 def test_it_trains_a_gpt_on_text(name, tmp_path, text):
     assert_trains_a_step(next_byte(text), name, tmp_path)
@@ -112,6 +114,7 @@ def test_what_mixes_rows_is_refused_on_text(name, tmp_path, text):
         VARIANTS[name].apply(task.build_model())
 
 
+@pytest.mark.one_in(4)
 @each_variant
 def test_its_structure_on_meta(name):
     """The classes, parameters and kinds of a real model, without any numbers."""
@@ -307,6 +310,7 @@ def test_calibrated_starts_scale_the_output_projections_alone():
         VARIANTS["preconditioned_calibrated"].apply(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 1.0])
 def test_identity_init_is_spectral_but_for_weight_decay(decay, tmp_path):
     settings = Training(epochs=2, batch_size=42, lr=5e-3, weight_decay=decay, schedule="constant")
@@ -485,6 +489,7 @@ def test_a_start_leaves_the_corrections_of_other_modules_unfolded():
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("constant_gain", "preconditioned+spectral=0.3")]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["spectral_polar", "sigmoid_gate", "qk_clip=0.01", *SLOW])
 def test_a_killed_run_goes_on_exactly(name, tmp_path, monkeypatch):
     settings = Training(epochs=1, batch_size=42, accumulation=2, ema=0.9, evaluate_every=0.4, monitor_every=0.4)

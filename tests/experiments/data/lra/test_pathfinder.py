@@ -23,6 +23,7 @@ def scenes():
     return [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
+@pytest.mark.slow
 def test_two_paths_of_fourteen_dashes(scenes):
     pixels, _, paths, _ = scenes
     assert len(pixels) > 100
