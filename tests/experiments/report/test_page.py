@@ -60,7 +60,7 @@ def real(tmp_path_factory):
     """A comparison that was trained: two variants, two seeds, a vision transformer on digits."""
     folder = tmp_path_factory.mktemp("page") / "first"
     model = VisionTransformer(layers=2, hidden_size=32, heads=4)
-    recipe = Digits(model, Training(epochs=1, lr=2e-3, evaluate_every=0.25, monitor_every=0.25))
+    recipe = Digits(model, Training(epochs=2, lr=2e-3, evaluate_every=0.5, monitor_every=0.5))
     result = compare_recipe(recipe, BOTH, 2, folder, cost=False, progress=False, launch=Launch(log_every=2))
     write_report(result, folder)
     return folder, result
