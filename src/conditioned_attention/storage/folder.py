@@ -13,7 +13,6 @@ from conditioned_attention.storage.files import finite, read_json, write_json
 from conditioned_attention.storage.ownership import checkpoints_in, claim
 
 FINGERPRINT = "data_fingerprint"  # the setting that identifies the data, not how they were requested
-_GRID = {"rates", "seeds"}  # see `tuning.grid_of`
 _ABSENT = "as in earlier versions"  # the words for a setting that was not written: see `settings.added`
 
 
@@ -74,6 +73,13 @@ def _has_runs(folder: Path) -> bool:
     return False
 
 
+def _is_grid(found: dict[str, Any]) -> bool:
+    """Whether this is what `tuning.grid_of` returns; a file may have been edited."""
+    rates, seeds = found.get("rates"), found.get("seeds")
+    numbers = isinstance(rates, list) and all(isinstance(rate, float) for rate in rates)
+    return numbers and isinstance(seeds, int) and len(found) == 2
+
+
 def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every key at which two pieces of plain data differ, with both values; a missing one is given in words.
 
@@ -82,7 +88,7 @@ def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, An
     and the rate of a run is a setting of its own.
     """
     if isinstance(a, dict) and isinstance(b, dict):
-        if a.keys() == b.keys() == _GRID and {*a["rates"]} <= {*b["rates"]} and a["seeds"] <= b["seeds"]:
+        if _is_grid(a) and _is_grid(b) and {*a["rates"]} <= {*b["rates"]} and a["seeds"] <= b["seeds"]:
             return
         for key in [*a, *(key for key in b if key not in a)]:
             said = key != FINGERPRINT or (key in a and key in b)

@@ -257,9 +257,17 @@ def test_a_wider_grid_tries_the_new_rates_alone_and_makes_runs_at_a_new_best_aga
     assert gather(tmp_path).settings["tuning"] == {"rates": [1e-6, 1e-5, 3e-3, 1e-2], "seeds": 2}
     with pytest.raises(ValueError, match=r"tuning\.seeds: 2 there, 1 now"):
         compare_recipe(recipe, ["baseline"], 1, tune=(3e-3, 1e-2, 1e-6, 1e-5), **how)
+    failed = tmp_path / "runs" / "baseline" / "seed-0"
     assert set_aside(tmp_path, {"baseline": old}) == {"baseline": new}, "as if a yet wider grid had chosen it again"
     assert set(rates_of(tmp_path / "runs" / "baseline" / "seed-0")) == {old}
     assert set_aside(tmp_path, {"baseline": old}) == {}
+    assert set_aside(tmp_path, {"baseline": 1.0}) == {"baseline": old}
+    (failed / "error.txt").parent.mkdir()
+    (failed / "error.txt").write_text("OSError: disk full")
+    (failed / ".conditioned-attention").touch()
+    assert set_aside(tmp_path, {"baseline": old}) == {}
+    assert not (failed / "error.txt").exists()
+    assert set(rates_of(failed)) == {old}
     with pytest.raises(ValueError, match=f"at the learning rate {old}, but .* has chosen {new}; continue the comp"):
         gather(tmp_path)
 

@@ -127,8 +127,9 @@ def set_aside(folder: Path, rates: Mapping[str, float]) -> dict[str, float]:
                 moved[name] = at
         for place in sorted(_other_rate(folder, name, lr).glob("seed-*")):
             there = folder / "runs" / name / place.name
-            if made_before(there) is None:  # a failed attempt at most
-                shutil.rmtree(there, ignore_errors=True)
+            if made_before(there) is None:
+                with working_folder(there):  # of ours, with a failed attempt at most
+                    shutil.rmtree(there)
                 _move(place, there.parent)
     return moved
 
