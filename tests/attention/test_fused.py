@@ -33,7 +33,6 @@ pytestmark = needs_kernels
 
 ROOT = Path(__file__).parents[2]
 REFUSED = {"5-D": "same number of dimensions", "float64": "not torch.float64", "float64, mask": "not torch.float64"}
-SLOW = {"1000 tokens"}  # five seconds in the interpreter
 # Those whose gradient through the norm says something new, for the interpreter
 THROUGH = {
     "63 tokens, width 60",
@@ -43,18 +42,9 @@ THROUGH = {
     "bfloat16",
     "float16",
 }
+MARKS = {"1000 tokens": pytest.mark.slow_on_a_cpu, "fully masked rows": ()}  # the second alone notices a listed fault
 cases = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case,
-            id=case.name,
-            marks=()
-            if case.name == "fully masked rows"  # it alone notices one of the listed faults
-            else [pytest.mark.one_in(8), *([pytest.mark.slow] if case.name in SLOW and not GPU else [])],
-        )
-        for case in CASES
-    ],
+    "case", [pytest.param(case, id=case.name, marks=MARKS.get(case.name, pytest.mark.one_in(8))) for case in CASES]
 )
 
 
@@ -111,7 +101,7 @@ MASKS = {
 @pytest.mark.parametrize(
     ("sizes", "shape", "causal", "gradient"),
     [
-        pytest.param(s, shape, *way, marks=pytest.mark.slow if (i + j) % 2 and not GPU else ())  # in turn
+        pytest.param(s, shape, *way, marks=pytest.mark.slow_on_a_cpu if (i + j) % 2 else ())  # in turn
         for j, way in enumerate([(False, "stopped"), (True, "through")])
         for i, (s, shape) in enumerate((s, shape) for s in MASKS for shape in MASKS[s])
     ],

@@ -204,7 +204,7 @@ FEW_SLOW = {"one query", "three queries, bfloat16", "float16, odd widths"}
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in FEW_SLOW else ()) for name in FEW]
+    "name", [pytest.param(name, marks=pytest.mark.slow_on_a_cpu if name in FEW_SLOW else ()) for name in FEW]
 )
 def test_few_queries_take_the_keys_in_parts(name, monkeypatch):
     case = dict(FEW[name])
