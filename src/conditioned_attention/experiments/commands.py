@@ -300,7 +300,7 @@ def _compare_tuned(
         moved = set_aside(folder, rates)
     for name, lr in moved.items():
         warn(
-            f"{name}: its runs at the learning rate {lr:g}, which was the best of a smaller grid, were moved to "
+            f"{name}: its runs at the learning rate {lr:g}, which is no longer its best, were moved to "
             f"{folder / 'other-rates'}; they are made again at {rates[name]:g}"
         )
     left, own = [v for v in variants if v.name in rates], {name: {"lr": lr} for name, lr in rates.items()}

@@ -241,7 +241,7 @@ def test_a_wider_grid_tries_the_new_rates_alone_and_makes_runs_at_a_new_best_aga
     old = before.tuning.chosen("baseline")
     tried = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tuning/runs/*/*/result.json")}
     assert len(tried) == 2
-    with pytest.warns(UserWarning, match=f"its runs at the learning rate {old:g}, which was the best"):
+    with pytest.warns(UserWarning, match=f"its runs at the learning rate {old:g}, which is no longer its best"):
         after = compare_recipe(recipe, ["baseline"], 1, tune=(3e-3, 1e-2, 1e-6, 1e-5), tune_seeds=2, **how)
     new = after.tuning.chosen("baseline")
     assert new in (3e-3, 1e-2)
