@@ -136,8 +136,8 @@ def test_compare_tunes_and_shares_the_seeds_out(tmp_path, capsys):
     run = json.loads((tmp_path / "runs/baseline/seed-9/result.json").read_text())
     chosen = [row for row in report["tuning"]["trials"] if row["variant"] == "baseline" and row["chosen"]]
     assert run["variant_settings"] == {"lr": chosen[0]["lr"]}
-    assert call(*base, "--tune", "1e-3", "1e-2", "5e-2") == 2
-    assert "tuning.rates: [0.001, 0.01] there, [0.001, 0.01, 0.05] now" in capsys.readouterr().err
+    assert call(*base, "--tune", "1e-2") == 2
+    assert "tuning.rates: [0.001, 0.01] there, [0.01] now" in capsys.readouterr().err
     assert call(*base, "--tune", "1e-3", "--tune-seeds", "0") == 2
     assert "tune_seeds must be at least 1" in capsys.readouterr().err
 
