@@ -1,6 +1,7 @@
 """Set-up of the tests: uninitialised memory poisoned, one thread per worker, few cases of the long families."""
 
 import gc
+import logging
 import math
 import os
 import zlib
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from conditioned_attention.measure.plots import files as pictures
 from tests.triton_interpreter import prepare
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -25,6 +27,7 @@ for device in (torch.cuda, torch.xpu, torch.mtia):
     if not device.is_available():  # torch.manual_seed would keep where it was called from: 1.6 ms
         device.manual_seed_all = lambda seed: None
 os.fsync = lambda descriptor: None  # no test pulls the plug, and what a killed process has written stays
+pictures.DPI = 50
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +48,28 @@ def seeded():
     torch.manual_seed(0)
 
 
+class Logged(logging.Handler):
+    """The records that were logged while it was there."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+        self.emit = self.records.append
+
+    @property
+    def text(self):
+        return "\n".join(record.getMessage() for record in self.records)
+
+
+@pytest.fixture
+def caplog():
+    """In place of pytest's own, which walks over the 1,500 loggers of the libraries six times a test."""
+    logged = Logged()
+    logging.getLogger().addHandler(logged)
+    yield logged
+    logging.getLogger().removeHandler(logged)
+
+
 def pytest_configure():
     gc.disable()  # while the tests are collected
     torch.manual_seed(0)  # of what modules draw as they are imported
@@ -56,7 +81,9 @@ def pytest_collection_modifyitems(items):
 
     Which ones depends on their names alone, so that it is the same today and tomorrow and in each worker, and so that
     a family that varies two things has cases of each.  On a GPU all cases run, and so does what is `slow_on_a_cpu`.
+    Files that start processes come first: then they are one worker's, and their server imports once.
     """
+    items.sort(key=lambda item: vars(item.module).keys().isdisjoint({"Forked", "FORKS"}))
     gpu, families = torch.cuda.is_available(), defaultdict(list)
     for item in items:
         if "chromium" in item.fixturenames or (item.get_closest_marker("slow_on_a_cpu") and not gpu):

@@ -57,6 +57,8 @@ def is_guarded(module: nn.Module) -> bool:
 def refresh_guards(model: nn.Module) -> None:
     """Gives the modules of guarded models the buffers that describe their present state, and removes all others."""
     inside = {id(m) for root in model.modules() if is_guarded(root) for m in root.modules()}
+    if not inside and not any(guards_on(module) for module in model.modules()):
+        return  # before the model's attention is looked for, which takes longer
     wanted: dict[int, set[str]] = {}
     for site in find_sites(model):
         if id(site.module) in inside or guards_on(site.module):

@@ -29,14 +29,16 @@ from conditioned_attention.sites.swap import swap_of
 from conditioned_attention.sites.versions import unsupported
 from conditioned_attention.spectral import Spectral
 
-# top-level package of an attention class -> the file that knows it; None takes any class, so it comes last
-_LIBRARIES: tuple[tuple[str | None, str], ...] = (
-    ("conditioned_attention", "conditioned_attention.sites.swap"),
-    ("timm", "conditioned_attention.sites.timm.heads"),
-    ("torchvision", "conditioned_attention.sites.torchvision.heads"),
-    ("torch", "conditioned_attention.sites.torch_nn.heads"),  # the base classes of every module are of this package
-    (None, "conditioned_attention.sites.transformers.heads"),
-)
+# top-level package of an attention class -> the file that knows it
+_LIBRARIES = {
+    "conditioned_attention": "conditioned_attention.sites.swap",
+    "timm": "conditioned_attention.sites.timm.heads",
+    "torchvision": "conditioned_attention.sites.torchvision.heads",
+    "torch": "conditioned_attention.sites.torch_nn.heads",  # the base classes of every module are of this package
+}
+# Classes of any other package may call transformers' interface; those that are made of these alone do not.
+_ON_THE_INTERFACE = "conditioned_attention.sites.transformers.heads"
+_NOT_ON_THE_INTERFACE = {"timm", "torchvision", "torch", "builtins"}
 
 # the same for W_Q, W_K and W_V: tables by class and, for classes that are not in them, the file's `recognise`, if any
 _PROJECTIONS = {
@@ -141,7 +143,8 @@ def _look_up(module: nn.Module) -> Mechanism | str | None:
     if already is not None:
         return already
     packages = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
-    libraries = [library for package, library in _LIBRARIES if package is None or package in packages]
+    libraries = [library for package, library in _LIBRARIES.items() if package in packages]
+    libraries += [_ON_THE_INTERFACE] * (not packages <= _NOT_ON_THE_INTERFACE)
     for recognise in (registered.recognise, *(importlib.import_module(library).recognise for library in libraries)):
         found: Mechanism | str | None = recognise(module)
         if found is not None:

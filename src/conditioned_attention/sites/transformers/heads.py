@@ -136,6 +136,7 @@ _REFUSALS: dict[str, str] = {
     """,
 }
 _REFUSED: dict[str, str] = by_class(_REFUSALS)
+_KNOWN = {*_SWAPPED, *_HOOKED, *_REFUSED}
 
 
 def recognise(module: nn.Module) -> Mechanism | str | None:
@@ -148,7 +149,7 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
         return _HOOKED[name].missing(module) or _passed_by(module) or _HOOKED[name]
     if name in _REFUSED:
         return type(_REFUSED[name])(f"{cls.__qualname__} {_REFUSED[name]}")
-    return interface.recognise(module) or derived_reason(cls, {*_SWAPPED, *_HOOKED, *_REFUSED})
+    return interface.recognise(module) or derived_reason(cls, _KNOWN)
 
 
 def _passed_by(module: nn.Module) -> str:

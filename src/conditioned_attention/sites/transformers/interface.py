@@ -58,7 +58,9 @@ def recognise(module: nn.Module) -> Mechanism | str | None:
 
     It is recognised by what its forward calls, not by its class.
     """
-    forward = _calls_the_interface(module) or _calls_the_interface(module, type(module).forward)
+    forward = _calls_the_interface(module)
+    if forward is None and "forward" in module.__dict__:
+        forward = _calls_the_interface(module, type(module).forward)
     if forward is None:
         return None
     reading = _read(forward)
