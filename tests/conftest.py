@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items):
     a family that varies two things has cases of each.  On a GPU all cases run, and so does what is `slow_on_a_cpu`.
     Files that start processes come first: then they are one worker's, and their server imports once.
     """
-    items.sort(key=lambda item: vars(item.module).keys().isdisjoint({"Forked", "FORKS"}))
+    items.sort(key=lambda item: vars(item.module).keys().isdisjoint({"Forked", "FORKS", "run_alone"}))
     gpu, families = torch.cuda.is_available(), defaultdict(list)
     for item in items:
         if "chromium" in item.fixturenames or (item.get_closest_marker("slow_on_a_cpu") and not gpu):

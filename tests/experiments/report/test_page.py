@@ -33,6 +33,7 @@ from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.measure.monitoring.records import HeadRecord
 from conditioned_attention.measure.plots import average_condition_number
+from tests.experiments.light import Light
 
 BOTH = ["baseline", "preconditioned"]
 BLUE = (0x00, 0x72, 0xB2)
@@ -64,6 +65,14 @@ def real(tmp_path_factory):
     result = compare_recipe(recipe, BOTH, 2, folder, cost=False, progress=False, launch=Launch(log_every=2))
     write_report(result, folder)
     return folder, result
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    """The same of four steps, for what needs no browser."""
+    folder = tmp_path_factory.mktemp("page") / "light"
+    recipe = Light(Training(epochs=2, batch_size=16, evaluate_every=0.5, monitor_every=0.5))
+    return folder, compare_recipe(recipe, BOTH, 2, folder, cost=False, progress=False, launch=Launch(log_every=1))
 
 
 class Shown:
@@ -156,8 +165,8 @@ def test_ticks_of_logarithmic_axes_are_powers_or_plain_numbers(shown):
     shown.chart("Training:").locator("select").first.select_option(label="training loss")
 
 
-def test_the_limit_is_drawn_and_explained_where_heads_are_beyond_it(real):
-    heads = heads_of(comparison_subject(real[1], real[0]).folders)
+def test_the_limit_is_drawn_and_explained_where_heads_are_beyond_it(light):
+    heads = heads_of(comparison_subject(light[1], light[0]).folders)
     palette = palette_of(BOTH)
     below = {name: [dataclasses.replace(h, used=np.minimum(h.used, 1e3)) for h in runs] for name, runs in heads.items()}
     chart = kappa_chart(below, palette)
@@ -409,8 +418,8 @@ def test_a_single_run_finished_or_under_way(chromium, real, tmp_path, capsys):
     assert "at the latest evaluation" in text
 
 
-def test_a_comparison_under_way(real, tmp_path):
-    shutil.copytree(real[0] / "runs", tmp_path / "runs")
+def test_a_comparison_under_way(light, tmp_path):
+    shutil.copytree(light[0] / "runs", tmp_path / "runs")
     (run_folder(tmp_path, "preconditioned", 1) / "result.json").unlink()
     failed = run_folder(tmp_path, "baseline", 1)
     (failed / "result.json").unlink()
@@ -418,7 +427,7 @@ def test_a_comparison_under_way(real, tmp_path):
     (subject,) = read_subjects([tmp_path])
     assert subject.failures == {"baseline, seed 1": "ArithmeticError: odd"}
     (far,) = subject.unfinished.values()
-    assert far.startswith("not finished: evaluated 4 times, last at epoch 2 of 2; logged up to step 44; last written 2")
+    assert far.startswith("not finished: evaluated 4 times, last at epoch 2 of 2; logged up to step 4; last written 2")
     write_reports([subject], [tmp_path])
     text = (tmp_path / "report.html").read_text()
     assert f"<strong>preconditioned, seed 1</strong> {far}." in text
@@ -437,9 +446,9 @@ def test_bars_say_who_never_got_there(chromium, tmp_path):
     assert found.page.locator(".chart").count() == 2, "no interval, no picture of intervals"
 
 
-def test_plotly_accepts_every_picture(real):
+def test_plotly_accepts_every_picture(light):
     go = pytest.importorskip("plotly.graph_objects")
-    subject = comparison_subject(real[1], real[0])
+    subject = comparison_subject(light[1], light[0])
     charts = charts_of(subject, heads_of(subject.folders), palette_of(subject.variants))
     views = [view for chart in charts for view in chart.views]
     assert len(views) > 12
@@ -447,9 +456,9 @@ def test_plotly_accepts_every_picture(real):
         go.Figure(view.traces, view.layout)
 
 
-def test_heads_are_read_as_the_monitor_wrote_them(real):
+def test_heads_are_read_as_the_monitor_wrote_them(light):
     for variant in BOTH:
-        path = run_folder(real[0], variant, 0) / "conditions.jsonl"
+        path = run_folder(light[0], variant, 0) / "conditions.jsonl"
         records = [HeadRecord.from_json(json.loads(line)) for line in path.read_text().splitlines()]
         heads = read_heads(path)
         np.testing.assert_allclose(average_kappa(heads), list(average_condition_number(records).values()), rtol=1e-5)
