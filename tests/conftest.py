@@ -27,7 +27,7 @@ for device in (torch.cuda, torch.xpu, torch.mtia):
     if not device.is_available():  # torch.manual_seed would keep where it was called from: 1.6 ms
         device.manual_seed_all = lambda seed: None
 os.fsync = lambda descriptor: None  # no test pulls the plug, and what a killed process has written stays
-pictures.DPI = 50
+pictures.DPI = 100
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ batch-16) vary --batch-size 16 "$@" ;;
 batch-16-tuned) vary --batch-size 16 --tune-seeds 3 "$@" ;;                      # one seed decides by an image or two
 
 recall) compare recall "$OF_RECALL" --seeds 5 --tune 1e-3 2e-3 4e-3 --tune-seeds 2 "$@" ;;
-in-context-regression) compare in_context_regression "$FIVE" --seeds 5 --tune 2.5e-4 5e-4 1e-3 2e-3 "$@" ;;
+in-context-regression) compare in_context_regression "$FIVE" --seeds 3 --tune 1.25e-4 2.5e-4 5e-4 1e-3 2e-3 "$@" ;;
 burgers) compare burgers "$SEVEN head_rmsnorm" --points 32 --epochs 60 --seeds 3 --tune 5e-4 1e-3 2.5e-3 6e-3 --tune-seeds 2 "$@" ;;
 *) echo "unknown comparison $name; see the list in $0" >&2 && exit 2 ;;
 esac
