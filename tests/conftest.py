@@ -13,7 +13,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from conditioned_attention.measure.plots import files as pictures
 from tests.triton_interpreter import prepare
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -27,7 +26,6 @@ for device in (torch.cuda, torch.xpu, torch.mtia):
     if not device.is_available():  # torch.manual_seed would keep where it was called from: 1.6 ms
         device.manual_seed_all = lambda seed: None
 os.fsync = lambda descriptor: None  # no test pulls the plug, and what a killed process has written stays
-pictures.DPI = 100
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +61,7 @@ class Logged(logging.Handler):
 
 @pytest.fixture
 def caplog():
-    """In place of pytest's own, which walks over the 1,500 loggers of the libraries six times a test."""
+    """In place of pytest's own, which walks over all loggers of the libraries, 800 and more, six times a test."""
     logged = Logged()
     logging.getLogger().addHandler(logged)
     yield logged
@@ -71,6 +69,9 @@ def caplog():
 
 
 def pytest_configure():
+    from conditioned_attention.measure.plots import files  # after prepare()
+
+    files.DPI = 100  # a quarter of the pixels that users get takes less time to encode
     gc.disable()  # while the tests are collected
     torch.manual_seed(0)  # of what modules draw as they are imported
 

@@ -144,7 +144,8 @@ def _look_up(module: nn.Module) -> Mechanism | str | None:
         return already
     packages = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
     libraries = [library for package, library in _LIBRARIES.items() if package in packages]
-    libraries += [_ON_THE_INTERFACE] * (not packages <= _NOT_ON_THE_INTERFACE)
+    if not packages <= _NOT_ON_THE_INTERFACE:
+        libraries.append(_ON_THE_INTERFACE)
     for recognise in (registered.recognise, *(importlib.import_module(library).recognise for library in libraries)):
         found: Mechanism | str | None = recognise(module)
         if found is not None:
