@@ -8,4 +8,4 @@ import transformers  # noqa: F401
 
 import tests.experiments.tiny  # noqa: F401
 
-os.fsync = lambda descriptor: None  # as in conftest
+os.fsync = lambda descriptor: None  # as in tests.plugin

@@ -26,7 +26,7 @@ def interpreted(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def poison_more_memory(monkeypatch):
-    """As in conftest, for the other ways to get memory that the launcher uses."""
+    """As in `tests.plugin`, for the other ways to get memory that the launcher uses."""
     like, new = torch.empty_like, torch.Tensor.new_empty
 
     def poisoned(make):

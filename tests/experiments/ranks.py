@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import tests.conftest  # noqa: F401 - torchvision
+import tests.plugin  # noqa: F401 - torchvision
 from conditioned_attention.experiments.training.launch import leave
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
