@@ -71,7 +71,7 @@ def caplog():
 def pytest_configure():
     from conditioned_attention.measure.plots import files  # after prepare()
 
-    files.DPI = 100  # a quarter of the pixels that users get takes less time to encode
+    files.png.__defaults__ = (100,)  # dots per inch: a quarter of the pixels that users get takes less time to encode
     gc.disable()  # while the tests are collected
     torch.manual_seed(0)  # of what modules draw as they are imported
 
