@@ -66,7 +66,7 @@ def _ask_for_each_dtype_once():
 
 
 def _check_each_shape_once():
-    """Each tensor of Triton has a type of its own, whose shape it looks over: a fifth of the time, after the above."""
+    """Each tensor of Triton has a type of its own, whose shape it looks over: a seventh of the time after the above."""
     from triton.language.core import block_type
 
     look_over, known = block_type.__init__, {}
