@@ -99,10 +99,10 @@ def test_the_verdict_is_first_and_no_line_is_cut_at_80_columns(capsys, monkeypat
 
 
 def test_compare_then_report_then_more_seeds(tmp_path, capsys):
-    base = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", *QUICK]
+    base = ["compare", "digits", "--folder", str(tmp_path), "--workers", "1", "--no-cost", *QUICK]
     assert call(*base, "--seeds", "1") == 0
     assert "One pair says nothing about the spread" in " ".join(capsys.readouterr().out.split())
-    assert call(*base, "--seeds", "2", "--variants", "baseline", "head_rmsnorm", "--no-cost") == 0
+    assert call(*base, "--seeds", "2", "--variants", "baseline", "head_rmsnorm") == 0
     data = json.loads((tmp_path / "results.json").read_text())
     assert [(run["variant"], run["seed"]) for run in data["runs"]] == [
         ("baseline", 0), ("baseline", 1), ("head_rmsnorm", 0), ("head_rmsnorm", 1),

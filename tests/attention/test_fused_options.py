@@ -128,6 +128,7 @@ def test_checkpointing_draws_the_same_dropout_again(use_reentrant):
 WINDOWS = [(70, 70, 20, True), (70, 70, 20, False), (40, 100, 33, False), (100, 40, 10, False), (100, 40, 10, True)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("n", "m", "window", "causal"), WINDOWS)
 def test_window(n, m, window, causal):
     """Where there are fewer keys than queries, the last queries see none."""
@@ -152,6 +153,7 @@ def test_window_under_a_learned_mask_with_dropout():
     assert_right(tensors, 5, "all at once", mask, window=9, causal=True, kept=survivors(1, 2, 50, 50, 5))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("gradient", ["stopped", "through"])
 @pytest.mark.parametrize("dtype", [SINGLE, BRAIN, HALF])
 def test_rows_of_the_weights(dtype, gradient):
@@ -196,8 +198,8 @@ FEW = {
     "three queries, bfloat16": {"n": 3, "dtype": BRAIN},
     "float16, odd widths": {"n": 2, "dtype": HALF, "widths": (20, 33)},
     "padding": {"n": 2, "mask": padding(2)},
-    "a bias of the heads": {"n": 2, "mask": draw((1, 4, 1, KEYS))[0]},
-    "rows of the weights, through": {"n": 1, "rows": "weights", "gradient": "through"},
+    "a bias of the heads": {"n": 2, "b": 1, "mask": draw((1, 4, 1, KEYS))[0]},
+    "rows of the weights, through": {"n": 1, "b": 1, "rows": "weights", "gradient": "through"},
 }
 FEW_SLOW = {"one query", "three queries, bfloat16", "float16, odd widths"}
 
@@ -208,11 +210,12 @@ FEW_SLOW = {"one query", "three queries, bfloat16", "float16, odd widths"}
 )
 def test_few_queries_take_the_keys_in_parts(name, monkeypatch):
     case = dict(FEW[name])
-    n, dtype, (d, e) = case.pop("n"), case.pop("dtype", SINGLE), case.pop("widths", (16, 16))
+    b, n, dtype = case.pop("b", 2), case.pop("n"), case.pop("dtype", SINGLE)
+    d, e = case.pop("widths", (16, 16))
     parts = []
     attend_in_parts = fused_launch._attend_in_parts
     monkeypatch.setattr(fused_launch, "_attend_in_parts", lambda *args: parts.append(args[2]) or attend_in_parts(*args))
-    tensors = draw((2, 4, n, d), (2, 2, KEYS, d), (2, 2, KEYS, e), dtype=dtype)
+    tensors = draw((b, 4, n, d), (b, 2, KEYS, d), (b, 2, KEYS, e), dtype=dtype)
     assert_right(tensors, name=name, **case)
     assert parts == [3]
 

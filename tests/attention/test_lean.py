@@ -307,6 +307,7 @@ def test_backward_twice_accumulates():
 
 
 @needs_kernels
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("gradient", "dtype", "rows"),
     pairwise(

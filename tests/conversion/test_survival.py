@@ -539,7 +539,7 @@ _FUSED, _POLAR, _LLAMA = "fused weight: timm ViT", "polar: timm ViT", "three wei
 _READ = "weight that is read: torchvision Swin"
 QUICK = {
     compiled: {_SWAP, _OWN, _FUSED},
-    compiled_first: {_SWAP, _BERT, _POLAR},
+    compiled_first: {_SWAP, _POLAR},
     exported: {"hook: timm CAFormer", _BERT, _READ, _POLAR},
     exported_strictly: {_SWAP, _OWN},
     compiled_method: {_SWAP, _OWN, _BERT, _FUSED},
