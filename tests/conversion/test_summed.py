@@ -86,13 +86,12 @@ def in_threads(call, threads, calls):
     return results
 
 
-@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("kind", "options", "calls"),
     [
-        ("called: Llama", {}, 200),
-        ("called: Llama", {"correction": "polar"}, 10),
-        *((kind, {}, 10) for kind in KINDS if kind != "called: Llama"),
+        ("called: Llama", {}, 50),
+        pytest.param("called: Llama", {"correction": "polar"}, 10, marks=pytest.mark.slow),
+        *(pytest.param(kind, {}, 10, marks=pytest.mark.one_in(4)) for kind in KINDS if kind != "called: Llama"),
     ],
 )
 @torch.no_grad()

@@ -105,6 +105,7 @@ def test_python_source_is_split_by_package(tmp_path, monkeypatch):
     monkeypatch.setattr(text_source, "EVALUATION_PACKAGE", "package_held")
     train, held = TextSource("python").read(notes)
     assert (b"# one" in train, b"# two" in train, b"# held" in train, b"# held" in held) == (True, True, False, True)
+    assert [file.count(b"#") for file in train.split(TextSource("python").between)] == [0, 40] * 2
     task = NextByteRecipe("python", packages=("package_two",), model=GPT(context=8)).task()
     assert b"# one" not in bytes(task.train_data().windows.flatten().tolist())
     assert "evaluated on package_held, a package that is not trained on" in task.notes
