@@ -23,6 +23,7 @@ from conditioned_attention.experiments.recipes.detection import (
 )
 from conditioned_attention.experiments.report.write import read_subjects, write_reports
 from conditioned_attention.experiments.tasks.average_precision import AveragePrecision
+from conditioned_attention.experiments.tasks.drawn import side_by_side
 from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.optimizer import build_optimizer
@@ -264,6 +265,18 @@ def test_killed_while_it_evaluates_it_goes_on_to_the_bit(unbroken, tmp_path, num
     assert without_time(run(tmp_path / "run", data)) == without_time(rows)
     ours, theirs = (folder / "run" / "truth_and_detections.png" for folder in (tmp_path, data))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_the_surest_is_drawn_over_the_others():
+    boxes, masks = torch.tensor([[10.0, 10, 60, 60]] * 3), torch.zeros(3, 1, 64, 64)
+    found = {"boxes": boxes, "masks": masks, "labels": torch.tensor([3, 1, 6]), "scores": torch.tensor([0.9, 0.6, 0.4])}
+    truth = {"boxes": boxes[:0], "masks": masks[:0, 0], "labels": found["labels"][:0]}
+    png = side_by_side([torch.zeros(3, 64, 64)], [truth], [found], list("abcdef"))
+    left, right = np.split(np.asarray(Image.open(io.BytesIO(png)))[4:260, 4:-4], [258], 1)
+    green = (right == (0, 158, 115)).all(2)
+    assert not left[:, :256].any()
+    assert green[240, 60:230].all(), "the frame of what has a score of 0.9"
+    assert not (right == (230, 159, 0)).all(2).any(), "that of 0.6 is below it; that of 0.4 is not drawn"
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ def side_by_side(
         from torchvision.utils import make_grid
     tiles = []
     for image, true, ours in zip(images, truth, found):
-        sure = ours["scores"] >= _SURE
-        some = {name: value[sure] for name, value in ours.items()}
+        order = ours["scores"].argsort()  # the surest is drawn last, over the others
+        some = {name: value[order[ours["scores"][order] >= _SURE]] for name, value in ours.items()}
         names = [[classes[int(label) - 1] for label in one["labels"]] for one in (true, some)]
         names[1] = [f"{name} {100 * score:.0f}" for name, score in zip(names[1], some["scores"].tolist())]
         tiles.append(_drawn(image, true["boxes"], true["masks"] > 0, true["labels"], names[0]))
