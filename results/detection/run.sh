@@ -7,8 +7,8 @@
 #           scenes-tuned     as scenes, at each variant's best of three rates, chosen on a tenth of the training scenes: 27 runs
 # CUTOUTS and PHOTOGRAPHS name the folders of Debian's tuxpaint-stamps-default and mate-backgrounds, where
 # 'apt-get install' puts them by default; 'apt-get download' and 'dpkg-deb -x FILE FOLDER' do without installing.
-# A step of 4 scenes takes 0.9 s of one core of an AMD EPYC (Zen 1), and an evaluation about 50 s: MINUTES core-minutes a
-# run of 2 epochs, 32 of 4, and an hour and a half of 12.
+# A step of 4 scenes takes 0.9 s of one core of an AMD EPYC (Zen 1), and an evaluation about 50 s: 19 minutes of a
+# core for a run of 2 epochs, 32 for one of 4, and an hour and a half for one of 12, which is estimated.
 set -euo pipefail
 
 VARIANTS="baseline preconditioned spectral"
