@@ -151,7 +151,8 @@ def run_rows(folder, found, methods):
     cells, settings, name = cells_of(found), found.settings, folder.relative_to(RESULTS)
     if next(iter(found.runs)) != "baseline" or not cells.keys() & set(methods):
         return []
-    start = settings["model"].get("init", 0.02)
+    model = settings["model"]
+    start = "width" if model.get("small") else model.get("init", 0.02)  # a small XCiT of a detector always does
     where = [f"[{name}](../results/{name}/results.json)", f"`{settings['recipe']}`", length_of(found), str(start)]
     chosen = [variant for variant in ("baseline", *methods) if variant in cells]
     return [
