@@ -582,6 +582,7 @@ MUTATIONS = [
     ("proposals, a mean over those with an object", "experiments/models/region_ops.py", "wrong / sampled.numel()", "wrong / positive.numel()", MASK_RCNN),
     ("a classifier's conversion forgotten", "experiments/models/classification_weights.py", "    if conditioned:\n", "    if False:\n", MASK_RCNN),
     ("a detector does not know its classifier", "experiments/training/start.py", 'f"{inside}{name}"', 'f"{name}"', DETECTION),
+    ("detections, the surest below", "experiments/tasks/drawn.py", '["scores"].argsort()', '["scores"].argsort(descending=True)', DETECTION),
     ("vectors do not decay", "experiments/training/optimizer.py", "(vectors or parameter.dim() > 1)", "(parameter.dim() > 1)", DETECTION),
     ("average precision, of masks by boxes", "experiments/tasks/average_precision.py", 'self.pictures, "segm")', 'self.pictures, "bbox")', DETECTION),
     ("average precision, of all pictures", "experiments/tasks/average_precision.py", "sorted(set(pictures))", "[one['id'] for one in truth['images']]", DETECTION),
