@@ -26,9 +26,15 @@ def head_of(subject: Subject) -> dict[str, str]:
 
 
 def _model(settings: Mapping[str, Any]) -> str:
-    """The name of a published model, or the size of the model that the settings describe."""
+    """The name of a published model, or the size of the model that the settings describe.
+
+    >>> _model({"model": {"backbone": "xcit_small_12_p16_224", "small": [64, 6]}})
+    'XCiT, 6 layers, 64 wide'
+    """
     model = settings.get("model")
     sizes = model if isinstance(model, Mapping) else {}
+    if small := sizes.get("small"):  # a detector's, in place of the backbone
+        return f"XCiT, {small[1]} layers, {small[0]} wide"
     for name in (settings.get("timm_model"), sizes.get("backbone"), settings.get("family"), model):
         if isinstance(name, str):
             return name
