@@ -23,22 +23,40 @@ for arguments in (line.split() for line in sys.argv[1:]):
         print("---", flush=True)
         print("---", file=sys.stderr, flush=True)
 """
-WITHOUT_IT = """
+WITH_TORCH_ALONE = """
 import sys
+import warnings
+
+MISSING = "accelerate matplotlib numpy rich scipy sklearn timm transformers triton tyro".split()
 
 class Missing:
     def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in ("numpy", "scipy", "rich", "matplotlib", "timm", "transformers", "tyro"):
+        if name.partition(".")[0] in MISSING:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
-from conditioned_attention import precondition, preconditioned_attention
+warnings.filterwarnings("ignore", module="torch")  # torch itself has a word about NumPy
 import torch
+import conditioned_attention as ca
 
-x = torch.randn(1, 2, 5, 8)
-assert preconditioned_attention(x, x, x).norm(dim=-1).allclose(torch.ones(1, 2, 5))
-report = precondition(torch.nn.TransformerEncoderLayer(16, 2, batch_first=True))
-print(len(report.converted), "converted")
+assert "torch._dynamo" not in sys.modules, "nothing heavy is loaded on the way"
+x = torch.randn(1, 2, 5, 8, requires_grad=True)
+assert ca.preconditioned_attention(x, x, x).norm(dim=-1).allclose(torch.ones(1, 2, 5))
+ca.preconditioned_attention(x, x, x, rows="weights").sum().backward()
+for call in (ca.explain, lambda x, *_: [ca.condition_number(x), ca.log_complexity(x), ca.precondition_rows(x)]):
+    str(call(x, x, x))
+layer = torch.nn.TransformerEncoderLayer(4, 2, 4)
+layer.self_attn = ca.MultiheadAttention(4, 2)
+layer(torch.randn(3, 1, 4)).sum().backward()
+model = torch.nn.Transformer(4, 2, 1, 1, 4)
+print(len(ca.precondition(model).converted), "converted")
+str(ca.conditioning(model)), str(ca.restore(model))
+class OwnAttention(torch.nn.Linear): pass
+try:
+    ca.precondition(torch.nn.Sequential(OwnAttention(4, 2)))
+except ValueError as error:
+    assert "not in the table" in str(error)
+ca.restore(torch.nn.Linear(2, 2)), ca.conditioning(torch.nn.Linear(2, 2))
 
 from conditioned_attention.experiments import compare
 from conditioned_attention.measure.plots import plot_spectra
@@ -102,10 +120,11 @@ def test_a_torchvision_for_another_torch_is_one_line_with_the_command_that_mends
 
 
 def test_torch_alone_is_enough_without_a_word_and_what_needs_more_says_so_in_a_line(run):
-    out, err = run(WITHOUT_IT)
+    """Also beside a torchvision that does not fit: nothing but torch is needed for what the core does."""
+    out, err = run(WITH_TORCH_ALONE)
     assert err == ""
     assert out.splitlines() == [
-        "1 converted",
+        "3 converted",
         "compare needs: pip install 'conditioned-attention[experiments]' (No module named 'rich')",
         "drawing needs: pip install 'conditioned-attention[plots]' (No module named 'matplotlib')",
     ]

@@ -203,7 +203,7 @@ def test_registered_operators(dtype, layout, kv_heads, masked):
             torch.library.opcheck(operator, arguments, test_utils=what)
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "layout", "kv_heads", "masked"),
     pairwise([torch.float32, torch.bfloat16], list(ORDERS), [4, 2], [False, True]),

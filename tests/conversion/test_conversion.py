@@ -103,18 +103,9 @@ for name in {list(models)}:
     assert done.returncode == 0, done.stderr
 
 
-# In the quick suite; by rows of the output the ways to the heads are in test_survival.
-COMPILED = {"output": {}, "weights": {"timm_vit"}}
-
-
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [
-        pytest.param(name, rows, marks=() if name in COMPILED[rows] else pytest.mark.slow)
-        for rows in COMPILED
-        for name in MODELS
-    ],
-)
+@pytest.mark.slow  # the quick suite compiles in test_survival
+@pytest.mark.parametrize("rows", ["output", "weights"])
+@pytest.mark.parametrize("name", MODELS)
 def test_compiles_without_a_graph_break(name, rows):
     model = build(name)
     precondition(model, rows=rows)

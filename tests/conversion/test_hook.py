@@ -137,7 +137,7 @@ def test_heads_that_are_returned():
     assert not torch.allclose(attention(X)[0], y)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_heads_that_are_pruned_after_conversion(model, compiled):
     """Their number is asked at each call; taken at conversion, it would cut two heads of 8 into four of 4."""
     run = torch.compile(model, backend="eager") if compiled else model
@@ -256,6 +256,7 @@ def test_a_module_that_is_wrapped_after_conversion(model):
     torch.testing.assert_close(ours, oracle(model))
 
 
+@pytest.mark.slow
 def test_wrapped_after_conversion_and_compiled_at_once(model):
     precondition(model)
     model[0].out = Wrapped(model[0].out)

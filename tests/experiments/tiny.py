@@ -22,6 +22,7 @@ from conditioned_attention.experiments.training.settings import Training
 from tests.models import timm_vit
 
 _digits = functools.cache(load_digits)  # scikit-learn reads them from text, in longer than some of these tasks train
+SELDOM = Launch(log_every=2)  # a checkpoint at the end alone, since each takes as long as some steps
 OFTEN = Launch(checkpoint_seconds=0.0, log_every=2)
 
 

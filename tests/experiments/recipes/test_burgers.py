@@ -22,11 +22,11 @@ from conditioned_attention.experiments.planning.estimate import estimate
 from conditioned_attention.experiments.recipes.burgers import Burgers
 from conditioned_attention.experiments.recipes.registry import settings_of
 from conditioned_attention.experiments.tasks.fields import FieldToField
-from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS, find_variant
 from conditioned_attention.measure.probing.projections import projection_records
+from tests.experiments.tiny import OFTEN, SELDOM
 from tests.test_cli import call
 
 SMALL = Burgers(
@@ -48,8 +48,8 @@ def small(cache):
     return dataclasses.replace(SMALL, cache_dir=cache)
 
 
-def rows_of(folder, recipe, variant="baseline"):
-    return train(recipe.task(), recipe.training, VARIANTS[variant], 0, folder, Launch(checkpoint_seconds=0.0))
+def rows_of(folder, recipe, variant="baseline", launch=SELDOM):
+    return train(recipe.task(), recipe.training, VARIANTS[variant], 0, folder, launch)
 
 
 def without_time(rows):
@@ -246,7 +246,7 @@ def test_it_learns(small, tmp_path):
 def test_an_interrupted_run_ends_as_the_unbroken_one(small, tmp_path):
     short = dataclasses.replace(small, training=dataclasses.replace(small.training, epochs=2, evaluate_every=1))
     expected = list(rows_of(tmp_path / "whole", short, "preconditioned"))
-    rows = rows_of(tmp_path / "broken", short, "preconditioned")
+    rows = rows_of(tmp_path / "broken", short, "preconditioned", OFTEN)
     next(rows)
     del rows
     assert without_time(rows_of(tmp_path / "broken", short, "preconditioned")) == without_time(expected)

@@ -36,6 +36,7 @@ from conditioned_attention.storage.json_lines import JsonLines
 from tests.experiments.decoders import TEXT, write_decoder, write_text
 from tests.experiments.training.test_distributed import torchrun
 
+SELDOM = Launch(log_every=1)
 OFTEN = Launch(checkpoint_seconds=0.0, log_every=1)
 SHORT = Training(epochs=1, batch_size=32, lr=1e-2, evaluate_every=0.5, monitor_every=0)
 SMALL = LlamaRecipe(
@@ -149,7 +150,7 @@ def test_wrong_models(changes, words):
 def test_it_learns_says_what_a_byte_costs_and_goes_on(tmp_path):
     asked = recipe(tmp_path)
     task = asked.task()
-    expected = list(train(task, asked.training, VARIANTS["preconditioned"], 0, tmp_path / "whole", OFTEN))
+    expected = list(train(task, asked.training, VARIANTS["preconditioned"], 0, tmp_path / "whole", SELDOM))
     last = expected[-1]
     assert last["score"] < 0.6 * math.log(300)
     tokenizer = Tokenizer.from_file(str(tmp_path / "whole" / "tokenizer.json"))
@@ -212,7 +213,7 @@ def test_curves_begin_before_the_first_step(tmp_path):
     calibrate(model, task.calibration())
     expected["preconditioned_calibrated"] = loss()
     for name, value in expected.items():
-        rows = list(train(task, asked.training, VARIANTS[name], 0, tmp_path / name, OFTEN))
+        rows = list(train(task, asked.training, VARIANTS[name], 0, tmp_path / name, SELDOM))
         assert [row["step"] for row in rows] == [0, 6, 11]
         assert rows[0]["score"] == pytest.approx(value, rel=1e-5)
         assert rows[-1]["score"] < rows[0]["score"]
@@ -229,7 +230,7 @@ def test_curves_begin_before_the_first_step(tmp_path):
 def test_an_interrupted_run_is_measured_once_before_the_first_step(tmp_path, at):
     asked = fine_tune(tmp_path, training=dataclasses.replace(SHORT, evaluate_first=True, monitor_every=0.5))
     task = asked.task()
-    expected = list(train(task, asked.training, VARIANTS["baseline"], 0, tmp_path / "whole", OFTEN))
+    expected = list(train(task, asked.training, VARIANTS["baseline"], 0, tmp_path / "whole", SELDOM))
     rows = train(task, asked.training, VARIANTS["baseline"], 0, tmp_path / "broken", OFTEN)
     for _ in range(at + 1):
         next(rows)
@@ -248,7 +249,7 @@ def test_adapters_are_all_that_lora_trains(tmp_path):
     assert all(
         torch.equal(start[f"base_model.model.{k}"], v) for k, v in plain.items() if "q_" not in k and "o_" not in k
     )
-    rows = list(train(task, asked.training, VARIANTS["spectral"], 0, tmp_path / "run", OFTEN))
+    rows = list(train(task, asked.training, VARIANTS["spectral"], 0, tmp_path / "run", SELDOM))
     assert rows[-1]["score"] < rows[0]["score"]
     state = load_run(tmp_path / "run").state_dict()
     changed = {name for name in start if not torch.equal(state[name], start[name])}
@@ -354,7 +355,7 @@ def test_documents_that_are_apart_are_as_alone(tmp_path, model, variant):
 def test_documents_apart_train_and_padding_is_refused(tmp_path):
     asked = recipe(tmp_path, apart=True, training=dataclasses.replace(SHORT, max_steps=2))
     task = asked.task()
-    (row,) = train(task, asked.training, VARIANTS["preconditioned"], 0, tmp_path / "run", OFTEN)
+    (row,) = train(task, asked.training, VARIANTS["preconditioned"], 0, tmp_path / "run", SELDOM)
     assert math.isfinite(row["score"])
     assert load_run(tmp_path / "run").config.get_text_config()._attn_implementation == "conditioned_sdpa"
     model, ids = task.build_model(), torch.ones(2, 8, dtype=torch.long)

@@ -128,7 +128,7 @@ def test_the_first_papers_recipe():
     training = recipe("vit_b_original").training
     assert (training.batch_size, training.lr, training.weight_decay, training.clip) == (4096, 3e-3, 0.3, 1.0)
     assert (training.warmup_steps, training.final_lr) == (10_000, 0)
-    model = recipe("vit_b_original")._model().build(32, 3, 10)
+    model = model_of(recipe("vit_b_original"))
     assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.0, 0.1}
     assert model.blocks[0].attn.attn_drop.p == 0, "not on the weights of attention"
 
@@ -315,5 +315,6 @@ def test_what_the_paper_leaves_open_may_be_left_alone(folder, name, option, coun
     for kept, expected in zip((True, False), counts):
         task = recipe(name, folder, **options, **{option: kept}).task()
         variant = find_variant("preconditioned").leaving(task.left_alone)
-        assert len(variant.apply_structure(task.build_model()).converted) == expected
+        with torch.device("meta"):
+            assert len(variant.apply_structure(task.build_model()).converted) == expected
     assert Image.open(folder / "val" / "ILSVRC2012_val_00000001.JPEG").size == (40, 32)

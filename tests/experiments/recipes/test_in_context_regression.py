@@ -15,11 +15,11 @@ from conditioned_attention.experiments.models.in_context import InContextRegress
 from conditioned_attention.experiments.planning.estimate import estimate
 from conditioned_attention.experiments.recipes.in_context_regression import InContextRegressionRecipe
 from conditioned_attention.experiments.tasks.in_context_regression import InContextRegression
-from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.measure.probing.projections import projection_records
+from tests.experiments.tiny import OFTEN, SELDOM
 from tests.test_cli import call
 
 SMALL = InContextRegressionRecipe(
@@ -34,8 +34,8 @@ SMALL = InContextRegressionRecipe(
 )
 
 
-def rows_of(folder, recipe, variant="baseline"):
-    return train(recipe.task(), recipe.training, VARIANTS[variant], 0, folder, Launch(checkpoint_seconds=0.0))
+def rows_of(folder, recipe, variant="baseline", launch=SELDOM):
+    return train(recipe.task(), recipe.training, VARIANTS[variant], 0, folder, launch)
 
 
 def without_time(rows):
@@ -174,7 +174,7 @@ def test_it_learns(tmp_path):
 def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     short = dataclasses.replace(SMALL, samples=1280)
     expected = list(rows_of(tmp_path / "whole", short, "preconditioned"))
-    rows = rows_of(tmp_path / "broken", short, "preconditioned")
+    rows = rows_of(tmp_path / "broken", short, "preconditioned", OFTEN)
     next(rows)
     del rows
     assert without_time(rows_of(tmp_path / "broken", short, "preconditioned")) == without_time(expected)

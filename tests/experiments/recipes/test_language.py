@@ -27,11 +27,12 @@ SMALL = NextByteRecipe(
     model=GPT(context=64, hidden_size=32, layers=2, heads=2, dropout=0.1),
     training=Training(epochs=1, tokens=30_000, batch_size=16, lr=4e-3, evaluate_every=0.03, monitor_every=0),
 )
+SELDOM = Launch(log_every=1)
 OFTEN = Launch(checkpoint_seconds=0.0, log_every=1)
 
 
-def rows_of(folder, recipe=SMALL, variant="preconditioned"):
-    return train(recipe.task(), recipe.training, VARIANTS[variant], 0, folder, OFTEN)
+def rows_of(folder, recipe=SMALL, variant="preconditioned", launch=SELDOM):
+    return train(recipe.task(), recipe.training, VARIANTS[variant], 0, folder, launch)
 
 
 def without_time(rows):
@@ -53,7 +54,7 @@ def test_it_learns_and_says_something(tmp_path):
 def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     """The weights of the first and the last layer are one tensor, and the checkpoint holds it once."""
     expected = list(rows_of(tmp_path / "whole"))
-    rows = rows_of(tmp_path / "broken")
+    rows = rows_of(tmp_path / "broken", launch=OFTEN)
     next(rows)
     del rows
     assert without_time(rows_of(tmp_path / "broken")) == without_time(expected)
@@ -201,7 +202,7 @@ def test_a_budget_of_seconds_ends_in_time_with_the_schedule_at_its_end(tmp_path)
 def test_a_budget_of_seconds_goes_on_with_what_is_left(tmp_path):
     training = dataclasses.replace(SMALL.training, epochs=1000, tokens=None, seconds=1.5)
     recipe = dataclasses.replace(SMALL, training=training)
-    rows = rows_of(tmp_path, recipe)
+    rows = rows_of(tmp_path, recipe, launch=OFTEN)
     first = next(rows)
     del rows
     rest = list(rows_of(tmp_path, recipe))

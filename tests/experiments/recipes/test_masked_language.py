@@ -15,12 +15,12 @@ from conditioned_attention.experiments.data.text.wordpiece import MASK, SPECIAL,
 from conditioned_attention.experiments.models.crammed_bert import CrammedBert
 from conditioned_attention.experiments.recipes.masked_language import CrammedBertRecipe, SmallBert
 from conditioned_attention.experiments.tasks.masked_tokens import AlwaysMasked, mask_tokens
-from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.schedule import build_schedule
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.files import UNFINISHED
+from tests.experiments.tiny import OFTEN
 
 TEXT = "\n\n".join(f"The {i % 9} cat {('sat', 'lay')[i % 2]} on the {i * 5 % 9} mat." for i in range(324))
 SMALL = SmallBert(
@@ -200,14 +200,13 @@ def test_large_vocabularies_need_more_bits(tmp_path):
 
 def test_it_learns_and_goes_on_as_if_unbroken(tmp_path):
     task = recipe(tmp_path).task()
-    launch = Launch(checkpoint_seconds=0.0)
-    expected = list(train(task, SMALL.training, VARIANTS["preconditioned"], 0, tmp_path / "whole", launch))
+    expected = list(train(task, SMALL.training, VARIANTS["preconditioned"], 0, tmp_path / "whole"))
     assert expected[-1]["score"] < 0.7 * math.log(task.train_data().vocabulary)
     assert expected[-1]["accuracy"] > 5
-    rows = train(task, SMALL.training, VARIANTS["preconditioned"], 0, tmp_path / "broken", launch)
+    rows = train(task, SMALL.training, VARIANTS["preconditioned"], 0, tmp_path / "broken", OFTEN)
     next(rows)
     del rows
-    resumed = list(train(task, SMALL.training, VARIANTS["preconditioned"], 0, tmp_path / "broken", launch))
+    resumed = list(train(task, SMALL.training, VARIANTS["preconditioned"], 0, tmp_path / "broken"))
     assert [row["score"] for row in resumed] == [row["score"] for row in expected]
     tokenizer = Tokenizer.from_file(str(tmp_path / "whole" / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == task.train_data().vocabulary

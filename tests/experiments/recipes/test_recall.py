@@ -10,10 +10,10 @@ from conditioned_attention.experiments.data.recall import IGNORED, RecallSequenc
 from conditioned_attention.experiments.models.gpt import GPT
 from conditioned_attention.experiments.planning.estimate import estimate
 from conditioned_attention.experiments.recipes.recall import RecallRecipe
-from conditioned_attention.experiments.training.launch import Launch
 from conditioned_attention.experiments.training.loop import train
 from conditioned_attention.experiments.training.settings import Training
 from conditioned_attention.experiments.variants.catalogue import VARIANTS
+from tests.experiments.tiny import OFTEN, SELDOM
 from tests.test_cli import call
 
 SIZES = {"samples": 50, "vocabulary": 40, "pairs": 6, "length": 30}
@@ -28,8 +28,8 @@ SMALL = RecallRecipe(
 )
 
 
-def rows_of(folder, recipe, variant="baseline"):
-    return train(recipe.task(), recipe.training, VARIANTS[variant], 0, folder, Launch(checkpoint_seconds=0.0))
+def rows_of(folder, recipe, variant="baseline", launch=SELDOM):
+    return train(recipe.task(), recipe.training, VARIANTS[variant], 0, folder, launch)
 
 
 def without_time(rows):
@@ -134,7 +134,7 @@ def test_it_learns(tmp_path):
 def test_an_interrupted_run_ends_as_the_unbroken_one(tmp_path):
     short = dataclasses.replace(SMALL, samples=640)
     expected = list(rows_of(tmp_path / "whole", short, "preconditioned"))
-    rows = rows_of(tmp_path / "broken", short, "preconditioned")
+    rows = rows_of(tmp_path / "broken", short, "preconditioned", OFTEN)
     next(rows)
     del rows
     assert without_time(rows_of(tmp_path / "broken", short, "preconditioned")) == without_time(expected)

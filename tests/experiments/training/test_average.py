@@ -17,7 +17,7 @@ from conditioned_attention.experiments.variants.catalogue import VARIANTS
 from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.ownership import checkpoints_in
 from tests.experiments import ranks
-from tests.experiments.tiny import OFTEN, ShakenDigits
+from tests.experiments.tiny import OFTEN, SELDOM, ShakenDigits
 from tests.processes import Forked, torchruns_variables
 
 BOTH = VARIANTS["preconditioned+spectral"]  # W + λ I is a parametrisation, C a class of its own
@@ -32,10 +32,10 @@ class Normed(nn.Sequential):
         super().__init__(nn.Linear(4, 4), nn.BatchNorm1d(4))
 
 
-def rows(folder, settings):
+def rows(folder, settings, launch=SELDOM):
     return [
         {k: v for k, v in row.items() if k != "seconds"}
-        for row in train(ShakenDigits(), settings, BOTH, 0, folder, OFTEN)
+        for row in train(ShakenDigits(), settings, BOTH, 0, folder, launch)
     ]
 
 

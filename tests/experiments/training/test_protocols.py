@@ -22,15 +22,15 @@ from conditioned_attention.experiments.variants.changes import MeanOfC, Spectral
 from conditioned_attention.experiments.variants.variant import Variant
 from conditioned_attention.storage.files import read_json
 from conditioned_attention.storage.json_lines import JsonLines
-from tests.experiments.tiny import OFTEN, TinyDigits
+from tests.experiments.tiny import OFTEN, SELDOM, TinyDigits
 from tests.experiments.training.test_resume import Killed
 
 BASELINE = VARIANTS["baseline"]
 SHORT = Training(epochs=2, batch_size=30, monitor_every=0)
 
 
-def run(task, folder, settings=SHORT, variant=BASELINE, seed=0):
-    return list(train(task, settings, variant, seed, folder, OFTEN))
+def run(task, folder, settings=SHORT, variant=BASELINE, seed=0, launch=SELDOM):
+    return list(train(task, settings, variant, seed, folder, launch))
 
 
 def without_time(rows):
@@ -175,7 +175,7 @@ def test_a_killed_run_remembers_its_best_weights(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(TinyDigits, "finish", lambda self, model: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            run(TinyDigits(), tmp_path / "broken", settings)
+            run(TinyDigits(), tmp_path / "broken", settings, launch=OFTEN)
     assert without_time(run(TinyDigits(), tmp_path / "broken", settings)) == without_time(whole)
 
 
@@ -274,7 +274,7 @@ def test_batches_that_grow_go_on_exactly_after_a_kill(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(TinyDigits, "loss", dies)
         with pytest.raises(Killed):
-            run(TinyDigits(), tmp_path / "broken", settings)
+            run(TinyDigits(), tmp_path / "broken", settings, launch=OFTEN)
     assert without_time(run(TinyDigits(), tmp_path / "broken", settings)) == without_time(whole)
     assert all(
         torch.equal(a, b) for a, b in zip(newest(tmp_path / "whole").values(), newest(tmp_path / "broken").values())

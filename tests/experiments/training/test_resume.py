@@ -120,23 +120,23 @@ def kill_at(monkeypatch, place, count):
     monkeypatch.setattr(owner, name, dies)
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.slow  # the quick suite sends signals, below, and kills in test_protocols
 @pytest.mark.parametrize(
     ("place", "count"),
     [
-        pytest.param("before a step", 1, marks=pytest.mark.slow),
+        ("before a step", 1),
         ("after a step", 1),
-        pytest.param("after a step", 5, marks=pytest.mark.slow),
+        ("after a step", 5),
         ("after a step", 7),  # the end of an epoch, before its evaluation
-        pytest.param("after a step", STEPS, marks=pytest.mark.slow),
-        pytest.param("in the middle of an accumulation", 2, marks=pytest.mark.slow),
-        pytest.param("in the middle of an accumulation", 12, marks=pytest.mark.slow),
+        ("after a step", STEPS),
+        ("in the middle of an accumulation", 2),
+        ("in the middle of an accumulation", 12),
         ("in the middle of an accumulation", 20),
-        pytest.param("before an evaluation", 1, marks=pytest.mark.slow),
-        pytest.param("before an evaluation", 2, marks=pytest.mark.slow),
-        pytest.param("after an evaluation", 1, marks=pytest.mark.slow),
+        ("before an evaluation", 1),
+        ("before an evaluation", 2),
+        ("after an evaluation", 1),
         ("after an evaluation", 4),
-        pytest.param("in the middle of a checkpoint", 1, marks=pytest.mark.slow),
+        ("in the middle of a checkpoint", 1),
         ("in the middle of a checkpoint", 6),
         ("when a checkpoint is about to get its name", 9),
         ("before old checkpoints are removed", 8),

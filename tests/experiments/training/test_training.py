@@ -19,7 +19,7 @@ from conditioned_attention.storage.files import UNFINISHED, write_json
 from conditioned_attention.storage.json_lines import JsonLines
 from conditioned_attention.storage.ownership import claim
 from tests.experiments.light import Numbers
-from tests.experiments.tiny import OFTEN, Tiny, TinyDigits
+from tests.experiments.tiny import OFTEN, SELDOM, Tiny, TinyDigits
 
 BASELINE, OURS = VARIANTS["baseline"], VARIANTS["preconditioned"]
 
@@ -28,8 +28,8 @@ def run(folder, variant=OURS, seed=0, launch=OFTEN, **changes):
     return train(TinyDigits(), dataclasses.replace(Tiny().training, **changes), variant, seed, folder, launch)
 
 
-def finish(folder, **kwargs):
-    return list(run(folder, **kwargs))
+def finish(folder, launch=SELDOM, **kwargs):
+    return list(run(folder, launch=launch, **kwargs))
 
 
 def without_time(rows):
@@ -39,7 +39,7 @@ def without_time(rows):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    return folder, finish(folder)
+    return folder, finish(folder, OFTEN)
 
 
 def test_rows_and_files_of_a_run(unbroken):

@@ -80,7 +80,7 @@ def growth(measured, step):
     return math.sqrt(squares[step] / squares[0])
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @each_variant
 def test_it_trains_a_vision_transformer_on_digits(name, tmp_path):
     assert_trains_a_step(TinyDigits(), name, tmp_path)
@@ -91,7 +91,7 @@ def next_byte(text):
     return NextToken((windows, text[1]), GPT(context=32, hidden_size=32, layers=2, heads=2, dropout=0.1), 16)
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in NOT_CAUSAL])
 def test_it_trains_a_gpt_on_text(name, tmp_path, text):
     assert_trains_a_step(next_byte(text), name, tmp_path)
@@ -328,7 +328,7 @@ def test_qk_clip_acts_after_every_step_on_large_logits_alone(tmp_path):
     """With a threshold that nothing reaches it trains as the baseline does, to the bit."""
     settings = Training(epochs=1, batch_size=42, lr=5e-3, ema=0.5, schedule="constant", monitor_every=0)
     runs = {
-        name: without_time(list(train(TinyDigits(), settings, find_variant(name), 0, tmp_path / name, OFTEN)))
+        name: without_time(list(train(TinyDigits(), settings, find_variant(name), 0, tmp_path / name)))
         for name in ("baseline", "qk_clip", "qk_clip=0.01")
     }
     assert runs["qk_clip"] == runs["baseline"] != runs["qk_clip=0.01"]

@@ -27,12 +27,9 @@ def build_optimizer(
     """
     every = settings.decays == "all"
     inside = settings.optimizer != "timm"  # timm asks the model alone, so temperatures of XCiT decay there
-    still = {
-        name
-        for name, _ in model.named_parameters()
-        if any(fnmatch(name, pattern) for pattern in no_weight_decay)
-        or (not every and not _decays_by_name(name, model, inside=inside))
-    }
+    still = {name for name, _ in model.named_parameters() if any(fnmatch(name, each) for each in no_weight_decay)}
+    if not every:
+        still |= _exempt_by_name(model, inside=inside)
     groups = parameter_groups(model, settings.weight_decay, still, vectors=every)
     if settings.optimizer == "timm":
         return _timm(groups, settings)
@@ -60,22 +57,20 @@ def parameter_groups(
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _decays_by_name(name: str, model: nn.Module, *, inside: bool) -> bool:
-    """Whether no module that contains a parameter exempts it from weight decay, by its ``no_weight_decay()``.
+def _exempt_by_name(model: nn.Module, *, inside: bool) -> set[str]:
+    """The parameters that a module which contains them exempts from weight decay, by its ``no_weight_decay()``.
 
     Without ``inside`` only the model itself is asked.  timm's models name whole parameters (``cls_token``) or the ends
     of their names (``relative_position_bias_table``).
     """
-    module: Any = model
-    path = name
-    while True:
+    exempt = set()
+    modules: Any = model.named_modules() if inside else [("", model)]
+    for place, module in modules:
         named = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()
-        if any(fnmatch(path, pattern) or fnmatch(path.rpartition(".")[2], pattern) for pattern in named):
-            return False
-        child, dot, path = path.partition(".")
-        if not dot or not inside:
-            return True
-        module = module._modules[child]
+        for path, _ in module.named_parameters() if named else ():
+            if any(fnmatch(path, each) or fnmatch(path.rpartition(".")[2], each) for each in named):
+                exempt.add(f"{place}.{path}".lstrip("."))
+    return exempt
 
 
 def _adam(settings: Optimization) -> dict[str, Any]:
