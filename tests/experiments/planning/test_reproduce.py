@@ -74,6 +74,7 @@ def test_every_command_parses_to_what_the_row_names():
         ("long_range_arena", "pathfinder", "pathfinder32"),
         ("long_range_arena", "mail", "lra_text"),
         ("long_range_arena", "fashion", "lra_fashion"),
+        ("language", "llama", "llama"),
         ("image_classification", "vit-deit-emoji", "emoji"),
         ("matched", "digits", "digits"),
     ],

@@ -51,6 +51,7 @@ def test_rows_and_files_of_a_run(unbroken):
     log = JsonLines(folder / "train.jsonl").read()
     assert [row["step"] for row in log] == list(range(2, 21, 2))
     assert all(row["grad_norm"] > 0 for row in log)
+    assert log[0]["lr"] == pytest.approx(2 / 3 * 1e-3), "of the second step, the last of the warm-up"
     assert [row["seen"] for row in log] == [30 * row["step"] for row in log]
     steps = {row["step"] for row in JsonLines(folder / "conditions.jsonl").read()}
     assert steps == {0, 7, 14, 21}, "measured before training too"

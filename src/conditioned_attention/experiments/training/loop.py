@@ -251,6 +251,7 @@ class _Run:
         here, began = self.here, time.perf_counter()
         left = self.full_steps * self.settings.accumulation - here.taken
         count = min(self.settings.micro_batches(self.progress), left)
+        rate = self.take.optimizer.param_groups[0]["lr"]
         parts, norm = self.take(self.batches, count, here.losses)
         here.step, here.taken, here.loss_count = here.step + 1, here.taken + count, here.loss_count + count
         here.place = self.batches.place
@@ -261,7 +262,7 @@ class _Run:
             here.seconds = agree(self.accelerator, here.seconds)
         self._move_schedule()
         if self._logged:
-            self._log_step(parts, norm)
+            self._log_step(parts, norm, rate)
 
     def _move_schedule(self) -> None:
         # not through Accelerate's wrapper, which would hold the schedule back where fp16 skips a step
@@ -273,10 +274,10 @@ class _Run:
             self.schedule.scheduler.step()
             self.here.tick += 1
 
-    def _log_step(self, parts: dict[str, Tensor], norm: Tensor | None) -> None:
+    def _log_step(self, parts: dict[str, Tensor], norm: Tensor | None, rate: float) -> None:
         row: dict[str, float] = {"step": self.here.step, "seen": self.seen}
         row |= {name: self.keeper.mean(part) for name, part in parts.items()}
-        row |= {"lr": self.take.optimizer.param_groups[0]["lr"], "seconds": self.here.seconds}
+        row |= {"lr": rate, "seconds": self.here.seconds}
         if norm is not None:  # float() of a DTensor is, in PyTorch 2.9, the norm of one rank's share
             row["grad_norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if self.main:
