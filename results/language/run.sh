@@ -2,7 +2,7 @@
 # Language models, reduced: results/language/run.sh NAME [OPTION …], such as llama --workers 2.  A second call goes on
 # where the first one stopped; each run has one thread.
 #   bert       a small Crammed BERT (1.7 million parameters) on 1.75 million tokens a run
-#   llama      a Llama of 1.3 million parameters on 1.25 million tokens a run, byte pairs
+#   llama      a Llama of 1.0 million parameters on 256,000 tokens a run, 250 steps, 2,048 byte pairs
 #   scores     the models of bert, fine-tuned at one rate (each run from its own, which tuning has none of): is one noun of
 #              WordNet a kind of the other?  Like GLUE in form, and none of it
 #   lora       SmolLM2-135M by LoRA, 60 steps of 512 tokens, scored before the first
@@ -34,8 +34,8 @@ smollm2() { # OPTION …
 case $name in
 bert) compare small_bert "$SIX" "${english[@]}" --vocabulary 8192 --tokens 1750000 --eval-blocks 256 --evaluate-every 0.02 \
   --monitor-every 1 "${rates[@]}" "$@" ;;
-llama) compare llama "$SIX" "${english[@]}" --tokens 1250000 --eval-blocks 256 --evaluate-every 0.0125 --monitor-every 1 \
-  "${rates[@]}" "$@" ;;
+llama) compare llama "$SIX" "${english[@]}" --vocabulary 2048 --tokens 256000 --batch-size 8 --eval-blocks 128 \
+  --evaluate-steps 25 --monitor-every 0.005 "${rates[@]}" "$@" ;;
 scores) compare labelled_text "$SIX" --text hypernyms --start-from "runs/language/bert/runs/{variant}/seed-{seed}" \
   --samples 8000 --epochs 2 --lr 1e-4 "$@" ;;
 lora) smollm2 --trains lora --max-steps 60 --tune 3e-4 1e-3 --tune-seeds 2 "$@" ;;
