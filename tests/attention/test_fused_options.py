@@ -202,7 +202,8 @@ FEW = {
     "float16, odd widths": {"n": 2, "dtype": HALF, "widths": (20, 33)},
     "padding": {"n": 2, "mask": padding(2)},
     "a bias of the heads": {"n": 2, "b": 1, "mask": draw((1, 4, 1, KEYS))[0]},
-    "rows of the weights, through": {"n": 1, "b": 1, "rows": "weights", "gradient": "through"},
+    # two queries: of one, all of dk hangs on one row's rounding, and by hand it was as good as exact with AVX-512
+    "rows of the weights, through": {"n": 2, "b": 1, "rows": "weights", "gradient": "through"},
 }
 FEW_SLOW = {"one query", "three queries, bfloat16", "float16, odd widths"}
 
