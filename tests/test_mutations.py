@@ -531,6 +531,7 @@ MUTATIONS = [
     ("scored before it begins, in words alone", "experiments/training/loop.py", "not self.settings.evaluate_first", "True", DECODERS),
     ("measured twice before it begins, a stream", "experiments/training/loop.py", "return self.here.step > 0", "return True", PROTOCOLS),
     ("seconds, without the device's queue", "experiments/training/loop.py", "Stopwatch(self.accelerator.device).wait()", "pass", "tests/experiments/training/test_training.py"),
+    ("the rate after the step", "experiments/training/loop.py", 'row |= {"lr": rate,', 'row |= {"lr": self.take.optimizer.param_groups[0]["lr"],', "tests/experiments/training/test_training.py"),
     ("a clock in float32", "experiments/training/launch.py", "dtype=torch.float64, ", "", LAUNCH),
     ("tuning, who failed is forgotten", "experiments/runs/tune.py", "if name in rated or name not in asked", "if name in rated", TUNING),
     ("tuning, runs at the rate of a smaller grid stay", "experiments/runs/tune.py", "if at != lr:", "if False:", TUNING),
