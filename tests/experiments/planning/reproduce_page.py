@@ -33,8 +33,8 @@ RUN_COLUMNS = ["seeds", "final", "difference [95 %]", "reaches baseline", "log10
 RUN_HERE = """\
 Small models, by what `compare` reports of the papers' quantities: mean ± standard deviation over seeds, differences to
 the plain model by pairs of seeds with their 95 % interval. A start of 0.02 is [on the wrong
-scale](evidence.md#read-this-first-the-start-was-on-the-wrong-scale) for these widths, `width` is not. More is in
-[evidence.md](evidence.md)."""
+scale](evidence.md#read-this-first-the-start-was-on-the-wrong-scale) for these widths, `width` is not; `trained` goes
+on from what was trained before. More is in [evidence.md](evidence.md)."""
 
 
 def hours_of(recipe):
@@ -151,7 +151,7 @@ def run_rows(folder, found, methods):
     cells, settings, name = cells_of(found), found.settings, folder.relative_to(RESULTS)
     if next(iter(found.runs)) != "baseline" or not cells.keys() & set(methods):
         return []
-    model = settings["model"]
+    model = settings.get("model", {"init": "trained"})  # what is fine-tuned is no setting
     start = "width" if model.get("small") else model.get("init", 0.02)  # a small XCiT of a detector always does
     where = [f"[{name}](../results/{name}/results.json)", f"`{settings['recipe']}`", length_of(found), str(start)]
     chosen = [variant for variant in ("baseline", *methods) if variant in cells]
