@@ -11,7 +11,7 @@
 # Reduced: models and budgets are such that each takes at most four core-hours of an AMD EPYC virtual machine (2 cores), by
 # the processor time of a step there (fine_tune 6.2 s, lora about 4 s) and the number of runs; the papers' models are a
 # hundred times as large and see a thousand times as much.  Core-hours: lora 3.5, fine_tune 1.8, minilm 2; those of lora and
-# minilm are the roughest.  A Xeon of 2 GHz took 2.9 for bert (a run 160 to 270 s) and takes 1.7 for llama (a run 90 s).
+# minilm are the roughest.  A Xeon of 2 GHz took about 3 for bert and 0.7 for scores; it takes 1.7 for llama.
 # bert learns little from context in this time.  Its design is what a trial of plain attention chose: with 4,096 pieces, 16
 # blocks of 128, stored order and the published warm-up of three quarters it had learned nothing but frequencies in 400 steps;
 # blocks of 32, two layers, 400 pieces, another batch and Python source were not clearly better in the same time.  The scores
