@@ -33,8 +33,8 @@ compare() { # RECIPE VARIANTS OPTION …
   conditioned-attention compare "$1" --variants $2 --seeds 3 --no-cost --folder "runs/language/$name" "${@:3}"
 }
 smollm2() { # OPTION …
-  compare fine_tune "$TRAINED" --pretrained "${SMOLLM2:-smollm2}" --text wordnet --context 128 --batch-size 4 --eval-blocks 32 \
-    --evaluate-steps 10 --checkpoint-seconds 3600 "$@"
+  compare fine_tune "$TRAINED" --pretrained "${SMOLLM2:-smollm2}" --text wordnet --context 128 --batch-size 1 --eval-blocks 16 \
+    --max-steps 40 --evaluate-steps 20 --checkpoint-seconds 3600 "$@"
 }
 case $name in
 bert) compare small_bert "$SIX" "${english[@]}" --vocabulary 1024 --context 64 --order shuffled --batch-size 8 \
@@ -44,10 +44,10 @@ llama) compare llama "$SIX" "${english[@]}" --vocabulary 2048 --tokens 256000 --
   --evaluate-steps 25 --monitor-every 0.005 --tune 1e-3 3e-3 9e-3 2.7e-2 --tune-seeds 2 "$@" ;; # C is best at 9e-3
 scores) compare labelled_text "$SIX" --text movies --path "${VADER:-vaderSentiment-3.3.2.tar.gz}" --samples 4000 --epochs 2 \
   --start-from "runs/language/bert/runs/{variant}/seed-{seed}" --length 48 --lr 1e-3 "$@" ;;
-lora) smollm2 --trains lora --max-steps 60 --tune 3e-4 1e-3 --tune-seeds 2 "$@" ;;
-fine_tune) smollm2 --max-steps 40 --lr 5e-5 "$@" ;;
+lora) smollm2 --trains lora --tune 1e-3 3e-3 1e-2 --tune-seeds 2 "$@" ;;
+fine_tune) smollm2 --tune 5e-5 2e-4 --tune-seeds 2 "$@" ;;
 minilm) compare labelled_text "baseline preconditioned preconditioned_calibrated spectral" --text movies \
-  --path "${VADER:-vaderSentiment-3.3.2.tar.gz}" --pretrained "${MINILM:-model}" --samples 1000 --epochs 3 --length 64 \
+  --path "${VADER:-vaderSentiment-3.3.2.tar.gz}" --pretrained "${MINILM:-model}" --samples 1000 --epochs 2 --length 48 \
   --tune 4e-5 2e-4 --tune-seeds 2 "$@" ;;
 *) echo "unknown comparison $name; see the list in $0" >&2 && exit 2 ;;
 esac
