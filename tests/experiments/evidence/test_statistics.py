@@ -98,6 +98,23 @@ def test_epochs_to_reach_the_baseline():
     assert reached([[{"epoch": 5, "score": None}]], 5.0, UP).epoch is None, "no number reaches nothing"
 
 
+@pytest.mark.parametrize(
+    ("last", "when"),
+    [
+        ({"epoch": 0.02, "step": 2500}, "step 2,500"),
+        ({"step": 2500}, "step 2,500"),
+        ({"epoch": 1, "step": 2500}, "epoch 1"),
+        ({"epoch": 0.02}, "epoch 0.02"),
+    ],
+)
+def test_runs_that_end_within_an_epoch_count_steps(last, when):
+    """Also of a stream without a length, which has no epochs; not where no steps were counted."""
+    early = {key: value / 2 for key, value in last.items()}
+    runs = {"baseline": {0: [early | {"score": 1.0}, last | {"score": 2.0}]}}
+    (row,) = summarise(runs, UP)
+    assert str(row.reached) == when
+
+
 def test_noise_alone_reaches_the_baseline_less_early_by_the_mean_curve():
     """A twin of the baseline that only scatters more: below the noise both get there at the end, epoch 40.
 

@@ -52,6 +52,19 @@ def test_scores(theme):
     assert ax.get_window_extent().height > 2.7 * ax.figure.dpi, "the legend takes no room from the axes"
 
 
+def test_runs_that_end_within_an_epoch_are_drawn_by_steps():
+    curves = {"baseline": (2, 4), "fast": (4, 5)}
+    rows = {
+        name: [{"epoch": 0.1 * i, "step": 20 * i, "score": s} for i, s in enumerate(h, 1)] for name, h in curves.items()
+    }
+    within = Comparison({name: {0: history} for name, history in rows.items()}, Metric("score"), environment={})
+    ax, bars = plot_scores(within), plot_epochs_to_baseline(within)
+    assert (ax.get_xlabel(), list(ax.lines[0].get_xdata())) == ("step", [20, 40])
+    assert [bar.get_width() for bar in bars.patches] == [40, 20]
+    assert bars.get_xlabel().startswith("steps until")
+    assert bars.texts[1].get_text() == "step 20"
+
+
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_bars_end_where_runs_reached_the_baseline(higher_is_better):
     ax = plot_epochs_to_baseline(comparison(higher_is_better), theme="dark")

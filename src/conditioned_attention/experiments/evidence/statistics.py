@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.power import detectable, pairs_to_show
 
 History = Sequence[Mapping[str, Any]]
+Clock = Literal["epoch", "step"]
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,25 @@ class Reached:
         epoch: the first evaluation at which the mean over the runs was that good; None if it never was.
         n: the number of runs in the mean; 0 if there is no mean curve.
         step: the same in optimizer steps; None if the mean never was that good, or steps were not counted.
+        by: which of the two is shown.
     """
 
     epoch: float | None
     n: int
     step: int | None = None
+    by: Clock = "epoch"
+
+    @property
+    def time(self) -> float | None:
+        """The number that is shown."""
+        return self.step if self.by == "step" else self.epoch
 
     def __str__(self) -> str:
         if self.n == 0:
             return "-"
-        return "never" if self.epoch is None else f"epoch {self.epoch:.3g}"
+        if self.time is None:
+            return "never"
+        return f"step {self.time:,}" if self.by == "step" else f"epoch {self.time:.3g}"
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,24 @@ def epochs(history: History) -> list[float]:
     return [i + 1 if math.isnan(epoch) else row["epoch"] for i, (row, epoch) in enumerate(zip(history, found))]
 
 
+def clock(runs: Mapping[str, Mapping[int, History]]) -> Clock:
+    """What a comparison tells time in: epochs, or optimizer steps if no run comes to the end of its data.
+
+    A language model sees a small part of its text, and who trains one counts steps.
+
+    >>> clock({"baseline": {0: [{"epoch": 0.01, "step": 100, "score": 5.2}]}})
+    'step'
+    """
+    rows = [row for by_seed in runs.values() for history in by_seed.values() for row in history]
+    counted = bool(rows) and all(row.get("step") is not None for row in rows)
+    return "step" if counted and all((row.get("epoch") or 0) < 1 for row in rows) else "epoch"
+
+
+def times(history: History, by: Clock) -> list[float]:
+    """When every row of a history was measured, in epochs or in steps."""
+    return [row["step"] for row in history] if by == "step" else epochs(history)
+
+
 def finite_or_nan(value: float | None) -> float:
     """The number for computations: nan if it is not finite, or if it is None, which stands for that in files."""
     return math.nan if value is None or not math.isfinite(value) else float(value)
@@ -185,8 +213,8 @@ def mean_curve(histories: Sequence[History]) -> dict[float, float]:
     return {epoch: statistics.fmean(curve[epoch] for curve in curves) for epoch in shared}
 
 
-def reached(histories: Sequence[History], goal: float, metric: Metric) -> Reached:
-    """When the mean over runs was first as good as ``goal``.
+def reached(histories: Sequence[History], goal: float, metric: Metric, by: Clock = "epoch") -> Reached:
+    """When the mean over runs was first as good as ``goal``, to be shown in epochs or in steps.
 
     The mean is used and not each run: a noisy curve passes a score before the curve without its noise does, the earlier
     the more it scatters, while the goal stays the score with which the baseline ended.  Averaging n runs divides the
@@ -196,7 +224,7 @@ def reached(histories: Sequence[History], goal: float, metric: Metric) -> Reache
     gains = {epoch: score - goal if metric.higher_is_better else goal - score for epoch, score in curve.items()}
     first = next((float(epoch) for epoch, gain in gains.items() if gain >= 0), None)
     row = histories[0][epochs(histories[0]).index(first)] if first is not None else {}
-    return Reached(first, len(histories) if curve else 0, row.get("step"))
+    return Reached(first, len(histories) if curve else 0, row.get("step"), by)
 
 
 def summarise(runs: Mapping[str, Mapping[int, History]], metric: Metric) -> list[Summary]:
@@ -208,8 +236,8 @@ def summarise(runs: Mapping[str, Mapping[int, History]], metric: Metric) -> list
         metric: says whether higher scores are better.
     """
     names = list(runs)
-    baseline = runs[names[0]]
-    return [_summary(name, runs[name], None if name == names[0] else baseline, baseline, metric) for name in names]
+    baseline, by = runs[names[0]], clock(runs)
+    return [_summary(name, runs[name], None if name == names[0] else baseline, baseline, metric, by) for name in names]
 
 
 def _summary(
@@ -218,6 +246,7 @@ def _summary(
     other: Mapping[int, History] | None,
     baseline: Mapping[int, History],
     metric: Metric,
+    by: Clock,
 ) -> Summary:
     best = max if metric.higher_is_better else min
     final = {seed: final_score(history) for seed, history in by_seed.items()}
@@ -241,7 +270,7 @@ def _summary(
         final=Spread.of(list(final.values())),
         best=Spread.of([best(values) for values in finite if values]),
         difference=None if other is None else paired_interval(differences),
-        reached=reached([by_seed[seed] for seed in pairs], Spread.of([ends[seed] for seed in pairs]).mean, metric),
+        reached=reached([by_seed[seed] for seed in pairs], Spread.of([ends[seed] for seed in pairs]).mean, metric, by),
         log10_kappa=last("log10_kappa", statistics.median),
         floor_share=last("floor_share", statistics.fmean),
         largest_scale=last("largest_scale", max),

@@ -290,17 +290,17 @@ def difference_chart(rows: Sequence[Summary], metric: Metric, palette: Palette) 
 
 
 def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
-    """A chart like figure 2 of arXiv 2603.27153: how many epochs each variant took to the baseline's final score."""
-    if len(rows) < 2 or all(row.reached.epoch is None for row in rows[1:]):
+    """A chart like figure 2 of arXiv 2603.27153: how soon each variant came to the baseline's final score."""
+    if len(rows) < 2 or all(row.reached.time is None for row in rows[1:]):
         return None
-    values = [row.reached.epoch for row in rows]
+    values, by = [row.reached.time for row in rows], rows[0].reached.by
     trace: Trace = {
         "type": "bar",
         "orientation": "h",
         "showlegend": False,
         "x": [0 if value is None else value for value in values],
         "y": [shown(row.variant) for row in rows],
-        "text": [str(row.reached).removeprefix("epoch ") for row in rows],
+        "text": [str(row.reached).removeprefix(f"{by} ") for row in rows],
         "customdata": [str(row.reached) for row in rows],
         "textposition": "outside",  # where it is readable on every colour
         "cliponaxis": False,
@@ -308,15 +308,15 @@ def reached_chart(rows: Sequence[Summary], palette: Palette) -> Chart | None:
         "hovertemplate": "%{y}: %{customdata}<extra></extra>",
         "meta": "mean",
     }
-    layout = axes("epochs", "")
+    layout = axes(f"{by}s", "")
     layout["yaxis"] = {"autorange": "reversed", "type": "category", "ticklabelstandoff": 6}
     layout["xaxis"] |= {"rangemode": "tozero", "range": [0, _BESIDE * max(value or 0 for value in values)]}
     return Chart(
         "reached",
-        f"Epochs to the final score of {rows[0].variant}",
+        f"{by.capitalize()}s to the final score of {rows[0].variant}",
         "The first evaluation at which the mean over seeds was as good as the baseline's at its last one (figure 2 of "
         "arXiv 2603.27153). The baseline's own bar ends where it first was.",
-        "Epochs: " + ", ".join(f"{row.variant} {row.reached}" for row in rows) + ".",
+        f"{by.capitalize()}s: " + ", ".join(f"{row.variant} {row.reached}" for row in rows) + ".",
         [View("", [trace], layout)],
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from conditioned_attention.experiments.evidence.statistics import epochs, finite_or_nan
+from conditioned_attention.experiments.evidence.statistics import clock, finite_or_nan, times
 from conditioned_attention.experiments.evidence.stored import ProjectionRow, TrainRow
 from conditioned_attention.experiments.report.charts import (
     Chart,
@@ -68,25 +68,26 @@ def heads_of(folders: Folders) -> dict[str, list[Heads]]:
 
 
 def _history_curves(subject: Subject, key: str) -> Curves:
-    """One number of every evaluation, by epoch, where it is known and finite."""
+    """One number of every evaluation, by epoch or by step, where it is known and finite."""
     found: dict[str, dict[int, Curve]] = {}
+    by = clock(subject.comparison.runs)
     for variant, by_seed in subject.comparison.runs.items():
         for seed, history in by_seed.items():
             values = [finite_or_nan(row.get(key)) for row in history]
-            points = [(x, y) for x, y in zip(epochs(history), values) if math.isfinite(y)]
+            points = [(x, y) for x, y in zip(times(history, by), values) if math.isfinite(y)]
             if points:
                 found.setdefault(variant, {})[seed] = ([x for x, _ in points], [y for _, y in points])
     return found
 
 
 def _scores(subject: Subject, palette: Palette) -> Chart | None:
-    metric = subject.comparison.metric
+    metric, by = subject.comparison.metric, clock(subject.comparison.runs)
     way = "higher" if metric.higher_is_better else "lower"
-    drawn = Drawn(_history_curves(subject, "score"), axes("epoch", metric.name))
-    views = with_last_third("", "all epochs", drawn)
+    drawn = Drawn(_history_curves(subject, "score"), axes(by, metric.name))
+    views = with_last_third("", f"all {by}s", drawn)
     return curve_chart(
         "score",
-        f"{metric.name[:1].upper()}{metric.name[1:]} by epoch",
+        f"{metric.name[:1].upper()}{metric.name[1:]} by {by}",
         f"On the evaluation set; {way} is better.{over_seeds(views)}",
         views,
         palette,
@@ -131,10 +132,11 @@ def _training(subject: Subject, palette: Palette) -> Chart | None:
                     found[title][0].setdefault(variant, {})[seed] = (log["step"][known], log[key][known])
     drawn = {title: Drawn(*view) for title, view in found.items() if view[0]}
     if not drawn:
-        by_epoch = Drawn(_history_curves(subject, "train_loss"), axes("epoch", "training loss"))
-        views = with_last_third("training loss", "training loss", by_epoch)
+        by = clock(subject.comparison.runs)
+        means = Drawn(_history_curves(subject, "train_loss"), axes(by, "training loss"))
+        views = with_last_third("training loss", "training loss", means)
         caption = f"Mean since the last evaluation.{over_seeds(views)}"
-        return curve_chart("training_by_epoch", "Training loss by epoch", caption, views, palette)
+        return curve_chart("training_by_epoch", f"Training loss by {by}", caption, views, palette)
     longest = max(np.size(x) for view in drawn.values() for seeds in view.curves.values() for x, _ in seeds.values())
     thinned = " A point stands for a stretch of steps, with the mean of the line and the extremes of the band."
     views = {}
@@ -165,12 +167,12 @@ _MEASURED: dict[str, tuple[str, Callable[..., Any], str]] = {
 
 def _by_epoch(subject: Subject, measured: bool, palette: Palette) -> Chart | None:
     """The chart of what evaluations measured about conditioning, of numbers that were measured more than once."""
-    views, words = {}, []
+    views, words, by = {}, [], clock(subject.comparison.runs)
     for key, (title, middle, about) in _MEASURED.items():
         curves = _history_curves(subject, key)
         again = any(np.size(x) > 1 for by_seed in curves.values() for x, _ in by_seed.values())
         if again and not (measured and key == "log10_kappa"):
-            views[title] = Drawn(curves, axes("epoch", title, log=key == "largest_scale"), middle)
+            views[title] = Drawn(curves, axes(by, title, log=key == "largest_scale"), middle)
             words += [about] * bool(about)
     return curve_chart(
         "conditioning",

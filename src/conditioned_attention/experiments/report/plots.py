@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from conditioned_attention.experiments.evidence.comparison import Comparison
 from conditioned_attention.experiments.evidence.metric import Metric
-from conditioned_attention.experiments.evidence.statistics import History, epochs, last_score, reached, scores
+from conditioned_attention.experiments.evidence.statistics import (
+    Clock,
+    History,
+    clock,
+    last_score,
+    reached,
+    scores,
+    times,
+)
 from conditioned_attention.measure.plots import ThemeName, legend_above, new_axes
 from conditioned_attention.measure.plots.curves import plot_band
 from conditioned_attention.measure.plots.style import find_theme, room_for_legend, styles
@@ -18,6 +26,8 @@ if TYPE_CHECKING:
 
 def plot_scores(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeName = "light") -> Axes:
     """Plots the score by epoch, one line per variant: the mean over seeds, in a band from the lowest to the highest.
+
+    Runs that end within their first epoch are drawn by optimizer steps.
 
     Args:
         comparison: finished runs; a variant without any is left out.
@@ -32,14 +42,15 @@ def plot_scores(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeN
     'accuracy (%)'
     """
     given, ax = ax, new_axes(ax, theme, (7.4, 3.6))
+    by = clock(comparison.runs)
     for style, (variant, by_seed) in zip(styles(theme), comparison.runs.items()):
-        curves = [dict(zip(epochs(history), scores(history))) for history in by_seed.values()]
+        curves = [dict(zip(times(history, by), scores(history))) for history in by_seed.values()]
         if curves:
             label = f"{variant} ({len(curves)} seed{'s' * (len(curves) > 1)})"
             plot_band(ax, curves, label, style, opacity=find_theme(theme).band)
     if ax.get_xlim()[1] > 5:
         ax.locator_params(axis="x", integer=True)
-    ax.set_xlabel("epoch")
+    ax.set_xlabel(by)
     ax.set_ylabel(comparison.metric.name)
     legend_above(ax)
     if given is None:
@@ -49,6 +60,8 @@ def plot_scores(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeN
 
 def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, theme: ThemeName = "light") -> Axes:
     """Plots the epoch at which each variant reached the baseline's final score, as figure 2 of arXiv 2603.27153 does.
+
+    Of runs that end within their first epoch it is the optimizer step.
 
     A bar ends at the epoch at which the mean over seeds reached the final value of the baseline's mean
     (`Summary.reached`).  A dot is one seed, compared with the baseline's run of the same seed; noisy curves reach a
@@ -77,16 +90,17 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
     ax = new_axes(ax, theme, (7.4, 1.1 + 0.42 * len(comparison.runs)))
     colours = find_theme(theme)
     baseline, *_ = comparison.runs.values()
-    end = max((epochs(h)[-1] for by_seed in comparison.runs.values() for h in by_seed.values()), default=1.0)
+    by = clock(comparison.runs)
+    end = max((times(h, by)[-1] for by_seed in comparison.runs.values() for h in by_seed.values()), default=1.0)
     for place, (row, style) in enumerate(zip(comparison.summary(), styles(theme))):
-        colour, epoch = style[0], row.reached.epoch
+        colour, time = style[0], row.reached.time
         runs = comparison.runs[row.variant]
         pairs = [(history, last_score(baseline[seed])) for seed, history in runs.items() if seed in baseline]
-        if epoch is not None:
-            ax.barh(place, epoch, height=0.6, color=colour, alpha=0.75)
+        if time is not None:
+            ax.barh(place, time, height=0.6, color=colour, alpha=0.75)
         elif pairs:
             ax.barh(place, end, height=0.6, facecolor="none", edgecolor=colour, hatch="////")
-        _dots(ax, place, pairs, comparison.metric, theme)
+        _dots(ax, place, pairs, comparison.metric, by, theme)
         ax.annotate(
             str(row.reached) if pairs else "no finished pair", (1.0, place), (6, 0),
             xycoords=("axes fraction", "data"), va="center", textcoords="offset points", color=colours.text,
@@ -95,17 +109,19 @@ def plot_epochs_to_baseline(comparison: Comparison, ax: Axes | None = None, *, t
     ax.set_ylim(len(comparison.runs) - 0.5, -0.5)
     ax.set_xlim(0, end)
     ax.locator_params(axis="x", integer=end > 5)
-    ax.set_xlabel("epochs until the baseline's final score (bar: mean over seeds, dot: a seed)")
+    ax.set_xlabel(f"{by}s until the baseline's final score (bar: mean over seeds, dot: a seed)")
     return ax
 
 
-def _dots(ax: Axes, place: int, pairs: Sequence[tuple[History, float]], metric: Metric, theme: ThemeName) -> None:
+def _dots(
+    ax: Axes, place: int, pairs: Sequence[tuple[History, float]], metric: Metric, by: Clock, theme: ThemeName
+) -> None:
     """Draws a dot for each run that reached its goal, one below the other so that all are visible."""
     for i, (history, goal) in enumerate(pairs):
-        epoch = reached([history], goal, metric).epoch
-        if epoch is not None:
+        time = reached([history], goal, metric, by).time
+        if time is not None:
             height = place + 0.5 * ((i + 0.5) / len(pairs) - 0.5)
             ax.plot(
-                epoch, height, "o", markersize=5, color=find_theme(theme).background,
+                time, height, "o", markersize=5, color=find_theme(theme).background,
                 markeredgecolor=find_theme(theme).text, clip_on=False, zorder=3,
             )  # fmt: skip

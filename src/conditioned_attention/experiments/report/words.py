@@ -14,11 +14,13 @@ from conditioned_attention.experiments.evidence.power import MOST
 from conditioned_attention.experiments.evidence.statistics import (
     Spread,
     Summary,
+    clock,
     decimals,
     epochs,
     final_score,
     outcome,
     scores,
+    times,
 )
 from conditioned_attention.experiments.report.columns import Heads, common_steps
 from conditioned_attention.experiments.report.subjects import Subject
@@ -104,17 +106,17 @@ def _trained(subject: Subject, summary: Summary) -> str:
 
 
 def _scored(comparison: Comparison, summary: Summary, under_way: bool) -> str:
-    by_seed, name = comparison.runs[summary.variant], comparison.metric.name
+    by_seed, name, by = comparison.runs[summary.variant], comparison.metric.name, clock(comparison.runs)
     last = "at the latest evaluation" if under_way else "at the end"
     if len(by_seed) > 1:
         return f"{name[:1].upper()}{name[1:]}: {_spread(summary.final)} {last}, {_spread(summary.best)} at best."
     (history,) = by_seed.values()
-    found = [(score, epoch) for score, epoch in zip(scores(history), epochs(history)) if not math.isnan(score)]
+    found = [(score, time) for score, time in zip(scores(history), times(history, by)) if not math.isnan(score)]
     if not found:
         return f"{name[:1].upper()}{name[1:]}: no evaluation gave a finite number."
-    best, epoch = (max if comparison.metric.higher_is_better else min)(found, key=lambda pair: pair[0])
+    best, time = (max if comparison.metric.higher_is_better else min)(found, key=lambda pair: pair[0])
     final, digits = final_score(history), decimals(best)
-    return f"{name[:1].upper()}{name[1:]}: {final:.{digits}f} {last}, {best:.{digits}f} at best (epoch {epoch:g})."
+    return f"{name[:1].upper()}{name[1:]}: {final:.{digits}f} {last}, {best:.{digits}f} at best ({by} {time:g})."
 
 
 def _spread(spread: Spread) -> str:
