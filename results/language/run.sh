@@ -5,13 +5,12 @@
 #   llama      a Llama of 1.0 million parameters on 256,000 tokens a run, 250 steps, 2,048 byte pairs
 #   scores     the models of bert, fine-tuned at one rate (each run from its own, which tuning has none of): does a sentence
 #              praise or reprove a film?  Like GLUE in form, and none of it
-#   lora       SmolLM2-135M by LoRA, 60 steps of 512 tokens, scored before the first
-#   fine_tune  the same with all weights, 40 steps, at one rate: a checkpoint is 1.6 GB, and there are 18
+#   lora       SmolLM2-135M by LoRA, 40 steps of 128 tokens, scored before the first
+#   fine_tune  the same with all weights: a checkpoint is 1.6 GB, and there are 42
 #   minilm     MiniLM, a sentence encoder, on short film reviews, 1,000 of them
-# Reduced: models and budgets are such that each takes at most four core-hours of an AMD EPYC virtual machine (2 cores), by
-# the processor time of a step there (fine_tune 6.2 s, lora about 4 s) and the number of runs; the papers' models are a
-# hundred times as large and see a thousand times as much.  Core-hours: lora 3.5, fine_tune 1.8, minilm 2; those of lora and
-# minilm are the roughest.  A Xeon of 2 GHz took about 3 for bert and 0.7 for scores; it takes 1.7 for llama.
+# Reduced: models and budgets are such that each takes at most four core-hours; the papers' models are a hundred times as
+# large and see a thousand times as much.  A virtual machine with a Xeon of 2 GHz took about 3 for bert, 0.7 for scores and
+# 1.9 for llama, and takes 2.3 for lora; by a trial of plain attention it would take 3.4 for fine_tune and 0.8 for minilm.
 # bert learns little from context in this time: plain attention ends 0.08 below the loss that frequencies.py gives.  Trials
 # of plain attention, one run each: with 4,096 pieces, 16 blocks of 128, stored order and the published warm-up of three
 # quarters it stayed at the frequencies for 400 steps; 600 steps of 32 blocks of 64 got 0.12 below them, 2,000 of 8 such blocks
