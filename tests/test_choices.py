@@ -26,6 +26,7 @@ EXAMPLES = {
     "Item": {"name": "table1", "paper": "2603.27153", "place": "", "shows": ""},
     "List": {"what": "gpus"},
     "SmallFamily": {"family": "vit"},
+    "Reached": {"epoch": None, "n": 0},
     "Row": {"what": "", "recipe": None, "plain": "", "conditioned": ""},
     "SampleOrder": {"order": "stored", "length": 1, "seed": 0, "used": 1},
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from conditioned_attention.choices import Choices
 from conditioned_attention.experiments.evidence.metric import Metric
 from conditioned_attention.experiments.evidence.power import detectable, pairs_to_show
 
@@ -77,7 +78,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Reached:
+class Reached(Choices):
     """When the mean curve of runs reached a score.
 
     Attributes:
